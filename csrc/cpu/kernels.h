@@ -1,0 +1,53 @@
+// The kernels of one instruction set, and the problems they solve.
+#pragma once
+
+#include <cstdint>
+
+namespace secateurs::cpu {
+
+enum class Activation : int { none, gelu, gelu_tanh, relu, silu };
+
+// y = act(x W^T + bias) * gate + residual, W [n, k] stored as the tiles that are kept (BSR).
+// Block row r holds outputs r*bn .. r*bn + bn; outputs from n on are padding and are not written.
+struct BlockSparseLinear {
+  const float* x;  // [m, k], rows x_stride apart
+  std::int64_t x_stride, m, n, k;
+  const float* values;          // [nnz, bk, bn]
+  const std::int32_t* indptr;   // [rows + 1]
+  const std::int32_t* indices;  // [nnz], ascending in a row
+  std::int64_t rows, bk, bn;
+  const float* bias;  // [n] or null
+  Activation activation;
+  const float* gate;      // [m, n], rows gate_stride apart, or null
+  const float* residual;  // the same
+  std::int64_t gate_stride, residual_stride;
+  float* y;  // [m, n], contiguous
+  int threads;
+};
+
+// out[b, i, h] = softmax(scale q[b, h, i] k[b, g]^T + mask) v[b, g], g = kv_of[h]; strides count floats, and the last
+// dimension of every tensor is contiguous. A query that may attend to nothing yields zeros.
+struct Attention {
+  struct Strides {
+    std::int64_t batch, head, row;
+  };
+  const float *q, *k, *v;  // [batch, heads, queries, dim], [batch, kv_heads, keys, dim]
+  Strides q_stride, k_stride, v_stride;
+  std::int64_t batch, heads, queries, keys, dim;
+  const std::int32_t* kv_of;  // [heads]
+  const bool* key_mask;       // [batch, keys], true: may be attended; or null
+  const float* mask;          // added to the scaled scores; or null
+  Strides mask_stride;        // zero where the mask is broadcast
+  bool causal;                // query i sees keys up to i + keys - queries
+  float scale;
+  float* out;  // [batch, queries, heads, dim], contiguous
+  int threads;
+};
+
+struct Kernels {
+  const char* name;
+  void (*block_sparse_linear)(const BlockSparseLinear&);
+  void (*attention)(const Attention&);
+};
+
+}  // namespace secateurs::cpu

@@ -1,0 +1,35 @@
+"""Operations: registered with torch, each with several backends and a plain torch reference."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from secateurs.ops import cpu, cuda
+from secateurs.ops._dispatch import Choice, use_backend
+from secateurs.ops.attention import attention
+from secateurs.ops.block_sparse_linear import ACTIVATIONS, block_sparse_linear
+
+__all__ = [
+    "ACTIVATIONS",
+    "Choice",
+    "attention",
+    "block_sparse_linear",
+    "build_info",
+    "explain_choice",
+    "use_backend",
+]
+
+
+def build_info() -> dict[str, dict[str, Any]]:
+    """What was compiled into this installation and what of it runs here, as plain JSON types."""
+    return {"cpu": cpu.build_info(), "cuda": cuda.build_info()}
+
+
+def explain_choice(op: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Choice:
+    """Which backend would run `op(*args, **kwargs)`, and why the others would not."""
+    module = sys.modules[op.__module__]
+    return module.OP.explain(*module.arguments(*args, **kwargs))

@@ -1,0 +1,119 @@
+"""softmax(scale q k^T + mask) v, for uneven numbers of query and key heads, padding and causality."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateurs.errors import OperandError
+from secateurs.ops._dispatch import Op
+from secateurs.ops._register import register
+from secateurs.ops.attention import cpu, reference
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    kv_of: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention of every query head over its key/value head: `[B, Tq, Hq, D]`, contiguous.
+
+    A query that may attend to nothing yields zeros. What stands at a key that `key_mask` hides does not matter, NaN
+    included.
+
+    Args:
+        q: `[B, Hq, Tq, D]`, any strides; so are k and v.
+        k: `[B, Hkv, Tk, D]`.
+        v: `[B, Hkv, Tk, D]`.
+        kv_of: int32 `[Hq]`, the key/value head of each query head; None: groups of Hq / Hkv neighbours share one.
+        key_mask: bool `[B, Tk]`, True where a key may be attended.
+        mask: bool (True: may be attended) or float (added to the scaled scores), broadcastable to
+            `[B, Hq, Tq, Tk]`.
+        causal: query i sees keys up to `i + Tk - Tq`.
+        scale: of the scores; None: `D ** -0.5`.
+
+    Raises:
+        OperandError: the tensors do not fit together.
+        BackendError: the backend that is forced refuses the call.
+    """
+    return _call(*arguments(q, k, v, kv_of, key_mask, mask, causal, scale))
+
+
+def arguments(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_of: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> tuple[Any, ...]:
+    """The same call in the order of the schema."""
+    if scale is None:
+        scale = max(q.shape[-1], 1) ** -0.5
+    return (q, k, v, kv_of, key_mask, mask, causal, scale)
+
+
+def check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_of: Tensor | None,
+    key_mask: Tensor | None,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+) -> None:
+    """Raise OperandError, in a sentence, unless the operands fit together."""
+    if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
+        raise OperandError(f"expected q, k and v [B, H, T, D], got {q.dim()}, {k.dim()}, {v.dim()} dims")
+    (b, hq, tq, d), (hkv, tk) = q.shape, k.shape[1:3]
+    if k.shape != v.shape or k.shape[0] != b or k.shape[3] != d:
+        raise OperandError(
+            f"expected k and v of shape {(b, 'Hkv', 'Tk', d)} to go with q, got {tuple(k.shape)} "
+            f"and {tuple(v.shape)}"
+        )
+    if kv_of is None:
+        if hq and (not hkv or hq % hkv):
+            raise OperandError(f"expected kv_of, since {hq} query heads do not divide among {hkv}")
+    elif kv_of.shape != (hq,) or kv_of.dtype != torch.int32:
+        raise OperandError(
+            f"expected kv_of int32 of shape {(hq,)}, got {kv_of.dtype} {tuple(kv_of.shape)}"
+        )
+    if key_mask is not None and (key_mask.shape != (b, tk) or key_mask.dtype != torch.bool):
+        raise OperandError(
+            f"expected key_mask bool of shape {(b, tk)}, got {key_mask.dtype} {tuple(key_mask.shape)}"
+        )
+    if mask is not None:
+        full = (b, hq, tq, tk)
+        fits = mask.dim() <= 4 and all(
+            m in (1, f) for m, f in zip(mask.shape[::-1], full[::-1], strict=False)
+        )
+        if not fits:
+            raise OperandError(f"expected a mask broadcastable to {full}, got {tuple(mask.shape)}")
+        if mask.dtype not in (torch.bool, q.dtype, torch.float32):
+            raise OperandError(f"expected a mask of bool or {q.dtype}, got {mask.dtype}")
+    if k.dtype != q.dtype or v.dtype != q.dtype:
+        raise OperandError(f"expected k and v in the dtype of q, {q.dtype}, got {k.dtype}, {v.dtype}")
+    for tensor in (k, v, kv_of, key_mask, mask):
+        if tensor is not None and tensor.device != q.device:
+            raise OperandError(f"expected all tensors on {q.device} like q, got one on {tensor.device}")
+
+
+OP = Op("attention", check, cpu.BACKEND, reference.BACKEND)
+_call = register(
+    OP,
+    "(Tensor q, Tensor k, Tensor v, Tensor? kv_of, Tensor? key_mask, Tensor? mask, bool causal, "
+    "float scale) -> Tensor",
+    lambda q, *_: q.new_empty((q.shape[0], q.shape[2], q.shape[1], q.shape[3])),
+    reference.attention,
+)

@@ -1,0 +1,120 @@
+"""y = act(x W^T + bias) * gate + residual, with W stored as the blocks that are kept."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from secateurs.errors import OperandError
+from secateurs.ops._dispatch import Op
+from secateurs.ops._register import register
+from secateurs.ops.block_sparse_linear import cpu, reference
+from secateurs.ops.block_sparse_linear.reference import ACTIVATIONS
+
+
+class Weight(Protocol):
+    """A weight `[N, K]` as the blocks that are kept, as `secateurs.formats.BlockSparseWeight` describes."""
+
+    values: Tensor  # [nnz, bk, bn]
+    indptr: Tensor  # int32 [rows + 1]
+    indices: Tensor  # int32 [nnz]
+    shape: tuple[int, int]
+
+
+def block_sparse_linear(
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """act(x W^T + bias) * gate + residual, shape `[..., N]`.
+
+    Only stored blocks are multiplied: an infinity or NaN in `x` does not pass through a block that was pruned.
+
+    Args:
+        x: `[..., K]`.
+        weight: block-sparse `[N, K]`, or dense in the same format (one block per block row). Its indices are
+            trusted: validate them where they are made.
+        bias: `[N]`.
+        activation: one of `ACTIVATIONS`; "gelu" is the exact one, by erf.
+        gate: `[..., N]`, multiplies what the activation returns.
+        residual: `[..., N]`, added last.
+
+    Raises:
+        OperandError: the tensors do not fit together, or the activation is unknown.
+        BackendError: the backend that is forced refuses the call.
+    """
+    return _call(*arguments(x, weight, bias, activation, gate, residual))
+
+
+def arguments(
+    x: Tensor,
+    weight: Weight,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> tuple[Any, ...]:
+    """The same call in the order of the schema."""
+    packed = (weight.values, weight.indptr, weight.indices, weight.shape[0])
+    return (x, *packed, bias, activation, gate, residual)
+
+
+def check(
+    x: Tensor,
+    values: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    out_features: int,
+    bias: Tensor | None,
+    activation: str,
+    gate: Tensor | None,
+    residual: Tensor | None,
+) -> None:
+    """Raise OperandError, in a sentence, unless the operands fit together."""
+    if x.dim() < 1 or values.dim() != 3 or indptr.dim() != 1 or indices.dim() != 1:
+        raise OperandError(
+            "expected x [..., K], values [nnz, bk, bn], indptr [rows + 1] and indices [nnz], got shapes "
+            f"{[tuple(t.shape) for t in (x, values, indptr, indices)]}"
+        )
+    k, (nnz, bk, bn), rows = x.shape[-1], values.shape, indptr.shape[0] - 1
+    if indices.shape[0] != nnz:
+        raise OperandError(f"expected one block column for each of {nnz} blocks, got {len(indices)}")
+    if not max(rows - 1, 0) * bn < max(out_features, 1) <= max(rows * bn, 1):
+        raise OperandError(
+            f"expected between {max(rows - 1, 0) * bn + 1} and {rows * bn} outputs from {rows} block rows "
+            f"of {bn}, got {out_features}"
+        )
+    if k % bk if bk else k:
+        raise OperandError(f"expected x [..., K] with K a multiple of the block's {bk}, got K = {k}")
+    if activation not in ACTIVATIONS:
+        raise OperandError(f"expected an activation among {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if indptr.dtype != torch.int32 or indices.dtype != torch.int32:
+        raise OperandError(f"expected int32 indices, got {indptr.dtype} and {indices.dtype}")
+    if bias is not None and tuple(bias.shape) != (out_features,):
+        raise OperandError(f"expected a bias of shape {(out_features,)}, got {tuple(bias.shape)}")
+    output = (*x.shape[:-1], out_features)
+    for name, tensor in (("gate", gate), ("residual", residual)):
+        if tensor is not None and tuple(tensor.shape) != output:
+            raise OperandError(f"expected a {name} of shape {output}, got {tuple(tensor.shape)}")
+    for name, tensor in (("values", values), ("bias", bias), ("gate", gate), ("residual", residual)):
+        if tensor is not None and tensor.dtype != x.dtype:
+            raise OperandError(f"expected {name} in the dtype of x, {x.dtype}, got {tensor.dtype}")
+    device = x.device
+    for tensor in (values, indptr, indices, bias, gate, residual):
+        if tensor is not None and tensor.device != device:
+            raise OperandError(f"expected all tensors on {device} like x, got one on {tensor.device}")
+
+
+OP = Op("block_sparse_linear", check, cpu.BACKEND, reference.BACKEND)
+_call = register(
+    OP,
+    "(Tensor x, Tensor values, Tensor indptr, Tensor indices, int out_features, Tensor? bias, "
+    "str activation, Tensor? gate, Tensor? residual) -> Tensor",
+    lambda x, values, indptr, indices, n, *_: x.new_empty((*x.shape[:-1], n)),
+    reference.block_sparse_linear,
+)

@@ -1,0 +1,51 @@
+"""Plain torch, any dtype and device, differentiable: what every other backend must agree with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from secateurs.ops._dispatch import Backend
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+def block_sparse_linear(
+    x: Tensor,  # [..., K]
+    values: Tensor,  # [nnz, bk, bn]
+    indptr: Tensor,  # [rows + 1]
+    indices: Tensor,  # [nnz]
+    out_features: int,
+    bias: Tensor | None,  # [N]
+    activation: str,
+    gate: Tensor | None,  # [..., N]
+    residual: Tensor | None,  # [..., N]
+) -> Tensor:
+    weight = _dense(values, indptr, indices, out_features, x.shape[-1])
+    y = ACTIVATIONS[activation](F.linear(x, weight, bias))
+    y = y if gate is None else y * gate
+    y = y if residual is None else y + residual
+    # Every backend returns a fresh, contiguous output, as the fake kernel promises.
+    return y.contiguous()
+
+
+def _dense(values: Tensor, indptr: Tensor, indices: Tensor, n: int, k: int) -> Tensor:
+    nnz, bk, bn = values.shape
+    rows, columns = indptr.shape[0] - 1, k // max(bk, 1)
+    row = torch.arange(rows, device=values.device)
+    row = row.repeat_interleave(indptr.diff().long(), output_size=nnz)
+    grid = values.new_zeros(rows, columns, bk, bn).index_put((row, indices.long()), values)
+    return grid.permute(0, 3, 1, 2).reshape(rows * bn, k)[:n]
+
+
+BACKEND = Backend("reference", refuse=lambda *_: None, run=block_sparse_linear)

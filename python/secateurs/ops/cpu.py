@@ -1,0 +1,69 @@
+"""The CPU module: the instruction set in use, and errors as ours.
+
+`SECATEURS_CPU_ISA` forces an instruction set: portable, avx2, avx512 or amx.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+import torch  # noqa: F401  (first: it loads the OpenMP runtime that _C_cpu resolves against)
+
+from secateurs import _C_cpu  # type: ignore[attr-defined]
+from secateurs.errors import BackendError
+
+
+def isa() -> str:
+    """Name of the instruction set the kernels run on. Raises BackendError if the one forced is unknown or not
+    supported by this CPU."""
+    return _C_cpu.isa_name(isa_number())
+
+
+def isas() -> list[str]:
+    """The instruction sets this CPU runs, best first."""
+    return _C_cpu.isas()
+
+
+@contextmanager
+def use_isa(name: str) -> Iterator[None]:
+    """Run the CPU kernels inside the block on one instruction set. Raises BackendError like `isa`."""
+    token = _forced.set(_number(name))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def isa_number() -> int:
+    """The instruction set in use as the kernels take it."""
+    forced = _forced.get()
+    return _from_environment() if forced is None else forced
+
+
+def build_info() -> dict[str, Any]:
+    """Version, commit, compiler, the instruction sets compiled, those that run here, and the one in use."""
+    return {**_C_cpu.build_info(), "supported": isas(), "isa": isa()}
+
+
+_forced: ContextVar[int | None] = ContextVar("secateurs_isa", default=None)
+
+
+@cache
+def _from_environment() -> int:
+    name = os.environ.get("SECATEURS_CPU_ISA", "")
+    try:
+        return _number(name)
+    except BackendError as error:
+        raise BackendError(f"SECATEURS_CPU_ISA: {error}") from None
+
+
+def _number(name: str) -> int:
+    try:
+        return _C_cpu.choose(name)
+    except ValueError as error:
+        raise BackendError(str(error)) from None
