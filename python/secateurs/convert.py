@@ -1,0 +1,311 @@
+"""convert: a model that loses what a plan removes for real, and runs the rest on our kernels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from secateurs import interface
+from secateurs.apply import check_finite
+from secateurs.errors import PlanError
+from secateurs.formats import BlockSparseWeight
+from secateurs.modules import (
+    Attention,
+    Constant,
+    DenseLinear,
+    FeedForward,
+    Layer,
+    PackedLinear,
+    Skip,
+    layer_class,
+)
+from secateurs.plan import SparsityPlan
+from secateurs.sites import Family, LayerKeep, Sites, find_sites
+
+# The kernels' epilogue names, by the names transformers uses; another activation runs as a pass of
+# its own.
+EPILOGUE = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+# Above this share of stored blocks the panels of a dense weight are faster than block indices.
+BLOCK_BREAK_EVEN = 0.9
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """What convert did at one site, and why."""
+
+    site: str
+    action: str
+    reason: str
+
+
+@dataclass
+class Conversion:
+    """What a converted model remembers: its plan, the sites of the dense model, and every
+    decision."""
+
+    plan: SparsityPlan
+    sites: Sites
+    reports: list[SiteReport] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CompactLinear:
+    """One stock linear after slicing: `weight` `[N', K']`, zero in removed blocks; `keep` is the
+    grid of its blocks if the plan has blocks there and slicing left them aligned."""
+
+    weight: Tensor
+    bias: Tensor | None
+    keep: Tensor | None = None
+    block: tuple[int, int] | None = None
+
+
+class Explanation(list[SiteReport]):
+    """The decisions of a conversion; prints as a table."""
+
+    def __str__(self) -> str:
+        widths = [max((len(row[i]) for row in self._rows()), default=0) for i in range(2)]
+        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in self._rows()]
+        return "\n".join(lines)
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        return [(r.site, r.action, r.reason) for r in self]
+
+
+def explain(model: nn.Module) -> Explanation:
+    """What was done at every site of a converted model, and why. Raises PlanError for a model not
+    converted."""
+    return Explanation(conversion_of(model).reports)
+
+
+def conversion_of(model: nn.Module) -> Conversion:
+    """The record of a converted model. Raises PlanError for any other."""
+    conversion = getattr(model, "secateurs", None)
+    if not isinstance(conversion, Conversion):
+        raise PlanError(
+            f"expected a model made by secateurs.convert or load, got {type(model).__name__}"
+        )
+    return conversion
+
+
+@torch.no_grad()
+def convert(model: nn.Module, plan: SparsityPlan, *, inplace: bool = False) -> nn.Module:
+    """The model without what `plan` removes, on our kernels; computes what `apply(model, plan)`
+    computes.
+
+    Heads and neurons are sliced off, removed sub-layers skipped, block-sparse weights packed, q, k
+    and v fused into one product, biases, activations and residuals fused into the products. Convert
+    on the device and in the dtype the model will run in. The result is for inference; `explain`
+    tells every decision.
+
+    Args:
+        model: a transformers model of a supported family; untouched unless `inplace`.
+        plan: made for this model; an empty plan gives a dense model on our kernels.
+
+    Raises:
+        FamilyError: the model is not supported.
+        PlanError: the plan does not fit the model, or a weight holds NaN or infinity.
+    """
+    sites = find_sites(model)
+    plan.validate(sites, sites.fingerprint())
+    check_finite(model, sites.path)
+    if not inplace:
+        model = copy.deepcopy(model)
+    compact = [
+        {role: slice_linear(sites, model, plan, i, role) for role in shape.linears()}
+        for i, shape in enumerate(sites.layers)
+    ]
+    return rebuild(model, list(model.get_submodule(sites.path)), sites, plan, compact)
+
+
+def slice_linear(
+    sites: Sites, model: nn.Module, plan: SparsityPlan, index: int, role: str
+) -> CompactLinear:
+    """The rows and columns of one linear that `plan` keeps, with the zeros of its blocks."""
+    linear, keep = sites.linear(model, index, role), sites.keep(plan, index)
+    rows, columns = (side.to(linear.weight.device) for side in keep.sides(role))
+    weight, bias = linear.weight.detach(), linear.bias
+    grid, block = compact_blocks(keep, role)
+    if role in keep.blocks:
+        weight = weight * keep.elements(role).to(weight)
+    return CompactLinear(
+        weight[rows][:, columns], None if bias is None else bias.detach()[rows], grid, block
+    )
+
+
+def compact_blocks(keep: LayerKeep, role: str) -> tuple[Tensor | None, tuple[int, int] | None]:
+    """The block grid of a sliced linear, if its plan has blocks and slicing removed only whole
+    block rows and columns; else nothing: blocks that no longer align are stored dense."""
+    mask = keep.blocks.get(role)
+    if mask is None:
+        return None, None
+    grid = mask.keep
+    for dim, (side, size) in enumerate(zip(keep.sides(role), mask.block, strict=True)):
+        pieces = side.view(-1, size)
+        if not bool((pieces.all(1) | ~pieces.any(1)).all()):
+            return None, None
+        grid = grid[pieces[:, 0]] if dim == 0 else grid[:, pieces[:, 0]]
+    return grid, mask.block
+
+
+def rebuild(
+    model: nn.Module,
+    templates: list[nn.Module],
+    sites: Sites,
+    plan: SparsityPlan,
+    compact: list[dict[str, CompactLinear]],
+) -> nn.Module:
+    """Replace the layers of `model`, in place, by converted ones made of compact weights.
+
+    `templates` are stock layers that lend their norms and their class.
+    """
+    interface.register()
+    conversion = Conversion(plan, sites)
+    layers = []
+    for i, (template, weights) in enumerate(zip(templates, compact, strict=True)):
+        builder = _LayerBuilder(sites.family, model.config, i, sites.keep(plan, i), weights)
+        layers.append(builder.build(template))
+        conversion.reports += builder.reports
+    parent, _, name = sites.path.rpartition(".")
+    setattr(model.get_submodule(parent), name, nn.ModuleList(layers))
+    model.secateurs = conversion
+    model.set_attn_implementation(interface.NAME)
+    return model.eval()
+
+
+class _LayerBuilder:
+    """Builds one converted layer, and keeps a report of each decision."""
+
+    def __init__(
+        self,
+        family: Family,
+        config: Any,
+        index: int,
+        keep: LayerKeep,
+        weights: Mapping[str, CompactLinear],
+    ) -> None:
+        self.family, self.config, self.index = family, config, index
+        self.keep, self.weights = keep, weights
+        self.reports: list[SiteReport] = []
+
+    def build(self, template: nn.Module) -> Layer:
+        layer = layer_class(type(template))(
+            self._attention(),
+            self._ffn(),
+            template.get_submodule(self.family.attention_norm),
+            template.get_submodule(self.family.ffn_norm),
+            self.family.norm_first,
+            self.index,
+        )
+        return layer.eval()
+
+    def _attention(self) -> nn.Module:
+        keep, shape = self.keep, self.keep.shape
+        if not keep.attention:
+            return self._report("attention", Skip(), "removed", "the plan removes the sub-layer")
+        heads, kv_heads = int(keep.heads.sum()), int(keep.kv_heads.sum())
+        if not heads:
+            left = Constant(self.weights["output"].bias)
+            return self._report(
+                "attention", left, "removed", "no heads are left; the output bias stays"
+            )
+        action = "dense" if heads == shape.heads else "sliced"
+        self._report("heads", None, action, f"{heads} of {shape.heads} heads stay")
+        even = torch.arange(heads) // max(1, heads // kv_heads)
+        uneven = heads % kv_heads != 0 or not torch.equal(keep.kv_of, even.to(torch.int32))
+        return Attention(
+            self._linear(("query", "key", "value")),
+            self._linear(("output",)),
+            heads,
+            kv_heads,
+            shape.head_dim,
+            keep.kv_of.to(self.weights["query"].weight.device) if uneven else None,
+            self.family.causal,
+            self.index,
+        )
+
+    def _ffn(self) -> nn.Module:
+        keep = self.keep
+        if not keep.ffn:
+            return self._report("ffn", Skip(), "removed", "the plan removes the sub-layer")
+        neurons = int(keep.neurons.sum())
+        if not neurons:
+            left = Constant(self.weights["down"].bias)
+            return self._report(
+                "ffn", left, "removed", "no neurons are left; the output bias stays"
+            )
+        action = "dense" if neurons == keep.shape.neurons else "sliced"
+        self._report("neurons", None, action, f"{neurons} of {keep.shape.neurons} neurons stay")
+        name = getattr(self.config, self.family.activation)
+        fused = EPILOGUE.get(name)
+        first = ("gate", fused or "none") if keep.shape.gated else ("up", fused or "none")
+        activations = {first[0]: first[1]}
+        return FeedForward(
+            self._linear(("up",), activations.get("up", "none")),
+            self._linear(("down",)),
+            self._linear(("gate",), activations["gate"]) if keep.shape.gated else None,
+            None if fused else ACT2FN[name],
+        )
+
+    def _linear(self, roles: tuple[str, ...], activation: str = "none") -> nn.Module:
+        """The linears of `roles`, which read the same input, as one product."""
+        parts = [self.weights[role] for role in roles]
+        weight = torch.cat([part.weight for part in parts])
+        biases = [part.bias for part in parts if part.bias is not None]
+        bias = torch.cat(biases) if biases else None
+        name = "+".join(roles)
+        if weight.device.type != "cpu" or weight.dtype != torch.float32:
+            reason = f"no kernel of ours for {weight.dtype} on {weight.device.type} yet"
+            module: nn.Module = DenseLinear(weight, bias, activation)
+            return self._report(name, module, "torch", reason)
+        grid, block = _common_grid(parts)
+        stated = any(role in self.keep.blocks for role in roles)
+        if grid is not None and block is not None:
+            density = float(grid.float().mean()) if grid.numel() else 1.0
+            if density <= BLOCK_BREAK_EVEN:
+                packed = BlockSparseWeight.pack(weight, grid, block)
+                reason = f"{density:.2f} of the {block[0]}x{block[1]} blocks are stored"
+                return self._report(
+                    name, PackedLinear(packed, bias, activation), "block-sparse", reason
+                )
+            reason = f"block density {density:.2f} is above the break-even {BLOCK_BREAK_EVEN}"
+        elif stated:
+            reason = "blocks no longer align once heads or neurons are sliced off"
+        else:
+            reason = "no blocks in the plan; packed in panels, epilogue fused"
+        module = PackedLinear(BlockSparseWeight.pack_dense(weight), bias, activation)
+        return self._report(name, module, "dense panels", reason)
+
+    def _report(self, part: str, module: nn.Module | None, action: str, reason: str) -> nn.Module:
+        self.reports.append(SiteReport(f"layers.{self.index}.{part}", action, reason))
+        return module  # type: ignore[return-value]
+
+
+def _common_grid(
+    parts: list[CompactLinear],
+) -> tuple[Tensor | None, tuple[int, int] | None]:
+    """One block grid for linears stacked by rows; those without blocks count as full."""
+    blocks = {part.block for part in parts if part.block is not None}
+    if len(blocks) != 1:
+        return None, None
+    (bn, bk) = block = blocks.pop()
+    grids = []
+    for part in parts:
+        n, k = part.weight.shape
+        if n % bn or k % bk:
+            return None, None
+        grids.append(part.keep if part.keep is not None else torch.ones(n // bn, k // bk).bool())
+    return torch.cat(grids), block

@@ -1,0 +1,109 @@
+"""How transformers calls our attention: a registered attention function and the mask it wants.
+
+transformers looks up both by the name in `config._attn_implementation`. Without a mask function of
+the same name the mask would silently be None, and causality lost.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import (
+    bidirectional_mask_function,
+    causal_mask_function,
+    sdpa_mask,
+)
+
+from secateurs import ops
+from secateurs.errors import BackendError
+
+NAME = "secateurs"
+
+
+def attention_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int | Tensor = 0,
+    mask_function: Any = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """The mask our attention needs: nothing, key padding `[B, Tk]` (True: may be attended), or,
+    where neither says it all, the explicit `[B, 1, Tq, Tk]`. The first two leave causality to the
+    layer, the last one includes it."""
+    plain = isinstance(q_offset, int) and isinstance(kv_offset, int) and kv_offset == 0
+    bidirectional = mask_function is bidirectional_mask_function
+    aligned = mask_function is causal_mask_function and plain and q_offset + q_length == kv_length
+    padding = attention_mask is None or attention_mask.shape[-1] == kv_length
+    if padding and (aligned or (bidirectional and plain)):
+        return _key_padding(attention_mask)
+    explicit = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return sdpa_mask(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        **{**kwargs, **explicit},
+    )
+
+
+def _key_padding(mask: Tensor | None) -> Tensor | None:
+    if mask is None:
+        return None
+    mask = mask.to(torch.bool)
+    # Only where reading the answer costs nothing: not on a GPU, not while a graph is traced.
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
+        return None
+    return mask
+
+
+def attend(
+    q: Tensor,  # [B, Hq, Tq, D]
+    k: Tensor,  # [B, Hkv, Tk, D]
+    v: Tensor,
+    mask: Tensor | None,  # as `attention_mask` returns it
+    *,
+    causal: bool,
+    scale: float | None = None,
+    kv_of: Tensor | None = None,
+) -> Tensor:
+    """Attention `[B, Tq, Hq, D]` under a mask of either form."""
+    if mask is None or mask.dim() == 2:
+        return ops.attention(q, k, v, kv_of=kv_of, key_mask=mask, causal=causal, scale=scale)
+    return ops.attention(q, k, v, kv_of=kv_of, mask=mask, scale=scale)
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Our attention under transformers' calling convention: `attn_implementation="secateurs"` on
+    any model."""
+    causal = is_causal if is_causal is not None else getattr(module, "is_causal", False)
+    if dropout:
+        raise BackendError(
+            f"expected attention without dropout (model.eval(), or probability 0), got {dropout}: "
+            "the fused kernel never holds the probabilities that dropout acts on"
+        )
+    return attend(query, key, value, attention_mask, causal=causal, scale=scaling), None
+
+
+def register() -> None:
+    """Make `attn_implementation="secateurs"` known to transformers."""
+    AttentionInterface.register(NAME, attention_forward)
+    AttentionMaskInterface.register(NAME, attention_mask)

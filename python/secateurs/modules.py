@@ -1,0 +1,213 @@
+"""What a converted model is made of: layers with packed weights, fused epilogues and attention over
+uneven heads.
+
+All of it is for inference: dropout is left out, weights are buffers. Gradients still flow to
+inputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateurs import ops
+from secateurs.formats import BlockSparseWeight
+from secateurs.interface import attend
+
+
+class DenseLinear(nn.Module):
+    """y = act(x W^T + bias) * gate + residual by torch's own product, where none of our kernels
+    applies."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none") -> None:
+        super().__init__()
+        self.weight = nn.Buffer(weight)
+        self.bias = None if bias is None else nn.Buffer(bias)
+        self.activation = activation
+
+    def forward(
+        self, x: Tensor, gate: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        y = ops.ACTIVATIONS[self.activation](F.linear(x, self.weight, self.bias))
+        y = y if gate is None else y * gate
+        return y if residual is None else y + residual
+
+    def dense(self) -> Tensor:
+        """The weight `[N, K]`."""
+        return self.weight
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, dense, activation={self.activation}"
+
+
+class PackedLinear(nn.Module):
+    """y = act(x W^T + bias) * gate + residual by our kernel; W is packed once, dense or
+    block-sparse."""
+
+    def __init__(
+        self, weight: BlockSparseWeight, bias: Tensor | None, activation: str = "none"
+    ) -> None:
+        super().__init__()
+        weight.validate()
+        self.values = nn.Buffer(weight.values)
+        self.indptr = nn.Buffer(weight.indptr)
+        self.indices = nn.Buffer(weight.indices)
+        self.bias = None if bias is None else nn.Buffer(bias)
+        self.shape, self.activation = weight.shape, activation
+
+    def forward(
+        self, x: Tensor, gate: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        return ops.block_sparse_linear(x, self, self.bias, self.activation, gate, residual)
+
+    @property
+    def weight(self) -> BlockSparseWeight:
+        return BlockSparseWeight(self.values, self.indptr, self.indices, self.shape)
+
+    def dense(self) -> Tensor:
+        """The weight `[N, K]`, zeros where no block is stored."""
+        return self.weight.to_dense()
+
+    def extra_repr(self) -> str:
+        weight = self.weight
+        return (
+            f"{self.shape}, block={weight.block}, density={weight.density:.2f}, "
+            f"activation={self.activation}"
+        )
+
+
+class Constant(nn.Module):
+    """A sub-layer that lost all its heads or neurons: the bias of its last projection is what is
+    left."""
+
+    def __init__(self, bias: Tensor | None) -> None:
+        super().__init__()
+        self.bias = None if bias is None else nn.Buffer(bias)
+
+    def forward(self, x: Tensor, residual: Tensor, *_: Any) -> Tensor:
+        return residual if self.bias is None else residual + self.bias
+
+
+class Skip(nn.Module):
+    """A removed sub-layer: only the residual is left."""
+
+    def forward(self, x: Tensor, residual: Tensor, *_: Any) -> Tensor:
+        return residual
+
+
+class Attention(nn.Module):
+    """Self-attention with one packed projection for q, k and v, any number of heads, and the
+    residual fused in."""
+
+    def __init__(
+        self,
+        qkv: nn.Module,
+        output: nn.Module,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        kv_of: Tensor | None,
+        causal: bool,
+        layer_idx: int,
+    ) -> None:
+        super().__init__()
+        self.qkv, self.output = qkv, output
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.kv_of = None if kv_of is None else nn.Buffer(kv_of)
+        self.causal, self.layer_idx = causal, layer_idx
+
+    def forward(
+        self, x: Tensor, residual: Tensor, mask: Tensor | None, rotary: Any, cache: Any
+    ) -> Tensor:
+        joint = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, Hq + 2 Hkv, D]
+        q, k, v = joint.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
+        context = attend(q, k, v, mask, causal=self.causal, kv_of=self.kv_of)
+        return self.output(context.flatten(2), residual=residual)
+
+
+class FeedForward(nn.Module):
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) where there is a gate; the residual is fused
+    in.
+
+    `activation` is a module only where the kernels' epilogue has no such function.
+    """
+
+    def __init__(
+        self, up: nn.Module, down: nn.Module, gate: nn.Module | None, activation: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.up, self.down, self.gate, self.activation = up, down, gate, activation
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        if self.activation is None:
+            h = self.up(x) if self.gate is None else self.gate(x, gate=self.up(x))
+        elif self.gate is None:
+            h = self.activation(self.up(x))
+        else:
+            h = self.activation(self.gate(x)) * self.up(x)
+        return self.down(h, residual=residual)
+
+
+class Layer(nn.Module):
+    """One Transformer layer: attention and FFN around their residuals, the norm behind or in front
+    of each."""
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        ffn: nn.Module,
+        attention_norm: nn.Module,
+        ffn_norm: nn.Module,
+        norm_first: bool,
+        layer_idx: int,
+    ) -> None:
+        # Not super(): `layer_class` mixes this class with a stock layer whose constructor must not
+        # run.
+        nn.Module.__init__(self)
+        self.attention, self.ffn = attention, ffn
+        self.attention_norm, self.ffn_norm = attention_norm, ffn_norm
+        self.norm_first, self.layer_idx = norm_first, layer_idx
+
+    def forward(
+        self,
+        hidden_states: Tensor,  # [B, T, d]
+        attention_mask: Tensor | None = None,
+        *_: Any,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        past_key_values: Any = None,
+        **__: Any,
+    ) -> Tensor:
+        if past_key_values is not None and not isinstance(self.attention, Attention):
+            # The cache counts the tokens it has seen by the states it holds: a layer without heads
+            # still counts.
+            seen = hidden_states.new_zeros(*hidden_states.shape[:2], 1, 1).transpose(1, 2)
+            past_key_values.update(seen, seen, self.layer_idx)
+        x = hidden_states
+        context = (attention_mask, position_embeddings, past_key_values)
+        if self.norm_first:
+            x = self.attention(self.attention_norm(x), x, *context)
+            return self.ffn(self.ffn_norm(x), x)
+        x = self.attention_norm(self.attention(x, x, *context))
+        return self.ffn_norm(self.ffn(x, x))
+
+
+def layer_class(stock: type[nn.Module]) -> type[Layer]:
+    """`Layer` as a subclass of the stock layer: transformers finds the layers whose hidden states
+    it returns by class."""
+    return type(f"Converted{stock.__name__}", (Layer, stock), {})
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of `x` `[B, T, H, D]` by `cos`, `sin` `[B, T, D]` (halves rotated
+    as pairs)."""
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos.unsqueeze(2) + turned * sin.unsqueeze(2)

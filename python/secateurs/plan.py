@@ -1,0 +1,250 @@
+"""SparsityPlan: what a model loses and keeps, as pure data.
+
+A plan maps the names of *sites* (places that can lose something) to masks. It knows nothing of any
+framework's modules, so it can be inspected, merged, saved and compared before any model is touched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from secateurs.errors import CheckpointError, PlanError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a model that can lose something.
+
+    `kind` is "heads" (attention heads of one layer), "neurons" (FFN neurons of one layer), "module"
+    (a whole residual sub-layer, or both of a layer) or "linear" (tiles of one weight). `shape` is
+    what a mask covers: `(H,)`, `(F,)`, `()` or the weight's `(N, K)`.
+    """
+
+    name: str
+    kind: str
+    layer: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Which units of one site stay: `keep` is a bool tensor, True where the unit stays."""
+
+    keep: Tensor
+    kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.keep, Tensor) or self.keep.dtype != torch.bool:
+            came = self.keep.dtype if isinstance(self.keep, Tensor) else type(self.keep).__name__
+            raise PlanError(f"{type(self).__name__} expects a bool tensor `keep`, got {came}")
+        object.__setattr__(self, "keep", self.keep.detach().cpu().contiguous())
+
+    def check(self, site: Site) -> None:
+        """Raise PlanError unless this mask fits `site`."""
+        if site.kind != self.kind:
+            raise PlanError(
+                f"site {site.name} takes a mask of kind {site.kind!r}, got {self.kind!r}"
+            )
+        if tuple(self.keep.shape) != self.expected_shape(site):
+            raise PlanError(
+                f"mask of {site.name} must have shape {self.expected_shape(site)}, "
+                f"got {tuple(self.keep.shape)}"
+            )
+
+    def expected_shape(self, site: Site) -> tuple[int, ...]:
+        return site.shape
+
+    def merge(self, other: Mask) -> Mask:
+        """Keep what both masks keep."""
+        self._check_mergeable(other)
+        return type(self)(self.keep & other.keep)
+
+    def equal(self, other: Mask) -> bool:
+        return type(self) is type(other) and torch.equal(self.keep, other.keep)
+
+    def header(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+    def _check_mergeable(self, other: Mask) -> None:
+        if type(self) is not type(other) or self.keep.shape != other.keep.shape:
+            raise PlanError(
+                f"masks to merge must be of one kind and shape, got {self.kind} "
+                f"{tuple(self.keep.shape)} and {other.kind} {tuple(other.keep.shape)}"
+            )
+
+
+class HeadMask(Mask):
+    """Attention heads of one layer, `[H]`. For grouped key/value heads `H` counts query heads; a
+    key/value head goes when the last query head of its group goes."""
+
+    kind = "heads"
+
+
+class NeuronMask(Mask):
+    """FFN neurons of one layer, `[F]`: rows of up (and gate), columns of down."""
+
+    kind = "neurons"
+
+
+class ModuleMask(Mask):
+    """A whole residual sub-layer, `[]`. A removed one adds nothing: the residual and the norm
+    stay."""
+
+    kind = "module"
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMask(Mask):
+    """Tiles of a linear weight `[N, K]`: `keep[i, j]` is the tile at rows `i*bn`, columns
+    `j*bk`."""
+
+    block: tuple[int, int] = (32, 32)
+    kind: ClassVar[str] = "linear"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        block = tuple(int(b) for b in self.block)
+        if len(block) != 2 or min(block) < 1:
+            raise PlanError(f"block must be two positive sizes (bn, bk), got {self.block}")
+        object.__setattr__(self, "block", block)
+
+    def expected_shape(self, site: Site) -> tuple[int, ...]:
+        (n, k), (bn, bk) = site.shape, self.block
+        if n % bn or k % bk:
+            raise PlanError(f"block {self.block} does not divide {site.name} of shape {(n, k)}")
+        return (n // bn, k // bk)
+
+    def merge(self, other: Mask) -> Mask:
+        self._check_mergeable(other)
+        assert isinstance(other, BlockMask)
+        if self.block != other.block:
+            raise PlanError(
+                f"block masks to merge must share one block size, got {self.block} and "
+                f"{other.block}"
+            )
+        return BlockMask(self.keep & other.keep, self.block)
+
+    def equal(self, other: Mask) -> bool:
+        return super().equal(other) and self.block == getattr(other, "block", None)
+
+    def header(self) -> dict[str, Any]:
+        return {"kind": self.kind, "block": list(self.block)}
+
+
+_MASKS: dict[str, type[Mask]] = {m.kind: m for m in (HeadMask, NeuronMask, ModuleMask, BlockMask)}
+
+
+@dataclass(frozen=True, eq=False)
+class SparsityPlan:
+    """Masks by site name; a site without a mask keeps everything.
+
+    Args:
+        masks: site name (`layers.3.heads`, `layers.3.neurons`, `layers.3.attention`,
+            `layers.3.query`, ...) to mask.
+        model: fingerprint of the model the plan was made for (`Sites.fingerprint()`); an empty one
+            fits any model whose sites fit the masks.
+        notes: how the plan came to be (method, budget, seed); JSON values only.
+    """
+
+    masks: Mapping[str, Mask] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, SparsityPlan)
+            and self.masks.keys() == other.masks.keys()
+            and all(mask.equal(other.masks[name]) for name, mask in self.masks.items())
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def merge(self, other: SparsityPlan) -> SparsityPlan:
+        """The plan that keeps what both plans keep. Raises PlanError for plans of different
+        models."""
+        if self.model and other.model and dict(self.model) != dict(other.model):
+            raise PlanError(
+                f"plans to merge must be for one model, got {_brief(self.model)} and "
+                f"{_brief(other.model)}"
+            )
+        masks = dict(self.masks)
+        for name, mask in other.masks.items():
+            masks[name] = masks[name].merge(mask) if name in masks else mask
+        notes = {**self.notes, **other.notes}
+        return SparsityPlan(masks, self.model or other.model, notes)
+
+    def validate(self, sites: Iterable[Site], model: Mapping[str, Any]) -> None:
+        """Raise PlanError unless every mask fits a site of the model with fingerprint `model`."""
+        if self.model and dict(self.model) != dict(model):
+            raise PlanError(f"the plan is for {_brief(self.model)}, the model is {_brief(model)}")
+        by_name = {site.name: site for site in sites}
+        for name, mask in self.masks.items():
+            if name not in by_name:
+                raise PlanError(f"the plan names site {name!r}, which the model does not have")
+            mask.check(by_name[name])
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as one safetensors file with a JSON header. Nothing half-written is left
+        behind."""
+        path = Path(path)
+        header = {
+            "format_version": FORMAT_VERSION,
+            "masks": {name: mask.header() for name, mask in self.masks.items()},
+            "model": dict(self.model),
+            "notes": dict(self.notes),
+        }
+        partial = path.with_name(path.name + ".partial")
+        try:
+            tensors = {name: mask.keep for name, mask in self.masks.items()}
+            save_file(tensors, partial, metadata={"secateurs_plan": json.dumps(header)})
+            partial.replace(path)
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            raise CheckpointError(f"cannot write the plan to {path}: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> SparsityPlan:
+        """Read a plan written by `save`. Raises CheckpointError for a missing, truncated or foreign
+        file."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get("secateurs_plan")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read a plan from {path}: {error}") from error
+        if text is None:
+            raise CheckpointError(f"{path} is a safetensors file, but holds no secateurs plan")
+        try:
+            header = json.loads(text)
+            version = header["format_version"]
+            if version != FORMAT_VERSION:
+                raise CheckpointError(
+                    f"{path} has plan format {version}, this version reads {FORMAT_VERSION}"
+                )
+            masks = {name: _read_mask(tensors[name], h) for name, h in header["masks"].items()}
+            return cls(masks, header["model"], header["notes"])
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, PlanError) as error:
+            raise CheckpointError(f"the plan in {path} is damaged: {error!r}") from error
+
+
+def _read_mask(keep: Tensor, header: Mapping[str, Any]) -> Mask:
+    kind = _MASKS[header["kind"]]
+    return BlockMask(keep, tuple(header["block"])) if kind is BlockMask else kind(keep)
+
+
+def _brief(model: Mapping[str, Any]) -> str:
+    layers = model.get("layers", [])
+    return (
+        f"{model.get('model_type')} with {len(layers)} layers of width {model.get('hidden_size')}"
+    )

@@ -1,0 +1,100 @@
+"""Pruning methods: one file each, one row each in METHODS, and the driver that ends in a plan."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from secateurs.calibration import Batch, check_batches, shown
+from secateurs.errors import MethodError
+from secateurs.plan import SparsityPlan
+from secateurs.pruning.base import Budget, Needs, Pruner
+from secateurs.pruning.gradient import GradientPruner
+from secateurs.pruning.magnitude import MagnitudePruner
+from secateurs.pruning.random import RandomPruner
+from secateurs.sites import find_sites
+
+__all__ = ["METHODS", "Budget", "Method", "Needs", "Pruner", "prune"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of METHODS."""
+
+    name: str
+    pruner: type[Pruner]
+    summary: str
+
+    @property
+    def produces(self) -> frozenset[str]:
+        """Kinds of units the method can remove."""
+        return self.pruner.produces
+
+    @property
+    def needs(self) -> Needs:
+        return self.pruner.needs
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("random", RandomPruner, "random units: the floor every method must beat"),
+        Method("magnitude", MagnitudePruner, "units with the smallest weights"),
+        Method(
+            "gradient",
+            GradientPruner,
+            "units the loss, or the distance to the dense model, is least sensitive to",
+        ),
+    )
+}
+
+
+def prune(
+    model: nn.Module,
+    batches: Iterable[Batch] | None = None,
+    *,
+    method: str = "gradient",
+    budget: Budget | str,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> SparsityPlan:
+    """Decide what `model` can lose. The model is not changed.
+
+    Args:
+        model: a transformers model of a supported family.
+        batches: dicts of tensors as the model takes them, for methods that read data; `labels` are
+            optional.
+        method: a name in METHODS.
+        budget: what must go, such as `Budget(heads=0.5, neurons=0.5)` or `"heads=0.5,neurons=0.5"`.
+        seed: the same seed gives the same plan.
+        progress: show a progress bar on passes longer than two seconds.
+        options: of the method.
+
+    Raises:
+        MethodError: unknown method or option, a budget the method cannot serve, scores that are not
+        finite. FamilyError, BudgetError, DataError: as their names say.
+    """
+    if method not in METHODS:
+        raise MethodError(f"expected a method in {', '.join(METHODS)}; got {method!r}")
+    row = METHODS[method]
+    known = inspect.signature(row.pruner).parameters
+    for name in options:
+        if name not in known:
+            raise MethodError(f"{method} has the options {list(known)}, got {name!r}")
+    budget = Budget.parse(budget) if isinstance(budget, str) else budget
+    pruner = row.pruner(**options)
+    pruner.start(model, find_sites(model), budget, seed)
+    if row.needs & (Needs.ACTIVATIONS | Needs.GRADIENTS):
+        found = check_batches(batches)
+        for number in range(pruner.rounds):
+            label = f"{method} {number + 1}/{pruner.rounds}" if pruner.rounds > 1 else method
+            for batch in shown(found, len(found), label, progress):
+                pruner.observe(batch)
+            pruner.end_round()
+    notes = {"method": method, "budget": str(budget), "seed": seed, "options": options}
+    return replace(pruner.plan(), notes=notes)

@@ -1,0 +1,131 @@
+"""Gradient ranking of heads and neurons (Michel et al. 2019, arXiv 1905.10650).
+
+I_u = E_x |dL(x)/d xi_u| at the gate xi_u = 1 of unit u, per example, so that opposite signs do not
+cancel; divided by the L2 norm of its layer; the lowest go first. In `rounds` > 1 rounds an equal
+part of the budget goes each round and the importance is measured again on the gated model.
+
+Without labels the loss is the squared distance between the dense model's outputs and the gated
+model's. At xi = 1 that loss and its gradient vanish, so what counts is its curvature, the squared
+length of d(output)/d xi_u, estimated without bias by (v . d(output)/d xi_u)^2 with one Gaussian v
+per example; its root mean square over examples takes the place of E|gradient|. Departures from the
+paper: neurons, rounds of any number, and this label-free form.
+
+Prunes heads, neurons. Needs gradients: per round, one forward and one backward pass over the
+calibration batches. Defaults: one round; per-layer norm, as in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from secateurs.calibration import Batch, batch_size, main_output, to_device, token_weights
+from secateurs.errors import DataError, MethodError
+from secateurs.gates import Gates
+from secateurs.plan import SparsityPlan
+from secateurs.pruning.allocation import allocate
+from secateurs.pruning.base import Needs, Pruner
+
+
+class GradientPruner(Pruner):
+    """Expected absolute gradient of each unit's gate.
+
+    Args:
+        rounds: passes over the data, each removing an equal part of the budget.
+        normalize: "layer" divides importances by the L2 norm of their layer, "none" compares them
+            as they are.
+    """
+
+    produces = frozenset({"heads", "neurons"})
+    needs = Needs.GRADIENTS
+
+    def __init__(self, rounds: int = 1, normalize: str = "layer") -> None:
+        if rounds < 1:
+            raise MethodError(f"expected at least one round, got {rounds}")
+        if normalize not in ("layer", "none"):
+            raise MethodError(f"expected normalize to be 'layer' or 'none', got {normalize!r}")
+        self.rounds, self.normalize = rounds, normalize
+        self._round = 0
+        self._gone = SparsityPlan()
+        self._sums: dict[str, Tensor] = {}
+        self._last: dict[str, Tensor] = {}
+
+    def observe(self, batch: Batch) -> None:
+        batch = to_device(batch, self.model)
+        size = batch_size(batch)
+        with _evaluating(self.model), Gates(self.model, self.sites) as gates:
+            gates.set_plan(self._gone)
+            like = next(self.model.parameters())
+            leaves = {}
+            for name, shape in self.units().items():
+                start = gates[name] if name in gates else like.new_ones(shape)
+                leaves[name] = start.detach().expand(size, *shape).clone().requires_grad_()
+                gates[name] = leaves[name]
+            output = self.model(**batch)
+            if "labels" in batch:
+                loss = getattr(output, "loss", None)
+                if loss is None:
+                    raise DataError(
+                        "the batch has labels, but the model returns no loss: "
+                        "expected a model with a task head"
+                    )
+                target, power = (
+                    loss * size,
+                    1,
+                )  # the loss is the batch mean: size times it, per example
+            else:
+                out = main_output(output)
+                probe = torch.randn(out.shape, generator=self.generator).to(out)
+                target, power = (out * probe * token_weights(out, batch)).sum(), 2
+            gradients = torch.autograd.grad(target, list(leaves.values()))
+        for name, gradient in zip(leaves, gradients, strict=True):
+            total = gradient.double().abs().pow(power).sum(0).cpu()
+            self._sums[name] = self._sums.get(name, 0) + total
+        self._power = power
+
+    def end_round(self) -> None:
+        self._round += 1
+        self._last = {name: self._importance(total) for name, total in self._sums.items()}
+        self._sums = {}
+        if self._round < self.rounds:
+            self._gone = self._allocated(self._round / self.rounds)
+
+    def scores(self) -> Mapping[str, Tensor]:
+        if not self._last:
+            raise DataError("gradient ranking expects calibration batches, got none")
+        return {name: self._sunk(name, score) for name, score in self._last.items()}
+
+    def _importance(self, total: Tensor) -> Tensor:
+        importance = total.sqrt() if self._power == 2 else total
+        if self.normalize == "layer":
+            importance = importance / (importance.norm() + 1e-20)
+        return importance
+
+    def _sunk(self, name: str, score: Tensor) -> Tensor:
+        """Units gone in an earlier round stay gone: they score below any other."""
+        if name not in self._gone.masks:
+            return score
+        return torch.where(self._gone.masks[name].keep, score, -1.0)
+
+    def _allocated(self, part: float) -> SparsityPlan:
+        budget = {name: fraction * part for name, fraction in self.budget.asked().items()}
+        return allocate(self.scores(), self.sites, budget, self.budget.seq_len)
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module):  # type: ignore[no-untyped-def]
+    """Evaluation mode, without gradients for the parameters; both as before afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.eval().requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, flag in wanted.items():
+            parameter.requires_grad_(flag)

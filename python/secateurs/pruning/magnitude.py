@@ -1,0 +1,63 @@
+"""Magnitude: the size of the weights a unit owns (Han et al. 2015, arXiv 1506.02626, over
+structured groups).
+
+score = root mean square of the group: a head's rows of q, k, v (its share of them where key/value
+heads are shared) and columns of the output projection; a neuron's rows of up and gate and column of
+down; a block's elements. Prunes heads, neurons, blocks. Needs weights only. Cost: one pass over the
+weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from secateurs.pruning.base import Needs, Pruner
+
+
+class MagnitudePruner(Pruner):
+    """Root mean square of each unit's weights."""
+
+    produces = frozenset({"heads", "neurons", "blocks"})
+    needs = Needs.WEIGHTS
+
+    @torch.no_grad()
+    def scores(self) -> Mapping[str, Tensor]:
+        scores = {}
+        for name, shape in self.units().items():
+            _, index, part = name.split(".")
+            if part == "heads":
+                scores[name] = self._heads(int(index))
+            elif part == "neurons":
+                scores[name] = self._neurons(int(index))
+            else:
+                scores[name] = self._blocks(int(index), part, shape)
+        return scores
+
+    def _squares(self, index: int, role: str) -> Tensor:
+        return self.sites.linear(self.model, index, role).weight.double().square()
+
+    def _heads(self, index: int) -> Tensor:
+        shape = self.sites.layers[index]
+        query = self._squares(index, "query").view(shape.heads, -1).mean(1)
+        output = self._squares(index, "output").T.reshape(shape.heads, -1).mean(1)
+        shared = [
+            self._squares(index, role)
+            .view(shape.kv_heads, -1)
+            .mean(1)
+            .repeat_interleave(shape.group)
+            for role in ("key", "value")
+        ]
+        return torch.stack([query, output, *shared]).mean(0).sqrt()
+
+    def _neurons(self, index: int) -> Tensor:
+        roles = ("up", "gate") if self.sites.layers[index].gated else ("up",)
+        parts = [self._squares(index, role).mean(1) for role in roles]
+        return torch.stack([*parts, self._squares(index, "down").mean(0)]).mean(0).sqrt()
+
+    def _blocks(self, index: int, role: str, shape: tuple[int, ...]) -> Tensor:
+        squares = self._squares(index, role)
+        rows, columns = shape
+        return squares.view(rows, self.budget.block, columns, self.budget.block).mean((1, 3)).sqrt()

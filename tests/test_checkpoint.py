@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import tiny_model
+from models import answer, relative
+from test_convert import PLANS
+
+import secateurs
+from secateurs import SparsityPlan, apply, convert, export_dense, load, prune, save
+from secateurs.errors import CheckpointError, PlanError
+
+
+@pytest.mark.parametrize("name", list(PLANS))
+def test_reload_is_identical_to_the_bit(model, batch, name, tmp_path):
+    fast = convert(model, SparsityPlan(PLANS[name]))
+    save(fast, tmp_path / "m")
+    again = load(tmp_path / "m")
+    assert type(again) is type(model)
+    assert torch.equal(answer(again, batch), answer(fast, batch))
+    assert secateurs.explain(again) == secateurs.explain(fast)
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "plan.safetensors",
+    ]
+
+
+def test_a_fresh_process_reproduces_the_logits(batch, tmp_path):
+    fast = convert(tiny_model("llama"), SparsityPlan(PLANS["uneven"]))
+    save(fast, tmp_path / "m")
+    torch.save(batch, tmp_path / "batch.pt")
+    code = (
+        "import sys, torch, secateurs\n"
+        "model = secateurs.load(sys.argv[1] + '/m')\n"
+        "batch = torch.load(sys.argv[1] + '/batch.pt')\n"
+        "with torch.no_grad():\n"
+        "    torch.save(model(**batch)[0], sys.argv[1] + '/out.pt')\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "out.pt"), fast(**batch)[0])
+
+
+@pytest.mark.parametrize("name", list(PLANS))
+def test_export_dense_gives_a_stock_model(model, batch, name):
+    plan = SparsityPlan(PLANS[name])
+    dense = export_dense(convert(model, plan))
+    assert type(dense) is type(model)
+    assert not hasattr(dense, "secateurs")
+    assert relative(answer(dense, batch), answer(apply(model, plan), batch)) < 1e-5
+
+
+def test_exported_weights_are_those_of_apply():
+    model, plan = tiny_model("bert"), SparsityPlan(PLANS["blocks"])
+    want = apply(model, plan).state_dict()
+    got = export_dense(convert(model, plan)).state_dict()
+    assert list(got) == list(want)
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+@pytest.mark.parametrize("unit", ["heads=0.5,neurons=0.5", "blocks=0.5,block=16"])
+def test_the_file_shrinks_with_density(tmp_path, unit):
+    model = tiny_model("bert")
+    for name, plan in {
+        "dense": SparsityPlan(),
+        "half": prune(model, method="magnitude", budget=unit),
+    }.items():
+        save(convert(model, plan), tmp_path / name)
+    size = {n: (tmp_path / n / "model.safetensors").stat().st_size for n in ("dense", "half")}
+    layers = 4 * sum(p.numel() for p in model.encoder.parameters())
+    assert size["half"] < size["dense"] - 0.4 * layers
+
+
+def test_stock_names_are_kept(tmp_path):
+    from safetensors.torch import load_file
+
+    model = tiny_model("bert")
+    save(convert(model, SparsityPlan()), tmp_path / "m")
+    stock = model.state_dict()
+    saved = load_file(tmp_path / "m" / "model.safetensors")
+    assert saved.keys() == stock.keys()
+    assert all(torch.equal(saved[name], stock[name]) for name in stock)
+
+
+def test_tied_weights_are_stored_once_and_tied_again(tmp_path, batch):
+    model = tiny_model("llama", tie_word_embeddings=True)
+    fast = convert(model, SparsityPlan(PLANS["uneven"]))
+    save(fast, tmp_path / "m")
+    again = load(tmp_path / "m")
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+    assert torch.equal(answer(again, batch), answer(fast, batch))
+
+
+def test_bfloat16_stays_bfloat16(tmp_path, batch):
+    fast = convert(tiny_model("bert").bfloat16(), SparsityPlan(PLANS["uneven"]))
+    save(fast, tmp_path / "m")
+    assert load(tmp_path / "m").dtype == torch.bfloat16
+    assert torch.equal(answer(load(tmp_path / "m"), batch), answer(fast, batch))
+
+
+def test_saving_again_replaces_the_files(tmp_path, batch):
+    save(convert(tiny_model("bert"), SparsityPlan()), tmp_path)
+    fast = convert(tiny_model("bert"), SparsityPlan(PLANS["uneven"]))
+    save(fast, tmp_path)
+    assert torch.equal(answer(load(tmp_path), batch), answer(fast, batch))
+
+
+def saved(path) -> None:
+    save(convert(tiny_model("bert"), SparsityPlan(PLANS["uneven"])), path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "plan.safetensors"])
+def test_truncated_altered_and_missing_files_are_refused(tmp_path, name):
+    path = tmp_path / "m"
+    saved(path)
+    whole = (path / name).read_bytes()
+    (path / name).write_bytes(whole[:-4])
+    with pytest.raises(CheckpointError, match="truncated or altered"):
+        load(path)
+    (path / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="truncated or altered"):
+        load(path)
+    (path / name).unlink()
+    with pytest.raises(CheckpointError, match="missing"):
+        load(path)
+
+
+def test_tensors_that_do_not_fit_the_plan_are_refused(tmp_path):
+    path = tmp_path / "m"
+    saved(path)
+    config = json.loads((path / "config.json").read_text())
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path / "model.safetensors")
+    name = "encoder.layer.0.output.dense.weight"
+    for change in ("shape", "absent", "extra"):
+        changed = dict(tensors)
+        if change == "shape":
+            changed[name] = torch.zeros(64, 3)
+        elif change == "absent":
+            del changed[name]
+        else:
+            changed["nobody.knows.me"] = torch.zeros(1)
+        save_file(changed, path / "model.safetensors")
+        from secateurs.checkpoint import _digest
+
+        config["secateurs"]["sha256"]["model.safetensors"] = _digest(path / "model.safetensors")
+        (path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match="damaged"):
+            load(path)
+
+
+def test_load_refuses_what_is_not_a_saved_model(tmp_path):
+    with pytest.raises(CheckpointError, match="expected a directory"):
+        load(tmp_path / "absent")
+    with pytest.raises(CheckpointError, match="secateurs block"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="secateurs block"):
+        load(tmp_path)
+
+
+def test_save_refuses_files_and_stock_models_and_leaves_nothing(tmp_path):
+    fast = convert(tiny_model("bert"), SparsityPlan())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="is a file"):
+        save(fast, tmp_path / "file")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        save(fast, tmp_path / "file" / "below")
+    with pytest.raises(PlanError, match="made by secateurs"):
+        save(tiny_model("bert"), tmp_path / "m")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

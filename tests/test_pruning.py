@@ -1,0 +1,283 @@
+"""The contract every method keeps, and what is particular to each."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from conftest import tiny_model
+from models import answer, relative
+
+from secateurs import METHODS, Budget, Gates, SparsityPlan, apply, convert, find_sites, prune
+from secateurs.errors import BudgetError, DataError, MethodError, PlanError
+
+BUDGETS = {
+    "heads": "heads=0.4",
+    "neurons": "neurons=0.3",
+    "heads and neurons": "heads=0.25,neurons=0.6",
+    "parameters": "parameters=0.45",
+    "macs": "macs=0.3,seq_len=16",
+    "blocks": "blocks=0.5,block=16",
+}
+
+
+@pytest.fixture(params=list(METHODS))
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def batches(batch) -> list[dict[str, torch.Tensor]]:
+    other = {"input_ids": batch["input_ids"].flip(1)}
+    return [batch, other]
+
+
+def budgets_of(method: str) -> list[str]:
+    return [t for t in BUDGETS.values() if Budget.parse(t).kinds() <= METHODS[method].produces]
+
+
+def planned(method: str, model, batches, budget: str, **options) -> SparsityPlan:
+    return prune(model, batches, method=method, budget=budget, progress=False, **options)
+
+
+def test_masks_fit_and_the_budget_is_met_to_one_unit(method, model, batches):
+    sites = find_sites(model)
+    for text in budgets_of(method):
+        plan, budget = planned(method, model, batches, text), Budget.parse(text)
+        plan.validate(sites, sites.fingerprint())
+        for kind, fraction in budget.asked().items():
+            if kind in ("parameters", "macs"):
+                check_total(sites, plan, kind, 1 - fraction, budget.seq_len)
+                continue
+            site_kind = "linear" if kind == "blocks" else kind
+            masks = [plan.masks[s.name] for s in sites.of_kind(site_kind)]
+            total = sum(m.keep.numel() for m in masks)
+            gone = total - sum(int(m.keep.sum()) for m in masks)
+            assert abs(gone - fraction * total) <= 0.5
+
+
+def check_total(sites, plan, kind, wanted, seq_len) -> None:
+    """At most what the budget allows, and more as soon as any one removed unit comes back."""
+    kept = sites.density(plan, seq_len)[kind]
+    assert kept <= wanted
+    one_back = []
+    for name, mask in plan.masks.items():
+        for i in (~mask.keep).nonzero().flatten().tolist()[:3]:
+            keep = mask.keep.clone()
+            keep[i] = True
+            more = SparsityPlan({**plan.masks, name: type(mask)(keep)})
+            one_back.append(sites.density(more, seq_len)[kind])
+    assert max(one_back) > wanted
+
+
+def test_one_seed_gives_one_plan(method, model, batches):
+    for text in budgets_of(method):
+        first = planned(method, model, batches, text, seed=3)
+        assert planned(method, model, batches, text, seed=3) == first
+
+
+def test_a_bigger_budget_never_keeps_more(method, model, batches):
+    sites = find_sites(model)
+    for unit in sorted(METHODS[method].produces):
+        size = ",block=16" if unit == "blocks" else ""
+        kept = []
+        for fraction in (0.1, 0.35, 0.6, 0.9):
+            plan = planned(method, model, batches, f"{unit}={fraction}{size}")
+            kept.append(plan)
+        for less, more in itertools.pairwise(kept):
+            for name, mask in more.masks.items():
+                assert not bool((mask.keep & ~less.masks[name].keep).any())
+        assert sites.density(kept[-1])["parameters"] < sites.density(kept[0])["parameters"]
+
+
+def test_the_model_is_untouched_while_planning(method, model, batches):
+    model.train()
+    state, buffers = copy.deepcopy(model.state_dict()), dict(model.named_buffers())
+    planned(method, model, batches, "heads=0.5")
+    assert model.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert dict(model.named_buffers()).keys() == buffers.keys()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_the_plan_survives_save_load_and_merge(method, model, batches, tmp_path):
+    plan = planned(method, model, batches, "heads=0.5")
+    plan.save(tmp_path / "plan")
+    loaded = SparsityPlan.load(tmp_path / "plan")
+    assert loaded == plan
+    assert loaded.notes["method"] == method
+    assert plan.merge(loaded) == plan
+
+
+def test_the_plan_converts(method, model, batches, batch):
+    plan = planned(method, model, batches, "heads=0.5")
+    want = answer(apply(model, plan), batch)
+    assert relative(answer(convert(model, plan), batch), want) < 1e-5
+
+
+def test_weights_that_are_not_finite_are_refused(method, model, batches):
+    sites = find_sites(model)
+    with torch.no_grad():
+        sites.linear(model, 0, "output").weight[0, 0] = float("nan")
+    if method == "random":  # reads no weights: the plan is made, and refused where it is used
+        with pytest.raises(PlanError, match="NaN or infinity"):
+            apply(model, planned(method, model, batches, "heads=0.5"))
+        return
+    with pytest.raises(MethodError, match="finite scores"):
+        planned(method, model, batches, "heads=0.5")
+
+
+def test_budgets_a_method_cannot_serve_are_refused(model, batches):
+    with pytest.raises(MethodError, match="the budget names blocks"):
+        planned("gradient", model, batches, "blocks=0.5")
+    with pytest.raises(BudgetError, match="block 48 does not divide"):
+        planned("magnitude", model, None, "blocks=0.5,block=48")
+
+
+def test_unknown_methods_and_options_are_refused(model):
+    with pytest.raises(MethodError, match="expected a method in random, magnitude, gradient"):
+        prune(model, method="guess", budget="heads=0.5")
+    with pytest.raises(MethodError, match="got 'speed'"):
+        prune(model, method="random", budget="heads=0.5", speed=3)
+    with pytest.raises(MethodError, match="at least one round"):
+        prune(model, method="gradient", budget="heads=0.5", rounds=0)
+
+
+@pytest.mark.parametrize(
+    "batches", [None, [], [torch.ones(2)], [{"input_ids": torch.ones(0, 4).long()}]]
+)
+def test_empty_and_malformed_data_is_refused(batches):
+    with pytest.raises(DataError, match="expected"):
+        prune(tiny_model("bert"), batches, method="gradient", budget="heads=0.5")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("heads=0", "between 0 and 1"),
+        ("heads=1", "between 0 and 1"),
+        ("heads=-0.5", "between 0 and 1"),
+        ("heads=nan", "between 0 and 1"),
+        ("heads=half", "a number"),
+        ("ears=0.5", "expected a budget like"),
+        ("", "expected a budget like"),
+        ("seq_len=5", "got none"),
+        ("parameters=0.5,heads=0.5", "stand alone"),
+        ("heads=0.5,block=0", "at least 1"),
+    ],
+)
+def test_bad_budgets_are_refused(text, words):
+    with pytest.raises(BudgetError, match=words):
+        Budget.parse(text)
+
+
+def test_magnitude_removes_the_smallest(batches):
+    model = tiny_model("bert")
+    sites = find_sites(model)
+    with torch.no_grad():
+        for role, rows in (("query", True), ("key", True), ("value", True), ("output", False)):
+            weight = sites.linear(model, 1, role).weight
+            (weight[16:32] if rows else weight[:, 16:32]).mul_(0.01)
+        sites.linear(model, 2, "up").weight[7].mul_(0.01)
+        sites.linear(model, 2, "down").weight[:, 7].mul_(0.01)
+        sites.linear(model, 0, "key").weight[32:48, :16].mul_(1e-4)
+    heads = prune(model, method="magnitude", budget="heads=0.09")
+    assert (~heads.masks["layers.1.heads"].keep).nonzero().tolist() == [[1]]
+    assert heads.masks["layers.0.heads"].keep.all()
+    neurons = prune(model, method="magnitude", budget="neurons=0.004")
+    assert (~neurons.masks["layers.2.neurons"].keep).nonzero().tolist() == [[7]]
+    blocks = prune(model, method="magnitude", budget="blocks=0.002,block=16")
+    assert not blocks.masks["layers.0.key"].keep[2, 0]
+
+
+def per_example_gradients(model, batch, name) -> torch.Tensor:
+    """|dL/dgate| by central differences in float64, one example and one unit at a time."""
+    model = copy.deepcopy(model).double()
+    sites = find_sites(model)
+    size = {s.name: s.shape for s in sites}[name][0]
+    total, step = torch.zeros(size, dtype=torch.double), 1e-5
+
+    def loss(example, unit, value) -> float:
+        gate = torch.ones(size, dtype=torch.double)
+        gate[unit] = value
+        with Gates(model, sites) as gates, torch.no_grad():
+            gates[name] = gate
+            return float(model(**example).loss)
+
+    for i in range(batch["input_ids"].shape[0]):
+        example = {k: v[i : i + 1] for k, v in batch.items()}
+        for unit in range(size):
+            up, down = loss(example, unit, 1 + step), loss(example, unit, 1 - step)
+            total[unit] += abs(up - down) / (2 * step)
+    return total
+
+
+def test_gradient_importance_is_the_per_example_derivative(batch):
+    """An oracle that shares no code with the method: finite differences of the labelled loss."""
+    model = tiny_model("roberta")
+    labelled = {**batch, "labels": torch.tensor([0, 1, 0])}
+    from secateurs.pruning.gradient import GradientPruner
+
+    pruner = GradientPruner(normalize="none")
+    pruner.start(model, find_sites(model), Budget(heads=0.5), seed=0)
+    pruner.observe(labelled)
+    pruner.end_round()
+    scores = pruner.scores()
+    for layer in range(3):
+        name = f"layers.{layer}.heads"
+        want = per_example_gradients(model, labelled, name)
+        torch.testing.assert_close(scores[name], want, rtol=1e-3, atol=1e-7)
+
+
+def test_without_labels_the_importance_estimates_the_curvature(batch):
+    """The mean over many probes of (v . df/dgate)^2 is |df/dgate|^2, by finite differences."""
+    model = tiny_model("bert")
+    sites = find_sites(model)
+    from secateurs.pruning.gradient import GradientPruner
+
+    pruner = GradientPruner(normalize="none")
+    pruner.start(model, sites, Budget(heads=0.5), seed=0)
+    rounds = 400
+    for _ in range(rounds):
+        pruner.observe(batch)
+    pruner.end_round()
+    keep = batch["attention_mask"].bool()
+    for unit in range(4):
+        ends = []
+        for value in (1.01, 0.99):
+            gate = torch.ones(4)
+            gate[unit] = value
+            with Gates(model, sites) as gates, torch.no_grad():
+                gates["layers.1.heads"] = gate
+                ends.append(model(**batch)[0][keep].double())
+        length = ((ends[0] - ends[1]) / 0.02).norm()
+        got = pruner.scores()["layers.1.heads"][unit] / rounds**0.5
+        assert float(got) == pytest.approx(float(length), rel=0.15)
+
+
+def test_a_unit_without_effect_goes_first(batches):
+    model = tiny_model("bert")
+    with torch.no_grad():
+        find_sites(model).linear(model, 1, "output").weight[:, 32:48] = 0
+        find_sites(model).linear(model, 0, "down").weight[:, 11] = 0
+    plan = planned("gradient", model, batches, "heads=0.09,neurons=0.004")
+    assert plan.masks["layers.1.heads"].keep.tolist() == [True, True, False, True]
+    assert (~plan.masks["layers.0.neurons"].keep).nonzero().tolist() == [[11]]
+
+
+def test_rounds_measure_again_and_meet_the_same_budget(batches):
+    """Two heads that do the same work: neither is missed while the other is there."""
+    model = tiny_model("bert")
+    plan = planned("gradient", model, batches, "heads=0.5", rounds=3)
+    once = planned("gradient", model, batches, "heads=0.5")
+    assert sum(int(m.keep.sum()) for m in plan.masks.values()) == 6
+    assert sum(int(m.keep.sum()) for m in once.masks.values()) == 6
+
+
+def test_labels_need_a_model_with_a_loss(batch):
+    labelled = {**batch, "labels": torch.tensor([0, 1, 0])}
+    with pytest.raises((DataError, TypeError)):
+        planned("gradient", tiny_model("bert"), [labelled], "heads=0.5")
