@@ -1,0 +1,257 @@
+"""Our kernels against the fastest dense peer of each shape, interleaved, checked in float64.
+
+    python benchmarks/kernels.py --op block_sparse_linear --dtype fp32 --json kernels.jsonl
+
+A row's `baseline` is the fastest peer found for its shape; `vs_linear` is the speedup over plain
+F.linear. `goal` is the ratio over F.linear that an untuned prototype of the kernel reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peak import Peak, measure_peak
+from torch import Tensor
+from torch.nn import functional as F
+
+from secateurs import ops
+from secateurs.formats import BlockSparseWeight
+from secateurs.measure import append_rows, measure, relative_error, row
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+LINEAR_SHAPES = (  # M, K, N
+    (1024, 768, 3072),
+    (1024, 3072, 768),
+    (128, 768, 3072),
+    (16, 768, 3072),
+    (1, 768, 3072),
+    (1024, 384, 1536),
+    (1024, 1536, 384),
+)
+ATTENTION_SHAPES = ((8, 12, 128, 64), (8, 12, 512, 64), (8, 12, 128, 32), (1, 12, 2048, 64))
+DENSITIES = (1.0, 0.5, 0.25, 0.1)
+
+GOALS = {
+    ((1024, 768, 3072), 0.5): 1.7,
+    ((1024, 768, 3072), 0.25): 3.4,
+    ((1024, 768, 3072), 0.1): 7.3,
+    ((1024, 3072, 768), 0.5): 1.7,
+    ((1024, 3072, 768), 0.25): 3.5,
+    ((1024, 3072, 768), 0.1): 7.8,
+    ((128, 768, 3072), 0.5): 2.0,
+    ((128, 768, 3072), 0.25): 3.6,
+    ((128, 768, 3072), 0.1): 8.4,
+}
+
+HEADER = (
+    f"{'op':<20}{'shape':<16}{'kept':>5}{'ms':>9}{'p20..p80':>17}  {'fastest peer':<16}{'ms':>9}"
+    f"{'speedup':>9}{'vs linear':>10}{'goal':>6}{'% FMA':>7}{'% read':>8}{'rel err':>9}"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape of one op: our call, the peers' calls, the truth, and the work it is."""
+
+    op: str
+    shape: tuple[int, ...]
+    density: float
+    block: tuple[int, int] | None
+    backend: str | None
+    ours: Callable[[], Tensor]
+    peers: dict[str, Callable[[], Tensor]]
+    truth: Tensor
+    probe: Tensor
+    """Any tensor of the device to be timed."""
+    flops: float
+    nbytes: float
+
+
+def linear_cases(options: argparse.Namespace) -> Iterator[Case]:
+    block = options.block
+    for shape in options.shapes or LINEAR_SHAPES:
+        m, k, n = shape
+        torch.manual_seed(0)
+        x = torch.randn(m, k, dtype=options.dtype, device=options.device)
+        dense = torch.randn(n, k, dtype=options.dtype, device=options.device) / k**0.5
+        for density in options.densities:
+            weight, packed = dense, BlockSparseWeight.pack_dense(dense)
+            if density < 1:
+                keep = _random_blocks(n // block[0], k // block[1], density).to(options.device)
+                weight = dense * keep.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+                packed = BlockSparseWeight.pack(weight, keep, block)
+            yield Case(
+                op="block_sparse_linear",
+                shape=shape,
+                density=density,
+                block=packed.block,
+                backend=ops.explain_choice(ops.block_sparse_linear, x, packed).backend,
+                ours=lambda x=x, p=packed: ops.block_sparse_linear(x, p),
+                peers=dict(_linear_peers(x, weight)),
+                truth=x.double() @ weight.double().T,
+                probe=x,
+                flops=2.0 * m * k * n * density,
+                nbytes=float(packed.values.nbytes + x.nbytes + m * n * x.element_size()),
+            )
+
+
+def attention_cases(options: argparse.Namespace) -> Iterator[Case]:
+    """On both sides q, k and v are views of one fused product, and the output suits the next."""
+    for shape in options.shapes or ATTENTION_SHAPES:
+        b, h, t, d = shape
+        torch.manual_seed(0)
+        qkv = torch.randn(b, t, 3, h, d, dtype=options.dtype, device=options.device)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        for padded in (False, True):
+            lengths = torch.linspace(t / 2, t, b).long() if padded else torch.full((b,), t)
+            key_mask = (torch.arange(t) < lengths[:, None]).to(options.device) if padded else None
+            mask = None if key_mask is None else key_mask[:, None, None, :]
+
+            def sdpa(q=q, k=k, v=v, mask=mask) -> Tensor:
+                out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+                return out.transpose(1, 2).contiguous()
+
+            yield Case(
+                op="attention" + (" padded" if padded else ""),
+                shape=shape,
+                density=float(lengths.sum()) / (b * t),
+                block=None,
+                backend=ops.explain_choice(ops.attention, q, k, v, key_mask=key_mask).backend,
+                ours=lambda q=q, k=k, v=v, m=key_mask: ops.attention(q, k, v, key_mask=m),
+                peers={"SDPA": sdpa},
+                truth=sdpa(q.double(), k.double(), v.double()),
+                probe=q,
+                flops=4.0 * float(lengths.sum()) * t * h * d,
+                nbytes=float(qkv.nbytes + qkv.nbytes // 3),
+            )
+
+
+CASES = {"block_sparse_linear": linear_cases, "attention": attention_cases}
+
+
+def run(case: Case, options: argparse.Namespace, peak: Peak | None) -> dict[str, Any]:
+    """Time one case against its fastest peer, print its line, and return its row."""
+
+    def timed(call: Callable[[], Tensor], peer: Callable[[], Tensor] | None, seconds: float):
+        other = None if peer is None else lambda _: peer()
+        return measure(lambda _: call(), case.probe, other, min_time=seconds, compare=False)
+
+    medians = {name: timed(peer, None, 0.1).timing.ms for name, peer in case.peers.items()}
+    baseline = min(medians, key=medians.__getitem__)
+    result = timed(case.ours, case.peers[baseline], options.min_time)
+    linear = case.peers.get("F.linear")
+    vs_linear = None if linear is None else timed(case.ours, linear, options.min_time).speedup
+    goal = GOALS.get((case.shape, case.density)) if linear else None
+    seconds = result.timing.ms / 1e3
+    record = row(
+        result,
+        op=case.op,
+        backend=case.backend or "none",
+        isa=ops.build_info()["cpu"]["isa"] if case.probe.device.type == "cpu" else None,
+        dtype=options.dtype,
+        shape=case.shape,
+        block=case.block,
+        density=case.density,
+        baseline=baseline,
+        rel_err=relative_error(case.ours(), case.truth),
+        tolerance=TOLERANCE[options.dtype],
+        vs_linear=vs_linear,
+        goal=goal,
+        gflops=case.flops / seconds / 1e9,
+        fma_share=None if peak is None else case.flops / seconds / 1e9 / peak.gflops,
+        read_share=None if peak is None else case.nbytes / seconds / 1e9 / peak.gbytes,
+    )
+    print(_line(record), flush=True)
+    return record
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    on_cpu = torch.device(options.device).type == "cpu"
+    peak = measure_peak(torch.get_num_threads()) if on_cpu and options.dtype.itemsize == 4 else None
+    if peak is not None:
+        print(
+            f"{torch.get_num_threads()} threads, measured peaks: {peak.gflops:.0f} GFLOP/s fp32, "
+            f"{peak.gbytes:.1f} GB/s read"
+        )
+    print(HEADER)
+    names = list(CASES) if options.op == "all" else [options.op]
+    with torch.inference_mode():
+        records = [run(c, options, peak) for name in names for c in CASES[name](options)]
+    if options.json:
+        append_rows(options.json, records)
+    wrong = [r for r in records if not r["ok"]]
+    for record in wrong:
+        print(f"WRONG: {record['op']} {record['shape']} at {record['density']:g}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _linear_peers(x: Tensor, weight: Tensor) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """torch's own products; the prepacked ones are what torch.compile with freezing uses."""
+    yield "F.linear", lambda: F.linear(x, weight)
+    if x.device.type != "cpu":
+        return
+    if torch.backends.mkldnn.is_available():
+        onednn = torch.ops.mkldnn._reorder_linear_weight(weight, x.shape[0])
+        pointwise = torch.ops.mkldnn._linear_pointwise
+        yield "oneDNN prepacked", lambda: pointwise(x, onednn, None, "none", [], "")
+    if torch.backends.mkl.is_available() and x.dtype == torch.float32:
+        mkl = torch.ops.mkl._mkl_reorder_linear_weight(weight, x.shape[0])
+        yield "MKL prepacked", lambda: torch.ops.mkl._mkl_linear(x, mkl, weight, None, x.shape[0])
+
+
+def _random_blocks(rows: int, columns: int, density: float) -> Tensor:
+    keep = torch.zeros(rows * columns, dtype=torch.bool)
+    keep[torch.randperm(rows * columns)[: round(density * rows * columns)]] = True
+    return keep.view(rows, columns)
+
+
+def _line(r: dict[str, Any]) -> str:
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.0f}"
+
+    spread = f"{r['ms_p20']:.3f}..{r['ms_p80']:.3f}"
+    error = "nan" if r["rel_err"] is None else f"{r['rel_err']:.0e}"
+    vs_linear = "-" if r["vs_linear"] is None else f"{r['vs_linear']:.2f}"
+    return (
+        f"{r['op']:<20}{'x'.join(map(str, r['shape'])):<16}{r['density']:>5.2f}{r['ms']:>9.3f}"
+        f"{spread:>17}  {r['baseline']:<16}{r['baseline_ms']:>9.3f}{r['speedup']:>9.2f}"
+        f"{vs_linear:>10}{r['goal'] or '-':>6}{share(r['fma_share']):>7}{share(r['read_share']):>8}"
+        f"{error:>9}"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    def numbers(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in text.split("x"))
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--op", choices=[*CASES, "all"], default="all")
+    parser.add_argument(
+        "--dtype", type=DTYPES.__getitem__, default=torch.float32, metavar="|".join(DTYPES)
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--shapes", type=numbers, nargs="+", help="MxKxN, or BxHxTxD for attention")
+    parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
+    parser.add_argument(
+        "--block", type=numbers, default=(32, 32), help="outputs x inputs, as 32x32"
+    )
+    parser.add_argument("--threads", type=int)
+    parser.add_argument(
+        "--min-time", type=float, default=1.0, help="seconds of sampling a comparison"
+    )
+    parser.add_argument("--json", help="append a JSON line for each row to this file")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
