@@ -279,5 +279,11 @@ def test_rounds_measure_again_and_meet_the_same_budget(batches):
 
 def test_labels_need_a_model_with_a_loss(batch):
     labelled = {**batch, "labels": torch.tensor([0, 1, 0])}
-    with pytest.raises((DataError, TypeError)):
+    with pytest.raises(DataError, match="expected a model with a task head"):
         planned("gradient", tiny_model("bert"), [labelled], "heads=0.5")
+
+
+def test_inputs_the_model_does_not_take_are_refused(batch):
+    for wrong in ({"tokens": batch["input_ids"]}, {"input_ids": batch["input_ids"] + 1000}):
+        with pytest.raises(DataError, match="expected a batch that BertModel takes"):
+            planned("gradient", tiny_model("bert"), [wrong], "heads=0.5")

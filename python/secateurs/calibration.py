@@ -43,6 +43,17 @@ def shown(items: Iterable[Any], total: int, label: str, progress: bool) -> Itera
     return iter(tqdm(items, total=total, desc=label, delay=2, disable=not progress, leave=False))
 
 
+def run(model: nn.Module, batch: Batch) -> Any:
+    """`model(**batch)`. Raises DataError if the model does not take these inputs."""
+    try:
+        return model(**batch)
+    except (TypeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"expected a batch that {type(model).__name__} takes, got one of "
+            f"{', '.join(batch)}: {error}"
+        ) from error
+
+
 def main_output(output: Any) -> Tensor:
     """What a model is for: its logits, else its last hidden states. Raises DataError for other
     outputs."""

@@ -10,7 +10,15 @@ from itertools import cycle, islice
 import torch
 from torch import nn
 
-from secateurs.calibration import Batch, check_batches, main_output, shown, to_device, token_weights
+from secateurs.calibration import (
+    Batch,
+    check_batches,
+    main_output,
+    run,
+    shown,
+    to_device,
+    token_weights,
+)
 from secateurs.errors import DataError
 from secateurs.gates import Gates
 from secateurs.plan import SparsityPlan
@@ -71,8 +79,8 @@ def distill(
             for i in shown(picked, steps, "distill", progress):
                 batch = {k: v for k, v in to_device(found[i], student).items() if k != "labels"}
                 with torch.no_grad():
-                    target = main_output(teacher(**batch))
-                output = main_output(student(**batch))
+                    target = main_output(run(teacher, batch))
+                output = main_output(run(student, batch))
                 weight = token_weights(output, batch)
                 squares = (output - target).square() * weight
                 count = weight.expand_as(output).sum()

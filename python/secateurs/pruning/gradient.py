@@ -22,7 +22,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from secateurs.calibration import Batch, batch_size, main_output, to_device, token_weights
+from secateurs.calibration import Batch, batch_size, main_output, run, to_device, token_weights
 from secateurs.errors import DataError, MethodError
 from secateurs.gates import Gates
 from secateurs.plan import SparsityPlan
@@ -64,7 +64,7 @@ class GradientPruner(Pruner):
                 start = gates[name] if name in gates else like.new_ones(shape)
                 leaves[name] = start.detach().expand(size, *shape).clone().requires_grad_()
                 gates[name] = leaves[name]
-            output = self.model(**batch)
+            output = run(self.model, batch)
             if "labels" in batch:
                 loss = getattr(output, "loss", None)
                 if loss is None:
