@@ -71,8 +71,8 @@ def device_name(device: torch.device) -> str:
 
 @cache
 def git_commit() -> str | None:
-    """Commit of the running code: the one an installed wheel was built from, or that of the checkout
-    it lies in, with `+` appended when the tree differs from it."""
+    """Commit of the running code: the one an installed wheel was built from, or that of its
+    checkout, with `+` appended when the tree differs from it."""
     here = Path(__file__).resolve()
     try:
         root = Path(_git(here.parent, "rev-parse", "--show-toplevel"))

@@ -128,7 +128,7 @@ def measure(
 def relative_error(got: Any, want: Any) -> float:
     """Relative RMS distance `|got - want| / |want|`, the largest over all tensors of two outputs.
 
-    Computed in float64 over the floating tensors. Outputs may be tensors, tuples, lists, or mappings
+    Computed in float64 over the floating tensors. Outputs may be tensors, tuples, lists or mappings
     such as the output classes of transformers. NaN when any value is NaN on one side only; equal
     infinities and NaNs on both sides count as equal.
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from secateurs.errors import DataError
 
-# A sentence ends at a space behind its stop, or behind the quotation mark that closes it; not behind
-# an abbreviation, nor before a small letter ("Indeed!" said he).
+# A sentence ends at a space behind its stop, or behind the quotation mark that closes it; not
+# behind an abbreviation, nor before a small letter ("Indeed!" said he).
 _QUOTES = "\"'\u2019\u201d"
 _END = re.compile(
     rf"(?:(?<=[.!?])|(?<=[.!?][{_QUOTES}]))(?<!Mr\.)(?<!Mrs\.)(?<!Dr\.)(?<!St\.)\s+(?![a-z])"

@@ -1,0 +1,111 @@
+"""What pruning brought and what it cost: speed over token shapes, fidelity to the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateurs import ops
+from secateurs.calibration import Batch, main_output, shown, to_device, token_weights
+from secateurs.measure import Measurement, measure, row
+from secateurs.modules import PackedLinear
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Cosine between two models' outputs, one for each example."""
+
+    mean: float
+    worst_twentieth: float
+    """The 5th percentile."""
+
+
+def speed(
+    name: str,
+    dense: nn.Module,
+    others: Mapping[str, nn.Module],
+    shapes: Sequence[Shape],
+    *,
+    min_time: float = 2.0,
+    tolerance: Mapping[str, float] | None = None,
+    densities: Mapping[str, float] | None = None,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """One row per shape for the dense model and each of the others, timed alternately with it.
+
+    Args:
+        name: of the model, for the rows.
+        others: by variant name.
+        shapes: (batch, tokens), filled with random token ids without padding.
+        tolerance: by variant, on the relative error to the dense outputs; one without is pruned and
+            means to differ, so that its rows are neither ok nor wrong.
+    """
+    pairs = [(shape, variant) for shape in shapes for variant in others]
+    found = {
+        (shape, variant): measure(
+            others[variant], token_inputs(dense, shape), dense, min_time=min_time, memory=True
+        )
+        for shape, variant in shown(pairs, len(pairs), "measure", progress)
+    }
+    rows: list[dict[str, Any]] = []
+    for shape in shapes:
+        labels = {"model": name, "dtype": dense.dtype, "shape": shape}
+        last = found[shape, list(others)[-1]]
+        alone = Measurement(last.baseline, last.device)
+        rows.append(row(alone, **labels, backend="torch", variant="dense", density=1.0))
+        for variant, model in others.items():
+            rows.append(
+                row(
+                    found[shape, variant],
+                    **labels,
+                    backend=backend_of(model),
+                    isa=ops.build_info()["cpu"]["isa"],
+                    variant=variant,
+                    density=(densities or {}).get(variant),
+                    baseline="dense",
+                    tolerance=(tolerance or {}).get(variant),
+                )
+            )
+    return rows
+
+
+def fidelity(dense: nn.Module, other: nn.Module, batches: Iterable[Batch]) -> Fidelity:
+    """How close `other` stays to `dense`: cosine of their `embeddings` over all examples."""
+    cosines = torch.cat(
+        [F.cosine_similarity(embeddings(dense, b), embeddings(other, b)) for b in batches]
+    )
+    return Fidelity(float(cosines.mean()), float(cosines.quantile(0.05)))
+
+
+@torch.inference_mode()
+def embeddings(model: nn.Module, batch: Batch) -> Tensor:
+    """One vector per example `[B, D]`: its logits, or mean hidden state of real tokens."""
+    batch = {k: v for k, v in to_device(batch, model).items() if k != "labels"}
+    output = main_output(model(**batch))
+    if output.dim() == 2:
+        return output.double()
+    weights = token_weights(output, batch).expand(*output.shape[:2], 1).double()
+    return (output.double() * weights).sum(1) / weights.sum(1)
+
+
+def token_inputs(model: nn.Module, shape: Shape, seed: int = 0) -> dict[str, Tensor]:
+    """Random token ids of a (batch, tokens) shape, all of them real tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, model.config.vocab_size, shape, generator=generator)
+    return to_device({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, model)
+
+
+def backend_of(model: nn.Module) -> str:
+    """Which backend runs a model's packed products; "torch" for a model that has none."""
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            x = module.values.new_zeros(1, module.shape[1])
+            return ops.explain_choice(ops.block_sparse_linear, x, module).backend or "none"
+    return "torch"

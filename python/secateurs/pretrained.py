@@ -1,0 +1,63 @@
+"""Model folders, stock or pruned, with their tokenizers; never the network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import nn
+
+from secateurs import checkpoint
+from secateurs.errors import CheckpointError, DataError
+
+
+def open_model(path: str | Path) -> nn.Module:
+    """The model in a folder, stock or pruned, in evaluation mode.
+
+    Raises CheckpointError if there is none, or it cannot be read.
+    """
+    if is_pruned(path):
+        return checkpoint.load(path)
+    names = _config(path).get("architectures") or [None]
+    cls = getattr(transformers, str(names[0]), None)
+    if cls is None:
+        raise CheckpointError(
+            f"expected an architecture of transformers in {path}, got {names[0]!r}"
+        )
+    try:
+        return cls.from_pretrained(path, local_files_only=True).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"cannot read the model in {path}: {_first_line(error)}") from error
+
+
+def open_tokenizer(path: str | Path) -> Any:
+    """The tokenizer in a model folder. Raises DataError if it has none."""
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise DataError(f"expected a tokenizer in {path}: {_first_line(error)}") from error
+
+
+def is_pruned(path: str | Path) -> bool:
+    """Whether a model folder was written by `save`. Raises CheckpointError for any other path."""
+    return "secateurs" in _config(path)
+
+
+def _config(path: str | Path) -> dict[str, Any]:
+    if not Path(path).is_dir():
+        raise CheckpointError(f"expected a directory with a model, {path} is none")
+    try:
+        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"expected a config.json in {path}, got {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            f"expected an object in {path}/config.json, got {type(config).__name__}"
+        )
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
