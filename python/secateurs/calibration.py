@@ -39,8 +39,12 @@ def to_device(batch: Batch, model: nn.Module) -> dict[str, Tensor]:
 
 
 def shown(items: Iterable[Any], total: int, label: str, progress: bool) -> Iterator[Any]:
-    """`items` behind a progress bar that appears once the pass has taken two seconds."""
-    return iter(tqdm(items, total=total, desc=label, delay=2, disable=not progress, leave=False))
+    """`items` behind a progress bar that appears on a terminal once the pass has taken two seconds."""
+    return iter(
+        tqdm(
+            items, total=total, desc=label, delay=2, disable=None if progress else True, leave=False
+        )
+    )
 
 
 def run(model: nn.Module, batch: Batch) -> Any:
