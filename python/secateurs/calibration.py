@@ -39,7 +39,7 @@ def to_device(batch: Batch, model: nn.Module) -> dict[str, Tensor]:
 
 
 def shown(items: Iterable[Any], total: int, label: str, progress: bool) -> Iterator[Any]:
-    """`items` behind a progress bar that appears on a terminal once the pass has taken two seconds."""
+    """`items` behind a progress bar, shown on a terminal once the pass has taken two seconds."""
     return iter(
         tqdm(
             items, total=total, desc=label, delay=2, disable=None if progress else True, leave=False
