@@ -39,7 +39,8 @@ struct Features {
 
 #if defined(__x86_64__)
 
-// Registers the operating system saves on a context switch; an instruction set it does not save cannot be used.
+// Registers the operating system saves on a context switch; an instruction set it does not save
+// cannot be used.
 std::uint64_t saved_state() {
   unsigned lo, hi;
   __asm__("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
@@ -109,8 +110,8 @@ int choose(const std::string& name) {
     known += (known.empty() ? "" : ", ") + std::string(isa.kernels->name);
     if (isa.supported) runnable += (runnable.empty() ? "" : ", ") + std::string(isa.kernels->name);
   }
-  throw std::invalid_argument("expected an instruction set this CPU runs (" + runnable + "; built: " +
-                              known + "), got \"" + name + "\"");
+  throw std::invalid_argument("expected an instruction set this CPU runs (" + runnable +
+                              "; built: " + known + "), got \"" + name + "\"");
 }
 
 }  // namespace secateurs::cpu

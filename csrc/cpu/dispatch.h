@@ -1,4 +1,5 @@
-// Which instruction sets were compiled, and which of them this CPU and its operating system can run.
+// Which instruction sets were compiled, and which of them this CPU and its operating system can
+// run.
 #pragma once
 
 #include <string>
@@ -16,8 +17,8 @@ struct Isa {
 // Best first; the last one, "portable", runs everywhere. Detected once.
 const std::vector<Isa>& isas();
 
-// Position in isas() of the best supported one, or of the one named. Throws std::invalid_argument with a sentence when
-// the name is unknown or the CPU cannot run it.
+// Position in isas() of the best supported one, or of the one named. Throws std::invalid_argument
+// with a sentence when the name is unknown or the CPU cannot run it.
 int choose(const std::string& name);
 
 }  // namespace secateurs::cpu

@@ -25,8 +25,9 @@ struct BlockSparseLinear {
   int threads;
 };
 
-// out[b, i, h] = softmax(scale q[b, h, i] k[b, g]^T + mask) v[b, g], g = kv_of[h]; strides count floats, and the last
-// dimension of every tensor is contiguous. A query that may attend to nothing yields zeros.
+// out[b, i, h] = softmax(scale q[b, h, i] k[b, g]^T + mask) v[b, g], g = kv_of[h]; strides count
+// floats, and the last dimension of every tensor is contiguous. A query that may attend to nothing
+// yields zeros.
 struct Attention {
   struct Strides {
     std::int64_t batch, head, row;

@@ -5,10 +5,11 @@
 
 namespace secateurs::cpu {
 
-// At least `count` floats, 64-byte aligned, of the calling thread; what an earlier call returned for the same slot is
-// lost. Grows and is kept, so that a steady state allocates nothing. Throws std::bad_alloc.
+// At least `count` floats, 64-byte aligned, of the calling thread; what an earlier call returned
+// for the same slot is lost. Grows and is kept, so that a steady state allocates nothing. Throws
+// std::bad_alloc.
 float* scratch(int slot, std::size_t count);
 
-constexpr int scratch_slots = 4;
+constexpr int scratch_slots = 2;
 
 }  // namespace secateurs::cpu

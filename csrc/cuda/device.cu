@@ -1,8 +1,8 @@
-#include "cuda/device.h"
-
 #include <cuda_runtime.h>
 
 #include <stdexcept>
+
+#include "cuda/device.h"
 
 namespace secateurs::cuda {
 

@@ -1,5 +1,3 @@
-#include "cpu/kernels.h"
-namespace secateurs::cpu::amx {
-extern const Kernels kernels;
-const Kernels kernels{"amx", nullptr, nullptr};
-}  // namespace secateurs::cpu::amx
+#define SECATEURS_ISA amx
+#include "cpu/body/table.h"
+#include "cpu/simd/avx512.h"

@@ -1,5 +1,4 @@
-#include "cpu/kernels.h"
-namespace secateurs::cpu::avx2 {
-extern const Kernels kernels;
-const Kernels kernels{"avx2", nullptr, nullptr};
-}  // namespace secateurs::cpu::avx2
+#define SECATEURS_ISA avx2
+#include "cpu/simd/avx2.h"
+
+#include "cpu/body/table.h"

@@ -1,5 +1,4 @@
-#include "cpu/kernels.h"
-namespace secateurs::cpu::avx512 {
-extern const Kernels kernels;
-const Kernels kernels{"avx512", nullptr, nullptr};
-}  // namespace secateurs::cpu::avx512
+#define SECATEURS_ISA avx512
+#include "cpu/simd/avx512.h"
+
+#include "cpu/body/table.h"

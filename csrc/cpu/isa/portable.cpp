@@ -1,5 +1,4 @@
-#include "cpu/kernels.h"
-namespace secateurs::cpu::portable {
-extern const Kernels kernels;
-const Kernels kernels{"portable", nullptr, nullptr};
-}  // namespace secateurs::cpu::portable
+#define SECATEURS_ISA portable
+#include "cpu/simd/portable.h"
+
+#include "cpu/body/table.h"

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from secateurs.errors import OperandError
 from secateurs.ops._dispatch import Op
+from secateurs.ops._gpu import triton_backend
 from secateurs.ops._register import register
 from secateurs.ops.attention import cpu, reference
+
+
+class Pattern(Protocol):
+    """Which blocks of the score matrix exist, as `secateurs.attention_patterns.BlockLayout` describes."""
+
+    indptr: Tensor  # int32 [Hq or 1, ceil(Tq / block) + 1]
+    indices: Tensor  # int32 [blocks]
+    partial: Tensor  # int32 [blocks], -1 or an index into masks
+    masks: Tensor  # bool [P, block, block]
 
 
 def attention(
@@ -23,6 +33,7 @@ def attention(
     mask: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
+    pattern: Pattern | None = None,
 ) -> Tensor:
     """Attention of every query head over its key/value head: `[B, Tq, Hq, D]`, contiguous.
 
@@ -39,12 +50,14 @@ def attention(
             `[B, Hq, Tq, Tk]`.
         causal: query i sees keys up to `i + Tk - Tq`.
         scale: of the scores; None: `D ** -0.5`.
+        pattern: the blocks of scores that exist, for each head or for all; what else hides a key hides it still.
+            Its indices are trusted: make them with `secateurs.attention_patterns.layout`.
 
     Raises:
         OperandError: the tensors do not fit together.
         BackendError: the backend that is forced refuses the call.
     """
-    return _call(*arguments(q, k, v, kv_of, key_mask, mask, causal, scale))
+    return _call(*arguments(q, k, v, kv_of, key_mask, mask, causal, scale, pattern))
 
 
 def arguments(
@@ -56,11 +69,15 @@ def arguments(
     mask: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
+    pattern: Pattern | None = None,
 ) -> tuple[Any, ...]:
     """The same call in the order of the schema."""
     if scale is None:
         scale = max(q.shape[-1], 1) ** -0.5
-    return (q, k, v, kv_of, key_mask, mask, causal, scale)
+    blocks: tuple[Tensor | None, ...] = (None,) * 4
+    if pattern is not None:
+        blocks = (pattern.indptr, pattern.indices, pattern.partial, pattern.masks)
+    return (q, k, v, kv_of, key_mask, mask, causal, scale, *blocks)
 
 
 def check(
@@ -72,10 +89,16 @@ def check(
     mask: Tensor | None,
     causal: bool,
     scale: float,
+    pattern_indptr: Tensor | None,
+    pattern_indices: Tensor | None,
+    pattern_partial: Tensor | None,
+    pattern_masks: Tensor | None,
 ) -> None:
     """Raise OperandError, in a sentence, unless the operands fit together."""
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
-        raise OperandError(f"expected q, k and v [B, H, T, D], got {q.dim()}, {k.dim()}, {v.dim()} dims")
+        raise OperandError(
+            f"expected q, k and v [B, H, T, D], got {q.dim()}, {k.dim()}, {v.dim()} dims"
+        )
     (b, hq, tq, d), (hkv, tk) = q.shape, k.shape[1:3]
     if k.shape != v.shape or k.shape[0] != b or k.shape[3] != d:
         raise OperandError(
@@ -103,17 +126,55 @@ def check(
         if mask.dtype not in (torch.bool, q.dtype, torch.float32):
             raise OperandError(f"expected a mask of bool or {q.dtype}, got {mask.dtype}")
     if k.dtype != q.dtype or v.dtype != q.dtype:
-        raise OperandError(f"expected k and v in the dtype of q, {q.dtype}, got {k.dtype}, {v.dtype}")
-    for tensor in (k, v, kv_of, key_mask, mask):
+        raise OperandError(
+            f"expected k and v in the dtype of q, {q.dtype}, got {k.dtype}, {v.dtype}"
+        )
+    blocks = (pattern_indptr, pattern_indices, pattern_partial, pattern_masks)
+    _check_pattern(hq, tq, *blocks)
+    for tensor in (k, v, kv_of, key_mask, mask, *blocks):
         if tensor is not None and tensor.device != q.device:
-            raise OperandError(f"expected all tensors on {q.device} like q, got one on {tensor.device}")
+            raise OperandError(
+                f"expected all tensors on {q.device} like q, got one on {tensor.device}"
+            )
 
 
-OP = Op("attention", check, cpu.BACKEND, reference.BACKEND)
+def _check_pattern(
+    hq: int,
+    tq: int,
+    indptr: Tensor | None,
+    indices: Tensor | None,
+    partial: Tensor | None,
+    masks: Tensor | None,
+) -> None:
+    if indptr is None and indices is None and partial is None and masks is None:
+        return
+    if indptr is None or indices is None or partial is None or masks is None:
+        raise OperandError("expected all four tensors of a pattern, or none")
+    if masks.dim() != 3 or masks.shape[1] != masks.shape[2] or masks.dtype != torch.bool:
+        raise OperandError(
+            f"expected the masks of a pattern as bool [P, block, block], got {masks.dtype} {tuple(masks.shape)}"
+        )
+    if any(t.dtype != torch.int32 for t in (indptr, indices, partial)):
+        raise OperandError("expected the indices of a pattern as int32")
+    if indices.dim() != 1 or partial.shape != indices.shape:
+        raise OperandError(
+            f"expected a mask for each of {tuple(indices.shape)} blocks, got {tuple(partial.shape)}"
+        )
+    block = max(masks.shape[1], 1)
+    rows = (tq + block - 1) // block
+    if indptr.dim() != 2 or indptr.shape[0] not in (1, hq) or indptr.shape[1] != rows + 1:
+        raise OperandError(
+            f"expected a pattern for {hq} heads (or 1 for all) and {rows} rows of blocks of {block}, "
+            f"got indptr {tuple(indptr.shape)}"
+        )
+
+
+OP = Op("attention", check, triton_backend("attention"), cpu.BACKEND, reference.BACKEND)
 _call = register(
     OP,
     "(Tensor q, Tensor k, Tensor v, Tensor? kv_of, Tensor? key_mask, Tensor? mask, bool causal, "
-    "float scale) -> Tensor",
+    "float scale, Tensor? pattern_indptr, Tensor? pattern_indices, Tensor? pattern_partial, "
+    "Tensor? pattern_masks) -> Tensor",
     lambda q, *_: q.new_empty((q.shape[0], q.shape[2], q.shape[1], q.shape[3])),
     reference.attention,
 )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from secateurs.errors import OperandError
 from secateurs.ops._dispatch import Op
+from secateurs.ops._gpu import triton_backend
 from secateurs.ops._register import register
 from secateurs.ops.block_sparse_linear import cpu, reference
 from secateurs.ops.block_sparse_linear.reference import ACTIVATIONS
@@ -83,16 +84,22 @@ def check(
         )
     k, (nnz, bk, bn), rows = x.shape[-1], values.shape, indptr.shape[0] - 1
     if indices.shape[0] != nnz:
-        raise OperandError(f"expected one block column for each of {nnz} blocks, got {len(indices)}")
+        raise OperandError(
+            f"expected one block column for each of {nnz} blocks, got {len(indices)}"
+        )
     if not max(rows - 1, 0) * bn < max(out_features, 1) <= max(rows * bn, 1):
         raise OperandError(
             f"expected between {max(rows - 1, 0) * bn + 1} and {rows * bn} outputs from {rows} block rows "
             f"of {bn}, got {out_features}"
         )
     if k % bk if bk else k:
-        raise OperandError(f"expected x [..., K] with K a multiple of the block's {bk}, got K = {k}")
+        raise OperandError(
+            f"expected x [..., K] with K a multiple of the block's {bk}, got K = {k}"
+        )
     if activation not in ACTIVATIONS:
-        raise OperandError(f"expected an activation among {', '.join(ACTIVATIONS)}, got {activation!r}")
+        raise OperandError(
+            f"expected an activation among {', '.join(ACTIVATIONS)}, got {activation!r}"
+        )
     if indptr.dtype != torch.int32 or indices.dtype != torch.int32:
         raise OperandError(f"expected int32 indices, got {indptr.dtype} and {indices.dtype}")
     if bias is not None and tuple(bias.shape) != (out_features,):
@@ -101,16 +108,29 @@ def check(
     for name, tensor in (("gate", gate), ("residual", residual)):
         if tensor is not None and tuple(tensor.shape) != output:
             raise OperandError(f"expected a {name} of shape {output}, got {tuple(tensor.shape)}")
-    for name, tensor in (("values", values), ("bias", bias), ("gate", gate), ("residual", residual)):
+    for name, tensor in (
+        ("values", values),
+        ("bias", bias),
+        ("gate", gate),
+        ("residual", residual),
+    ):
         if tensor is not None and tensor.dtype != x.dtype:
             raise OperandError(f"expected {name} in the dtype of x, {x.dtype}, got {tensor.dtype}")
     device = x.device
     for tensor in (values, indptr, indices, bias, gate, residual):
         if tensor is not None and tensor.device != device:
-            raise OperandError(f"expected all tensors on {device} like x, got one on {tensor.device}")
+            raise OperandError(
+                f"expected all tensors on {device} like x, got one on {tensor.device}"
+            )
 
 
-OP = Op("block_sparse_linear", check, cpu.BACKEND, reference.BACKEND)
+OP = Op(
+    "block_sparse_linear",
+    check,
+    triton_backend("block_sparse_linear"),
+    cpu.BACKEND,
+    reference.BACKEND,
+)
 _call = register(
     OP,
     "(Tensor x, Tensor values, Tensor indptr, Tensor indices, int out_features, Tensor? bias, "

@@ -1,20 +1,79 @@
-"""float32 on the CPU by our own kernels (csrc/cpu/block_sparse_linear.h)."""
+"""float32 on the CPU by our own kernels (csrc/cpu/body/block_sparse_linear.h)."""
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
 from torch import Tensor
 
+from secateurs import _C_cpu  # type: ignore[attr-defined]
+from secateurs.ops import cpu
 from secateurs.ops._dispatch import Backend
+from secateurs.ops.block_sparse_linear.reference import ACTIVATIONS
+
+WIDTHS = (16, 32, 64)
+_NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}  # as csrc/cpu/kernels.h
 
 
-def _refuse(*args: Any) -> str | None:
-    return "not built yet"
+def _refuse(x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, *_: object) -> str | None:
+    if x.device.type != "cpu":
+        return f"runs on the CPU, got tensors on {x.device}"
+    if x.dtype != torch.float32:
+        return f"takes float32, got {x.dtype}"
+    if values.shape[2] not in WIDTHS:
+        return f"takes blocks of 16, 32 or 64 outputs, got {values.shape[2]}"
+    if not (values.is_contiguous() and indptr.is_contiguous() and indices.is_contiguous()):
+        return "takes contiguous values, indptr and indices"
+    return None
 
 
-def _run(*args: Any) -> Tensor:
-    raise NotImplementedError
+def _run(
+    x: Tensor,
+    values: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    out_features: int,
+    bias: Tensor | None,
+    activation: str,
+    gate: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    y = x.new_empty((*x.shape[:-1], out_features))
+    x = _matrix(x)
+    m, k = x.shape
+    gate = None if gate is None else _matrix(gate)
+    residual = None if residual is None else _matrix(residual)
+    bias = None if bias is None else bias.contiguous()
+    _, bk, bn = values.shape
+    _C_cpu.block_sparse_linear(
+        cpu.isa_number(),
+        x.data_ptr(),
+        x.stride(0),
+        m,
+        out_features,
+        k,
+        values.data_ptr(),
+        indptr.data_ptr(),
+        indices.data_ptr(),
+        indptr.shape[0] - 1,
+        bk,
+        bn,
+        0 if bias is None else bias.data_ptr(),
+        _NUMBER[activation],
+        0 if gate is None else gate.data_ptr(),
+        0 if gate is None else gate.stride(0),
+        0 if residual is None else residual.data_ptr(),
+        0 if residual is None else residual.stride(0),
+        y.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def _matrix(x: Tensor) -> Tensor:
+    """`[..., K]` as `[M, K]` with contiguous rows, without a copy wherever the rows are evenly spaced."""
+    if x.dim() != 2:
+        x = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
 BACKEND = Backend("cpu", _refuse, _run)

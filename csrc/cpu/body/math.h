@@ -1,0 +1,76 @@
+// Exponentials and activations on vectors: relative error below 1e-6, infinities and NaN as in the
+// formula.
+#pragma once
+
+#include "cpu/kernels.h"
+
+namespace secateurs::cpu::SECATEURS_ISA {
+namespace {
+
+template <int N>
+inline F polynomial(F x, const float (&c)[N]) {
+  F y = set1(c[N - 1]);
+#pragma GCC unroll 16
+  for (int i = N - 2; i >= 0; --i) y = fma(y, x, set1(c[i]));
+  return y;
+}
+
+// 2^x = 2^n 2^f with whole n and |f| <= 1/2. The clamp lies beyond where the result is 0 or
+// infinite; it passes NaN.
+inline F exp2(F x) {
+  constexpr float c[] = {1.0000001f,   0.69314694f,  0.2402212f,
+                         0.055507135f, 0.009675541f, 0.0013276465f};
+  x = min(set1(130), max(set1(-152), x));
+  const F n = round(x);
+  return ldexp(polynomial(x - n, c), n);
+}
+
+// e^x = 2^n e^r; ln 2 is subtracted in two parts, the first short enough for n times it to be
+// exact.
+inline F exp(F x) {
+  constexpr float c[] = {1.0f,         1.0f,         0.4999999f,   0.1666642f,
+                         0.041668225f, 0.008374816f, 0.0013836841f};
+  x = min(set1(90), max(set1(-105), x));
+  const F n = round(x * set1(1.44269504f));
+  const F r = fma(n, set1(2.12194440e-4f), fma(n, set1(-0.693359375f), x));
+  return ldexp(polynomial(r, c), n);
+}
+
+// x Phi(x). The tail Phi(-a) = e^(-a^2/2) g(a) with g a polynomial in 1 / (1 + 0.3 a) (fitted on 0
+// <= a <= 14.5, where the tail underflows), so that large negative x keep their digits, unlike in 1
+// + erf.
+inline F gelu(F x) {
+  constexpr float c[] = {7.3729002e-06f, 0.119484194f, 0.121945344f,  0.0945855156f, 0.142766178f,
+                         -0.0768410936f, 0.228953123f, -0.169308156f, 0.0384075418f};
+  const F a = abs(x);
+  const F t = set1(1) / fma(a, set1(0.3f), set1(1));
+  const F tail = exp(x * x * set1(-0.5f)) * polynomial(t, c);
+  return x * select(x < zero(), tail, set1(1) - tail);
+}
+
+inline F silu(F x) { return x / (set1(1) + exp(zero() - x)); }
+
+// x (1 + tanh u) / 2 = x / (1 + e^(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3).
+inline F gelu_tanh(F x) {
+  const F u = x * fma(x * x, set1(0.0713548162726f), set1(1.595769121606f));
+  return x / (set1(1) + exp(zero() - u));
+}
+
+inline F activate(Activation activation, F x) {
+  switch (activation) {
+    case Activation::none:
+      return x;
+    case Activation::gelu:
+      return gelu(x);
+    case Activation::gelu_tanh:
+      return gelu_tanh(x);
+    case Activation::relu:
+      return max(zero(), x);
+    case Activation::silu:
+      return silu(x);
+  }
+  return x;
+}
+
+}  // namespace
+}  // namespace secateurs::cpu::SECATEURS_ISA

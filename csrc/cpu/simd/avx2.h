@@ -1,0 +1,96 @@
+// 8 floats in one AVX2 register, with fused multiply-add.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace secateurs::cpu::SECATEURS_ISA {
+namespace {
+
+struct F {
+  static constexpr int width = 8;
+  // The register tile of a panel: 12 of 16 registers hold sums.
+  static constexpr int tile_rows(int vectors) { return 12 / vectors; }
+  __m256 v;
+};
+
+struct Mask {
+  __m256 v;
+};
+
+inline __m256i first(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+inline F zero() { return {_mm256_setzero_ps()}; }
+inline F set1(float x) { return {_mm256_set1_ps(x)}; }
+inline F iota() { return {_mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7)}; }
+inline F load(const float* p) { return {_mm256_loadu_ps(p)}; }
+inline F load(const float* p, int n) { return {_mm256_maskload_ps(p, first(n))}; }
+inline void store(float* p, F x) { _mm256_storeu_ps(p, x.v); }
+
+// By pieces: masked stores are microcoded on some CPUs.
+inline void store(float* p, F x, int n) {
+  if (n >= 8) return store(p, x);
+  __m128 part = _mm256_castps256_ps128(x.v);
+  if (n & 4) {
+    _mm_storeu_ps(p, part);
+    part = _mm256_extractf128_ps(x.v, 1);
+    p += 4;
+  }
+  if (n & 2) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(p), part);
+    part = _mm_movehl_ps(part, part);
+    p += 2;
+  }
+  if (n & 1) _mm_store_ss(p, part);
+}
+
+inline F operator+(F a, F b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline F operator-(F a, F b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline F operator*(F a, F b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline F operator/(F a, F b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline F fma(F a, F b, F c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+// Both return b where either is NaN.
+inline F max(F a, F b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline F min(F a, F b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline F abs(F a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+inline F round(F a) { return {_mm256_round_ps(a.v, 8)}; }
+inline Mask operator<(F a, F b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
+inline F select(Mask m, F yes, F no) { return {_mm256_blendv_ps(no.v, yes.v, m.v)}; }
+
+// a * 2^n for whole n in [-252, 254], in two steps so that both powers are normal numbers.
+inline F ldexp(F a, F n) {
+  const __m256i whole = _mm256_cvtps_epi32(n.v), half = _mm256_srai_epi32(whole, 1);
+  const auto power = [](__m256i e) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23));
+  };
+  return {_mm256_mul_ps(_mm256_mul_ps(a.v, power(half)), power(_mm256_sub_epi32(whole, half)))};
+}
+
+// r[i][j] becomes r[j][i].
+inline void transpose(F (&r)[8]) {
+  __m256 a[8], b[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    a[2 * i] = _mm256_unpacklo_ps(r[2 * i].v, r[2 * i + 1].v);
+    a[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i].v, r[2 * i + 1].v);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    b[4 * i] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0x44);
+    b[4 * i + 1] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0xee);
+    b[4 * i + 2] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0x44);
+    b[4 * i + 3] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0xee);
+  }
+  // b[4g + c] holds, in 128-bit lane l, column 4l + c of rows 4g .. 4g + 3.
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    r[c].v = _mm256_permute2f128_ps(b[c], b[c + 4], 0x20);
+    r[c + 4].v = _mm256_permute2f128_ps(b[c], b[c + 4], 0x31);
+  }
+}
+
+}  // namespace
+}  // namespace secateurs::cpu::SECATEURS_ISA

@@ -1,0 +1,77 @@
+// 16 floats in one AVX-512 register.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace secateurs::cpu::SECATEURS_ISA {
+namespace {
+
+struct F {
+  static constexpr int width = 16;
+  // The register tile of a panel: 24 of 32 registers hold sums, whether one or two vectors wide.
+  static constexpr int tile_rows(int vectors) { return 24 / vectors; }
+  __m512 v;
+};
+using Mask = __mmask16;
+
+inline Mask first(int n) { return static_cast<Mask>((1u << n) - 1); }
+
+inline F zero() { return {_mm512_setzero_ps()}; }
+inline F set1(float x) { return {_mm512_set1_ps(x)}; }
+inline F iota() { return {_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)}; }
+inline F load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline F load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+inline void store(float* p, F x) { _mm512_storeu_ps(p, x.v); }
+inline void store(float* p, F x, int n) { _mm512_mask_storeu_ps(p, first(n), x.v); }
+
+inline F operator+(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F operator-(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F operator*(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F operator/(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// Both return b where either is NaN.
+inline F max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F abs(F a) { return {_mm512_abs_ps(a.v)}; }
+inline F round(F a) { return {_mm512_roundscale_ps(a.v, 8)}; }
+inline F ldexp(F a, F n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+inline Mask operator<(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
+inline F select(Mask m, F yes, F no) { return {_mm512_mask_blend_ps(m, no.v, yes.v)}; }
+
+// r[i][j] becomes r[j][i].
+inline void transpose(F (&r)[16]) {
+  __m512 a[16], b[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    a[2 * i] = _mm512_unpacklo_ps(r[2 * i].v, r[2 * i + 1].v);
+    a[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i].v, r[2 * i + 1].v);
+  }
+  const auto pair = [](__m512 x, __m512 y, bool high) {
+    const __m512d p = _mm512_castps_pd(x), q = _mm512_castps_pd(y);
+    return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(p, q) : _mm512_unpacklo_pd(p, q));
+  };
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    b[4 * i] = pair(a[4 * i], a[4 * i + 2], false);
+    b[4 * i + 1] = pair(a[4 * i], a[4 * i + 2], true);
+    b[4 * i + 2] = pair(a[4 * i + 1], a[4 * i + 3], false);
+    b[4 * i + 3] = pair(a[4 * i + 1], a[4 * i + 3], true);
+  }
+  // b[4g + c] holds, in 128-bit lane l, column 4l + c of rows 4g .. 4g + 3.
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512 lo = _mm512_shuffle_f32x4(b[c], b[c + 4], 0x88);  // lanes 0, 2
+    const __m512 hi = _mm512_shuffle_f32x4(b[c + 8], b[c + 12], 0x88);
+    const __m512 lo_odd = _mm512_shuffle_f32x4(b[c], b[c + 4], 0xdd);  // lanes 1, 3
+    const __m512 hi_odd = _mm512_shuffle_f32x4(b[c + 8], b[c + 12], 0xdd);
+    r[c].v = _mm512_shuffle_f32x4(lo, hi, 0x88);
+    r[c + 8].v = _mm512_shuffle_f32x4(lo, hi, 0xdd);
+    r[c + 4].v = _mm512_shuffle_f32x4(lo_odd, hi_odd, 0x88);
+    r[c + 12].v = _mm512_shuffle_f32x4(lo_odd, hi_odd, 0xdd);
+  }
+}
+
+}  // namespace
+}  // namespace secateurs::cpu::SECATEURS_ISA

@@ -1,0 +1,71 @@
+// 4 floats in the compiler's own vectors: SSE2 on x86-64, NEON on ARM, and so on.
+#pragma once
+
+#include <cstdint>
+
+namespace secateurs::cpu::SECATEURS_ISA {
+namespace {
+
+typedef float Floats __attribute__((vector_size(16)));
+typedef std::int32_t Mask __attribute__((vector_size(16)));
+
+struct F {
+  static constexpr int width = 4;
+  // The register tile of a panel: 12 of 16 registers hold sums.
+  static constexpr int tile_rows(int vectors) { return 12 / vectors; }
+  Floats v;
+};
+
+inline F zero() { return {Floats{}}; }
+inline F set1(float x) { return {Floats{x, x, x, x}}; }
+inline F iota() { return {Floats{0, 1, 2, 3}}; }
+inline F load(const float* p) {
+  F x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+inline F load(const float* p, int n) {
+  F x = zero();
+  for (int i = 0; i < n; ++i) x.v[i] = p[i];
+  return x;
+}
+inline void store(float* p, F x) { __builtin_memcpy(p, &x, sizeof x); }
+inline void store(float* p, F x, int n) {
+  for (int i = 0; i < n; ++i) p[i] = x.v[i];
+}
+
+inline F operator+(F a, F b) { return {a.v + b.v}; }
+inline F operator-(F a, F b) { return {a.v - b.v}; }
+inline F operator*(F a, F b) { return {a.v * b.v}; }
+inline F operator/(F a, F b) { return {a.v / b.v}; }
+inline F fma(F a, F b, F c) { return {a.v * b.v + c.v}; }
+inline F select(Mask m, F yes, F no) { return {(Floats)(((Mask)yes.v & m) | ((Mask)no.v & ~m))}; }
+inline Mask operator<(F a, F b) { return a.v < b.v; }
+// Both return b where either is NaN.
+inline F max(F a, F b) { return select(b < a, a, b); }
+inline F min(F a, F b) { return select(a < b, a, b); }
+inline F abs(F a) { return {(Floats)((Mask)a.v & 0x7fffffff)}; }
+
+// Adding 1.5 * 2^23 leaves no bits for a fraction. For magnitudes below 2^22, which is all that is
+// asked here.
+inline F round(F a) {
+  volatile float big = 12582912.0f;
+  const F shift = set1(big);
+  return (a + shift) - shift;
+}
+
+// a * 2^n for whole n in [-252, 254], in two steps so that both powers are normal numbers.
+inline F ldexp(F a, F n) {
+  const Mask whole = __builtin_convertvector(n.v, Mask), half = whole >> 1;
+  const auto power = [](Mask e) { return (Floats)((e + 127) << 23); };
+  return {a.v * power(half) * power(whole - half)};
+}
+
+// r[i][j] becomes r[j][i].
+inline void transpose(F (&r)[4]) {
+  const F a = r[0], b = r[1], c = r[2], d = r[3];
+  for (int j = 0; j < 4; ++j) r[j].v = Floats{a.v[j], b.v[j], c.v[j], d.v[j]};
+}
+
+}  // namespace
+}  // namespace secateurs::cpu::SECATEURS_ISA

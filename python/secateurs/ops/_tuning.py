@@ -1,0 +1,148 @@
+"""Launch configurations: a table of data per architecture, and what `autotune` found faster on this very device.
+
+Tuned choices are kept in `$XDG_CACHE_HOME/secateurs` (`~/.cache/secateurs`), one JSON file per device name and Triton
+version, so that they never outlive either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateurs.errors import BackendError
+from secateurs.ops import _gpu
+
+Key = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Config:
+    """How one kernel is launched.
+
+    Attributes:
+        block_m: rows of the output (queries) per program.
+        step: how far the inner loop goes at once: inputs of a linear, keys of attention.
+        warps: per program.
+        stages: how many steps are in flight.
+    """
+
+    block_m: int
+    step: int
+    warps: int
+    stages: int
+
+
+class Table:
+    """The configurations of one kernel: `rows[architecture][key]`."""
+
+    def __init__(self, kernel: str, rows: Mapping[int, Mapping[Key, Config]]) -> None:
+        self.kernel, self.rows = kernel, rows
+
+    def choose(self, device: torch.device, key: Key) -> Config:
+        """What was tuned for `key` on this device, else the table's own row."""
+        if (trial := _trial.get()) is not None:
+            return trial
+        name = _name(self.kernel, key)
+        return _tuned(device).get(name) or self.rows[_gpu.architecture(device)][key]
+
+    def candidates(self, device: torch.device) -> Iterable[Config]:
+        """Every configuration of the architecture's row, and its neighbours in warps and stages."""
+        found = dict.fromkeys(self.rows[_gpu.architecture(device)].values())
+        for config in list(found):
+            for warps in (4, 8):
+                for stages in (2, 3, 4, 5):
+                    for m in {config.block_m, max(16, config.block_m // 2), config.block_m * 2}:
+                        found[Config(m, config.step, warps, stages)] = None
+        return found
+
+
+@contextmanager
+def trial(config: Config) -> Any:
+    """Launch every kernel inside the block with `config`."""
+    token = _trial.set(config)
+    try:
+        yield
+    finally:
+        _trial.reset(token)
+
+
+def tune(
+    table: Table, key: Key, device: torch.device, call: Callable[[], Any], fits: tuple[type, ...]
+) -> Config:
+    """Time `call` under every candidate, keep the fastest on disk and return it.
+
+    A candidate that does not fit the device raises one of `fits` and is passed over.
+    Raises BackendError without a GPU, or if no candidate runs.
+    """
+    if device.type != "cuda":
+        raise BackendError(f"expected tensors on a GPU to tune for, got {device.type}")
+    times: dict[Config, float] = {}
+    for config in table.candidates(device):
+        with trial(config):
+            try:
+                times[config] = _milliseconds(call)
+            except fits:
+                continue
+    if not times:
+        raise BackendError(f"no launch configuration of {table.kernel} fits {_file(device).stem}")
+    best = min(times, key=times.__getitem__)
+    found = {**_tuned(device), _name(table.kernel, key): best}
+    _write(_file(device), {name: asdict(config) for name, config in found.items()})
+    _tuned.cache_clear()
+    return best
+
+
+_trial: ContextVar[Config | None] = ContextVar("secateurs_trial", default=None)
+
+
+def _milliseconds(call: Callable[[], Any], repeats: int = 20) -> float:
+    call()  # compiles
+    times = []
+    for _ in range(repeats):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop))
+    return sorted(times)[repeats // 2]
+
+
+def _name(kernel: str, key: Key) -> str:
+    return "/".join((kernel, *map(str, key)))
+
+
+@cache
+def _tuned(device: torch.device) -> dict[str, Config]:
+    if device.type != "cuda":
+        return {}
+    try:
+        return {name: Config(**row) for name, row in json.loads(_file(device).read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # none yet, or written by another version: the table stands
+
+
+def _file(device: torch.device) -> Path:
+    import triton
+
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = re.sub(r"\W+", "-", torch.cuda.get_device_name(device))
+    return home / "secateurs" / f"{name}-triton-{triton.__version__}.json"
+
+
+def _write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        json.dump(content, file, indent=1)
+    os.replace(file.name, path)

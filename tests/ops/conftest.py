@@ -1,0 +1,46 @@
+"""What the tests of operations share: random weights, and every instruction set this CPU runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from secateurs.ops import cpu, use_backend
+
+
+@pytest.fixture(params=cpu.isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this CPU runs in turn, with the CPU backend forced."""
+    with use_backend("cpu"), cpu.use_isa(request.param):
+        assert cpu.isa() == request.param
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def random_weight(
+    n: int,
+    k: int,
+    block: tuple[int, int] = (32, 32),
+    density: float = 0.5,
+    dtype: torch.dtype = torch.float32,
+) -> SimpleNamespace:
+    """A block-sparse weight `[n, k]`; `block = (bn, k)` at density 1 is a packed dense one, n of any size."""
+    bn, bk = block
+    rows, columns = -(-n // bn), k // bk
+    keep = torch.rand(rows, columns) < density
+    values = torch.randn(int(keep.sum()), bk, bn, dtype=dtype) * max(k * density, 1) ** -0.5
+    indptr = torch.zeros(rows + 1, dtype=torch.int32)
+    indptr[1:] = keep.sum(1).cumsum(0)
+    return SimpleNamespace(
+        values=values,
+        indptr=indptr,
+        indices=keep.nonzero()[:, 1].to(torch.int32),
+        shape=(n, k),
+    )

@@ -1,0 +1,316 @@
+"""Block-sparse linear against the float64 formula: every instruction set, and the shapes that break kernels."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import oracles
+import pytest
+import torch
+
+from ops.conftest import random_weight
+from secateurs import _C_cpu
+from secateurs.errors import BackendError, OperandError
+from secateurs.ops import ACTIVATIONS, block_sparse_linear, cpu, explain_choice, use_backend
+
+
+def error(y, *args, **kwargs):
+    return oracles.relative_error(y, oracles.block_sparse_linear(*args, **kwargs))
+
+
+def assert_exact(*args, **kwargs):
+    assert (
+        error(block_sparse_linear(*args, **kwargs), *args, **kwargs) < oracles.TOLERANCE["float32"]
+    )
+
+
+def spy(monkeypatch):
+    """The kernel's calls from now on: arguments, and the instruction set that it says it ran on."""
+    calls, kernel = [], _C_cpu.block_sparse_linear
+    monkeypatch.setattr(
+        _C_cpu, "block_sparse_linear", lambda *args: calls.append((args, kernel(*args)))
+    )
+    return calls
+
+
+@pytest.mark.parametrize("m", [0, 1, 2, 3, 5, 7, 11, 12, 13, 24, 25, 127])
+@pytest.mark.parametrize("block", [(16, 32), (32, 32), (64, 16), (32, 1)])
+def test_any_number_of_rows(isa, m, block):
+    assert_exact(torch.randn(m, 96), random_weight(128, 96, block), torch.randn(128))
+
+
+@pytest.mark.parametrize(
+    ("n", "k"), [(1, 1), (31, 7), (33, 100), (70, 384), (32, 257), (100, 1000)]
+)
+@pytest.mark.parametrize("m", [1, 6, 40])
+def test_packed_dense_of_any_size(isa, n, k, m):
+    """One block per row: outputs beyond n are padding, and the inputs are cut into chunks inside the block."""
+    weight = random_weight(n, k, (32, k), density=1)
+    args = (torch.randn(m, k), weight, torch.randn(n), "relu", torch.randn(m, n), torch.randn(m, n))
+    assert_exact(*args)
+
+
+@pytest.mark.parametrize("n", [48, 50, 63])
+@pytest.mark.parametrize("bn", [16, 64])
+def test_last_block_row_sticks_out(isa, n, bn):
+    assert_exact(torch.randn(30, 640), random_weight(n, 640, (bn, 32), 0.9), torch.randn(n))
+
+
+@pytest.mark.parametrize("block", [(16, 16), (32, 64), (64, 64), (32, 512), (32, 3)])
+@pytest.mark.parametrize("density", [0.02, 0.3, 0.95])
+def test_chunks_of_inputs(isa, block, density):
+    """Several chunks of inputs, with sums carried through y, at densities that leave chunks empty."""
+    k = 1536
+    assert_exact(
+        torch.randn(150, k), random_weight(128, k, block, density), torch.randn(128), "silu"
+    )
+
+
+def test_more_rows_than_are_packed_at_once(isa):
+    m, k = 1100, 4096  # more than 4 M floats
+    x, weight = torch.randn(m, k), random_weight(32, k, (32, 32), 0.1)
+    assert_exact(x, weight)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_epilogue(isa, activation):
+    weight, bias = random_weight(64, 64), torch.randn(64)
+    x, gate, residual = torch.randn(3, 9, 64), torch.randn(3, 9, 64), torch.randn(3, 9, 64)
+    assert_exact(x, weight, bias, activation)
+    assert_exact(x, weight, None, activation, gate)
+    assert_exact(x, weight, bias, activation, None, residual)
+    assert_exact(x, weight, bias, activation, gate, residual)
+
+
+@pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a != "none"])
+def test_activation_accuracy(isa, activation):
+    """Value by value, also far out in the tails: 1e-6 relative, and what one rounding of the input would change."""
+    tiny = torch.logspace(-30, 1, 500)
+    x = torch.cat([torch.linspace(-12, 12, 4000), tiny, -tiny])
+    weight = random_weight(32, 1, (32, 1), density=1)
+    weight.values.fill_(1)
+    y = block_sparse_linear(x[:, None], weight, activation=activation)[:, 5]
+    x = x.double().numpy()
+    truth = oracles.activate(activation, x)
+    moved = np.abs(oracles.activate(activation, x * (1 + 2.0**-24)) - truth)
+    assert np.all(np.abs(y.numpy() - truth) <= 1e-6 * np.abs(truth) + moved + 1e-37)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_infinity_and_nan_pass_as_in_the_formula(isa, activation):
+    x = torch.tensor([torch.inf, -torch.inf, torch.nan, 1e38, -1e38, 0.0, -0.0])
+    weight = random_weight(32, 1, (32, 1), density=1)
+    weight.values.fill_(1)
+    y = block_sparse_linear(x[:, None], weight, activation=activation)[:, 0]
+    with np.errstate(all="ignore"):
+        truth = oracles.activate(activation, x.double().numpy())
+    torch.testing.assert_close(y, torch.from_numpy(truth).float(), equal_nan=True)
+
+
+def test_pruned_block_ignores_infinity(isa):
+    weight = random_weight(64, 64, density=1)
+    weight.values, weight.indices = weight.values[[0, 2]], weight.indices[[0, 2]]
+    weight.indptr = torch.tensor([0, 1, 2], dtype=torch.int32)
+    x = torch.randn(4, 64)
+    clean = block_sparse_linear(x, weight)
+    x[:, 32:] = torch.inf
+    assert torch.equal(block_sparse_linear(x, weight), clean)
+
+
+def test_empty_block_rows_and_empty_weight(isa):
+    weight = random_weight(96, 64, density=1)
+    weight.indptr = torch.tensor([0, 2, 2, 4], dtype=torch.int32)
+    weight.values, weight.indices = weight.values[:4], weight.indices[:4]
+    residual = torch.randn(10, 96)
+    assert_exact(torch.randn(10, 64), weight, torch.randn(96), "gelu", None, residual)
+    empty = random_weight(96, 64, density=0)
+    assert_exact(torch.randn(10, 64), empty, torch.randn(96), "gelu", None, residual)
+
+
+def test_no_inputs_at_all(isa):
+    bias = torch.randn(32)
+    y = block_sparse_linear(torch.randn(3, 0), random_weight(32, 0, (32, 1)), bias)
+    assert torch.equal(y, bias.expand(3, 32))
+
+
+def test_output_is_written_once_and_whole(isa, monkeypatch):
+    """No cell keeps what the memory held before, and nothing is added to it."""
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, size: x.new_full(size, torch.nan))
+    assert_exact(torch.randn(29, 1024), random_weight(100, 1024, (32, 1024), 1), torch.randn(100))
+    assert_exact(torch.randn(29, 1024), random_weight(96, 1024, (32, 16), 0.1))
+
+
+@pytest.mark.parametrize("view", ["rows apart", "column major", "batch apart", "expanded"])
+def test_strided_operands(isa, view):
+    def cast(t):  # [2, 9, n] -> the same values in another layout
+        n = t.shape[2]
+        if view == "rows apart":
+            wide = torch.full((2, 9, n + 7), torch.nan)
+            wide[..., 3 : 3 + n] = t
+            return wide[..., 3 : 3 + n]
+        if view == "column major":
+            return t.transpose(1, 2).contiguous().transpose(1, 2)
+        if view == "batch apart":
+            wide = torch.full((2, 11, n), torch.nan)
+            wide[:, :9] = t
+            return wide[:, :9]
+        return t[:, :1].expand(2, 9, n)
+
+    x, gate, residual = (cast(torch.randn(2, 9, 64)) for _ in range(3))
+    wide_bias = torch.randn(64, 2)[:, 0]
+    assert_exact(x, random_weight(64, 64), wide_bias, "gelu", gate, residual)
+
+
+def test_evenly_spaced_rows_are_not_copied(isa, monkeypatch):
+    x = torch.randn(2, 9, 100)[..., :64]
+    calls = spy(monkeypatch)
+    assert_exact(x, random_weight(64, 64), torch.randn(64))
+    assert [args[1:3] for args, _ in calls] == [(x.data_ptr(), 100)]
+
+
+@pytest.mark.parametrize("density", [0.2, 1.0])
+@pytest.mark.parametrize("m", [4, 300])
+def test_same_bits_for_any_number_of_threads(isa, m, density):
+    x, weight = torch.randn(m, 512), random_weight(512, 512, (32, 32), density)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            results.append(block_sparse_linear(x, weight))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(y, results[0]) for y in results)
+
+
+def test_calls_from_two_python_threads(isa):
+    number = cpu.isa_number()
+    cases = [(torch.randn(200, 256), random_weight(256, 256)) for _ in range(2)]
+    expected = [block_sparse_linear(*case) for case in cases]
+
+    def call(i):
+        with use_backend("cpu"), cpu.use_isa(cpu._C_cpu.isa_name(number)):
+            return all(torch.equal(block_sparse_linear(*cases[i]), expected[i]) for _ in range(30))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(call, range(2)))
+
+
+def test_the_instruction_set_asked_for_is_the_one_that_runs(isa, monkeypatch):
+    calls = spy(monkeypatch)
+    block_sparse_linear(torch.randn(2, 32), random_weight(32, 32))
+    assert [ran for _, ran in calls] == [isa]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("block", [(32, 32), (8, 4), (32, 96)])
+def test_reference(dtype, block):
+    weight = random_weight(64, 96, block, 0.6, dtype)
+    x, bias, gate, residual = (
+        torch.randn(*s, dtype=dtype) for s in ((2, 5, 96), (64,), (2, 5, 64), (2, 5, 64))
+    )
+    with use_backend("reference"):
+        y = block_sparse_linear(x, weight, bias, "gelu", gate, residual)
+    assert y.dtype == dtype
+    up = [t.double() for t in (x, bias, gate, residual)]
+    weight.values = weight.values.double()
+    truth = oracles.block_sparse_linear(up[0], weight, up[1], "gelu", up[2], up[3])
+    assert (
+        oracles.relative_error(y.double(), truth)
+        < oracles.TOLERANCE[str(dtype).removeprefix("torch.")]
+    )
+
+
+def test_gradients_are_those_of_the_formula():
+    weight = random_weight(64, 64, (32, 32), 0.6, torch.float64)
+    x, bias, gate, residual = (
+        torch.randn(*s, dtype=torch.float64, requires_grad=True)
+        for s in ((3, 64), (64,), (3, 64), (3, 64))
+    )
+    weight.values.requires_grad_()
+
+    def call(x, values, bias, gate, residual):
+        packed = type(weight)(**{**vars(weight), "values": values})
+        return block_sparse_linear(x, packed, bias, "gelu", gate, residual)
+
+    inputs = (x, weight.values, bias, gate, residual)
+    assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
+
+
+def test_gradients_flow_through_the_kernel(isa):
+    weight, x = random_weight(64, 64), torch.randn(3, 64, requires_grad=True)
+    (grad,) = torch.autograd.grad(block_sparse_linear(x, weight, activation="silu").sum(), x)
+    with use_backend("reference"):
+        (truth,) = torch.autograd.grad(block_sparse_linear(x, weight, activation="silu").sum(), x)
+    torch.testing.assert_close(grad, truth)
+
+
+def test_misfits_are_refused_in_words():
+    weight, x = random_weight(64, 64), torch.randn(3, 64)
+    cases = [
+        (dict(x=torch.randn(3, 60)), r"K a multiple of the block's 32, got K = 60"),
+        (dict(bias=torch.randn(63)), r"bias of shape \(64,\), got \(63,\)"),
+        (dict(residual=torch.randn(2, 64)), r"residual of shape \(3, 64\), got \(2, 64\)"),
+        (dict(gate=torch.randn(64)), r"gate of shape \(3, 64\), got \(64,\)"),
+        (dict(activation="tanh"), r"activation among none, gelu, .*got 'tanh'"),
+        (
+            dict(bias=torch.randn(64).double()),
+            r"bias in the dtype of x, torch.float32, got torch.float64",
+        ),
+        (dict(residual=torch.randn(3, 64, device="meta")), r"on cpu like x, got one on meta"),
+        (dict(x=torch.tensor(1.0)), r"x \[\.\.\., K\]"),
+    ]
+    for change, message in cases:
+        with pytest.raises(OperandError, match=message):
+            block_sparse_linear(**{"x": x, "weight": weight, **change})
+    for shape, message in (((65, 64), "got 65"), ((32, 64), "got 32")):
+        weight.shape = shape
+        with pytest.raises(OperandError, match=message):
+            block_sparse_linear(x, weight)
+
+
+def test_cpu_backend_refuses_in_words_and_never_falls_back():
+    x = torch.randn(3, 64)
+    cases = [
+        (
+            x.double(),
+            random_weight(64, 64, dtype=torch.float64),
+            "takes float32, got torch.float64",
+        ),
+        (x, random_weight(64, 64, (8, 8)), "takes blocks of 16, 32 or 64 outputs, got 8"),
+    ]
+    for x, weight, message in cases:
+        choice = explain_choice(block_sparse_linear, x, weight)
+        assert choice.backend == "reference"
+        assert message in choice.refusals["cpu"]
+        with use_backend("cpu"), pytest.raises(BackendError, match=message):
+            block_sparse_linear(x, weight)
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_torch_accepts_the_operator(activation):
+    weight, x = random_weight(64, 64), torch.randn(3, 64, requires_grad=True)
+    args = (
+        x,
+        weight.values,
+        weight.indptr,
+        weight.indices,
+        64,
+        torch.randn(64),
+        activation,
+        None,
+        x.detach(),
+    )
+    torch.library.opcheck(torch.ops.secateurs.block_sparse_linear.default, args)
+
+
+def test_compiles_without_graph_breaks():
+    weight, x = random_weight(64, 64), torch.randn(3, 64)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def twice(x):
+        return block_sparse_linear(block_sparse_linear(x, weight, None, "gelu"), weight, residual=x)
+
+    h = block_sparse_linear(x, weight, None, "gelu")
+    assert torch.equal(twice(x), block_sparse_linear(h, weight, residual=x))

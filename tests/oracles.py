@@ -1,0 +1,107 @@
+"""Independent formulas in float64: they judge even the reference, and share no code with the package."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+# Relative error (root mean square over that of the truth) that a correct kernel of a dtype stays below.
+TOLERANCE = {"float64": 1e-12, "float32": 1e-6, "bfloat16": 1e-2, "float16": 2e-3}
+
+
+def relative_error(got: Any, truth: Array) -> float:
+    """Root mean square error over the root mean square of the truth; infinite where either is not finite."""
+    got = np.asarray(got, dtype=np.float64)
+    assert got.shape == truth.shape, f"shape {got.shape}, expected {truth.shape}"
+    if not truth.size:
+        return 0.0
+    error = np.sqrt(np.mean((got - truth) ** 2)) / max(np.sqrt(np.mean(truth**2)), 1e-30)
+    return float(error) if np.isfinite(error) else math.inf
+
+
+def activate(name: str, x: Array) -> Array:
+    """The activation `name`, element by element."""
+    if name == "none":
+        return x
+    if name == "relu":
+        return np.maximum(x, 0)
+    if name == "silu":
+        return x / (1 + np.exp(-x))
+    if name == "gelu_tanh":
+        return x / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    assert name == "gelu"
+    return x * 0.5 * np.vectorize(math.erfc, otypes=[np.float64])(-x / math.sqrt(2))
+
+
+def dense_weight(weight: Any) -> Array:
+    """A block-sparse weight `[N, K]`, expanded block by block."""
+    n, k = weight.shape
+    values = np.asarray(weight.values, dtype=np.float64)  # [nnz, bk, bn]
+    indptr, indices = weight.indptr.tolist(), weight.indices.tolist()
+    _, bk, bn = values.shape
+    dense = np.zeros(((len(indptr) - 1) * bn, k))
+    for row in range(len(indptr) - 1):
+        for block in range(indptr[row], indptr[row + 1]):
+            column = indices[block]
+            dense[row * bn : (row + 1) * bn, column * bk : (column + 1) * bk] = values[block].T
+    return dense[:n]
+
+
+def block_sparse_linear(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    activation: str = "none",
+    gate: Any = None,
+    residual: Any = None,
+) -> Array:
+    """act(x W^T + bias) * gate + residual."""
+    y = np.asarray(x, dtype=np.float64) @ dense_weight(weight).T
+    if bias is not None:
+        y = y + np.asarray(bias, dtype=np.float64)
+    y = activate(activation, y)
+    if gate is not None:
+        y = y * np.asarray(gate, dtype=np.float64)
+    return y if residual is None else y + np.asarray(residual, dtype=np.float64)
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    kv_of: Any = None,
+    key_mask: Any = None,
+    mask: Any = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Array:
+    """Softmax attention `[B, Tq, Hq, D]`, one query at a time over the keys it may attend."""
+    q, k, v = (np.asarray(t, dtype=np.float64) for t in (q, k, v))
+    (batch, heads, tq, dim), (kv_heads, tk) = q.shape, k.shape[1:3]
+    scale = dim**-0.5 if scale is None else scale
+    out = np.zeros((batch, tq, heads, dim))
+    bias = np.zeros((batch, heads, tq, tk))
+    if mask is not None:
+        mask = np.asarray(mask)
+        bias = bias + (np.where(mask, 0.0, -np.inf) if mask.dtype == bool else mask)
+    for b in range(batch):
+        for h in range(heads):
+            g = int(kv_of[h]) if kv_of is not None else h * kv_heads // heads
+            for i in range(tq):
+                seen = bias[b, h, i] > -np.inf
+                if key_mask is not None:
+                    seen = seen & np.asarray(key_mask)[b]
+                if causal:
+                    seen = seen & (np.arange(tk) <= i + tk - tq)
+                if not seen.any():
+                    continue
+                score = scale * (k[b, g, seen] @ q[b, h, i]) + bias[b, h, i, seen]
+                weight = np.exp(score - score.max())
+                out[b, i, h] = weight @ v[b, g, seen] / weight.sum()
+    return out
