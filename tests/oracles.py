@@ -1,4 +1,5 @@
-"""Independent formulas in float64: they judge even the reference, and share no code with the package."""
+"""Independent formulas in float64: they judge even the reference, and share no code with the
+package."""
 
 from __future__ import annotations
 
@@ -10,12 +11,14 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-# Relative error (root mean square over that of the truth) that a correct kernel of a dtype stays below.
+# Relative error (root mean square over that of the truth) that a correct kernel of a dtype stays
+# below.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-6, "bfloat16": 1e-2, "float16": 2e-3}
 
 
 def relative_error(got: Any, truth: Array) -> float:
-    """Root mean square error over the root mean square of the truth; infinite where either is not finite."""
+    """Root mean square error over the root mean square of the truth; infinite where either is not
+    finite."""
     got = np.asarray(got, dtype=np.float64)
     assert got.shape == truth.shape, f"shape {got.shape}, expected {truth.shape}"
     if not truth.size:

@@ -31,7 +31,8 @@ def random_weight(
     density: float = 0.5,
     dtype: torch.dtype = torch.float32,
 ) -> SimpleNamespace:
-    """A block-sparse weight `[n, k]`; `block = (bn, k)` at density 1 is a packed dense one, n of any size."""
+    """A block-sparse weight `[n, k]`; `block = (bn, k)` at density 1 is a packed dense one, n of
+    any size."""
     bn, bk = block
     rows, columns = -(-n // bn), k // bk
     keep = torch.rand(rows, columns) < density

@@ -1,4 +1,5 @@
-"""Block-sparse linear against the float64 formula: every instruction set, and the shapes that break kernels."""
+"""Block-sparse linear against the float64 formula: every instruction set, and the shapes that break
+kernels."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def test_any_number_of_rows(isa, m, block):
 )
 @pytest.mark.parametrize("m", [1, 6, 40])
 def test_packed_dense_of_any_size(isa, n, k, m):
-    """One block per row: outputs beyond n are padding, and the inputs are cut into chunks inside the block."""
+    """One block per row: outputs beyond n are padding, and the inputs are cut into chunks inside
+    the block."""
     weight = random_weight(n, k, (32, k), density=1)
     args = (torch.randn(m, k), weight, torch.randn(n), "relu", torch.randn(m, n), torch.randn(m, n))
     assert_exact(*args)
@@ -60,7 +62,8 @@ def test_last_block_row_sticks_out(isa, n, bn):
 @pytest.mark.parametrize("block", [(16, 16), (32, 64), (64, 64), (32, 512), (32, 3)])
 @pytest.mark.parametrize("density", [0.02, 0.3, 0.95])
 def test_chunks_of_inputs(isa, block, density):
-    """Several chunks of inputs, with sums carried through y, at densities that leave chunks empty."""
+    """Several chunks of inputs, with sums carried through y, at densities that leave chunks
+    empty."""
     k = 1536
     assert_exact(
         torch.randn(150, k), random_weight(128, k, block, density), torch.randn(128), "silu"
@@ -85,7 +88,8 @@ def test_epilogue(isa, activation):
 
 @pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a != "none"])
 def test_activation_accuracy(isa, activation):
-    """Value by value, also far out in the tails: 1e-6 relative, and what one rounding of the input would change."""
+    """Value by value, also far out in the tails: 1e-6 relative, and what one rounding of the input
+    would change."""
     tiny = torch.logspace(-30, 1, 500)
     x = torch.cat([torch.linspace(-12, 12, 4000), tiny, -tiny])
     weight = random_weight(32, 1, (32, 1), density=1)

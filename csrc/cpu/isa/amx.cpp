@@ -1,3 +1,5 @@
 #define SECATEURS_ISA amx
-#include "cpu/body/table.h"
+
 #include "cpu/simd/avx512.h"
+
+#include "cpu/body/table.h"

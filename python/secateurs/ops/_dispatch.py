@@ -1,7 +1,8 @@
 """Which backend runs an operation, and why the others do not.
 
-A backend is a record: it refuses a call with a sentence, or runs it. Automatic choice takes the first that does not
-refuse. A forced one (`SECATEURS_BACKEND`, or `with use_backend(...)`) runs or raises; it never falls back.
+A backend is a record: it refuses a call with a sentence, or runs it. Automatic choice takes the
+first that does not refuse. A forced one (`SECATEURS_BACKEND`, or `with use_backend(...)`) runs or
+raises; it never falls back.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to run an operation; `refuse` and `run` take the operation's arguments in the order of its schema."""
+    """One way to run an operation; `refuse` and `run` take the operation's arguments in the order
+    of its schema."""
 
     name: str
     refuse: Callable[..., str | None]
@@ -33,7 +35,8 @@ class Backend:
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend that would run a call (None: none would), and the reason of each one that would not."""
+    """The backend that would run a call (None: none would), and the reason of each one that would
+    not."""
 
     backend: str | None
     refusals: dict[str, str]
@@ -42,7 +45,8 @@ class Choice:
 class Op:
     """An operation and the backends that implement it, in order of preference.
 
-    `check` takes the operation's arguments and raises OperandError, in a sentence, unless they fit together.
+    `check` takes the operation's arguments and raises OperandError, in a sentence, unless they fit
+    together.
     """
 
     def __init__(self, name: str, check: Callable[..., None], *backends: Backend) -> None:
@@ -83,9 +87,11 @@ class Op:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Force every operation inside the block onto one backend, or give the choice back with `"auto"`.
+    """Force every operation inside the block onto one backend, or give the choice back with
+    `"auto"`.
 
-    Raises BackendError for an unknown name, and inside the block wherever that backend refuses a call.
+    Raises BackendError for an unknown name, and inside the block wherever that backend refuses a
+    call.
     """
     token = _forced.set(_known(name))
     try:

@@ -1,4 +1,5 @@
-"""How an operation becomes known to torch: a schema, one implementation for all devices, shapes, gradients."""
+"""How an operation becomes known to torch: a schema, one implementation for all devices, shapes,
+gradients."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ def register(
 ) -> Any:
     """Register `op` under `secateurs::<name>` and return what calls it.
 
-    `shape` returns an uninitialised output. Gradients are those of `reference`, which the backward pass runs again:
-    no kernel has to be differentiable, and no gradient is lost.
+    `shape` returns an uninitialised output. Gradients are those of `reference`, which the backward
+    pass runs again: no kernel has to be differentiable, and no gradient is lost.
     """
     _LIBRARY.define(f"{op.name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(op.name, op.run, "CPU")

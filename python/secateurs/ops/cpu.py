@@ -19,8 +19,8 @@ from secateurs.errors import BackendError
 
 
 def isa() -> str:
-    """Name of the instruction set the kernels run on. Raises BackendError if the one forced is unknown or not
-    supported by this CPU."""
+    """Name of the instruction set the kernels run on. Raises BackendError if the one forced is
+    unknown or not supported by this CPU."""
     return _C_cpu.isa_name(isa_number())
 
 
@@ -31,7 +31,8 @@ def isas() -> list[str]:
 
 @contextmanager
 def use_isa(name: str) -> Iterator[None]:
-    """Run the CPU kernels inside the block on one instruction set. Raises BackendError like `isa`."""
+    """Run the CPU kernels inside the block on one instruction set. Raises BackendError like
+    `isa`."""
     token = _forced.set(_number(name))
     try:
         yield
@@ -46,7 +47,8 @@ def isa_number() -> int:
 
 
 def build_info() -> dict[str, Any]:
-    """Version, commit, compiler, the instruction sets compiled, those that run here, and the one in use."""
+    """Version, commit, compiler, the instruction sets compiled, those that run here, and the one in
+    use."""
     return {**_C_cpu.build_info(), "supported": isas(), "isa": isa()}
 
 

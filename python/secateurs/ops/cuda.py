@@ -1,4 +1,5 @@
-"""The CUDA module: whether it was built, and what it sees. It imports without a GPU, and may be absent."""
+"""The CUDA module: whether it was built, and what it sees. It imports without a GPU, and may be
+absent."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ except ImportError:
 
 
 def build_info() -> dict[str, Any]:
-    """Version, commit, toolkit, architectures compiled, driver and devices; or why there is no CUDA module."""
+    """Version, commit, toolkit, architectures compiled, driver and devices; or why there is no CUDA
+    module."""
     if _C_cuda is None:
         return {"missing": "built without CUDA (no nvcc was found, or SECATEURS_CUDA=off)"}
     info = {

@@ -16,7 +16,8 @@ from secateurs.ops.block_sparse_linear.reference import ACTIVATIONS
 
 
 class Weight(Protocol):
-    """A weight `[N, K]` as the blocks that are kept, as `secateurs.formats.BlockSparseWeight` describes."""
+    """A weight `[N, K]` as the blocks that are kept, as `secateurs.formats.BlockSparseWeight`
+    describes."""
 
     values: Tensor  # [nnz, bk, bn]
     indptr: Tensor  # int32 [rows + 1]
@@ -34,12 +35,13 @@ def block_sparse_linear(
 ) -> Tensor:
     """act(x W^T + bias) * gate + residual, shape `[..., N]`.
 
-    Only stored blocks are multiplied: an infinity or NaN in `x` does not pass through a block that was pruned.
+    Only stored blocks are multiplied: an infinity or NaN in `x` does not pass through a block that
+    was pruned.
 
     Args:
         x: `[..., K]`.
-        weight: block-sparse `[N, K]`, or dense in the same format (one block per block row). Its indices are
-            trusted: validate them where they are made.
+        weight: block-sparse `[N, K]`, or dense in the same format (one block per block row). Its
+            indices are trusted: validate them where they are made.
         bias: `[N]`.
         activation: one of `ACTIVATIONS`; "gelu" is the exact one, by erf.
         gate: `[..., N]`, multiplies what the activation returns.
@@ -79,8 +81,8 @@ def check(
     """Raise OperandError, in a sentence, unless the operands fit together."""
     if x.dim() < 1 or values.dim() != 3 or indptr.dim() != 1 or indices.dim() != 1:
         raise OperandError(
-            "expected x [..., K], values [nnz, bk, bn], indptr [rows + 1] and indices [nnz], got shapes "
-            f"{[tuple(t.shape) for t in (x, values, indptr, indices)]}"
+            "expected x [..., K], values [nnz, bk, bn], indptr [rows + 1] and indices [nnz], "
+            f"got shapes {[tuple(t.shape) for t in (x, values, indptr, indices)]}"
         )
     k, (nnz, bk, bn), rows = x.shape[-1], values.shape, indptr.shape[0] - 1
     if indices.shape[0] != nnz:
@@ -89,8 +91,8 @@ def check(
         )
     if not max(rows - 1, 0) * bn < max(out_features, 1) <= max(rows * bn, 1):
         raise OperandError(
-            f"expected between {max(rows - 1, 0) * bn + 1} and {rows * bn} outputs from {rows} block rows "
-            f"of {bn}, got {out_features}"
+            f"expected between {max(rows - 1, 0) * bn + 1} and {rows * bn} outputs "
+            f"from {rows} block rows of {bn}, got {out_features}"
         )
     if k % bk if bk else k:
         raise OperandError(

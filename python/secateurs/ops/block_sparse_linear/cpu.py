@@ -70,7 +70,8 @@ def _run(
 
 
 def _matrix(x: Tensor) -> Tensor:
-    """`[..., K]` as `[M, K]` with contiguous rows, without a copy wherever the rows are evenly spaced."""
+    """`[..., K]` as `[M, K]` with contiguous rows, without a copy wherever the rows are evenly
+    spaced."""
     if x.dim() != 2:
         x = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
