@@ -57,6 +57,12 @@ def tiny_model(kind: str, **changes: object) -> nn.Module:
     return model.eval()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Measured costs of a test run are not those of the user's machine."""
+    os.environ["SECATEURS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(params=["bert", "roberta", "electra", "distilbert", "llama"])
 def family(request: pytest.FixtureRequest) -> str:
     return request.param

@@ -27,7 +27,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from secateurs.convert import CompactLinear, compact_blocks, conversion_of, rebuild
+from secateurs.convert import (
+    CompactLinear,
+    compact_blocks,
+    conversion_of,
+    rebuild,
+)
+from secateurs.cost import FormPicker, machine
 from secateurs.errors import CheckpointError, FormatError
 from secateurs.formats import BlockSparseWeight
 from secateurs.modules import Attention, Constant, FeedForward, Layer
@@ -60,6 +66,8 @@ def save(model: nn.Module, directory: str | Path) -> None:
         config["dtype"] = str(model.dtype).removeprefix("torch.")
         config["secateurs"] = {
             "format_version": FORMAT_VERSION,
+            # Which form each linear took is bound to the machine it was measured on.
+            "forms": {"machine": machine(), "picked": conversion.forms},
             "sha256": {name: _digest(scratch / name) for name in (WEIGHTS, PLAN)},
         }
         (scratch / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -95,7 +103,9 @@ def load(directory: str | Path, *, device: str | torch.device = "cpu") -> nn.Mod
         compact = [_read_layer(tensors, sites, plan, i, templates[i]) for i in range(layer_count)]
         _read_outer(model, tensors, sites)
         model.config.num_hidden_layers = layer_count
-        return rebuild(model, templates, sites, plan, compact)
+        forms = config_dict["secateurs"]["forms"]
+        fixed = forms["picked"] if forms["machine"] == machine() else None
+        return rebuild(model, templates, sites, plan, compact, FormPicker(fixed=fixed))
     except (KeyError, SafetensorError, FormatError, AttributeError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise

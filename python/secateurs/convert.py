@@ -13,6 +13,7 @@ from transformers.activations import ACT2FN
 
 from secateurs import interface
 from secateurs.apply import check_finite
+from secateurs.cost import CostTable, FormPicker
 from secateurs.errors import PlanError
 from secateurs.formats import BlockSparseWeight
 from secateurs.modules import (
@@ -38,9 +39,6 @@ EPILOGUE = {
     "silu": "silu",
     "swish": "silu",
 }
-
-# Above this share of stored blocks the panels of a dense weight are faster than block indices.
-BLOCK_BREAK_EVEN = 0.9
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,14 @@ def conversion_of(model: nn.Module) -> Conversion:
 
 
 @torch.no_grad()
-def convert(model: nn.Module, plan: SparsityPlan, *, inplace: bool = False) -> nn.Module:
+def convert(
+    model: nn.Module,
+    plan: SparsityPlan,
+    *,
+    tokens: int = 256,
+    costs: CostTable | None = None,
+    inplace: bool = False,
+) -> nn.Module:
     """The model without what `plan` removes, on our kernels; computes what `apply(model, plan)`
     computes.
 
@@ -128,7 +133,8 @@ def convert(model: nn.Module, plan: SparsityPlan, *, inplace: bool = False) -> n
         {role: slice_linear(sites, model, plan, i, role) for role in shape.linears()}
         for i, shape in enumerate(sites.layers)
     ]
-    return rebuild(model, list(model.get_submodule(sites.path)), sites, plan, compact)
+    picker = FormPicker(tokens=tokens, costs=costs)
+    return rebuild(model, list(model.get_submodule(sites.path)), sites, plan, compact, picker)
 
 
 def slice_linear(
@@ -167,6 +173,7 @@ def rebuild(
     sites: Sites,
     plan: SparsityPlan,
     compact: list[dict[str, CompactLinear]],
+    picker: FormPicker,
 ) -> nn.Module:
     """Replace the layers of `model`, in place, by converted ones made of compact weights.
 
@@ -176,9 +183,10 @@ def rebuild(
     conversion = Conversion(plan, sites)
     layers = []
     for i, (template, weights) in enumerate(zip(templates, compact, strict=True)):
-        builder = _LayerBuilder(sites.family, model.config, i, sites.keep(plan, i), weights)
+        builder = _LayerBuilder(sites.family, model.config, i, sites.keep(plan, i), weights, picker)
         layers.append(builder.build(template))
         conversion.reports += builder.reports
+    conversion.forms = picker.picked
     parent, _, name = sites.path.rpartition(".")
     setattr(model.get_submodule(parent), name, nn.ModuleList(layers))
     model.secateurs = conversion
@@ -196,9 +204,10 @@ class _LayerBuilder:
         index: int,
         keep: LayerKeep,
         weights: Mapping[str, CompactLinear],
+        picker: FormPicker,
     ) -> None:
         self.family, self.config, self.index = family, config, index
-        self.keep, self.weights = keep, weights
+        self.keep, self.weights, self.picker = keep, weights, picker
         self.reports: list[SiteReport] = []
 
     def build(self, template: nn.Module) -> Layer:
@@ -266,28 +275,24 @@ class _LayerBuilder:
         weight = torch.cat([part.weight for part in parts])
         biases = [part.bias for part in parts if part.bias is not None]
         bias = torch.cat(biases) if biases else None
-        name = "+".join(roles)
+        forms: dict[str, nn.Module] = {"torch": DenseLinear(weight, bias, activation)}
+        note, name = "", "+".join(roles)
         if weight.device.type != "cpu" or weight.dtype != torch.float32:
-            reason = f"no kernel of ours for {weight.dtype} on {weight.device.type} yet"
-            module: nn.Module = DenseLinear(weight, bias, activation)
-            return self._report(name, module, "torch", reason)
-        grid, block = _common_grid(parts)
-        stated = any(role in self.keep.blocks for role in roles)
-        if grid is not None and block is not None:
-            density = float(grid.float().mean()) if grid.numel() else 1.0
-            if density <= BLOCK_BREAK_EVEN:
-                packed = BlockSparseWeight.pack(weight, grid, block)
-                reason = f"{density:.2f} of the {block[0]}x{block[1]} blocks are stored"
-                return self._report(
-                    name, PackedLinear(packed, bias, activation), "block-sparse", reason
-                )
-            reason = f"block density {density:.2f} is above the break-even {BLOCK_BREAK_EVEN}"
-        elif stated:
-            reason = "blocks no longer align once heads or neurons are sliced off"
+            note = f"no kernel of ours for {weight.dtype} on {weight.device.type} yet"
         else:
-            reason = "no blocks in the plan; packed in panels, epilogue fused"
-        module = PackedLinear(BlockSparseWeight.pack_dense(weight), bias, activation)
-        return self._report(name, module, "dense panels", reason)
+            packed = BlockSparseWeight.pack_dense(weight)
+            forms["dense panels"] = PackedLinear(packed, bias, activation)
+            grid, block = _common_grid(parts)
+            if grid is not None and block is not None:
+                packed = BlockSparseWeight.pack(weight, grid, block)
+                forms["block-sparse"] = PackedLinear(packed, bias, activation)
+                note = f"{packed.density:.2f} of the {block[0]}x{block[1]} blocks are stored"
+            elif any(role in self.keep.blocks for role in roles):
+                note = "blocks no longer align once heads or neurons are sliced off"
+        form, why = self.picker.pick(
+            f"layers.{self.index}.{name}", forms, with_residual=roles[0] in ("output", "down")
+        )
+        return self._report(name, forms[form], form, "; ".join(filter(None, (note, why))))
 
     def _report(self, part: str, module: nn.Module | None, action: str, reason: str) -> nn.Module:
         self.reports.append(SiteReport(f"layers.{self.index}.{part}", action, reason))

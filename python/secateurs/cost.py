@@ -1,0 +1,156 @@
+"""What a linear costs on this machine in each form it could take, and the form it therefore takes.
+
+Times are measured at first use and kept on disk, so that a conversion is quick and repeats itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from secateurs import ops
+from secateurs.environment import device_name
+from secateurs.errors import PlanError
+
+ROUNDS = 7
+# Weights below this many elements are not worth a measurement: launching costs more than they do.
+# Of
+# those, one with at most this share of its blocks runs block-sparse, another in the panels of a
+# dense weight.
+MEASURED_FROM = 1 << 14
+BLOCK_BREAK_EVEN = 0.9
+
+
+def machine() -> str:
+    """What a measured time depends on besides the call: CPU, instruction set, threads, versions."""
+    cpu = ops.build_info()["cpu"]
+    parts = (
+        device_name(torch.device("cpu")),
+        cpu["isa"],
+        f"{torch.get_num_threads()} threads",
+        f"secateurs {cpu['version']}",
+        f"torch {torch.__version__}",
+    )
+    return ", ".join(parts)
+
+
+class CostTable:
+    """Milliseconds of linears by description and form, for this machine.
+
+    Args:
+        directory: where tables are kept, one file per machine; None keeps nothing. By default
+            `SECATEURS_CACHE`, else `secateurs` under the user's cache directory.
+    """
+
+    def __init__(self, directory: str | Path | None = "default") -> None:
+        if directory == "default":
+            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            directory = os.environ.get("SECATEURS_CACHE") or Path(home) / "secateurs"
+        name = hashlib.sha256(machine().encode()).hexdigest()[:16]
+        self._path = None if directory is None else Path(directory) / f"costs-{name}.json"
+        self._times: dict[str, dict[str, float]] = {}
+        # A table that cannot be read is measured again, one that cannot be kept is not: both cost
+        # only time.
+        with contextlib.suppress(OSError, ValueError):
+            if self._path is not None:
+                self._times = json.loads(self._path.read_text())["times"]
+
+    def times(
+        self, name: str, forms: Mapping[str, nn.Module], x: Tensor, residual: Tensor | None
+    ) -> dict[str, float]:
+        """Median milliseconds of each form of one linear on `x`, the forms timed in turns.
+
+        Args:
+            name: describes the linear and the call; a known one is not measured again.
+            forms: modules that compute the same.
+        """
+        known = self._times.get(name, {})
+        if known.keys() >= forms.keys():
+            return {form: known[form] for form in forms}
+        samples: dict[str, list[float]] = {form: [] for form in forms}
+        with torch.inference_mode():
+            for module in forms.values():
+                module(x, residual=residual)
+            for _ in range(ROUNDS):
+                for form, module in forms.items():
+                    start = time.perf_counter()
+                    module(x, residual=residual)
+                    samples[form].append(1e3 * (time.perf_counter() - start))
+        self._times[name] = {form: statistics.median(s) for form, s in samples.items()}
+        self._keep()
+        return self._times[name]
+
+    def _keep(self) -> None:
+        if self._path is None:
+            return
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._path.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps({"machine": machine(), "times": self._times}, indent=1))
+            partial.replace(self._path)
+
+
+class FormPicker:
+    """Picks the form each linear runs in: the one fixed before, else the one measured fastest.
+
+    Args:
+        fixed: form by site, as an earlier conversion on this machine picked it.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens: int = 256,
+        costs: CostTable | None = None,
+        fixed: Mapping[str, str] | None = None,
+    ) -> None:
+        if tokens < 1:
+            raise PlanError(f"expected at least one token, got {tokens}")
+        self.tokens, self.fixed = tokens, fixed or {}
+        self.picked: dict[str, str] = {}
+        self._costs = costs
+
+    def pick(
+        self, site: str, forms: Mapping[str, nn.Module], *, with_residual: bool
+    ) -> tuple[str, str]:
+        """The name of one of `forms`, and why it was picked."""
+        form, why = self._pick(site, forms, with_residual)
+        self.picked[site] = form
+        return form, why
+
+    def _pick(
+        self, site: str, forms: Mapping[str, nn.Module], with_residual: bool
+    ) -> tuple[str, str]:
+        if len(forms) == 1:
+            return next(iter(forms)), ""
+        if self.fixed.get(site) in forms:
+            return self.fixed[site], "as picked when it was converted on this machine"
+        weight, sparse = forms["torch"].weight, forms.get("block-sparse")
+        if weight.numel() < MEASURED_FROM:
+            small = "the weight is too small to be worth a measurement"
+            if sparse is None:
+                return "dense panels", small
+            below = sparse.weight.density <= BLOCK_BREAK_EVEN
+            told = f"{small}, the usual break-even is {BLOCK_BREAK_EVEN}"
+            return ("block-sparse" if below else "dense panels"), told
+        x = torch.randn(self.tokens, weight.shape[1], generator=torch.Generator().manual_seed(0))
+        residual = torch.zeros(self.tokens, weight.shape[0]) if with_residual else None
+        description = f"{weight.shape[0]}x{weight.shape[1]} at {self.tokens} tokens, "
+        description += f"{forms['torch'].activation}, residual={with_residual}"
+        if sparse is not None:
+            description += f", {sparse.weight.block} at {sparse.weight.density:.2f}"
+        if self._costs is None:
+            self._costs = CostTable()
+        times = self._costs.times(description, forms, x, residual)
+        order = sorted(times, key=times.__getitem__)
+        told = ", ".join(f"{form} {times[form]:.3f} ms" for form in order)
+        return order[0], f"{told} at {self.tokens} tokens"
