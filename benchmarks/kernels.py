@@ -12,10 +12,15 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+# Not the folder of this file: transformers would take kernels.py for the package of that name.
+sys.path.remove(str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import torch
-from peak import Peak, measure_peak
+from benchmarks.peak import Peak, measure_peak
 from torch import Tensor
 from torch.nn import functional as F
 

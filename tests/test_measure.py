@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import json
 import math
+import time
 
 import pytest
 import torch
 from torch import nn
 
-from secateurs import measure as measuring
 from secateurs.errors import DataError
 from secateurs.measure import (
     append_rows,
@@ -29,7 +29,7 @@ class FakeClock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(measuring.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
 
     def task(self, milliseconds: float, log: list[str] | None = None, name: str = ""):
         def run(x: torch.Tensor) -> torch.Tensor:

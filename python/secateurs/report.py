@@ -124,23 +124,23 @@ def draw(
 
     for name, speedup, cosine in points:
         speed.plot(speedup, cosine, "o", markersize=8)
-        speed.annotate(name, (speedup, cosine), (6, -12), textcoords="offset points")
+        speed.annotate(name, (speedup, cosine), (0, 8), textcoords="offset points", ha="center")
     speed.axvline(1, color="0.8", linewidth=1, zorder=0)
     speed.set(
         xlabel="speedup over the dense model",
         ylabel="mean cosine to the dense model",
         title="speed against fidelity",
     )
-    speed.margins(0.25)
+    speed.margins(0.2)
 
     places = range(len(layers))
     for part, shift in (("heads", -0.2), ("neurons", 0.2)):
         shares = [100 * layer[part] / max(1, layer[f"{part}_of"]) for layer in layers]
         bars = kept.bar([p + shift for p in places], shares, 0.38, label=part)
         kept.bar_label(bars, [str(layer[part]) for layer in layers], fontsize=7)
-    kept.set(xlabel="layer", ylabel="% kept", title="kept heads and neurons", ylim=(0, 112))
+    kept.set(xlabel="layer", ylabel="% kept", title="kept heads and neurons", ylim=(0, 125))
     kept.set_xticks(list(places))
-    kept.legend(loc="lower right")
+    kept.legend(loc="upper center", ncols=2)
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:

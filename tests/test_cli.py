@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model
+
+import secateurs
+from secateurs import cli
+from secateurs.pretrained import open_model
+
+WORDS = [
+    "the",
+    "old",
+    "house",
+    "stood",
+    "by",
+    "a",
+    "river",
+    "and",
+    "nobody",
+    "went",
+    "there",
+    "after",
+    "dark",
+    "in",
+    "winter",
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny stock BERT with a word tokenizer, as transformers saves them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    path = tmp_path / "dense"
+    tiny_model("bert").save_pretrained(path)
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]").save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(" ".join(WORDS[i : i + 5]) for i in range(9)))
+    return path
+
+
+def run(*arguments: object) -> int:
+    return cli.main([*map(str, arguments), "--no-progress"])
+
+
+def prune(folder: Path, out: Path, *more: object) -> int:
+    return run("prune", "--model", folder, "--out", out, "--budget", "heads=0.5,neurons=0.5", *more)
+
+
+def test_prune_then_inspect_then_measure(folder, text, tmp_path, capsys):
+    out = tmp_path / "pruned"
+    assert prune(folder, out, "--text", text, "--json", tmp_path / "prune.json") == 0
+    told = json.loads((tmp_path / "prune.json").read_text())
+    assert told["density"]["heads"] == 0.5
+    assert "saved to" in capsys.readouterr().out
+
+    assert run("inspect", out, "--json", tmp_path / "inspect.json") == 0
+    told = json.loads((tmp_path / "inspect.json").read_text())
+    assert sum(layer["heads"] for layer in told["layers"]) == 6
+    assert told["notes"]["method"] == "gradient"
+    assert {"site", "action", "reason"} == set(told["decisions"][0])
+    assert told["decisions"][0]["reason"] in capsys.readouterr().out
+
+    options = ["--shapes", "1x4", "2x6", "--min-time", "0", "--text", text]
+    assert (
+        run("measure", out, "--baseline", folder, *options, "--json", tmp_path / "measure.json")
+        == 0
+    )
+    told = json.loads((tmp_path / "measure.json").read_text())
+    assert [(r["shape"], r["variant"]) for r in told["rows"]] == [
+        ([1, 4], "dense"), ([1, 4], "pruned"), ([2, 6], "dense"), ([2, 6], "pruned"),
+    ]  # fmt: skip
+    assert 0 < told["cosine"]["mean"] < 1
+
+
+def test_the_saved_model_is_what_the_library_makes(folder, tmp_path):
+    assert prune(folder, tmp_path / "out", "--method", "magnitude") == 0
+    dense = open_model(folder)
+    plan = secateurs.prune(dense, method="magnitude", budget="heads=0.5,neurons=0.5")
+    ids = torch.arange(2, 8)[None]
+    with torch.no_grad():
+        got = open_model(tmp_path / "out")(input_ids=ids).last_hidden_state
+        want = secateurs.convert(dense, plan)(input_ids=ids).last_hidden_state
+    assert torch.equal(got, want)
+
+
+def test_prune_reads_json_lines_options_and_distils(folder, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps({"text": " ".join(WORDS[i:])}) for i in range(6)))
+    out = tmp_path / "out"
+    options = ["--data", data, "--option", "rounds=2", "--option", "normalize=none"]
+    assert prune(folder, out, *options, "--distill", 2, "--batch-size", 3) == 0
+    notes = secateurs.SparsityPlan.load(out / "plan.safetensors").notes
+    assert notes["options"] == {"rounds": 2, "normalize": "none"}
+    weight = "encoder.layer.0.attention.output.dense.bias"
+    from safetensors.torch import load_file
+
+    dense, pruned = (load_file(f / "model.safetensors")[weight] for f in (folder, out))
+    assert not torch.equal(dense, pruned)
+
+
+def test_inspect_of_a_stock_model_shows_everything_kept(folder, tmp_path):
+    assert run("inspect", folder, "--json", tmp_path / "out.json") == 0
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert told["family"] == "bert"
+    assert set(told["density"].values()) == {1.0}
+    assert told["decisions"] == []
+
+
+def test_methods_are_those_of_the_table(tmp_path, capsys):
+    assert run("methods", "--json", tmp_path / "out.json") == 0
+    rows = json.loads((tmp_path / "out.json").read_text())
+    assert [row["name"] for row in rows] == list(secateurs.METHODS)
+    needs = {row["name"]: row["needs"] for row in rows}
+    assert (needs["random"], needs["gradient"]) == ("nothing", "gradients")
+    assert "gradient" in capsys.readouterr().out
+
+
+def test_env_prints_what_env_report_says(tmp_path, capsys):
+    assert run("env", "--json", tmp_path / "out.json") == 0
+    assert json.loads((tmp_path / "out.json").read_text()) == secateurs.env_report()
+    assert torch.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--budget", "heads=1.5", "--method", "random"], "between 0 and 1, got 1.5"),
+        (["--budget", "tails=0.5", "--method", "random"], "'tails=0.5'"),
+        (["--budget", "heads=0.5"], "expected --text or --data, which method gradient needs"),
+        (
+            ["--budget", "heads=0.5", "--method", "random", "--distill", "3"],
+            "which --distill needs",
+        ),
+        (["--budget", "heads=0.5", "--method", "random", "--option", "no=1"], "got 'no'"),
+        (["--budget", "heads=0.5", "--text", "missing.txt"], "readable UTF-8 file"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    folder, tmp_path, capsys, arguments, complaint
+):
+    out = tmp_path / "out"
+    assert run("prune", "--model", folder, "--out", out, *arguments) == cli.BAD_INPUT
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_folders_that_are_no_models_are_refused(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "config.json").write_text('{"architectures": ["NoSuchModel"]}')
+    for path, complaint in (
+        (tmp_path / "missing", "expected a directory"),
+        (tmp_path / "empty", "expected a config.json"),
+        (tmp_path / "strange", "got 'NoSuchModel'"),
+    ):
+        assert run("inspect", path) == cli.BAD_INPUT
+        assert complaint in capsys.readouterr().err
+
+
+def test_a_family_we_do_not_know_is_refused(tmp_path, capsys):
+    from transformers import T5Config, T5Model
+
+    T5Model(
+        T5Config(vocab_size=32, d_model=8, d_ff=8, d_kv=4, num_heads=2, num_layers=1)
+    ).save_pretrained(tmp_path / "t5")
+    assert run("inspect", tmp_path / "t5") == cli.BAD_INPUT
+    assert "got 't5'" in capsys.readouterr().err
+
+
+def test_an_out_folder_in_use_is_refused(folder, capsys):
+    assert prune(folder, folder, "--method", "random") == cli.BAD_INPUT
+    assert "new or empty directory" in capsys.readouterr().err
+
+
+def test_json_to_nowhere_is_refused_before_the_work(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--method", "random", "--json", tmp_path / "missing" / "out.json"]
+    assert prune(folder, out, *options) == cli.BAD_INPUT
+    assert "existing folder" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(secateurs.SecateursError):
+        run("inspect", tmp_path / "missing", "--debug")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["prune"],
+        ["nonsense"],
+        ["prune", "--model", "a", "--out", "b", "--budget", "heads=0.5", "--method", "wishful"],
+        ["measure", "a", "--baseline", "b", "--shapes", "0x3"],
+        ["measure", "a", "--baseline", "b", "--shapes", "three"],
+        ["prune", "--model", "a", "--out", "b", "--budget", "heads=0.5", "--option", "rounds"],
+    ],
+)
+def test_command_lines_that_cannot_be_read_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as refused:
+        cli.main(arguments)
+    assert refused.value.code == 2
+    assert "usage: secateurs" in capsys.readouterr().err
+
+
+def test_the_command_exits_with_the_status_of_the_work(tmp_path):
+    command = [sys.executable, "-m", "secateurs.cli"]
+    good = subprocess.run([*command, "methods"], capture_output=True, text=True)
+    bad = subprocess.run([*command, "inspect", tmp_path / "no"], capture_output=True, text=True)
+    assert (good.returncode, bad.returncode) == (0, cli.BAD_INPUT)
+    assert bad.stdout == ""
