@@ -1,7 +1,8 @@
-"""What the Triton backend needs to know before Triton is imported: may it run here, on which kind of GPU.
+"""What the Triton backend needs to know before Triton is imported: may it run here, on which kind
+of GPU.
 
-Importing Triton takes a second, and it may be absent: a backend's kernels are imported at the first call that needs
-them.
+Importing Triton takes a second, and it may be absent: a backend's kernels are imported at the first
+call that needs them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def triton_backend(op: str) -> Backend:
-    """The Triton backend of the operation `op`: `refuse` and `run` of `secateurs/ops/<op>/triton.py`, imported late."""
+    """The Triton backend of the operation `op`: `refuse` and `run` of
+    `secateurs/ops/<op>/triton.py`, imported late."""
 
     def kernels() -> ModuleType:
         return importlib.import_module(f"secateurs.ops.{op}.triton")
@@ -36,8 +38,10 @@ def triton_backend(op: str) -> Backend:
     return Backend("triton", refuse, run)
 
 
+@cache
 def interpreting() -> bool:
-    """Whether Triton kernels run in Triton's interpreter, on CPU tensors (`TRITON_INTERPRET=1`, set before import)."""
+    """Whether Triton kernels run in Triton's interpreter, on CPU tensors (`TRITON_INTERPRET=1`, set
+    before import)."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
@@ -45,7 +49,8 @@ def interpreting() -> bool:
 def architecture(device: torch.device) -> int:
     """The row of a table of launch configurations that fits a device: 80, 90 or 100.
 
-    Consumer parts (8.6, 8.9, 12.x) have the instructions and the 99 KiB of shared memory that the row of 80 assumes.
+    Consumer parts (8.6, 8.9, 12.x) have the instructions and the 99 KiB of shared memory that the
+    row of 80 assumes.
     """
     if device.type != "cuda":
         return 80

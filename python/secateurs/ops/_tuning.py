@@ -1,7 +1,8 @@
-"""Launch configurations: a table of data per architecture, and what `autotune` found faster on this very device.
+"""Launch configurations: a table of data per architecture, and what `autotune` found faster on this
+very device.
 
-Tuned choices are kept in `$XDG_CACHE_HOME/secateurs` (`~/.cache/secateurs`), one JSON file per device name and Triton
-version, so that they never outlive either.
+Tuned choices are kept in `$XDG_CACHE_HOME/secateurs` (`~/.cache/secateurs`), one JSON file per
+device name and Triton version, so that they never outlive either.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,7 @@ class Table:
 
 
 @contextmanager
-def trial(config: Config) -> Any:
+def trial(config: Config) -> Iterator[None]:
     """Launch every kernel inside the block with `config`."""
     token = _trial.set(config)
     try:
@@ -134,11 +136,9 @@ def _tuned(device: torch.device) -> dict[str, Config]:
 
 
 def _file(device: torch.device) -> Path:
-    import triton
-
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = re.sub(r"\W+", "-", torch.cuda.get_device_name(device))
-    return home / "secateurs" / f"{name}-triton-{triton.__version__}.json"
+    return home / "secateurs" / f"{name}-triton-{version('triton')}.json"
 
 
 def _write(path: Path, content: object) -> None:

@@ -15,8 +15,8 @@ GELU_SCALE = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
 
 @triton.jit
 def tile_of(program, tiles_m, tiles_n, GROUP: tl.constexpr):
-    """Which tile a program owns: GROUP tiles of rows go through all columns together, so that what they read of x and
-    of the weight is in the L2 cache for all but the first."""
+    """Which tile a program owns: GROUP tiles of rows go through all columns together, so that what
+    they read of x and of the weight is in the L2 cache for all but the first."""
     in_group = GROUP * tiles_n
     first = program // in_group * GROUP
     height = min(tiles_m - first, GROUP)
@@ -40,7 +40,8 @@ def activate(y, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def store_output(y, acc, bias, gate, residual, m, n, M, N, ACTIVATION: tl.constexpr):
-    """y = act(acc + bias) * gate + residual at rows m, columns n; y, gate and residual are contiguous [M, N]."""
+    """y = act(acc + bias) * gate + residual at rows m, columns n; y, gate and residual are
+    contiguous [M, N]."""
     inside = (m < M)[:, None] & (n < N)[None, :]
     at = m.to(tl.int64)[:, None] * N + n[None, :]
     if bias is not None:
@@ -58,7 +59,8 @@ def _finish(
     partial, bias, gate, residual, y, M, N,
     SPLIT: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The sum of the SPLIT partial products [SPLIT, M, N], always in the same order, and the epilogue."""
+    """The sum of the SPLIT partial products [SPLIT, M, N], always in the same order, and the
+    epilogue."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (m < M)[:, None] & (n < N)[None, :]
@@ -89,6 +91,7 @@ def finish(
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
     """Run a kernel on the device of its first argument and torch's current stream there."""
+    meta["enable_fp_fusion"] = True  # Triton 3.10 turns it off where nobody asks
     device = args[0].device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):

@@ -1,4 +1,4 @@
-"""softmax(scale q k^T + mask) v, for uneven numbers of query and key heads, padding and causality."""
+"""softmax(scale q k^T + mask) v: uneven numbers of query and key heads, padding, block patterns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from secateurs.ops.attention import cpu, reference
 
 
 class Pattern(Protocol):
-    """Which blocks of the score matrix exist, as `secateurs.attention_patterns.BlockLayout` describes."""
+    """Which blocks of the score matrix exist, as `secateurs.attention_patterns.BlockLayout`
+    describes."""
 
     indptr: Tensor  # int32 [Hq or 1, ceil(Tq / block) + 1]
     indices: Tensor  # int32 [blocks]
@@ -37,21 +38,23 @@ def attention(
 ) -> Tensor:
     """Attention of every query head over its key/value head: `[B, Tq, Hq, D]`, contiguous.
 
-    A query that may attend to nothing yields zeros. What stands at a key that `key_mask` hides does not matter, NaN
-    included.
+    A query that may attend to nothing yields zeros. What stands at a key that `key_mask` hides does
+    not matter, NaN included.
 
     Args:
         q: `[B, Hq, Tq, D]`, any strides; so are k and v.
         k: `[B, Hkv, Tk, D]`.
         v: `[B, Hkv, Tk, D]`.
-        kv_of: int32 `[Hq]`, the key/value head of each query head; None: groups of Hq / Hkv neighbours share one.
+        kv_of: int32 `[Hq]`, the key/value head of each query head; None: groups of Hq / Hkv
+            neighbours share one.
         key_mask: bool `[B, Tk]`, True where a key may be attended.
         mask: bool (True: may be attended) or float (added to the scaled scores), broadcastable to
             `[B, Hq, Tq, Tk]`.
         causal: query i sees keys up to `i + Tk - Tq`.
         scale: of the scores; None: `D ** -0.5`.
-        pattern: the blocks of scores that exist, for each head or for all; what else hides a key hides it still.
-            Its indices are trusted: make them with `secateurs.attention_patterns.layout`.
+        pattern: the blocks of scores that exist, for each head or for all; what else hides a key
+            hides it still. Its indices are trusted: make them with
+            `secateurs.attention_patterns.layout`.
 
     Raises:
         OperandError: the tensors do not fit together.
@@ -114,7 +117,8 @@ def check(
         )
     if key_mask is not None and (key_mask.shape != (b, tk) or key_mask.dtype != torch.bool):
         raise OperandError(
-            f"expected key_mask bool of shape {(b, tk)}, got {key_mask.dtype} {tuple(key_mask.shape)}"
+            f"expected key_mask bool of shape {(b, tk)}, got {key_mask.dtype} "
+            f"{tuple(key_mask.shape)}"
         )
     if mask is not None:
         full = (b, hq, tq, tk)
@@ -152,7 +156,8 @@ def _check_pattern(
         raise OperandError("expected all four tensors of a pattern, or none")
     if masks.dim() != 3 or masks.shape[1] != masks.shape[2] or masks.dtype != torch.bool:
         raise OperandError(
-            f"expected the masks of a pattern as bool [P, block, block], got {masks.dtype} {tuple(masks.shape)}"
+            f"expected the masks of a pattern as bool [P, block, block], got {masks.dtype} "
+            f"{tuple(masks.shape)}"
         )
     if any(t.dtype != torch.int32 for t in (indptr, indices, partial)):
         raise OperandError("expected the indices of a pattern as int32")
@@ -164,8 +169,8 @@ def _check_pattern(
     rows = (tq + block - 1) // block
     if indptr.dim() != 2 or indptr.shape[0] not in (1, hq) or indptr.shape[1] != rows + 1:
         raise OperandError(
-            f"expected a pattern for {hq} heads (or 1 for all) and {rows} rows of blocks of {block}, "
-            f"got indptr {tuple(indptr.shape)}"
+            f"expected a pattern for {hq} heads (or 1 for all) and {rows} rows of blocks of "
+            f"{block}, got indptr {tuple(indptr.shape)}"
         )
 
 

@@ -1,14 +1,16 @@
-"""Attention on the GPU: softmax(scale q k^T + mask) v, with an online softmax, over the keys that may be seen.
+"""Attention on the GPU: softmax(scale q k^T + mask) v, with an online softmax, over the keys that
+may be seen.
 
-A program owns BLOCK_M queries of one head and walks over its keys, STEP at a time. Without a block pattern those are
-two runs: keys that every query of the tile sees, then those where causality or the end of the keys cuts through the
-tile. With one, it walks the stored blocks of its row of blocks, which may be taller and wider than its own tile:
+A program owns BLOCK_M queries of one head and walks over its keys, STEP at a time. Without a block
+pattern those are two runs: keys that every query of the tile sees, then those where causality or
+the end of the keys cuts through the tile. With one, it walks the stored blocks of its row of
+blocks, which may be taller and wider than its own tile:
 
     keys      0 . . . . . . . . . Tk                indices of a block row
     queries   [seen by all][  edge  ]       or      [c0] . . [c1] [c2] . .
 
-Scores are kept in powers of two (log2 e is folded into the scale). Hidden keys are never read from v: what stands
-there, NaN included, does not matter.
+Scores are kept in powers of two (log2 e is folded into the scale). Hidden keys are never read from
+v: what stands there, NaN included, does not matter.
 """
 
 from __future__ import annotations
@@ -38,33 +40,33 @@ TABLE = Table(
             ("half", 128): Config(128, 32, 8, 3),
             ("half", 256): Config(64, 32, 8, 2),
             ("float", 16): Config(64, 32, 4, 2),
-            ("float", 32): Config(64, 32, 4, 2),
-            ("float", 64): Config(64, 32, 4, 2),
-            ("float", 128): Config(32, 32, 4, 2),
+            ("float", 32): Config(64, 32, 8, 2),
+            ("float", 64): Config(64, 32, 8, 2),
+            ("float", 128): Config(32, 32, 8, 2),
             ("float", 256): Config(16, 16, 4, 2),
         },
         90: {
-            ("half", 16): Config(128, 128, 4, 3),
-            ("half", 32): Config(128, 128, 4, 3),
+            ("half", 16): Config(128, 64, 4, 4),
+            ("half", 32): Config(128, 64, 4, 4),
             ("half", 64): Config(128, 64, 4, 4),
             ("half", 128): Config(128, 64, 8, 3),
-            ("half", 256): Config(128, 64, 8, 2),
+            ("half", 256): Config(128, 32, 8, 3),
             ("float", 16): Config(64, 32, 4, 3),
-            ("float", 32): Config(64, 32, 4, 3),
-            ("float", 64): Config(64, 32, 4, 3),
-            ("float", 128): Config(32, 32, 4, 3),
+            ("float", 32): Config(64, 32, 8, 3),
+            ("float", 64): Config(64, 32, 8, 3),
+            ("float", 128): Config(32, 32, 8, 3),
             ("float", 256): Config(16, 16, 4, 3),
         },
         100: {
-            ("half", 16): Config(128, 128, 4, 3),
-            ("half", 32): Config(128, 128, 4, 3),
+            ("half", 16): Config(128, 64, 4, 4),
+            ("half", 32): Config(128, 64, 4, 4),
             ("half", 64): Config(128, 64, 4, 4),
-            ("half", 128): Config(128, 64, 4, 3),
+            ("half", 128): Config(128, 64, 8, 3),
             ("half", 256): Config(128, 32, 8, 2),
             ("float", 16): Config(64, 32, 4, 3),
-            ("float", 32): Config(64, 32, 4, 3),
-            ("float", 64): Config(64, 32, 4, 3),
-            ("float", 128): Config(32, 32, 4, 3),
+            ("float", 32): Config(64, 32, 8, 3),
+            ("float", 64): Config(64, 32, 8, 3),
+            ("float", 128): Config(32, 32, 8, 3),
             ("float", 256): Config(16, 16, 4, 3),
         },
     },
@@ -72,65 +74,100 @@ TABLE = Table(
 
 
 @triton.jit
-def _step(
-    acc, total, top, q, k, v, key_mask, mask, allowed, row, column, Tk, offset, scale, stride_k, stride_v, stride_mask,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, STEP: tl.constexpr, EDGE: tl.constexpr, CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Take the keys `column .. column + STEP` into the running sums of the queries `row`.
+def _place(indices, partial, s, end, BLOCK: tl.constexpr):
+    """The first key of step s, and the mask of its block (-1: none); without a pattern, steps are
+    keys.
 
-    mask is a tile of pointers to column 0 of its rows (bool or float), allowed a tile of bools; either may be None.
+    Like `_visible`, looked up one step ahead: a load whose address or mask comes from a load in the
+    same step is hardly pipelined.
     """
-    t = column + tl.arange(0, STEP)
-    d = tl.arange(0, BLOCK_D)
-    seen = t < Tk  # which keys are read at all
-    if key_mask is not None:
-        seen = seen & tl.load(key_mask + t, mask=seen, other=False)
-    at_k = k + t.to(tl.int64)[None, :] * stride_k + d[:, None]
-    at_v = v + t.to(tl.int64)[:, None] * stride_v + d[None, :]
-    if EDGE or key_mask is not None:
-        keys = tl.load(at_k, mask=seen[None, :] & (d < D)[:, None], other=0)  # [D, STEP]
-        states = tl.load(at_v, mask=seen[:, None] & (d < D)[None, :], other=0)  # [STEP, D]
-    elif BLOCK_D > D:
-        keys = tl.load(at_k, mask=(d < D)[:, None], other=0)
-        states = tl.load(at_v, mask=(d < D)[None, :], other=0)
+    if indices is None:
+        return s, -1
     else:
-        keys, states = tl.load(at_k), tl.load(at_v)
+        column = tl.load(indices + s // BLOCK, mask=s < end, other=0) * BLOCK + s % BLOCK
+        return column, tl.load(partial + s // BLOCK, mask=s < end, other=-1)
 
-    scores = tl.dot(q, keys, input_precision=PRECISION) * scale
-    if mask is not None:
-        tile = tl.load(mask + t.to(tl.int64)[None, :] * stride_mask, mask=seen[None, :], other=0)
-        if tile.dtype.is_floating():
-            # The lowest finite value stays finite: it hides a key only beside others.
-            added = tl.maximum(tile.to(tl.float32) * LOG2_E, -1e38)
-            scores += tl.where(tile == float("-inf"), float("-inf"), added)
+
+@triton.jit
+def _visible(key_mask, column, Tk, STEP: tl.constexpr):
+    """Which of the keys `column .. column + STEP` exist and are not padding."""
+    t = column + tl.arange(0, STEP)
+    seen = t < Tk
+    if key_mask is not None:
+        seen = tl.load(key_mask + t, mask=seen, other=False)
+    return seen
+
+
+@triton.jit
+def _walk(
+    acc, total, top, q, k, v, key_mask, mask, indices, partial, masks, row, inside, begin, end,
+    Tk, offset, scale, stride_k, stride_v, stride_mask,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr,
+    EDGE: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Take the steps from begin to end into the running sums of the queries `row`.
+
+    mask is a column of pointers to the rows of an explicit mask (bool or float), inside the rows'
+    places in their block of the pattern. EDGE: some of these keys may lie behind the last one, or
+    in a query's future.
+    """
+    each, d = tl.arange(0, STEP), tl.arange(0, BLOCK_D)
+    column, which = _place(indices, partial, begin, end, BLOCK)
+    seen = _visible(key_mask, column, Tk, STEP)
+    for s in range(begin, end, STEP):
+        t = column + each
+        at_k = k + t.to(tl.int64)[None, :] * stride_k + d[:, None]
+        at_v = v + t.to(tl.int64)[:, None] * stride_v + d[None, :]
+        if EDGE or key_mask is not None:
+            keys = tl.load(at_k, mask=seen[None, :] & (d < D)[:, None], other=0)  # [D, STEP]
+            states = tl.load(at_v, mask=seen[:, None] & (d < D)[None, :], other=0)  # [STEP, D]
+        elif BLOCK_D > D:
+            keys = tl.load(at_k, mask=(d < D)[:, None], other=0)
+            states = tl.load(at_v, mask=(d < D)[None, :], other=0)
         else:
-            scores = tl.where(tile, scores, float("-inf"))
-    if allowed is not None:
-        scores = tl.where(allowed, scores, float("-inf"))
-    if EDGE or key_mask is not None:
-        scores = tl.where(seen[None, :], scores, float("-inf"))
-    if EDGE and CAUSAL:
-        scores = tl.where(t[None, :] <= row[:, None] + offset, scores, float("-inf"))
+            keys, states = tl.load(at_k), tl.load(at_v)
 
-    new = tl.maximum(top, tl.max(scores, 1))
-    level = tl.where(new == float("-inf"), 0.0, new)  # no key seen yet
-    weights = tl.exp2(scores - level[:, None])
-    fade = tl.exp2(top - level)
-    total = total * fade + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(states.dtype), states, acc * fade[:, None], input_precision=PRECISION)
-    return acc, total, new
+        scores = tl.dot(q, keys, input_precision=PRECISION) * scale
+        if mask is not None:
+            at = mask + t.to(tl.int64)[None, :] * stride_mask
+            tile = tl.load(at, mask=seen[None, :], other=0)
+            if tile.dtype.is_floating():
+                # The lowest finite value stays finite: it hides a key only beside others.
+                added = tl.maximum(tile.to(tl.float32) * LOG2_E, -1e38)
+                scores += tl.where(tile == float("-inf"), float("-inf"), added)
+            else:
+                scores = tl.where(tile, scores, float("-inf"))
+        if indices is not None:
+            tile = masks + which.to(tl.int64) * (BLOCK * BLOCK) + inside[:, None] * BLOCK
+            allowed = tl.load(tile + (s % BLOCK + each)[None, :], mask=which >= 0, other=True)
+            scores = tl.where(allowed, scores, float("-inf"))
+        if EDGE or key_mask is not None:
+            scores = tl.where(seen[None, :], scores, float("-inf"))
+        if EDGE and CAUSAL:
+            scores = tl.where(t[None, :] <= row[:, None] + offset, scores, float("-inf"))
+
+        column, which = _place(indices, partial, s + STEP, end, BLOCK)
+        seen = _visible(key_mask, column, Tk, STEP)
+        new = tl.maximum(top, tl.max(scores, 1))
+        level = tl.where(new == float("-inf"), 0.0, new)  # no key seen yet
+        weights = tl.exp2(scores - level[:, None])
+        fade = tl.exp2(top - level)
+        total = total * fade + tl.sum(weights, 1)
+        acc = acc * fade[:, None]
+        acc = tl.dot(weights.to(states.dtype), states, acc, input_precision=PRECISION)
+        top = new
+    return acc, total, top
 
 
 @triton.jit
 def _attention(
     q, k, v, kv_of, key_mask, mask, indptr, indices, partial, masks,
     out,  # [B, Tq, Hq, D]
-    stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
-    stride_mb, stride_mh, stride_mq, stride_mk,
+    stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt,
+    stride_vb, stride_vh, stride_vt, stride_mb, stride_mh, stride_mq, stride_mk,
     heads, group, Tq, Tk, block_rows, scale,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, STEP: tl.constexpr, CAUSAL: tl.constexpr,
-    BLOCK: tl.constexpr, PER_HEAD: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, STEP: tl.constexpr,
+    CAUSAL: tl.constexpr, BLOCK: tl.constexpr, PER_HEAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     if CAUSAL:  # the longest rows first
@@ -149,8 +186,8 @@ def _attention(
     if key_mask is not None:
         key_mask += b * Tk
     if mask is not None:
-        inner = tl.minimum(row, Tq - 1).to(tl.int64)
-        mask += b * stride_mb + h.to(tl.int64) * stride_mh + inner[:, None] * stride_mq
+        existing = tl.minimum(row, Tq - 1).to(tl.int64)
+        mask += b * stride_mb + h.to(tl.int64) * stride_mh + existing[:, None] * stride_mq
 
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
@@ -158,42 +195,29 @@ def _attention(
     if indptr is not None:
         block_row = first // BLOCK
         if PER_HEAD:
-            block_row += h * block_rows + h  # indptr has block_rows + 1 entries per head
-        inside = first % BLOCK + tl.arange(0, BLOCK_M)
-        for s in range(
-            tl.load(indptr + block_row) * BLOCK, tl.load(indptr + block_row + 1) * BLOCK, STEP
-        ):
-            at = s // BLOCK
-            which = tl.load(partial + at)
-            tile_mask = masks + which.to(tl.int64) * (BLOCK * BLOCK) + inside[:, None] * BLOCK
-            allowed = tl.load(
-                tile_mask + (s % BLOCK + tl.arange(0, STEP))[None, :],
-                mask=(which >= 0) & (inside < BLOCK)[:, None],
-                other=True,
-            )
-            acc, total, top = _step(
-                acc, total, top, queries, k, v, key_mask, mask, allowed, row,
-                tl.load(indices + at) * BLOCK + s % BLOCK,
-                Tk, offset, scale, stride_kt, stride_vt, stride_mk,
-                D, BLOCK_D, STEP, True, CAUSAL, PRECISION,
-            )  # fmt: skip
+            block_row += h * (block_rows + 1)
+        acc, total, top = _walk(
+            acc, total, top, queries, k, v, key_mask, mask, indices, partial, masks,
+            row, first % BLOCK + tl.arange(0, BLOCK_M),
+            tl.load(indptr + block_row) * BLOCK, tl.load(indptr + block_row + 1) * BLOCK,
+            Tk, offset, scale, stride_kt, stride_vt, stride_mk,
+            D, BLOCK_D, STEP, BLOCK, True, CAUSAL, PRECISION,
+        )  # fmt: skip
     else:
         clear, end = Tk // STEP * STEP, Tk
         if CAUSAL:
             clear = min(clear, max(first + offset + 1, 0) // STEP * STEP)
             end = min(end, max(first + BLOCK_M + offset, 0))
-        for column in range(0, clear, STEP):
-            acc, total, top = _step(
-                acc, total, top, queries, k, v, key_mask, mask, None, row, column,
-                Tk, offset, scale, stride_kt, stride_vt, stride_mk,
-                D, BLOCK_D, STEP, False, CAUSAL, PRECISION,
-            )  # fmt: skip
-        for column in range(clear, end, STEP):
-            acc, total, top = _step(
-                acc, total, top, queries, k, v, key_mask, mask, None, row, column,
-                Tk, offset, scale, stride_kt, stride_vt, stride_mk,
-                D, BLOCK_D, STEP, True, CAUSAL, PRECISION,
-            )  # fmt: skip
+        acc, total, top = _walk(
+            acc, total, top, queries, k, v, key_mask, mask, None, None, None, row, None, 0, clear,
+            Tk, offset, scale, stride_kt, stride_vt, stride_mk,
+            D, BLOCK_D, STEP, BLOCK, False, CAUSAL, PRECISION,
+        )  # fmt: skip
+        acc, total, top = _walk(
+            acc, total, top, queries, k, v, key_mask, mask, None, None, None, row, None, clear, end,
+            Tk, offset, scale, stride_kt, stride_vt, stride_mk,
+            D, BLOCK_D, STEP, BLOCK, True, CAUSAL, PRECISION,
+        )  # fmt: skip
 
     acc = acc / tl.where(total == 0, 1.0, total)[:, None]  # a query that saw nothing: zeros
     out += (b * Tq * heads + h) * D
@@ -242,7 +266,8 @@ def run(
         q, k, v, None if kv_of is None else kv_of.contiguous(),
         None if key_mask is None else key_mask.contiguous(), mask,
         pattern_indptr, pattern_indices, pattern_partial, pattern_masks, out,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *((0,) * 4 if mask is None else mask.stride()),
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        *((0,) * 4 if mask is None else mask.stride()),
         hq, max(hq // hkv, 1), tq, tk, block_rows, scale * math.log2(math.e),
         D=d, BLOCK_D=triton.next_power_of_2(d), BLOCK_M=block_m, STEP=step, CAUSAL=causal,
         BLOCK=block, PER_HEAD=per_head, PRECISION=_gpu.fp32_precision(),

@@ -1,16 +1,18 @@
 """Block-sparse linear on the GPU: y = act(x W^T + bias) * gate + residual.
 
-The blocks of block row r, stacked, are one matrix of `count * bk` inputs by `bn` outputs, contiguous in `values`. A
-program owns BLOCK_M rows of x and one block row; it walks along that stack in steps of STEP inputs, which may be a
-part of a block or several blocks, and looks up where in x each block's inputs stand:
+The blocks of block row r, stacked, are one matrix of `count * bk` inputs by `bn` outputs,
+contiguous in `values`. A program owns BLOCK_M rows of x and one block row; it walks along that
+stack in steps of STEP inputs, which may be a part of a block or several blocks, and looks up where
+in x each block's inputs stand:
 
                  inputs of x                       stack of block row r
           . . [c0] . [c1] . . [c2]                   [ b0 ]
     rows  . . [  ] . [  ] . . [  ]          @        [ b1 ]      =   y[rows, r*bn : (r+1)*bn]
           . . [  ] . [  ] . . [  ]                   [ b2 ]
 
-Tiles of y go to programs in groups of rows (L2). Where those are too few to fill the GPU (few rows of x, long block
-rows), SPLIT programs share a tile: each writes its float32 sum, and a second kernel adds them in a fixed order.
+Tiles of y go to programs in groups of rows (L2). Where those are too few to fill the GPU (few rows
+of x, long block rows), SPLIT programs share a tile: each writes its float32 sum, and a second
+kernel adds them in a fixed order.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ BLOCKS = (16, 32, 64, 128)
 GROUP = 8
 MAX_SPLIT = 16
 
-# By what the rows of x are ("half": 16-bit, "float": float32, "few ...": at most 16 of them, so that
+# By what the rows of x are ("half": 16-bit, "float": float32, "few ...": at most 16 of them, so
+# that
 # the weight's bytes are all that counts) and by bn. A stage holds (block_m + bn) * step elements.
 TABLE = Table(
     "block_sparse_linear",
@@ -37,7 +40,7 @@ TABLE = Table(
             ("half", 16): Config(128, 64, 4, 4),
             ("half", 32): Config(128, 64, 4, 4),
             ("half", 64): Config(128, 64, 4, 4),
-            ("half", 128): Config(128, 32, 4, 4),
+            ("half", 128): Config(128, 32, 8, 4),
             ("few half", 16): Config(16, 128, 4, 5),
             ("few half", 32): Config(16, 128, 4, 5),
             ("few half", 64): Config(16, 64, 4, 5),
@@ -73,7 +76,7 @@ TABLE = Table(
             ("half", 16): Config(128, 64, 4, 4),
             ("half", 32): Config(128, 64, 4, 4),
             ("half", 64): Config(128, 64, 4, 4),
-            ("half", 128): Config(128, 64, 4, 4),
+            ("half", 128): Config(128, 64, 8, 4),
             ("few half", 16): Config(16, 128, 4, 6),
             ("few half", 32): Config(16, 128, 4, 6),
             ("few half", 64): Config(16, 64, 4, 6),
@@ -92,14 +95,29 @@ TABLE = Table(
 
 
 @triton.jit
+def _columns(indices, k, stop, BK: tl.constexpr, STEP: tl.constexpr):
+    """Where in x the inputs `k .. k + STEP` of a stack stand: where the one block they are in has
+    them, or the start of each one's block.
+
+    Looked up one step ahead: a load of x whose address comes from a load in the same step is hardly
+    pipelined.
+    """
+    if STEP <= BK:
+        return tl.load(indices + k // BK, mask=k < stop, other=0) * BK + k % BK
+    else:
+        each = k + tl.arange(0, STEP)
+        return tl.load(indices + each // BK, mask=each < stop, other=0) * BK
+
+
+@triton.jit
 def _product(
     x,  # [M, K], rows stride_x apart
     values,  # [nnz * BK, BN]
     indptr, indices, bias, gate, residual,
     y,  # [M, N], or float32 [SPLIT, M, N]
     M, N, stride_x, rows,
-    BN: tl.constexpr, BK: tl.constexpr, BLOCK_M: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr,
-    SPLIT: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, BLOCK_M: tl.constexpr, STEP: tl.constexpr,
+    GROUP: tl.constexpr, SPLIT: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile_m, row = tile_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), rows, GROUP)
     part = tl.program_id(1)
@@ -116,19 +134,19 @@ def _product(
     x_rows = x + m.to(tl.int64)[:, None] * stride_x
     live = (m < M)[:, None]
     stack = values + start.to(tl.int64) * BN + step[:, None] * BN + n[None, :]
+    column = _columns(indices, start, stop, BK, STEP)
     acc = tl.zeros((BLOCK_M, BN), tl.float32)
     for k in range(start, stop, STEP):
         w = stack + (k - start) * BN
         if STEP <= BK:  # one block holds the whole step
-            column = tl.load(indices + k // BK) * BK + k % BK
             a = tl.load(x_rows + (column + step)[None, :], mask=live, other=0)
             b = tl.load(w)
         else:
             stored = k + step < stop
-            column = tl.load(indices + k // BK + step // BK, mask=stored, other=0) * BK
-            column = tl.max_contiguous(tl.multiple_of(column, BK) + step % BK, BK)
-            a = tl.load(x_rows + column[None, :], mask=live & stored[None, :], other=0)
+            at = tl.max_contiguous(tl.multiple_of(column, BK) + step % BK, BK)
+            a = tl.load(x_rows + at[None, :], mask=live & stored[None, :], other=0)
             b = tl.load(w, mask=stored[:, None], other=0)
+        column = _columns(indices, k + STEP, stop, BK, STEP)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
 
     n += row * BN
@@ -190,8 +208,8 @@ def key(m: int, bn: int, dtype: torch.dtype) -> tuple[str, int]:
 
 
 def splits(tiles: int, steps: int, multiprocessors: int) -> int:
-    """How many programs share a tile of `steps` steps: a power of two, so that the GPU is full if the tiles allow it
-    and nobody's share is shorter than four steps."""
+    """How many programs share a tile of `steps` steps: a power of two, so that the GPU is full if
+    the tiles allow it and nobody's share is shorter than four steps."""
     split = 1
     while split < MAX_SPLIT and tiles * split < multiprocessors and steps >= 8 * split:
         split *= 2
