@@ -10,6 +10,6 @@ namespace secateurs::cpu {
 // std::bad_alloc.
 float* scratch(int slot, std::size_t count);
 
-constexpr int scratch_slots = 2;
+constexpr int scratch_slots = 3;
 
 }  // namespace secateurs::cpu

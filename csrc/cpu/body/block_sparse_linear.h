@@ -25,8 +25,9 @@
 namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
 
-constexpr int64_t resident_inputs = 256;   // x 32 outputs: 32 KB of weights
-constexpr int64_t resident_x = 96 << 10;   // floats of packed x that may stay in L2
+constexpr int64_t resident_inputs = 256;  // x 32 outputs: 32 KB of weights
+constexpr int64_t resident_x = 96 << 10;  // floats of packed x that may stay in L2
+constexpr int64_t least_tiles = 4;  // below which a group does not repay streaming the weights
 constexpr int64_t packed_limit = 4 << 20;  // floats of packed x at a time
 
 template <int NV>
@@ -44,28 +45,32 @@ class LinearSolver {
     cuttable = p.bk == p.k;
     has_epilogue = p.bias || p.gate || p.residual || p.activation != Activation::none;
 
-    const int64_t stored = p.rows ? p.indptr[p.rows] : 0;
-    const int64_t kept = clamp(stored * p.bk / (p.rows ? p.rows : 1), 1, p.k ? p.k : 1);
-    const int64_t grain = cuttable || p.bk == 0 ? 1 : p.bk;
-    chunks = clamp(ceil_div(kept, resident_inputs), 1, p.k ? ceil_div(p.k, grain) : 1);
-    depth = clamp(ceil_div(ceil_div(p.k, chunks), grain) * grain, grain, p.k ? p.k : 1);
-    chunks = p.k ? ceil_div(p.k, depth) : 1;
+    const int64_t k = p.k ? p.k : 1, rows = p.rows ? p.rows : 1;
+    const int64_t stored = p.indptr[p.rows];
+    const int64_t grain = cuttable || !p.bk ? 1 : p.bk;
+    const int64_t kept = clamp(stored * p.bk / rows, 1, k);
+    depth = ceil_div(ceil_div(k, ceil_div(kept, resident_inputs)), grain) * grain;
+    chunks = ceil_div(k, depth);
 
     threads = m * stored * p.bk * p.bn < serial_limit ? 1 : p.threads;
-    tile_groups = ceil_div(tiles, clamp(resident_x / (depth * tile_rows), 1, tiles));
-    row_groups = clamp(ceil_div(threads * items_per_thread, tile_groups), 1, p.rows);
-    // A single row is its own column.
-    if (m > 1) to_pack = scratch(0, static_cast<std::size_t>(m * p.k));
-    packed = to_pack ? to_pack : p.x + m0 * p.x_stride;
+    const int64_t resident_tiles = clamp(resident_x / (depth * tile_rows), 1, tiles);
+    const int64_t items = threads * items_per_thread;
+    shared = tiles < items * least_tiles;
+    tile_groups = ceil_div(tiles, resident_tiles);
+    if (!shared && tile_groups < items) tile_groups = items;
+    if (!shared) tile_groups = clamp(ceil_div(tile_groups, threads) * threads, 1, tiles);
+    row_groups = shared ? clamp(ceil_div(items, tile_groups), 1, p.rows) : 1;
+    if (shared && m > 1) whole = scratch(0, static_cast<std::size_t>(m * p.k));
   }
 
   void run() {
     const int64_t items = tile_groups * row_groups;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
+      if (shared && m > 1) {
 #pragma omp for schedule(static)
-      for (int64_t t = 0; t < tiles; ++t)
-        if (to_pack) pack_tile(t);
+        for (int64_t t = 0; t < tiles; ++t) pack_tile(t, 0, p.k, whole + row_of(t) * p.k);
+      }
 #pragma omp for schedule(dynamic, 1)
       for (int64_t i = 0; i < items; ++i) solve(i / row_groups, i % row_groups);
     }
@@ -78,16 +83,28 @@ class LinearSolver {
   PanelKernel panel_tallest, panel_lower;
   bool cuttable;  // one block spans all inputs: a chunk may end inside it
   bool has_epilogue;
-  float* to_pack = nullptr;
-  const float* packed;  // tile after tile, [k][rows of the tile]
+  bool shared;  // few rows: all threads read one packed copy of x
+  float* whole = nullptr;
+
+  // Inputs k0 .. k0 + depth of tiles from `row` on, packed: tile after tile, [depth][rows of the
+  // tile].
+  struct Packed {
+    const float* x;
+    int64_t k0, depth, row;
+  };
+
+  // The tiles and the block rows of an item.
+  struct Item {
+    int64_t tile0, tile1, row0, row1;
+    float* spill;  // [rows of the tiles][strip]
+  };
 
   int64_t row_of(int64_t tile) const { return cut(m, tiles, tile); }
   int height(int64_t tile) const { return static_cast<int>(row_of(tile + 1) - row_of(tile)); }
 
-  void pack_tile(int64_t t) {
-    const float* x = p.x + (m0 + row_of(t)) * p.x_stride;
-    pack([&](int i) { return x + i * p.x_stride; }, height(t), p.k, 1, to_pack + row_of(t) * p.k,
-         height(t));
+  void pack_tile(int64_t t, int64_t k0, int64_t depth, float* to) const {
+    const float* x = p.x + (m0 + row_of(t)) * p.x_stride + k0;
+    pack([&](int i) { return x + i * p.x_stride; }, height(t), depth, 1, to, height(t));
   }
 
   // First block row of a group: groups hold about equally many blocks (a block row costs something
@@ -107,26 +124,53 @@ class LinearSolver {
   }
 
   void solve(int64_t tile_group, int64_t row_group) const {
-    const int64_t tile0 = cut(tiles, tile_groups, tile_group);
-    const int64_t tile1 = cut(tiles, tile_groups, tile_group + 1);
-    const int64_t row0 = row_group_begin(row_group);
-    const int64_t row1 = row_group + 1 == row_groups ? p.rows : row_group_begin(row_group + 1);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk)
-      for (int64_t row = row0; row < row1; ++row)
-        for (int64_t j = 0; j < p.bn; j += strip) {
-          const int64_t column = row * p.bn + j;
-          if (column >= p.n) break;
-          const bool last = chunk + 1 == chunks;
-          // A strip that runs past n cannot keep its sums in y: it is done as a whole, last.
-          const bool spills = column + strip > p.n;
-          if (spills && !last) continue;
-          const int64_t k0 = spills ? 0 : chunk * depth;
-          const int64_t k1 = last ? p.k : (chunk + 1) * depth;
-          Panel panel = blocks_of(row, k0, k1);
-          if (panel.accumulate && !panel.blocks && !last) continue;
-          panel.w += j;
-          for (int64_t t = tile0; t < tile1; ++t) solve_tile(panel, t, k0, column, spills, last);
-        }
+    Item item;
+    item.tile0 = cut(tiles, tile_groups, tile_group);
+    item.tile1 = cut(tiles, tile_groups, tile_group + 1);
+    item.row0 = row_group_begin(row_group);
+    item.row1 = row_group + 1 == row_groups ? p.rows : row_group_begin(row_group + 1);
+    const int64_t first = row_of(item.tile0), rows = row_of(item.tile1) - first;
+    item.spill = scratch(1, static_cast<std::size_t>(rows * (strip + (shared ? 0 : depth))));
+    float* own = item.spill + rows * strip;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const int64_t k0 = chunk * depth, k1 = p.k - k0 < depth ? p.k : k0 + depth;
+      Packed packed;
+      if (m == 1) {
+        packed = {p.x + m0 * p.x_stride, 0, p.k, 0};
+      } else if (shared) {
+        packed = {whole, 0, p.k, 0};
+      } else {
+        packed = {own, k0, k1 - k0, first};
+        for (int64_t t = item.tile0; t < item.tile1; ++t)
+          pack_tile(t, k0, k1 - k0, own + (row_of(t) - first) * (k1 - k0));
+      }
+      for (int64_t row = item.row0; row < item.row1; ++row) solve_row(item, packed, row, k0, k1);
+    }
+  }
+
+  void solve_row(const Item& item, const Packed& packed, int64_t row, int64_t k0,
+                 int64_t k1) const {
+    const bool last = k1 == p.k;
+    Panel panel = blocks_of(row, k0, k1);
+    if (panel.accumulate && !panel.blocks && !last) return;
+    for (int64_t j = 0; j < p.bn; j += strip, panel.w += strip) {
+      const int64_t column = row * p.bn + j;
+      if (column >= p.n) break;
+      // A strip that runs past n keeps its sums aside.
+      const bool spills = column + strip > p.n;
+      for (int64_t t = item.tile0; t < item.tile1; ++t) {
+        const int rows = height(t);
+        const int64_t i = m0 + row_of(t);
+        const int64_t k = (cuttable ? k0 : 0) - packed.k0;
+        panel.a = packed.x + (row_of(t) - packed.row) * packed.depth + k * rows;
+        panel.a_stride = rows;
+        panel.c =
+            spills ? item.spill + (row_of(t) - row_of(item.tile0)) * strip : p.y + i * p.n + column;
+        panel.c_stride = spills ? strip : p.n;
+        (rows == tallest ? panel_tallest : panel_lower)(panel);
+        if (last && (spills || has_epilogue)) finish(panel, i, rows, column);
+      }
+    }
   }
 
   // The part of a block row that meets inputs k0 .. k1; a and c are left to the tile.
@@ -161,19 +205,6 @@ class LinearSolver {
         end = middle;
     }
     return begin;
-  }
-
-  void solve_tile(Panel panel, int64_t t, int64_t k0, int64_t column, bool spills,
-                  bool last) const {
-    float spill[tile_rows * strip];
-    const int rows = height(t);
-    const int64_t row = m0 + row_of(t);
-    panel.a = packed + row_of(t) * p.k + (cuttable ? k0 * rows : 0);
-    panel.a_stride = rows;
-    panel.c = spills ? spill : p.y + row * p.n + column;
-    panel.c_stride = spills ? strip : p.n;
-    (rows == tallest ? panel_tallest : panel_lower)(panel);
-    if (last && (spills || has_epilogue)) finish(panel, row, rows, column);
   }
 
   // What follows the product, on the tile that a panel has just left in L1.

@@ -27,6 +27,8 @@ struct Panel {
   bool accumulate;  // add to c, or overwrite it
 };
 
+constexpr int64_t weights_ahead = 1024;
+
 template <int MR, int NV>
 void panel(const Panel& p) {
   // A short tile has too few sums to hide the latency of a multiply-add: give each several, added
@@ -40,6 +42,12 @@ void panel(const Panel& p) {
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
       for (int j = 0; j < NV; ++j) sum[l][i][j] = zero();
+
+  if (p.accumulate)
+#pragma GCC unroll 24
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) __builtin_prefetch(p.c + i * p.c_stride + j * W);
 
   const auto step = [&](const float* a, const float* w, auto& acc) __attribute__((always_inline)) {
     F row[NV];
@@ -56,10 +64,15 @@ void panel(const Panel& p) {
   const float* w = p.w;
   for (int64_t b = 0; b < p.blocks; ++b) {
     const float* a = p.a + p.index[b] * p.depth * p.a_stride;
+    const float* next = p.a + p.index[b + 1 < p.blocks ? b + 1 : 0] * p.depth * p.a_stride;
     int64_t k = 0;
     for (; k + lanes <= p.depth; k += lanes) {
 #pragma GCC unroll 4
       for (int l = 0; l < lanes; ++l) {
+        __builtin_prefetch(next);
+        next += p.a_stride;
+        __builtin_prefetch(w + weights_ahead);
+        if (NV == 2) __builtin_prefetch(w + weights_ahead + W);
         step(a, w, sum[l]);
         a += p.a_stride;
         w += p.w_stride;
