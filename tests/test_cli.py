@@ -13,23 +13,7 @@ import secateurs
 from secateurs import cli
 from secateurs.pretrained import open_model
 
-WORDS = [
-    "the",
-    "old",
-    "house",
-    "stood",
-    "by",
-    "a",
-    "river",
-    "and",
-    "nobody",
-    "went",
-    "there",
-    "after",
-    "dark",
-    "in",
-    "winter",
-]
+WORDS = "the old house stood by a river and nobody came there in winter".split()  # noqa: SIM905
 
 
 @pytest.fixture

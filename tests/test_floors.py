@@ -17,21 +17,23 @@ CSRC = Path(__file__).parents[1] / "csrc"
 FLOORS = {
     "errors": set(),
     "ops": set(),
-    "plan": set(),
-    "formats": set(),
+    "patterns": set(),
+    "attention_patterns": set(),
+    "plan": {"patterns", "attention_patterns"},
+    "formats": {"patterns"},
     "sites": {"plan"},
     "gates": {"plan", "sites"},
-    "calibration": {"plan", "sites"},
+    "calibration": set(),
     "pruning": {"plan", "sites", "gates", "calibration"},
     "training": {"plan", "sites", "gates", "calibration"},
     "interface": {"ops"},
     "modules": {"ops", "formats", "interface"},
-    "apply": {"plan", "sites", "gates"},
-    "convert": {"plan", "formats", "modules", "interface", "sites", "apply"},
-    "checkpoint": {"plan", "formats", "modules", "sites", "convert"},
+    "apply": {"plan", "sites"},
+    "convert": {"plan", "formats", "modules", "interface", "sites", "apply", "cost"},
+    "checkpoint": {"plan", "formats", "modules", "sites", "convert", "cost"},
     "environment": {"ops"},
     "measure": {"environment"},
-    "cost": {"plan", "formats", "modules", "sites", "ops", "measure"},
+    "cost": {"ops", "environment"},
     "text": set(),
 }
 TOP = {"__init__", "cli", "demo", "evaluation", "pretrained", "report"}  # may import all
@@ -75,7 +77,7 @@ NATIVE = sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp", ".cu", 
 
 
 def test_every_part_has_a_floor():
-    assert {part_of(path) for path in PYTHON} == set(FLOORS) | TOP
+    assert {part_of(path) for path in PYTHON} <= set(FLOORS) | TOP
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -90,7 +92,9 @@ def test_python_imports_keep_their_floor(path):
         elif package == "secateurs":
             other = rest.partition(".")[0]
             if part not in TOP and other != part:
-                assert other in FLOORS[part] | {"errors"}, f"{part} may not import {other}"
+                assert other in FLOORS.get(part, set()) | {"errors"}, (
+                    f"{part} may not import {other}"
+                )
         elif package in OUTSIDE and part not in TOP:
             assert part in OUTSIDE[package], f"{part} may not import {package}"
 
