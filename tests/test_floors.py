@@ -53,18 +53,15 @@ CONFINED = {"triton": "triton.py", "secateurs._C_cpu": "cpu.py", "secateurs._C_c
 
 
 def imports(path: Path) -> set[str]:
-    """Every module a file imports, wherever in the file, by its full name."""
+    """Every name a file imports, wherever in the file, behind the module it is from."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} has a relative import: they hide which floor is meant"
-            # `from secateurs import ops` imports secateurs.ops; other names are parts of a module.
-            if node.module == "secateurs":
-                found |= {f"secateurs.{alias.name}" for alias in node.names}
-            else:
-                found.add(node.module)
+            # Of `from secateurs.pruning import base` only the names tell what is meant.
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
@@ -85,9 +82,9 @@ def test_python_imports_keep_their_floor(path):
     part = part_of(path)
     for name in imports(path):
         package, _, rest = name.partition(".")
-        if name in CONFINED or package in CONFINED:
-            allowed = CONFINED.get(name) or CONFINED[package]
-            assert path.name == allowed, f"only {allowed} may import {name}"
+        confined = [m for m in CONFINED if name == m or name.startswith(m + ".")]
+        if confined:
+            assert path.name == CONFINED[confined[0]], f"only {CONFINED[confined[0]]} may"
             assert part == "ops", f"only ops may import {name}"
         elif package == "secateurs":
             other = rest.partition(".")[0]
