@@ -80,15 +80,15 @@ const char* attention(int isa, Address q, const Triple& q_stride, Address k, con
   return chosen.name;
 }
 
-// How many threads a parallel region really gets.
-int threads_in_region(int threads) {
+// How many threads a parallel region gets that does not ask for a number: the OpenMP runtime's own
+// setting.
+int default_threads() {
   int count = 1;
 #ifdef _OPENMP
-  #pragma omp parallel num_threads(threads)
+  #pragma omp parallel
   #pragma omp single
   count = omp_get_num_threads();
 #endif
-  (void)threads;
   return count;
 }
 
@@ -116,6 +116,5 @@ PYBIND11_MODULE(_C_cpu, m) {
   m.def("block_sparse_linear", &block_sparse_linear);
   m.def("attention", &attention);
   m.def("isa_name", &isa_name, "isa"_a);
-  m.def("threads_in_region", &threads_in_region, "threads"_a,
-        py::call_guard<py::gil_scoped_release>());
+  m.def("default_threads", &default_threads, py::call_guard<py::gil_scoped_release>());
 }
