@@ -1,0 +1,100 @@
+"""Writes the README's result tables from the JSON lines in benchmarks/results/.
+
+python benchmarks/table.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results: python benchmarks/table.py -->", "<!-- /results -->"
+
+Row = Mapping[str, Any]
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise SystemExit(f"expected {BEGIN} and {END} in {readme}")
+    models, kernels = read("models.jsonl"), read("kernels.jsonl")
+    parts = [where(models), models_table(models), where(kernels), kernels_table(kernels)]
+    body = "\n\n".join([BEGIN, *parts, END])
+    readme.write_text(before + body + after, encoding="utf-8")
+
+
+def read(name: str) -> list[Row]:
+    rows = [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
+    wrong = [row for row in rows if not row["ok"]]
+    if wrong:
+        raise SystemExit(f"{name} holds {len(wrong)} rows whose outputs were wrong")
+    return rows
+
+
+def where(rows: list[Row]) -> str:
+    """What all rows of a file have in common, in words."""
+    first = rows[0]
+    what = "Whole models" if "model" in first else "Single products"
+    keys = ("device", "threads", "torch", "commit")
+    for key in keys:
+        if len({row[key] for row in rows}) != 1:
+            raise SystemExit(f"expected one {key} in all rows, to name it once")
+    isa = next(row["isa"] for row in rows if row["isa"])
+    return (
+        f"{what}, {first['dtype']}, {first['device']} ({isa}), {first['threads']} threads, "
+        f"torch {first['torch']}, commit {first['commit']}:"
+    )
+
+
+def models_table(rows: list[Row]) -> str:
+    """One line per model and shape: speedups over eager transformers, ours and the best peer's."""
+    ours = sorted({r["variant"] for r in rows if r["variant"].startswith("converted")}, key=_kept)
+    lines = []
+    for model, shape in dict.fromkeys((r["model"], tuple(r["shape"])) for r in rows):
+        found = {
+            r["variant"]: r for r in rows if r["model"] == model and tuple(r["shape"]) == shape
+        }
+        dense = {name: r["speedup"] for name, r in found.items() if name not in ours}
+        best = max(dense, key=dense.__getitem__) if dense else None
+        peer = f"{dense[best]:.2f}x {best}" if best else "-"
+        cells = [f"{model} {shape[0]}x{shape[1]}", peer]
+        cells += [f"{found[name]['speedup']:.2f}x" for name in ours]
+        lines.append(cells)
+    heads = ["model, batch x tokens", "fastest dense peer"]
+    heads += [f"ours, {-_kept(name):.0%} kept" for name in ours]
+    return _markdown(heads, lines)
+
+
+def kernels_table(rows: list[Row]) -> str:
+    """One line per shape of block_sparse_linear: speedup over the fastest dense peer by density."""
+    rows = [r for r in rows if r["op"] == "block_sparse_linear"]
+    densities = sorted({r["density"] for r in rows}, reverse=True)
+    lines = []
+    for shape in dict.fromkeys(tuple(r["shape"]) for r in rows):
+        found = {r["density"]: r for r in rows if tuple(r["shape"]) == shape}
+        cells = ["x".join(map(str, shape)), found[densities[0]]["baseline"]]
+        cells += [f"{found[d]['speedup']:.2f}x" if d in found else "-" for d in densities]
+        lines.append(cells)
+    heads = ["M x K x N", "fastest dense peer", *(f"{d:.0%} of blocks kept" for d in densities)]
+    return _markdown(heads, lines)
+
+
+def _kept(variant: str) -> float:
+    """`converted 0.5` as -0.5, so that sorting puts the densest first."""
+    return -float(variant.split()[-1])
+
+
+def _markdown(heads: list[str], lines: list[list[str]]) -> str:
+    rule = ["---"] + ["---:"] * (len(heads) - 1)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [heads, rule, *lines])
+
+
+if __name__ == "__main__":
+    main()
