@@ -152,16 +152,12 @@ def test_output_is_written_once_and_whole(isa, monkeypatch):
     assert_exact(*qkv(2, 3, 3, 37, 37, 24))
 
 
-def test_same_bits_for_any_number_of_threads(isa):
+def test_same_bits_for_any_number_of_threads(isa, torch_threads):
     q, k, v = qkv(2, 3, 3, 200, 200, 32)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(attention(q, k, v, causal=True))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for threads in (1, 2, 5):
+        torch_threads(threads)
+        results.append(attention(q, k, v, causal=True))
     assert all(torch.equal(y, results[0]) for y in results)
 
 

@@ -70,6 +70,17 @@ def test_chunks_of_inputs(isa, block, density):
     )
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("n", "block", "density"), [(70, (32, 600), 1), (96, (32, 24), 0.2)])
+def test_many_rows(isa, torch_threads, threads, n, block, density):
+    """Each group of tiles is packed by the thread that needs it, chunk by chunk."""
+    torch_threads(threads)
+    m, k = 400, 600
+    gate, residual = torch.randn(m, 2 * n)[:, :n], torch.randn(m, n)
+    weight = random_weight(n, k, block, density)
+    assert_exact(torch.randn(m, k), weight, torch.randn(n), "gelu", gate, residual)
+
+
 def test_more_rows_than_are_packed_at_once(isa):
     m, k = 1100, 4096  # more than 4 M floats
     x, weight = torch.randn(m, k), random_weight(32, k, (32, 32), 0.1)
@@ -175,16 +186,12 @@ def test_evenly_spaced_rows_are_not_copied(isa, monkeypatch):
 
 @pytest.mark.parametrize("density", [0.2, 1.0])
 @pytest.mark.parametrize("m", [4, 300])
-def test_same_bits_for_any_number_of_threads(isa, m, density):
+def test_same_bits_for_any_number_of_threads(isa, torch_threads, m, density):
     x, weight = torch.randn(m, 512), random_weight(512, 512, (32, 32), density)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            results.append(block_sparse_linear(x, weight))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for threads in (1, 2, 3, 7):
+        torch_threads(threads)
+        results.append(block_sparse_linear(x, weight))
     assert all(torch.equal(y, results[0]) for y in results)
 
 

@@ -1,5 +1,5 @@
-// out = softmax(scale q k^T + mask) v, float32, with the online softmax of FlashAttention (Dao et
-// al., 2022).
+// out = softmax(scale q k^T + mask) v, float32, with the online softmax of FlashAttention
+// (Dao et al., 2022).
 //
 // Everything is kept transposed, queries side by side in a vector, so that maxima, sums and
 // rescaling are vertical and both products are panels:

@@ -1,18 +1,19 @@
 // y = act(x W^T + bias) * gate + residual, W block-sparse, float32.
 //
-// x is packed once into tiles of up to 12 (or 24) rows, input-major. Threads then take items, each
-// a group of tiles times a group of block rows that no other item writes:
+// Rows of x are packed into tiles of up to 12 (or 24) rows, input-major. Threads take items, each a
+// group of tiles times a group of block rows, which nobody else writes:
 //
-//   for each chunk of inputs      so many that a block row keeps about `resident_inputs` of them:
-//   its weights stay in L1,
-//     for each block row          the chunk of all tiles of the group in L2
+//   for each chunk of inputs      of which a block row keeps about `resident_inputs`
+//     for each block row          the chunk of all tiles of the group is in L2
 //       for each strip of outputs
-//         for each tile           one panel; sums of earlier chunks are read from y and written
-//         back,
-//                                 the last chunk applies the epilogue while the tile is still in L1
+//         for each tile           the chunk's weights are in L1: one panel
 //
-// Every output is summed by one thread in the order of its inputs: the result does not depend on
-// the number of threads.
+// Sums of earlier chunks are read from y and written back; after the last chunk the epilogue follows
+// while the tile is still in L1. With many rows an item packs its own tiles, chunk by chunk; with
+// few, items share out the block rows and read one packed copy of x.
+//
+// Every output is summed by one thread in the order of its inputs: the result does not depend on the
+// number of threads.
 #pragma once
 
 #include "cpu/body/arithmetic.h"
@@ -25,10 +26,10 @@
 namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
 
-constexpr int64_t resident_inputs = 256;  // x 32 outputs: 32 KB of weights
-constexpr int64_t resident_x = 96 << 10;  // floats of packed x that may stay in L2
-constexpr int64_t least_tiles = 4;  // below which a group does not repay streaming the weights
-constexpr int64_t packed_limit = 4 << 20;  // floats of packed x at a time
+constexpr int64_t resident_inputs = 256;   // by 32 outputs: 32 KB of weights
+constexpr int64_t resident_x = 96 << 10;   // floats of packed x that stay in L2
+constexpr int64_t least_tiles = 4;         // fewer in a group do not repay streaming the weights
+constexpr int64_t packed_limit = 4 << 20;  // floats of x in one pass
 
 template <int NV>
 class LinearSolver {
@@ -60,7 +61,7 @@ class LinearSolver {
     if (!shared && tile_groups < items) tile_groups = items;
     if (!shared) tile_groups = clamp(ceil_div(tile_groups, threads) * threads, 1, tiles);
     row_groups = shared ? clamp(ceil_div(items, tile_groups), 1, p.rows) : 1;
-    if (shared && m > 1) whole = scratch(0, static_cast<std::size_t>(m * p.k));
+    if (shared && m > 1) shared_x = scratch(0, static_cast<std::size_t>(m * p.k));
   }
 
   void run() {
@@ -69,7 +70,7 @@ class LinearSolver {
     {
       if (shared && m > 1) {
 #pragma omp for schedule(static)
-        for (int64_t t = 0; t < tiles; ++t) pack_tile(t, 0, p.k, whole + row_of(t) * p.k);
+        for (int64_t t = 0; t < tiles; ++t) pack_tile(t, 0, p.k, shared_x + row_of(t) * p.k);
       }
 #pragma omp for schedule(dynamic, 1)
       for (int64_t i = 0; i < items; ++i) solve(i / row_groups, i % row_groups);
@@ -84,10 +85,9 @@ class LinearSolver {
   bool cuttable;  // one block spans all inputs: a chunk may end inside it
   bool has_epilogue;
   bool shared;  // few rows: all threads read one packed copy of x
-  float* whole = nullptr;
+  float* shared_x = nullptr;
 
-  // Inputs k0 .. k0 + depth of tiles from `row` on, packed: tile after tile, [depth][rows of the
-  // tile].
+  // Inputs k0 .. k0 + depth of the tiles from `row` on: tile after tile, [depth][rows of the tile].
   struct Packed {
     const float* x;
     int64_t k0, depth, row;
@@ -107,8 +107,7 @@ class LinearSolver {
     pack([&](int i) { return x + i * p.x_stride; }, height(t), depth, 1, to, height(t));
   }
 
-  // First block row of a group: groups hold about equally many blocks (a block row costs something
-  // of its own).
+  // First block row of a group. Groups hold about equally many blocks; a row costs something too.
   int64_t row_group_begin(int64_t group) const {
     const auto cost = [&](int64_t row) { return p.indptr[row] * p.bk + 32 * row; };
     const int64_t target = cut(cost(p.rows), row_groups, group);
@@ -138,7 +137,7 @@ class LinearSolver {
       if (m == 1) {
         packed = {p.x + m0 * p.x_stride, 0, p.k, 0};
       } else if (shared) {
-        packed = {whole, 0, p.k, 0};
+        packed = {shared_x, 0, p.k, 0};
       } else {
         packed = {own, k0, k1 - k0, first};
         for (int64_t t = item.tile0; t < item.tile1; ++t)
@@ -228,7 +227,7 @@ class LinearSolver {
 
 template <int NV>
 void solve_linear(const BlockSparseLinear& p) {
-  // The packed copy of x stays within bounds however many rows there are.
+  // Few enough rows at a time to bound the packed copy.
   const int64_t parts =
       ceil_div(p.m * p.k, packed_limit) > 1 ? ceil_div(p.m * p.k, packed_limit) : 1;
   for (int64_t i = 0; i < parts; ++i) {

@@ -1,5 +1,5 @@
-// Exponentials and activations on vectors: relative error below 1e-6, infinities and NaN as in the
-// formula.
+// Exponentials and activations on vectors. Relative error below 1e-6; infinities and NaN pass as in
+// the formulas.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -15,8 +15,8 @@ inline F polynomial(F x, const float (&c)[N]) {
   return y;
 }
 
-// 2^x = 2^n 2^f with whole n and |f| <= 1/2. The clamp lies beyond where the result is 0 or
-// infinite; it passes NaN.
+// 2^x = 2^n 2^f, n whole, |f| <= 1/2. The clamp lies where the result is 0 or infinite, and passes
+// NaN.
 inline F exp2(F x) {
   constexpr float c[] = {1.0000001f,   0.69314694f,  0.2402212f,
                          0.055507135f, 0.009675541f, 0.0013276465f};
@@ -25,8 +25,7 @@ inline F exp2(F x) {
   return ldexp(polynomial(x - n, c), n);
 }
 
-// e^x = 2^n e^r; ln 2 is subtracted in two parts, the first short enough for n times it to be
-// exact.
+// e^x = 2^n e^r. ln 2 is subtracted in two parts, the first so short that n times it is exact.
 inline F exp(F x) {
   constexpr float c[] = {1.0f,         1.0f,         0.4999999f,   0.1666642f,
                          0.041668225f, 0.008374816f, 0.0013836841f};

@@ -1,7 +1,7 @@
 // The product all kernels are made of: a tile of sums held in registers.
 //
-//   c[i][j] (+)= sum over blocks b, over p < depth:  a[(index[b] * depth + p) * a_stride + i] *
-//   w[(b * depth + p) * w_stride + j]
+//   c[i][j] (+)= sum over blocks b, inputs p < depth of
+//                a[(index[b] * depth + p) * a_stride + i] * w[(b * depth + p) * w_stride + j]
 //
 //            w: one vector row per input, 1 or 2 vectors wide
 //            [ j ... ]
@@ -27,12 +27,13 @@ struct Panel {
   bool accumulate;  // add to c, or overwrite it
 };
 
+// Floats. Weights are streamed from L3 or memory by the first tile that uses them, and the hardware
+// does not look beyond a page.
 constexpr int64_t weights_ahead = 1024;
 
 template <int MR, int NV>
 void panel(const Panel& p) {
-  // A short tile has too few sums to hide the latency of a multiply-add: give each several, added
-  // up at the end.
+  // A short tile has too few sums to hide the latency of a multiply-add: each is split in several.
   constexpr int lanes = MR * NV >= 8 ? 1 : MR * NV >= 4 ? 2 : 4;
   constexpr int W = F::width;
   F sum[lanes][MR][NV];

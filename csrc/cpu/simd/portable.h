@@ -49,8 +49,7 @@ inline F abs(F a) { return {(Floats)((Mask)a.v & 0x7fffffff)}; }
 // Adding 1.5 * 2^23 leaves no bits for a fraction. For magnitudes below 2^22, which is all that is
 // asked here.
 inline F round(F a) {
-  volatile float big = 12582912.0f;
-  const F shift = set1(big);
+  const F shift = set1(12582912.0f);
   return (a + shift) - shift;
 }
 
