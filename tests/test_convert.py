@@ -89,8 +89,20 @@ def test_converted_equals_masked(model, batch, plan, padded):
 
 def test_the_reference_backend_agrees(model, batch, plan):
     want = answer(apply(model, plan), batch)
+    fast = convert(model, plan)
     with use_backend("reference"):
-        assert relative(answer(convert(model, plan), batch), want) < 1e-5
+        assert relative(answer(fast, batch), want) < 1e-5
+
+
+def test_where_no_kernel_runs_the_linears_stay_dense_and_say_so():
+    model = tiny_model("bert").bfloat16()
+    plan = SparsityPlan({"layers.0.up": blocks(3, 6, 4)})
+    with use_backend("reference"):
+        fast = convert(model, plan)
+    report = {r.site: r for r in explain(fast)}["layers.0.up"]
+    assert report.action == "torch"
+    assert "no kernel for block-sparse" in report.reason
+    assert "reference is forced" in report.reason
 
 
 def test_a_plan_changes_what_the_model_says(model, batch):

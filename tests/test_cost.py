@@ -9,6 +9,8 @@ from secateurs.cost import CostTable, FormPicker
 from secateurs.errors import PlanError
 from secateurs.modules import DenseLinear, PackedLinear
 
+CPU = torch.device("cpu")
+
 
 def forms(n: int = 256, k: int = 128, density: float = 0.25) -> dict[str, torch.nn.Module]:
     weight = torch.randn(n, k, generator=torch.Generator().manual_seed(0))
@@ -25,7 +27,7 @@ class Fixed(CostTable):
     """A table with given times."""
 
     def __init__(self, **times: float) -> None:
-        super().__init__(None)
+        super().__init__(CPU, None)
         self._given = {name.replace("_", " "): ms for name, ms in times.items()}
 
     def times(self, name, forms, x, residual):
@@ -54,29 +56,29 @@ def test_small_weights_go_by_rule(density, form):
 
 def test_times_are_kept_for_the_next_process(tmp_path):
     x = torch.randn(4, 128)
-    first = CostTable(tmp_path).times("call", forms(), x, torch.zeros(4, 256))
+    first = CostTable(CPU, tmp_path).times("call", forms(), x, torch.zeros(4, 256))
     assert first.keys() == forms().keys()
     assert all(ms > 0 for ms in first.values())
-    again = CostTable(tmp_path)
+    again = CostTable(CPU, tmp_path)
     assert again.times("call", forms(), x, None) == first
     assert [p.suffix for p in tmp_path.iterdir()] == [".json"]
 
 
 def test_a_damaged_table_is_measured_again(tmp_path):
-    CostTable(tmp_path).times("call", forms(), torch.randn(4, 128), None)
+    CostTable(CPU, tmp_path).times("call", forms(), torch.randn(4, 128), None)
     (file,) = tmp_path.iterdir()
     file.write_text("{")
-    assert CostTable(tmp_path).times("call", forms(), torch.randn(4, 128), None)
+    assert CostTable(CPU, tmp_path).times("call", forms(), torch.randn(4, 128), None)
 
 
 def test_a_directory_that_cannot_be_written_is_no_error(tmp_path):
     (tmp_path / "file").write_text("")
-    assert CostTable(tmp_path / "file").times("call", forms(), torch.randn(4, 128), None)
+    assert CostTable(CPU, tmp_path / "file").times("call", forms(), torch.randn(4, 128), None)
 
 
 def test_convert_measures_weights_that_are_large_enough(tmp_path):
     model = tiny_model("bert", hidden_size=128, intermediate_size=256)
-    fast = convert(model, SparsityPlan(), tokens=16, costs=CostTable(tmp_path))
+    fast = convert(model, SparsityPlan(), tokens=16, costs=CostTable(CPU, tmp_path))
     reports = {r.site: r for r in explain(fast)}
     assert "ms at 16 tokens" in reports["layers.0.up"].reason
     assert reports["layers.0.up"].action in ("torch", "dense panels")

@@ -67,7 +67,7 @@ def save(model: nn.Module, directory: str | Path) -> None:
         config["secateurs"] = {
             "format_version": FORMAT_VERSION,
             # Which form each linear took is bound to the machine it was measured on.
-            "forms": {"machine": machine(), "picked": conversion.forms},
+            "forms": {"machine": machine(model.device), "picked": conversion.forms},
             "sha256": {name: _digest(scratch / name) for name in (WEIGHTS, PLAN)},
         }
         (scratch / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -104,7 +104,7 @@ def load(directory: str | Path, *, device: str | torch.device = "cpu") -> nn.Mod
         _read_outer(model, tensors, sites)
         model.config.num_hidden_layers = layer_count
         forms = config_dict["secateurs"]["forms"]
-        fixed = forms["picked"] if forms["machine"] == machine() else None
+        fixed = forms["picked"] if forms["machine"] == machine(model.device) else None
         return rebuild(model, templates, sites, plan, compact, FormPicker(fixed=fixed))
     except (KeyError, SafetensorError, FormatError, AttributeError, RuntimeError) as error:
         if isinstance(error, CheckpointError):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from secateurs import interface
+from secateurs import interface, ops
 from secateurs.apply import check_finite
 from secateurs.cost import CostTable, FormPicker
 from secateurs.errors import PlanError
@@ -276,27 +276,38 @@ class _LayerBuilder:
         biases = [part.bias for part in parts if part.bias is not None]
         bias = torch.cat(biases) if biases else None
         forms: dict[str, nn.Module] = {"torch": DenseLinear(weight, bias, activation)}
-        note, name = "", "+".join(roles)
-        if weight.device.type != "cpu" or weight.dtype != torch.float32:
-            note = f"no kernel of ours for {weight.dtype} on {weight.device.type} yet"
-        else:
-            packed = BlockSparseWeight.pack_dense(weight)
-            forms["dense panels"] = PackedLinear(packed, bias, activation)
-            grid, block = _common_grid(parts)
-            if grid is not None and block is not None:
-                packed = BlockSparseWeight.pack(weight, grid, block)
-                forms["block-sparse"] = PackedLinear(packed, bias, activation)
-                note = f"{packed.density:.2f} of the {block[0]}x{block[1]} blocks are stored"
-            elif any(role in self.keep.blocks for role in roles):
-                note = "blocks no longer align once heads or neurons are sliced off"
+        packed = {"dense panels": BlockSparseWeight.pack_dense(weight)}
+        notes, name = [], "+".join(roles)
+        grid, block = _common_grid(parts)
+        if grid is not None and block is not None:
+            sparse = packed["block-sparse"] = BlockSparseWeight.pack(weight, grid, block)
+            notes.append(f"{sparse.density:.2f} of the {block[0]}x{block[1]} blocks are stored")
+        elif any(role in self.keep.blocks for role in roles):
+            notes.append("blocks no longer align once heads or neurons are sliced off")
+        for form, stored in packed.items():
+            module = PackedLinear(stored, bias, activation)
+            refusal = _refusal(module)
+            if refusal is None:
+                forms[form] = module
+            else:
+                notes.append(f"no kernel for {form} ({refusal})")
         form, why = self.picker.pick(
             f"layers.{self.index}.{name}", forms, with_residual=roles[0] in ("output", "down")
         )
-        return self._report(name, forms[form], form, "; ".join(filter(None, (note, why))))
+        return self._report(name, forms[form], form, "; ".join(filter(None, (*notes, why))))
 
     def _report(self, part: str, module: nn.Module | None, action: str, reason: str) -> nn.Module:
         self.reports.append(SiteReport(f"layers.{self.index}.{part}", action, reason))
         return module  # type: ignore[return-value]
+
+
+def _refusal(linear: PackedLinear) -> str | None:
+    """Why none of our kernels would run `linear` where it is, if so."""
+    x = linear.values.new_empty(1, linear.shape[1])
+    choice = ops.explain_choice(ops.block_sparse_linear, x, linear, linear.bias, linear.activation)
+    if choice.backend not in (None, "reference"):
+        return None
+    return "; ".join(f"{backend}: {reason}" for backend, reason in choice.refusals.items())
 
 
 def _common_grid(

@@ -23,18 +23,17 @@ from secateurs.errors import PlanError
 
 ROUNDS = 7
 # Weights below this many elements are not worth a measurement: launching costs more than they do.
-# Of
-# those, one with at most this share of its blocks runs block-sparse, another in the panels of a
-# dense weight.
+# Of those, one with at most this share of its blocks runs block-sparse, another dense.
 MEASURED_FROM = 1 << 14
 BLOCK_BREAK_EVEN = 0.9
 
 
-def machine() -> str:
-    """What a measured time depends on besides the call: CPU, instruction set, threads, versions."""
+def machine(device: torch.device) -> str:
+    """What a measured time depends on besides the call: device, instruction set, threads,
+    versions."""
     cpu = ops.build_info()["cpu"]
     parts = (
-        device_name(torch.device("cpu")),
+        device_name(device),
         cpu["isa"],
         f"{torch.get_num_threads()} threads",
         f"secateurs {cpu['version']}",
@@ -44,18 +43,20 @@ def machine() -> str:
 
 
 class CostTable:
-    """Milliseconds of linears by description and form, for this machine.
+    """Milliseconds of linears by description and form, for one device of this machine.
 
     Args:
+        device: where the linears run.
         directory: where tables are kept, one file per machine; None keeps nothing. By default
             `SECATEURS_CACHE`, else `secateurs` under the user's cache directory.
     """
 
-    def __init__(self, directory: str | Path | None = "default") -> None:
+    def __init__(self, device: torch.device, directory: str | Path | None = "default") -> None:
         if directory == "default":
             home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
             directory = os.environ.get("SECATEURS_CACHE") or Path(home) / "secateurs"
-        name = hashlib.sha256(machine().encode()).hexdigest()[:16]
+        self._machine = machine(device)
+        name = hashlib.sha256(self._machine.encode()).hexdigest()[:16]
         self._path = None if directory is None else Path(directory) / f"costs-{name}.json"
         self._times: dict[str, dict[str, float]] = {}
         # A table that cannot be read is measured again, one that cannot be kept is not: both cost
@@ -80,10 +81,14 @@ class CostTable:
         with torch.inference_mode():
             for module in forms.values():
                 module(x, residual=residual)
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
             for _ in range(ROUNDS):
                 for form, module in forms.items():
                     start = time.perf_counter()
                     module(x, residual=residual)
+                    if x.is_cuda:
+                        torch.cuda.synchronize(x.device)
                     samples[form].append(1e3 * (time.perf_counter() - start))
         self._times[name] = {form: statistics.median(s) for form, s in samples.items()}
         self._keep()
@@ -95,7 +100,9 @@ class CostTable:
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             partial = self._path.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps({"machine": machine(), "times": self._times}, indent=1))
+            partial.write_text(
+                json.dumps({"machine": self._machine, "times": self._times}, indent=1)
+            )
             partial.replace(self._path)
 
 
@@ -136,20 +143,22 @@ class FormPicker:
             return self.fixed[site], "as picked when it was converted on this machine"
         weight, sparse = forms["torch"].weight, forms.get("block-sparse")
         if weight.numel() < MEASURED_FROM:
+            dense = "dense panels" if "dense panels" in forms else "torch"
             small = "the weight is too small to be worth a measurement"
             if sparse is None:
-                return "dense panels", small
+                return dense, small
             below = sparse.weight.density <= BLOCK_BREAK_EVEN
             told = f"{small}, the usual break-even is {BLOCK_BREAK_EVEN}"
-            return ("block-sparse" if below else "dense panels"), told
-        x = torch.randn(self.tokens, weight.shape[1], generator=torch.Generator().manual_seed(0))
-        residual = torch.zeros(self.tokens, weight.shape[0]) if with_residual else None
-        description = f"{weight.shape[0]}x{weight.shape[1]} at {self.tokens} tokens, "
+            return ("block-sparse" if below else dense), told
+        n, k = weight.shape
+        x = torch.randn(self.tokens, k, generator=torch.Generator().manual_seed(0)).to(weight)
+        residual = x.new_zeros(self.tokens, n) if with_residual else None
+        description = f"{n}x{k} {weight.dtype} at {self.tokens} tokens, "
         description += f"{forms['torch'].activation}, residual={with_residual}"
         if sparse is not None:
             description += f", {sparse.weight.block} at {sparse.weight.density:.2f}"
         if self._costs is None:
-            self._costs = CostTable()
+            self._costs = CostTable(weight.device)
         times = self._costs.times(description, forms, x, residual)
         order = sorted(times, key=times.__getitem__)
         told = ", ".join(f"{form} {times[form]:.3f} ms" for form in order)

@@ -42,3 +42,7 @@ class DataError(SecateursError, ValueError):
 
 class CheckpointError(SecateursError, RuntimeError):
     """A saved plan or model cannot be read or written."""
+
+
+class PatternError(SecateursError, ValueError):
+    """A pattern is malformed, or cannot be laid over the shape asked for."""

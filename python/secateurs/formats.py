@@ -131,3 +131,158 @@ class BlockSparseWeight:
     def _row_of_block(self) -> Tensor:
         rows = torch.arange(self.indptr.numel() - 1, device=self.indptr.device)
         return rows.repeat_interleave(self.indptr.diff().long())
+
+
+@dataclass(frozen=True, eq=False)
+class VectorWeight:
+    """A linear weight `[N, K]` in which `v` neighbouring outputs keep the same inputs (vector N:M;
+    with v = 1, 2:4).
+
+    Attributes:
+        values: `[N / v, kept, v]`, contiguous: the weights of a group's outputs, input by input.
+        columns: int32 `[N / v, kept]`, the inputs each group keeps, ascending.
+        shape: `(N, K)`.
+    """
+
+    values: Tensor
+    columns: Tensor
+    shape: tuple[int, int]
+
+    @property
+    def vector(self) -> int:
+        return self.values.shape[2]
+
+    @property
+    def density(self) -> float:
+        """Stored inputs over all inputs."""
+        return self.values.shape[1] / max(1, self.shape[1])
+
+    @classmethod
+    def pack(cls, weight: Tensor, keep: Tensor, vector: int) -> VectorWeight:
+        """Pack the entries of `weight` `[N, K]` where `keep` (bool `[N, K]`) is True.
+
+        Raises FormatError unless each group of `vector` outputs keeps the same inputs, and all
+        groups equally many.
+        """
+        n, k = weight.shape
+        if vector < 1 or n % vector or keep.shape != weight.shape:
+            raise FormatError(
+                f"a weight of shape {(n, k)} and keep {tuple(keep.shape)} do not fit groups of "
+                f"{vector} outputs"
+            )
+        groups = keep.to(weight.device, torch.bool).view(n // vector, vector, k)
+        chosen = groups[:, 0]
+        counts = chosen.sum(1)
+        if bool((groups != chosen[:, None]).any()):
+            raise FormatError(f"keep must be the same for each {vector} neighbouring outputs")
+        if n and int(counts.min()) != int(counts.max()):
+            raise FormatError(
+                f"every group of outputs must keep equally many inputs, got {int(counts.min())} to "
+                f"{int(counts.max())}"
+            )
+        kept = int(counts[0]) if n else 0
+        columns = chosen.nonzero()[:, 1].view(n // vector, kept)
+        inputs = weight.detach().view(n // vector, vector, k).transpose(1, 2)  # [N/v, K, v]
+        index = columns[:, :, None].expand(-1, -1, vector)
+        return cls(inputs.gather(1, index).contiguous(), columns.to(torch.int32), (n, k))
+
+    def to_dense(self) -> Tensor:
+        """The weight `[N, K]` with zeros where nothing is stored."""
+        (n, k), v = self.shape, self.vector
+        inputs = self.values.new_zeros(n // max(1, v), k, v)
+        index = self.columns.long()[:, :, None].expand(-1, -1, v)
+        return inputs.scatter(1, index, self.values).transpose(1, 2).reshape(n, k)
+
+    def validate(self) -> VectorWeight:
+        """Return self, or raise FormatError: a kernel trusts these columns."""
+        (n, k), values, columns = self.shape, self.values, self.columns
+        if (
+            values.dim() != 3
+            or not values.is_contiguous()
+            or values.shape[0] * values.shape[2] != n
+        ):
+            raise FormatError(
+                f"values must be contiguous [N / v, kept, v] for {n} outputs, got shape "
+                f"{tuple(values.shape)}"
+            )
+        if columns.dtype != torch.int32 or columns.shape != values.shape[:2]:
+            raise FormatError(
+                f"columns must be int32 {tuple(values.shape[:2])}, got {columns.dtype} "
+                f"{tuple(columns.shape)}"
+            )
+        if columns.numel() and not 0 <= int(columns.min()) <= int(columns.max()) < k:
+            raise FormatError(f"columns must lie in 0..{k - 1}")
+        if bool((columns.diff(dim=1) <= 0).any()):
+            raise FormatError("columns must rise within each group of outputs")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class LibraryWeight:
+    """A linear weight `[N, K]` whose `p x q` blocks each follow one pattern of a library.
+
+    Attributes:
+        values: `[N / p, K / q, ones]`, contiguous: a block's entries, row by row of its pattern.
+        codes: uint8 `[N / p, K / q]`, the pattern of each block.
+        library: bool `[L, p, q]`, at most 16 patterns with `ones` True each.
+        shape: `(N, K)`.
+    """
+
+    values: Tensor
+    codes: Tensor
+    library: Tensor
+    shape: tuple[int, int]
+
+    @property
+    def density(self) -> float:
+        """Stored entries over all entries."""
+        return self.values.numel() / max(1, self.shape[0] * self.shape[1])
+
+    @classmethod
+    def pack(cls, weight: Tensor, codes: Tensor, library: Tensor) -> LibraryWeight:
+        """Pack the entries of `weight` `[N, K]` that each block's pattern keeps.
+
+        Raises FormatError if the library is uneven or does not divide the weight, or a code is not
+        in it.
+        """
+        (n, k), (_, p, q) = weight.shape, library.shape
+        if n % p or k % q:
+            raise FormatError(f"block {(p, q)} does not divide a weight of shape {(n, k)}")
+        empty = weight.new_zeros(n // p, k // q, int(library[0].sum()))
+        packed = cls(empty, codes.to(torch.uint8), library, (n, k)).validate()
+        blocks = weight.detach().reshape(n // p, p, k // q, q).transpose(1, 2)
+        chosen = library[codes.long()]
+        return cls(blocks[chosen].view_as(empty), packed.codes, library, (n, k))
+
+    def to_dense(self) -> Tensor:
+        """The weight `[N, K]` with zeros where a pattern has none."""
+        chosen = self.library[self.codes.long()]  # [N/p, K/q, p, q]
+        blocks = self.values.new_zeros(chosen.shape).masked_scatter(chosen, self.values)
+        return blocks.transpose(1, 2).reshape(self.shape)
+
+    def validate(self) -> LibraryWeight:
+        """Return self, or raise FormatError."""
+        if self.library.dim() != 3 or self.library.dtype != torch.bool or not len(self.library):
+            raise FormatError(
+                f"library must be bool [L, p, q], got {self.library.dtype} "
+                f"{tuple(self.library.shape)}"
+            )
+        (n, k), (count, p, q) = self.shape, self.library.shape
+        ones = self.library.flatten(1).sum(1)
+        if count > 16 or int(ones.min()) != int(ones.max()):
+            raise FormatError(
+                f"library must hold at most 16 patterns with equally many ones, got {count} with "
+                f"{ones.tolist()}"
+            )
+        grid = (n // p, k // q)
+        if self.codes.dtype != torch.uint8 or tuple(self.codes.shape) != grid:
+            raise FormatError(
+                f"codes must be uint8 {grid}, got {self.codes.dtype} {tuple(self.codes.shape)}"
+            )
+        if tuple(self.values.shape) != (*grid, int(ones[0])) or not self.values.is_contiguous():
+            raise FormatError(
+                f"values must be contiguous {(*grid, int(ones[0]))}, got {tuple(self.values.shape)}"
+            )
+        if self.codes.numel() and int(self.codes.max()) >= count:
+            raise FormatError(f"codes must lie in 0..{count - 1}, got {int(self.codes.max())}")
+        return self
