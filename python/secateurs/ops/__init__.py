@@ -12,6 +12,7 @@ from secateurs.ops import cpu, cuda
 from secateurs.ops._dispatch import Choice, use_backend
 from secateurs.ops.attention import attention
 from secateurs.ops.block_sparse_linear import ACTIVATIONS, block_sparse_linear
+from secateurs.ops.pattern_linear import pattern_linear
 
 __all__ = [
     "ACTIVATIONS",
@@ -20,6 +21,7 @@ __all__ = [
     "block_sparse_linear",
     "build_info",
     "explain_choice",
+    "pattern_linear",
     "use_backend",
 ]
 

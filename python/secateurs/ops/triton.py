@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+MAX_SPLIT = 16  # programs that share a tile of the output
 INV_SQRT_2 = tl.constexpr(0.7071067811865476)
 GELU_SCALE = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
 
@@ -109,3 +110,12 @@ def rows_of(x: Tensor) -> Tensor:
 def flat(x: Tensor | None) -> Tensor | None:
     """A gate or residual as the epilogue reads it: contiguous."""
     return None if x is None else x.contiguous()
+
+
+def splits(tiles: int, steps: int, multiprocessors: int) -> int:
+    """How many programs share a tile of `steps` steps: a power of two, so that the GPU is full if
+    the tiles allow it and nobody's share is shorter than four steps."""
+    split = 1
+    while split < MAX_SPLIT and tiles * split < multiprocessors and steps >= 8 * split:
+        split *= 2
+    return split

@@ -22,6 +22,7 @@ class Pattern(Protocol):
     indices: Tensor  # int32 [blocks]
     partial: Tensor  # int32 [blocks], -1 or an index into masks
     masks: Tensor  # bool [P, block, block]
+    shape: tuple[int, int]  # (Tq, Tk)
 
 
 def attention(
@@ -79,6 +80,11 @@ def arguments(
         scale = max(q.shape[-1], 1) ** -0.5
     blocks: tuple[Tensor | None, ...] = (None,) * 4
     if pattern is not None:
+        if tuple(pattern.shape) != (q.shape[2], k.shape[2]):
+            raise OperandError(
+                f"expected a pattern over {(q.shape[2], k.shape[2])} queries and keys, got one "
+                f"over {tuple(pattern.shape)}"
+            )
         blocks = (pattern.indptr, pattern.indices, pattern.partial, pattern.masks)
     return (q, k, v, kv_of, key_mask, mask, causal, scale, *blocks)
 

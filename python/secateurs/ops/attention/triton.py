@@ -36,7 +36,7 @@ TABLE = Table(
         80: {
             ("half", 16): Config(128, 64, 4, 3),
             ("half", 32): Config(128, 64, 4, 3),
-            ("half", 64): Config(128, 64, 4, 3),
+            ("half", 64): Config(128, 32, 4, 4),
             ("half", 128): Config(128, 32, 8, 3),
             ("half", 256): Config(64, 32, 8, 2),
             ("float", 16): Config(64, 32, 4, 2),
@@ -133,13 +133,14 @@ def _walk(
             tile = tl.load(at, mask=seen[None, :], other=0)
             if tile.dtype.is_floating():
                 # The lowest finite value stays finite: it hides a key only beside others.
-                added = tl.maximum(tile.to(tl.float32) * LOG2_E, -1e38)
+                added = tl.maximum(tile.to(tl.float32), -1e38) * LOG2_E
                 scores += tl.where(tile == float("-inf"), float("-inf"), added)
             else:
                 scores = tl.where(tile, scores, float("-inf"))
         if indices is not None:
             tile = masks + which.to(tl.int64) * (BLOCK * BLOCK) + inside[:, None] * BLOCK
-            allowed = tl.load(tile + (s % BLOCK + each)[None, :], mask=which >= 0, other=True)
+            cut = (tl.zeros_like(inside) + which >= 0)[:, None]
+            allowed = tl.load(tile + (s % BLOCK + each)[None, :], mask=cut, other=True)
             scores = tl.where(allowed, scores, float("-inf"))
         if EDGE or key_mask is not None:
             scores = tl.where(seen[None, :], scores, float("-inf"))

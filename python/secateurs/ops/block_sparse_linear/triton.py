@@ -24,11 +24,10 @@ from torch import Tensor
 
 from secateurs.ops import _gpu
 from secateurs.ops._tuning import Config, Table
-from secateurs.ops.triton import finish, flat, launch, rows_of, store_output, tile_of
+from secateurs.ops.triton import finish, flat, launch, rows_of, splits, store_output, tile_of
 
 BLOCKS = (16, 32, 64, 128)
 GROUP = 8
-MAX_SPLIT = 16
 
 # By what the rows of x are ("half": 16-bit, "float": float32, "few ...": at most 16 of them, so
 # that
@@ -205,12 +204,3 @@ def key(m: int, bn: int, dtype: torch.dtype) -> tuple[str, int]:
     """The row of the table for m rows of x in dtype."""
     width = "float" if dtype == torch.float32 else "half"
     return (f"few {width}" if m <= 16 else width, bn)
-
-
-def splits(tiles: int, steps: int, multiprocessors: int) -> int:
-    """How many programs share a tile of `steps` steps: a power of two, so that the GPU is full if
-    the tiles allow it and nobody's share is shorter than four steps."""
-    split = 1
-    while split < MAX_SPLIT and tiles * split < multiprocessors and steps >= 8 * split:
-        split *= 2
-    return split

@@ -1,0 +1,145 @@
+"""y = act(x W^T + bias) * gate + residual, with W regular in its zeros: vector N:M, or a library of
+block patterns."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from secateurs.errors import OperandError
+from secateurs.ops._dispatch import Op
+from secateurs.ops._gpu import triton_backend
+from secateurs.ops._register import register
+from secateurs.ops.block_sparse_linear.reference import ACTIVATIONS
+from secateurs.ops.pattern_linear import reference
+
+
+class Vector(Protocol):
+    """A weight as `secateurs.formats.VectorWeight` describes it."""
+
+    values: Tensor  # [N / v, kept, v]
+    columns: Tensor  # int32 [N / v, kept]
+
+
+class Library(Protocol):
+    """A weight as `secateurs.formats.LibraryWeight` describes it."""
+
+    values: Tensor  # [N / p, K / q, ones]
+    codes: Tensor  # uint8 [N / p, K / q]
+    library: Tensor  # bool [L, p, q]
+
+
+def pattern_linear(
+    x: Tensor,
+    weight: Vector | Library,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """act(x W^T + bias) * gate + residual, shape `[..., N]`.
+
+    Only stored weights are multiplied: an infinity or NaN in `x` does not pass through a pruned one
+    (the reference, which expands the weight, lets it pass).
+
+    Args:
+        x: `[..., K]`.
+        weight: its indices are trusted: validate them where they are made.
+        bias: `[N]`.
+        activation: one of `ACTIVATIONS`.
+        gate: `[..., N]`, multiplies what the activation returns.
+        residual: `[..., N]`, added last.
+
+    Raises:
+        OperandError: the tensors do not fit together, or the activation is unknown.
+        BackendError: the backend that is forced refuses the call.
+    """
+    return _call(*arguments(x, weight, bias, activation, gate, residual))
+
+
+def arguments(
+    x: Tensor,
+    weight: Any,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> tuple[Any, ...]:
+    """The same call in the order of the schema."""
+    library = getattr(weight, "library", None)
+    index = weight.columns if library is None else weight.codes
+    return (x, weight.values, index, library, bias, activation, gate, residual)
+
+
+def outputs(values: Tensor, library: Tensor | None) -> int:
+    """N of a packed weight."""
+    return values.shape[0] * (values.shape[2] if library is None else library.shape[1])
+
+
+def check(
+    x: Tensor,
+    values: Tensor,
+    index: Tensor,
+    library: Tensor | None,
+    bias: Tensor | None,
+    activation: str,
+    gate: Tensor | None,
+    residual: Tensor | None,
+) -> None:
+    """Raise OperandError, in a sentence, unless the operands fit together."""
+    if x.dim() < 1 or values.dim() != 3 or index.shape != values.shape[:2]:
+        raise OperandError(
+            "expected x [..., K], values [groups, kept, v] and an index [groups, kept], got shapes "
+            f"{[tuple(t.shape) for t in (x, values, index)]}"
+        )
+    if library is None:
+        if index.dtype != torch.int32:
+            raise OperandError(f"expected int32 columns, got {index.dtype}")
+        if values.shape[1] > x.shape[-1]:
+            raise OperandError(f"expected at least {values.shape[1]} inputs, got {x.shape[-1]}")
+    else:
+        if library.dim() != 3 or library.dtype != torch.bool or index.dtype != torch.uint8:
+            raise OperandError(
+                f"expected a library bool [L, p, q] and uint8 codes, got {library.dtype} "
+                f"{tuple(library.shape)} and {index.dtype}"
+            )
+        if x.shape[-1] != index.shape[1] * library.shape[2]:
+            raise OperandError(
+                f"expected x [..., {index.shape[1] * library.shape[2]}], got {tuple(x.shape)}"
+            )
+    if activation not in ACTIVATIONS:
+        raise OperandError(
+            f"expected an activation among {', '.join(ACTIVATIONS)}, got {activation!r}"
+        )
+    n = outputs(values, library)
+    if bias is not None and tuple(bias.shape) != (n,):
+        raise OperandError(f"expected a bias of shape {(n,)}, got {tuple(bias.shape)}")
+    full = (*x.shape[:-1], n)
+    for name, tensor in (("gate", gate), ("residual", residual)):
+        if tensor is not None and tuple(tensor.shape) != full:
+            raise OperandError(f"expected a {name} of shape {full}, got {tuple(tensor.shape)}")
+    for name, tensor in (
+        ("values", values),
+        ("bias", bias),
+        ("gate", gate),
+        ("residual", residual),
+    ):
+        if tensor is not None and tensor.dtype != x.dtype:
+            raise OperandError(f"expected {name} in the dtype of x, {x.dtype}, got {tensor.dtype}")
+    for tensor in (values, index, library, bias, gate, residual):
+        if tensor is not None and tensor.device != x.device:
+            raise OperandError(
+                f"expected all tensors on {x.device} like x, got one on {tensor.device}"
+            )
+
+
+OP = Op("pattern_linear", check, triton_backend("pattern_linear"), reference.BACKEND)
+_call = register(
+    OP,
+    "(Tensor x, Tensor values, Tensor index, Tensor? library, Tensor? bias, str activation, "
+    "Tensor? gate, Tensor? residual) -> Tensor",
+    lambda x, values, index, library, *_: x.new_empty((*x.shape[:-1], outputs(values, library))),
+    reference.pattern_linear,
+)

@@ -1,0 +1,44 @@
+"""Plain torch, any dtype and device, differentiable: what every other backend must agree with."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from secateurs.ops._dispatch import Backend
+from secateurs.ops.block_sparse_linear.reference import ACTIVATIONS
+
+
+def pattern_linear(
+    x: Tensor,  # [..., K]
+    values: Tensor,  # [N / v, kept, v], or [N / p, K / q, ones]
+    index: Tensor,  # int32 [N / v, kept], or uint8 [N / p, K / q]
+    library: Tensor | None,  # bool [L, p, q]
+    bias: Tensor | None,  # [N]
+    activation: str,
+    gate: Tensor | None,  # [..., N]
+    residual: Tensor | None,  # [..., N]
+) -> Tensor:
+    k = x.shape[-1]
+    weight = _vectors(values, index, k) if library is None else _blocks(values, index, library)
+    y = ACTIVATIONS[activation](F.linear(x, weight, bias))
+    y = y if gate is None else y * gate
+    y = y if residual is None else y + residual
+    return y.contiguous()
+
+
+def _vectors(values: Tensor, columns: Tensor, k: int) -> Tensor:
+    groups, kept, v = values.shape
+    index = columns.long()[:, :, None].expand(groups, kept, v)
+    inputs = values.new_zeros(groups, k, v).scatter(1, index, values)
+    return inputs.transpose(1, 2).reshape(groups * v, k)
+
+
+def _blocks(values: Tensor, codes: Tensor, library: Tensor) -> Tensor:
+    chosen = library[codes.long()]  # [N/p, K/q, p, q]
+    blocks = values.new_zeros(chosen.shape).masked_scatter(chosen, values)
+    rows, columns, p, q = chosen.shape
+    return blocks.transpose(1, 2).reshape(rows * p, columns * q)
+
+
+BACKEND = Backend("reference", refuse=lambda *_: None, run=pattern_linear)
