@@ -35,6 +35,7 @@ FLOORS = {
     "measure": {"environment"},
     "cost": {"ops", "environment"},
     "text": set(),
+    "capture": set(),
 }
 TOP = {"__init__", "cli", "demo", "evaluation", "pretrained", "report"}  # may import all
 

@@ -9,6 +9,7 @@ secateurs.save(fast, "pruned")
 from __future__ import annotations
 
 from secateurs.apply import apply
+from secateurs.capture import capture
 from secateurs.checkpoint import export_dense, load, save
 from secateurs.convert import convert, explain
 from secateurs.environment import env_report
@@ -36,6 +37,7 @@ __all__ = [
     "SecateursError",
     "SparsityPlan",
     "apply",
+    "capture",
     "convert",
     "distill",
     "env_report",
