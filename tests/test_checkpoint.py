@@ -56,8 +56,9 @@ def test_export_dense_gives_a_stock_model(model, batch, name):
     assert relative(answer(dense, batch), answer(apply(model, plan), batch)) < 1e-5
 
 
-def test_exported_weights_are_those_of_apply():
-    model, plan = tiny_model("bert"), SparsityPlan(PLANS["blocks"])
+@pytest.mark.parametrize("name", ["blocks", "uneven", "no middle layer"])
+def test_exported_weights_are_those_of_apply(name):
+    model, plan = tiny_model("bert"), SparsityPlan(PLANS[name])
     want = apply(model, plan).state_dict()
     got = export_dense(convert(model, plan)).state_dict()
     assert list(got) == list(want)

@@ -45,7 +45,7 @@ PLANS = {
     "no ffn in the last layer": {"layers.2.ffn": ModuleMask(gone(1)[0])},
     "no middle layer": {"layers.1.layer": ModuleMask(gone(1)[0])},
     "uneven": {
-        "layers.0.heads": HeadMask(torch.tensor([True, False, True, True])),
+        "layers.0.heads": HeadMask(torch.tensor([False, True, True, True])),
         "layers.1.heads": HeadMask(torch.tensor([False, False, True, False])),
         "layers.0.neurons": NeuronMask(torch.arange(96) % 3 == 0),
         "layers.2.neurons": NeuronMask(torch.arange(96) == 95),

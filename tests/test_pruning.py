@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from models import answer, relative
 
 from secateurs import METHODS, Budget, Gates, SparsityPlan, apply, convert, find_sites, prune
 from secateurs.errors import BudgetError, DataError, MethodError, PlanError
+from secateurs.pruning.allocation import allocate
+from secateurs.pruning.gradient import GradientPruner
 
 BUDGETS = {
     "heads": "heads=0.4",
@@ -219,8 +222,6 @@ def test_gradient_importance_is_the_per_example_derivative(batch):
     """An oracle that shares no code with the method: finite differences of the labelled loss."""
     model = tiny_model("roberta")
     labelled = {**batch, "labels": torch.tensor([0, 1, 0])}
-    from secateurs.pruning.gradient import GradientPruner
-
     pruner = GradientPruner(normalize="none")
     pruner.start(model, find_sites(model), Budget(heads=0.5), seed=0)
     pruner.observe(labelled)
@@ -236,8 +237,6 @@ def test_without_labels_the_importance_estimates_the_curvature(batch):
     """The mean over many probes of (v . df/dgate)^2 is |df/dgate|^2, by finite differences."""
     model = tiny_model("bert")
     sites = find_sites(model)
-    from secateurs.pruning.gradient import GradientPruner
-
     pruner = GradientPruner(normalize="none")
     pruner.start(model, sites, Budget(heads=0.5), seed=0)
     rounds = 400
@@ -268,13 +267,41 @@ def test_a_unit_without_effect_goes_first(batches):
     assert (~plan.masks["layers.0.neurons"].keep).nonzero().tolist() == [[11]]
 
 
-def test_rounds_measure_again_and_meet_the_same_budget(batches):
-    """Two heads that do the same work: neither is missed while the other is there."""
+def test_what_went_in_an_earlier_round_stays_gone(batches):
+    """Round one of two is a whole run with half the budget; round two only adds to it."""
     model = tiny_model("bert")
-    plan = planned("gradient", model, batches, "heads=0.5", rounds=3)
-    once = planned("gradient", model, batches, "heads=0.5")
-    assert sum(int(m.keep.sum()) for m in plan.masks.values()) == 6
-    assert sum(int(m.keep.sum()) for m in once.masks.values()) == 6
+    first = planned("gradient", model, batches, "heads=0.25")
+    both = planned("gradient", model, batches, "heads=0.5", rounds=2)
+    assert sum(int(m.keep.sum()) for m in both.masks.values()) == 6
+    for name, mask in both.masks.items():
+        assert not bool((mask.keep & ~first.masks[name].keep).any())
+
+
+def test_later_rounds_see_the_model_without_what_is_gone(batch):
+    """Two heads that do the same work look equally useless until one of them is gone."""
+    model = tiny_model("bert")
+    sites = find_sites(model)
+    once = GradientPruner(rounds=2, normalize="none")
+    once.start(model, sites, Budget(heads=0.5), seed=0)
+    once.observe(batch)
+    once.end_round()
+    before = dict(once.scores())
+    once.observe(batch)
+    once.end_round()
+    after = once.scores()
+    changed = [not torch.allclose(before[n], after[n], rtol=1e-2) for n in before]
+    assert any(changed)
+    assert sum(int((score == -1).sum()) for score in after.values()) == 3
+
+
+def test_a_budget_of_parameters_takes_the_fewest_units():
+    sites = find_sites(tiny_model("bert"))
+    scores = {f"layers.{i}.neurons": torch.rand(96) for i in range(3)}
+    total = 3 * (4 * 64 * 64 + 2 * 64 * 96)
+    for fraction in (0.01, 0.1, 0.25, 0.4):
+        plan = allocate(scores, sites, {"parameters": fraction})
+        gone = sum(int((~mask.keep).sum()) for mask in plan.masks.values())
+        assert gone == math.ceil(fraction * total / (2 * 64))
 
 
 def test_labels_need_a_model_with_a_loss(batch):
