@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secateurs.ops import cpu, cuda
 from secateurs.ops._dispatch import Choice, use_backend
+from secateurs.ops._tuning import autotune
 from secateurs.ops.attention import attention
 from secateurs.ops.block_sparse_linear import ACTIVATIONS, block_sparse_linear
 from secateurs.ops.pattern_linear import pattern_linear
@@ -18,6 +19,7 @@ __all__ = [
     "ACTIVATIONS",
     "Choice",
     "attention",
+    "autotune",
     "block_sparse_linear",
     "build_info",
     "explain_choice",

@@ -7,12 +7,14 @@ device name and Triton version, so that they never outlive either.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from secateurs.errors import BackendError
 from secateurs.ops import _gpu
@@ -79,23 +82,28 @@ def trial(config: Config) -> Iterator[None]:
         _trial.reset(token)
 
 
-def tune(
-    table: Table, key: Key, device: torch.device, call: Callable[[], Any], fits: tuple[type, ...]
-) -> Config:
-    """Time `call` under every candidate, keep the fastest on disk and return it.
+def autotune(op: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Config:
+    """Time `op(*args, **kwargs)` under every candidate configuration of its Triton kernel, keep the
+    fastest on disk for this kind of call on this kind of device, and return it.
 
-    A candidate that does not fit the device raises one of `fits` and is passed over.
-    Raises BackendError without a GPU, or if no candidate runs.
+    Args:
+        op: an operation of `secateurs.ops`; its arguments follow.
+
+    Raises:
+        BackendError: the Triton backend refuses the call, or no candidate fits the device.
     """
-    if device.type != "cuda":
-        raise BackendError(f"expected tensors on a GPU to tune for, got {device.type}")
+    module = sys.modules[op.__module__]
+    given = module.arguments(*args, **kwargs)
+    reason = _gpu.triton_backend(module.OP.name).refuse(*given)
+    if reason is not None:
+        raise BackendError(f"expected a call that Triton runs, to tune for it: {reason}")
+    kernels = importlib.import_module(f"{op.__module__}.triton")
+    unfit = importlib.import_module("secateurs.ops.triton").UNFIT
+    table, key, device = kernels.TABLE, kernels.key(*given), given[0].device
     times: dict[Config, float] = {}
     for config in table.candidates(device):
-        with trial(config):
-            try:
-                times[config] = _milliseconds(call)
-            except fits:
-                continue
+        with trial(config), suppress(*unfit):
+            times[config] = _milliseconds(lambda: kernels.run(*given))
     if not times:
         raise BackendError(f"no launch configuration of {table.kernel} fits {_file(device).stem}")
     best = min(times, key=times.__getitem__)

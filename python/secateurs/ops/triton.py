@@ -8,6 +8,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources, PTXASError
+
+UNFIT = (OutOfResources, PTXASError, CompilationError)  # a configuration this device cannot run
 
 MAX_SPLIT = 16  # programs that share a tile of the output
 INV_SQRT_2 = tl.constexpr(0.7071067811865476)

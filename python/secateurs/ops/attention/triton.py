@@ -254,7 +254,7 @@ def run(
     q, k, v = (_packed_last(t) for t in (q, k, v))
     if mask is not None:
         mask = mask.expand(b, hq, tq, tk)
-    config = TABLE.choose(q.device, key(d, q.dtype))
+    config = TABLE.choose(q.device, key(q))
     block_m = min(config.block_m, max(16, triton.next_power_of_2(tq)))
     step, block, block_rows, per_head = config.step, 0, 0, False
     if pattern_indptr is not None and pattern_masks is not None:
@@ -277,10 +277,10 @@ def run(
     return out
 
 
-def key(head_dim: int, dtype: torch.dtype) -> tuple[str, int]:
-    """The row of the table for heads of a dimension in dtype."""
-    width = "float" if dtype == torch.float32 else "half"
-    return (width, triton.next_power_of_2(head_dim))
+def key(q: Tensor, *_: object) -> tuple[str, int]:
+    """The row of the table for a call."""
+    width = "float" if q.dtype == torch.float32 else "half"
+    return (width, triton.next_power_of_2(q.shape[-1]))
 
 
 def _packed_last(x: Tensor) -> Tensor:

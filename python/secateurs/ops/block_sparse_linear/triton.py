@@ -181,7 +181,7 @@ def run(
         return y
     rows_x = rows_of(x)
     (nnz, bk, bn), m, rows = values.shape, rows_x.shape[0], indptr.shape[0] - 1
-    config = TABLE.choose(x.device, key(m, bn, x.dtype))
+    config = TABLE.choose(x.device, key(x, values))
     tiles = triton.cdiv(m, config.block_m) * rows
     split = splits(tiles, nnz * bk // (rows * config.step), _gpu.multiprocessors(x.device))
     out = y if split == 1 else x.new_empty((split, m, out_features), dtype=torch.float32)
@@ -200,7 +200,8 @@ def run(
     return y
 
 
-def key(m: int, bn: int, dtype: torch.dtype) -> tuple[str, int]:
-    """The row of the table for m rows of x in dtype."""
-    width = "float" if dtype == torch.float32 else "half"
-    return (f"few {width}" if m <= 16 else width, bn)
+def key(x: Tensor, values: Tensor, *_: object) -> tuple[str, int]:
+    """The row of the table for a call."""
+    width = "float" if x.dtype == torch.float32 else "half"
+    few = x.numel() <= 16 * x.shape[-1]
+    return (f"few {width}" if few else width, values.shape[2])

@@ -173,7 +173,7 @@ def run(
         return y
     rows_x = rows_of(x)
     m, transposed = rows_x.shape[0], rows_x.shape[0] > 16
-    config = TABLE.choose(x.device, key(m, v, x.dtype))
+    config = TABLE.choose(x.device, key(x, values))
     if transposed:
         rows_x = _transposed(rows_x)
     tiles = triton.cdiv(m, config.block_m) * groups
@@ -194,10 +194,11 @@ def run(
     return y
 
 
-def key(m: int, v: int, dtype: torch.dtype) -> tuple[str, int]:
-    """The row of the table for m rows of x in dtype."""
-    width = "float" if dtype == torch.float32 else "half"
-    return (f"few {width}" if m <= 16 else width, v)
+def key(x: Tensor, values: Tensor, *_: object) -> tuple[str, int]:
+    """The row of the table for a call."""
+    width = "float" if x.dtype == torch.float32 else "half"
+    few = x.numel() <= 16 * x.shape[-1]
+    return (f"few {width}" if few else width, values.shape[2])
 
 
 def _transposed(x: Tensor) -> Tensor:
