@@ -1,7 +1,7 @@
 """The Triton kernels in Triton's interpreter: run by test_triton.py, in a process of its own.
 
-Every buffer a kernel gets lies between guard regions: NaN, wild indices, masks that allow. What is
-read from there spoils the result; what is written there is seen.
+Every buffer a kernel gets lies between guard regions: NaN, wild indices, masks that allow. Every
+address it loads from must lie in a buffer, and what is written to a guard region is seen.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Guards:
 
     def __init__(self, launch):
         self.launch, self.kernels = launch, []
+        self.ranges: list[tuple[int, int]] = []  # addresses of the buffers of the kernel that runs
 
     def __call__(self, kernel, grid, *args, **meta):
         copies = [self._guarded(a) if isinstance(a, torch.Tensor) else a for a in args]
@@ -39,6 +40,11 @@ class Guards:
         ]
         before = [None if w is None else w.clone() for w in whole]
         views = [c if w is None else c[0] for c, w in zip(copies, whole, strict=True)]
+        self.ranges = [
+            (w[GUARD:].data_ptr(), w[w.numel() - GUARD :].data_ptr())
+            for w in whole
+            if w is not None
+        ]
         self.launch(kernel, grid, *views, **meta)
         self.kernels.append(kernel.fn.__name__)
         for arg, now, then in zip(args, whole, before, strict=True):
@@ -47,6 +53,19 @@ class Guards:
             for edge in (slice(None, GUARD), slice(now.numel() - GUARD, None)):
                 assert torch.equal(bits(now[edge]), bits(then[edge])), "written past a buffer"
             flat(arg).copy_(now[GUARD:-GUARD])
+
+    def watch(self, load):
+        """The interpreter's load, once it is sure of the addresses."""
+
+        def checked(pointers, mask, *rest):
+            at = pointers.data[np.broadcast_to(mask.data, pointers.data.shape).astype(bool)]
+            inside = np.zeros(at.shape, bool)
+            for start, end in self.ranges:
+                inside |= (at >= start) & (at < end)
+            assert inside.all(), "read past a buffer"
+            return load(pointers, mask, *rest)
+
+        return checked
 
     @staticmethod
     def _guarded(tensor):
@@ -76,6 +95,9 @@ def guards(monkeypatch):
     for op in ("attention", "block_sparse_linear", "pattern_linear"):
         kernels = importlib.import_module(f"secateurs.ops.{op}.triton")
         monkeypatch.setattr(kernels, "launch", guards)
+    builder = importlib.import_module("triton.runtime.interpreter").interpreter_builder
+    load = guards.watch(builder.create_masked_load)
+    monkeypatch.setattr(builder, "create_masked_load", load)
     with use_backend("triton"):
         yield guards
 
