@@ -92,6 +92,17 @@ def test_sampling_lasts_at_least_the_time_asked_for(monkeypatch):
     assert result.timing.repeats in (50, 51)
 
 
+def test_settling_rests_and_makes_an_untimed_call_before_each_sample(monkeypatch):
+    log: list[str] = []
+    clock = FakeClock(monkeypatch)
+    monkeypatch.setattr(time, "sleep", lambda seconds: log.append(f"rest {seconds}"))
+    options = {"warmup": 0, "min_repeats": 2, "min_time": 0.0, "settle": 0.5}
+    result = measure(clock.task(2, log, "call"), torch.ones(1), **options)
+    sizing = ["call"]
+    assert log == sizing + ["rest 0.5", "call", "call"] * 2
+    assert result.timing.ms == pytest.approx(2)
+
+
 def test_modules_take_mappings_tuples_and_tensors():
     model = nn.Linear(4, 3)
     x = torch.randn(2, 4)

@@ -71,6 +71,7 @@ def measure(
     min_repeats: int = 10,
     min_time: float = 1.0,
     min_sample: float = 1e-3,
+    settle: float = 0.0,
     compare: bool = True,
     memory: bool = False,
 ) -> Measurement:
@@ -87,6 +88,8 @@ def measure(
         warmup: untimed calls of each before the first sample.
         min_repeats: at least this many samples of each.
         min_time: at least this many seconds of sampling in all.
+        settle: seconds of rest, then one untimed call, before each sample: for comparisons with a
+            runtime whose idle threads spin, and would slow whoever comes next.
         compare: with a baseline, also compute `rel_err` from one call of each.
         memory: also find `peak_bytes` of one call of each.
 
@@ -109,7 +112,7 @@ def measure(
         rel_err = relative_error(*outputs) if outputs else None
         del outputs
         peaks = [_peak_bytes(call, device) if memory else None for call in calls]
-        samples = _interleave(calls, sync, min_repeats, min_time, min_sample)
+        samples = _interleave(calls, sync, min_repeats, min_time, min_sample, settle)
     timings = [_timing(s, peak) for s, peak in zip(samples, peaks, strict=True)]
     if baseline is None:
         return Measurement(timings[0], device_name(device))
@@ -235,6 +238,7 @@ def _interleave(
     min_repeats: int,
     min_time: float,
     min_sample: float,
+    settle: float,
 ) -> list[list[float]]:
     """Milliseconds per call, one list for each callable; the order within a round alternates."""
 
@@ -252,6 +256,9 @@ def _interleave(
     end = time.perf_counter() + min_time
     while len(samples[0]) < min_repeats or time.perf_counter() < end:
         for i in order:
+            if settle:
+                time.sleep(settle)
+                calls[i]()
             samples[i].append(sample(calls[i], inner[i]) * 1e3)
         order.reverse()
     return samples
