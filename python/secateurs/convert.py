@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from secateurs import interface, ops
+from secateurs import interface
 from secateurs.apply import check_finite
 from secateurs.cost import CostTable, FormPicker
 from secateurs.errors import PlanError
@@ -286,7 +286,7 @@ class _LayerBuilder:
             notes.append("blocks no longer align once heads or neurons are sliced off")
         for form, stored in packed.items():
             module = PackedLinear(stored, bias, activation)
-            refusal = _refusal(module)
+            refusal = module.refusal()
             if refusal is None:
                 forms[form] = module
             else:
@@ -299,15 +299,6 @@ class _LayerBuilder:
     def _report(self, part: str, module: nn.Module | None, action: str, reason: str) -> nn.Module:
         self.reports.append(SiteReport(f"layers.{self.index}.{part}", action, reason))
         return module  # type: ignore[return-value]
-
-
-def _refusal(linear: PackedLinear) -> str | None:
-    """Why none of our kernels would run `linear` where it is, if so."""
-    x = linear.values.new_empty(1, linear.shape[1])
-    choice = ops.explain_choice(ops.block_sparse_linear, x, linear, linear.bias, linear.activation)
-    if choice.backend not in (None, "reference"):
-        return None
-    return "; ".join(f"{backend}: {reason}" for backend, reason in choice.refusals.items())
 
 
 def _common_grid(
