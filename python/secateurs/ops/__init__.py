@@ -10,9 +10,10 @@ from torch import Tensor
 
 from secateurs.ops import cpu, cuda
 from secateurs.ops._dispatch import Choice, use_backend
+from secateurs.ops._epilogue import ACTIVATIONS
 from secateurs.ops._tuning import autotune
 from secateurs.ops.attention import attention
-from secateurs.ops.block_sparse_linear import ACTIVATIONS, block_sparse_linear
+from secateurs.ops.block_sparse_linear import block_sparse_linear
 from secateurs.ops.pattern_linear import pattern_linear
 
 __all__ = [

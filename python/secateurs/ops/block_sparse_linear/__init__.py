@@ -9,10 +9,10 @@ from torch import Tensor
 
 from secateurs.errors import OperandError
 from secateurs.ops._dispatch import Op
+from secateurs.ops._epilogue import check_epilogue
 from secateurs.ops._gpu import triton_backend
 from secateurs.ops._register import register
 from secateurs.ops.block_sparse_linear import cpu, reference
-from secateurs.ops.block_sparse_linear.reference import ACTIVATIONS
 
 
 class Weight(Protocol):
@@ -98,32 +98,9 @@ def check(
         raise OperandError(
             f"expected x [..., K] with K a multiple of the block's {bk}, got K = {k}"
         )
-    if activation not in ACTIVATIONS:
-        raise OperandError(
-            f"expected an activation among {', '.join(ACTIVATIONS)}, got {activation!r}"
-        )
     if indptr.dtype != torch.int32 or indices.dtype != torch.int32:
         raise OperandError(f"expected int32 indices, got {indptr.dtype} and {indices.dtype}")
-    if bias is not None and tuple(bias.shape) != (out_features,):
-        raise OperandError(f"expected a bias of shape {(out_features,)}, got {tuple(bias.shape)}")
-    output = (*x.shape[:-1], out_features)
-    for name, tensor in (("gate", gate), ("residual", residual)):
-        if tensor is not None and tuple(tensor.shape) != output:
-            raise OperandError(f"expected a {name} of shape {output}, got {tuple(tensor.shape)}")
-    for name, tensor in (
-        ("values", values),
-        ("bias", bias),
-        ("gate", gate),
-        ("residual", residual),
-    ):
-        if tensor is not None and tensor.dtype != x.dtype:
-            raise OperandError(f"expected {name} in the dtype of x, {x.dtype}, got {tensor.dtype}")
-    device = x.device
-    for tensor in (values, indptr, indices, bias, gate, residual):
-        if tensor is not None and tensor.device != device:
-            raise OperandError(
-                f"expected all tensors on {device} like x, got one on {tensor.device}"
-            )
+    check_epilogue(x, out_features, values, (indptr, indices), bias, activation, gate, residual)
 
 
 OP = Op(

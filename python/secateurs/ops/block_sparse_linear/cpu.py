@@ -8,7 +8,7 @@ from torch import Tensor
 from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.ops import cpu
 from secateurs.ops._dispatch import Backend
-from secateurs.ops.block_sparse_linear.reference import ACTIVATIONS
+from secateurs.ops._epilogue import ACTIVATIONS
 
 WIDTHS = (16, 32, 64)
 _NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}  # as csrc/cpu/kernels.h

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from secateurs.errors import OperandError
 from secateurs.ops._dispatch import Op
+from secateurs.ops._epilogue import check_epilogue
 from secateurs.ops._gpu import triton_backend
 from secateurs.ops._register import register
-from secateurs.ops.block_sparse_linear.reference import ACTIVATIONS
 from secateurs.ops.pattern_linear import reference
 
 
@@ -109,30 +109,8 @@ def check(
             raise OperandError(
                 f"expected x [..., {index.shape[1] * library.shape[2]}], got {tuple(x.shape)}"
             )
-    if activation not in ACTIVATIONS:
-        raise OperandError(
-            f"expected an activation among {', '.join(ACTIVATIONS)}, got {activation!r}"
-        )
     n = outputs(values, library)
-    if bias is not None and tuple(bias.shape) != (n,):
-        raise OperandError(f"expected a bias of shape {(n,)}, got {tuple(bias.shape)}")
-    full = (*x.shape[:-1], n)
-    for name, tensor in (("gate", gate), ("residual", residual)):
-        if tensor is not None and tuple(tensor.shape) != full:
-            raise OperandError(f"expected a {name} of shape {full}, got {tuple(tensor.shape)}")
-    for name, tensor in (
-        ("values", values),
-        ("bias", bias),
-        ("gate", gate),
-        ("residual", residual),
-    ):
-        if tensor is not None and tensor.dtype != x.dtype:
-            raise OperandError(f"expected {name} in the dtype of x, {x.dtype}, got {tensor.dtype}")
-    for tensor in (values, index, library, bias, gate, residual):
-        if tensor is not None and tensor.device != x.device:
-            raise OperandError(
-                f"expected all tensors on {x.device} like x, got one on {tensor.device}"
-            )
+    check_epilogue(x, n, values, (index, library), bias, activation, gate, residual)
 
 
 OP = Op("pattern_linear", check, triton_backend("pattern_linear"), reference.BACKEND)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from secateurs.ops._dispatch import Backend
-from secateurs.ops.block_sparse_linear.reference import ACTIVATIONS
+from secateurs.ops._epilogue import ACTIVATIONS
 
 
 def pattern_linear(
