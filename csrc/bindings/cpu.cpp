@@ -54,7 +54,7 @@ const char* block_sparse_linear(int isa, Address x, std::int64_t x_stride, std::
 
 using Triple = std::array<std::int64_t, 3>;
 
-Attention::Strides strides(const Triple& s) { return {s[0], s[1], s[2]}; }
+Strides strides(const Triple& s) { return {s[0], s[1], s[2]}; }
 
 const char* attention(int isa, Address q, const Triple& q_stride, Address k, const Triple& k_stride,
                       Address v, const Triple& v_stride, std::int64_t batch, std::int64_t heads,

@@ -25,6 +25,11 @@ namespace avx512 {
 extern const Kernels kernels;
 }
 #endif
+#ifdef SECATEURS_HAS_avx512_bf16
+namespace avx512_bf16 {
+extern const Kernels kernels;
+}
+#endif
 #ifdef SECATEURS_HAS_amx
 namespace amx {
 extern const Kernels kernels;
@@ -34,7 +39,7 @@ extern const Kernels kernels;
 namespace {
 
 struct Features {
-  bool avx2 = false, avx512 = false, amx = false;
+  bool avx2 = false, avx512 = false, avx512_bf16 = false, amx = false;
 };
 
 #if defined(__x86_64__)
@@ -69,8 +74,8 @@ Features detect() {
   const unsigned d70 = d;
   f.avx2 = fma && bit(b, 5) && saves(0x6);
   f.avx512 = f.avx2 && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31) && saves(0xe6);
-  const bool bf16 = __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 5);
-  f.amx = f.avx512 && bf16 && bit(d70, 22) && bit(d70, 24) && saves(0x600e6) && tiles_permitted();
+  f.avx512_bf16 = f.avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 5);
+  f.amx = f.avx512_bf16 && bit(d70, 22) && bit(d70, 24) && saves(0x600e6) && tiles_permitted();
   return f;
 }
 
@@ -88,6 +93,9 @@ const std::vector<Isa>& isas() {
     return std::vector<Isa>{
 #ifdef SECATEURS_HAS_amx
         {&amx::kernels, cpu.amx},
+#endif
+#ifdef SECATEURS_HAS_avx512_bf16
+        {&avx512_bf16::kernels, cpu.avx512_bf16},
 #endif
 #ifdef SECATEURS_HAS_avx512
         {&avx512::kernels, cpu.avx512},

@@ -5,34 +5,44 @@
 
 namespace secateurs::cpu {
 
+// The upper half of a float.
+struct bf16 {
+  std::uint16_t bits;
+};
+
+enum class Dtype : int { f32, bf16 };
+
 enum class Activation : int { none, gelu, gelu_tanh, relu, silu };
 
 // y = act(x W^T + bias) * gate + residual, W [n, k] stored as the tiles that are kept (BSR).
 // Block row r holds outputs r*bn .. r*bn + bn; outputs from n on are padding and are not written.
+template <class T>
 struct BlockSparseLinear {
-  const float* x;  // [m, k], rows x_stride apart
+  const T* x;  // [m, k], rows x_stride apart
   std::int64_t x_stride, m, n, k;
-  const float* values;          // [nnz, bk, bn]
+  const T* values;              // [nnz, bk, bn]
   const std::int32_t* indptr;   // [rows + 1]
   const std::int32_t* indices;  // [nnz], ascending in a row
   std::int64_t rows, bk, bn;
-  const float* bias;  // [n] or null
+  const T* bias;  // [n] or null
   Activation activation;
-  const float* gate;      // [m, n], rows gate_stride apart, or null
-  const float* residual;  // the same
+  const T* gate;      // [m, n], rows gate_stride apart, or null
+  const T* residual;  // the same
   std::int64_t gate_stride, residual_stride;
-  float* y;  // [m, n], contiguous
+  T* y;  // [m, n], contiguous
   int threads;
 };
 
+struct Strides {
+  std::int64_t batch, head, row;
+};
+
 // out[b, i, h] = softmax(scale q[b, h, i] k[b, g]^T + mask) v[b, g], g = kv_of[h]; strides count
-// floats, and the last dimension of every tensor is contiguous. A query that may attend to nothing
+// elements, and the last dimension of every tensor is contiguous. A query that may attend to nothing
 // yields zeros.
+template <class T>
 struct Attention {
-  struct Strides {
-    std::int64_t batch, head, row;
-  };
-  const float *q, *k, *v;  // [batch, heads, queries, dim], [batch, kv_heads, keys, dim]
+  const T *q, *k, *v;  // [batch, heads, queries, dim], [batch, kv_heads, keys, dim]
   Strides q_stride, k_stride, v_stride;
   std::int64_t batch, heads, queries, keys, dim;
   const std::int32_t* kv_of;  // [heads]
@@ -41,14 +51,14 @@ struct Attention {
   Strides mask_stride;        // zero where the mask is broadcast
   bool causal;                // query i sees keys up to i + keys - queries
   float scale;
-  float* out;  // [batch, queries, heads, dim], contiguous
+  T* out;  // [batch, queries, heads, dim], contiguous
   int threads;
 };
 
 struct Kernels {
   const char* name;
-  void (*block_sparse_linear)(const BlockSparseLinear&);
-  void (*attention)(const Attention&);
+  void (*block_sparse_linear)(const BlockSparseLinear<float>&);
+  void (*attention)(const Attention<float>&);
 };
 
 }  // namespace secateurs::cpu

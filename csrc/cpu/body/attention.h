@@ -33,7 +33,7 @@ class AttentionSolver {
   static constexpr int tile_rows = F::tile_rows(NV);
 
  public:
-  explicit AttentionSolver(const Attention& p) : p(p) {
+  explicit AttentionSolver(const Attention<float>& p) : p(p) {
     tiles = ceil_div(p.queries, tile_queries);
     const int64_t sequences = p.batch * p.heads;
     threads = sequences * p.queries * p.keys * p.dim < serial_limit ? 1 : p.threads;
@@ -53,7 +53,7 @@ class AttentionSolver {
   }
 
  private:
-  const Attention& p;
+  const Attention<float>& p;
   int64_t tiles, chunks, chunk_tiles;
   int threads;
 
@@ -258,7 +258,7 @@ class AttentionSolver {
   }
 };
 
-void attention(const Attention& p) {
+void attention(const Attention<float>& p) {
   if (!p.batch || !p.heads || !p.queries || !p.dim) return;
   if (p.queries <= F::width)
     AttentionSolver<1>(p).run();

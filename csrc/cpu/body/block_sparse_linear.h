@@ -38,7 +38,7 @@ class LinearSolver {
 
  public:
   // Rows m0 .. m0 + m of x.
-  LinearSolver(const BlockSparseLinear& p, int64_t m0, int64_t m) : p(p), m0(m0), m(m) {
+  LinearSolver(const BlockSparseLinear<float>& p, int64_t m0, int64_t m) : p(p), m0(m0), m(m) {
     tiles = ceil_div(m, tile_rows);
     tallest = static_cast<int>(ceil_div(m, tiles));
     panel_tallest = panel_for<NV>(tallest);
@@ -78,7 +78,7 @@ class LinearSolver {
   }
 
  private:
-  const BlockSparseLinear& p;
+  const BlockSparseLinear<float>& p;
   int64_t m0, m, tiles, depth, chunks, tile_groups, row_groups;
   int tallest, threads;  // heights of tiles differ by at most one
   PanelKernel panel_tallest, panel_lower;
@@ -226,7 +226,7 @@ class LinearSolver {
 };
 
 template <int NV>
-void solve_linear(const BlockSparseLinear& p) {
+void solve_linear(const BlockSparseLinear<float>& p) {
   // Few enough rows at a time to bound the packed copy.
   const int64_t parts =
       ceil_div(p.m * p.k, packed_limit) > 1 ? ceil_div(p.m * p.k, packed_limit) : 1;
@@ -237,7 +237,7 @@ void solve_linear(const BlockSparseLinear& p) {
 }
 
 // Blocks of 16, 32 or 64 outputs. y must not overlap any input.
-void block_sparse_linear(const BlockSparseLinear& p) {
+void block_sparse_linear(const BlockSparseLinear<float>& p) {
   if (!p.m || !p.n) return;
   if (p.bn % (2 * F::width) == 0)
     solve_linear<2>(p);

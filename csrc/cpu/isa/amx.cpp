@@ -1,5 +1,5 @@
 #define SECATEURS_ISA amx
 
-#include "cpu/simd/avx512.h"
+#include "cpu/simd/amx.h"
 
 #include "cpu/body/table.h"

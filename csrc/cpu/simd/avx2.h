@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include <cstdint>
+#include "cpu/kernels.h"
 
 namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
@@ -45,6 +45,33 @@ inline void store(float* p, F x, int n) {
     p += 2;
   }
   if (n & 1) _mm_store_ss(p, part);
+}
+
+inline F load(const bf16* p) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+}
+inline F load(const bf16* p, int n) {
+  bf16 whole[8] = {};
+  __builtin_memcpy(whole, p, static_cast<std::size_t>(n) * sizeof(bf16));
+  return load(whole);
+}
+// Rounds to the nearest, ties to even; NaN stays NaN.
+inline void store(bf16* p, F x) {
+  const __m256i bits = _mm256_castps_si256(x.v), one = _mm256_set1_epi32(1);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
+  const __m256i upper = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+  const __m128i packed =
+      _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+}
+inline void store(bf16* p, F x, int n) {
+  bf16 whole[8];
+  store(whole, x);
+  __builtin_memcpy(p, whole, static_cast<std::size_t>(n) * sizeof(bf16));
 }
 
 inline F operator+(F a, F b) { return {_mm256_add_ps(a.v, b.v)}; }

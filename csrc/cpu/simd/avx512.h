@@ -1,9 +1,9 @@
-// 16 floats in one AVX-512 register.
+// 16 floats in one AVX-512 register; conversions to bfloat16 by the CPU's own where compiled for it.
 #pragma once
 
 #include <immintrin.h>
 
-#include <cstdint>
+#include "cpu/kernels.h"
 
 namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
@@ -25,6 +25,33 @@ inline F load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline F load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
 inline void store(float* p, F x) { _mm512_storeu_ps(p, x.v); }
 inline void store(float* p, F x, int n) { _mm512_mask_storeu_ps(p, first(n), x.v); }
+
+inline __m256i upper_halves(F x) {
+#ifdef __AVX512BF16__
+  return (__m256i)_mm512_cvtneps_pbh(x.v);
+#else
+  const __m512i bits = _mm512_castps_si512(x.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+  rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+#endif
+}
+inline F from_upper_halves(__m256i bits) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+}
+inline F load(const bf16* p) {
+  return from_upper_halves(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline F load(const bf16* p, int n) {
+  return from_upper_halves(_mm256_maskz_loadu_epi16(first(n), p));
+}
+// Rounds to the nearest, ties to even; NaN stays NaN.
+inline void store(bf16* p, F x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), upper_halves(x));
+}
+inline void store(bf16* p, F x, int n) { _mm256_mask_storeu_epi16(p, first(n), upper_halves(x)); }
 
 inline F operator+(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F operator-(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }

@@ -1,7 +1,7 @@
 // 4 floats in the compiler's own vectors: SSE2 on x86-64, NEON on ARM, and so on.
 #pragma once
 
-#include <cstdint>
+#include "cpu/kernels.h"
 
 namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
@@ -32,6 +32,22 @@ inline F load(const float* p, int n) {
 inline void store(float* p, F x) { __builtin_memcpy(p, &x, sizeof x); }
 inline void store(float* p, F x, int n) {
   for (int i = 0; i < n; ++i) p[i] = x.v[i];
+}
+
+inline F load(const bf16* p, int n = F::width) {
+  Mask x{};
+  for (int i = 0; i < n; ++i) x[i] = static_cast<std::int32_t>(std::uint32_t{p[i].bits} << 16);
+  return {(Floats)x};
+}
+// Rounds to the nearest, ties to even; NaN stays NaN.
+inline void store(bf16* p, F x, int n = F::width) {
+  for (int i = 0; i < n; ++i) {
+    std::uint32_t bits;
+    const float value = x.v[i];
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    const std::uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);
+    p[i].bits = static_cast<std::uint16_t>((value == value ? rounded : bits | 0x400000) >> 16);
+  }
 }
 
 inline F operator+(F a, F b) { return {a.v + b.v}; }
