@@ -27,28 +27,56 @@ const Kernels& kernels(int isa) { return *isas().at(isa).kernels; }
 
 std::string isa_name(int isa) { return kernels(isa).name; }
 
-// Returns the name of the instruction set that ran, for tests to hold against the one asked for.
-const char* block_sparse_linear(int isa, Address x, std::int64_t x_stride, std::int64_t m,
-                                std::int64_t n, std::int64_t k, Address values, Address indptr,
-                                Address indices, std::int64_t rows, std::int64_t bk,
-                                std::int64_t bn, Address bias, int activation, Address gate,
-                                std::int64_t gate_stride, Address residual,
-                                std::int64_t residual_stride, Address y, int threads) {
+template <class T>
+BlockSparseLinear<T> linear(Address x, std::int64_t x_stride, std::int64_t m, std::int64_t n,
+                            std::int64_t k, Address values, Address indptr, Address indices,
+                            std::int64_t rows, std::int64_t bk, std::int64_t bn, Address bias,
+                            int activation, Address gate, std::int64_t gate_stride,
+                            Address residual, std::int64_t residual_stride, Address y,
+                            int threads) {
   if (bn != 16 && bn != 32 && bn != 64)
     throw std::invalid_argument("expected blocks of 16, 32 or 64 outputs, got " +
                                 std::to_string(bn));
-  if (m < 0 || n < 0 || k < 0 || n > rows * bn || (bk ? k % bk : k) || threads < 1 ||
+  if (m < 0 || n < 0 || k < 0 || n > rows * bn || (bk ? bk < k && k % bk : k) || threads < 1 ||
       activation < 0 || activation > static_cast<int>(Activation::silu))
     throw std::invalid_argument("expected sizes that fit together, got m=" + std::to_string(m) +
                                 " n=" + std::to_string(n) + " k=" + std::to_string(k) +
                                 " rows=" + std::to_string(rows) + " bk=" + std::to_string(bk));
+  return {at<const T>(x),
+          x_stride,
+          m,
+          n,
+          k,
+          at<const T>(values),
+          at<const std::int32_t>(indptr),
+          at<const std::int32_t>(indices),
+          rows,
+          bk,
+          bn,
+          at<const T>(bias),
+          static_cast<Activation>(activation),
+          at<const T>(gate),
+          at<const T>(residual),
+          gate_stride,
+          residual_stride,
+          at<T>(y),
+          threads};
+}
+
+// Returns the name of the instruction set that ran, for tests to hold against the one asked for.
+template <class... Args>
+const char* block_sparse_linear(int isa, int dtype, Args... args) {
   const Kernels& chosen = kernels(isa);
-  const py::gil_scoped_release released;
-  chosen.block_sparse_linear({at<const float>(x), x_stride, m, n, k, at<const float>(values),
-                              at<const std::int32_t>(indptr), at<const std::int32_t>(indices), rows,
-                              bk, bn, at<const float>(bias), static_cast<Activation>(activation),
-                              at<const float>(gate), at<const float>(residual), gate_stride,
-                              residual_stride, at<float>(y), threads});
+  if (static_cast<Dtype>(dtype) == Dtype::bf16) {
+    const auto problem = linear<bf16>(args...);
+    if (problem.bk % 2) throw std::invalid_argument("expected blocks of pairs of inputs");
+    const py::gil_scoped_release released;
+    chosen.block_sparse_linear_bf16(problem);
+  } else {
+    const auto problem = linear<float>(args...);
+    const py::gil_scoped_release released;
+    chosen.block_sparse_linear(problem);
+  }
   return chosen.name;
 }
 
@@ -113,7 +141,11 @@ PYBIND11_MODULE(_C_cpu, m) {
       "Names of the instruction sets that this CPU runs, best first.");
   m.def("choose", &choose, "name"_a,
         "Number of the instruction set called `name`, or of the best one for an empty name.");
-  m.def("block_sparse_linear", &block_sparse_linear);
+  m.def("block_sparse_linear",
+        &block_sparse_linear<Address, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+                             Address, Address, Address, std::int64_t, std::int64_t, std::int64_t,
+                             Address, int, Address, std::int64_t, Address, std::int64_t, Address,
+                             int>);
   m.def("attention", &attention);
   m.def("isa_name", &isa_name, "isa"_a);
   m.def("default_threads", &default_threads, py::call_guard<py::gil_scoped_release>());

@@ -10,17 +10,23 @@ struct bf16 {
   std::uint16_t bits;
 };
 
+// Two neighbouring inputs, the first in the lower half: the unit in which products of bf16 read.
+struct Pair {
+  std::uint32_t bits;
+};
+
 enum class Dtype : int { f32, bf16 };
 
 enum class Activation : int { none, gelu, gelu_tanh, relu, silu };
 
 // y = act(x W^T + bias) * gate + residual, W [n, k] stored as the tiles that are kept (BSR).
-// Block row r holds outputs r*bn .. r*bn + bn; outputs from n on are padding and are not written.
+// Block row r holds outputs r*bn .. r*bn + bn, block column c inputs c*bk .. c*bk + bk; outputs from
+// n on are padding and are not written, inputs from k on meet zeros.
 template <class T>
 struct BlockSparseLinear {
   const T* x;  // [m, k], rows x_stride apart
   std::int64_t x_stride, m, n, k;
-  const T* values;              // [nnz, bk, bn]
+  const T* values;              // [nnz, bk, bn]; bf16: in pairs of inputs, [nnz, bk / 2, bn, 2]
   const std::int32_t* indptr;   // [rows + 1]
   const std::int32_t* indices;  // [nnz], ascending in a row
   std::int64_t rows, bk, bn;
@@ -58,6 +64,7 @@ struct Attention {
 struct Kernels {
   const char* name;
   void (*block_sparse_linear)(const BlockSparseLinear<float>&);
+  void (*block_sparse_linear_bf16)(const BlockSparseLinear<bf16>&);
   void (*attention)(const Attention<float>&);
 };
 

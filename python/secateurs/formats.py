@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateurs.errors import FormatError
 
 PANEL = (
     32  # outputs per block row of a dense weight packed as one block per row: two AVX-512 registers
 )
+TILE_INPUTS = 32  # bfloat16 inputs in a row of an AMX tile
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +24,10 @@ class BlockSparseWeight:
     of one block per row, `block = (32, K)`; then N need not be a multiple of 32, and the outputs
     beyond N are padding.
 
+    CPUs multiply bfloat16 in pairs of inputs; `paired` stores a weight as they read it.
+
     Attributes:
-        values: `[nnz, bk, bn]`, contiguous.
+        values: `[nnz, bk, bn]`, or in pairs `[nnz, bk / 2, bn, 2]`; contiguous.
         indptr: int32 `[rows + 1]`; blocks `indptr[r] .. indptr[r+1]` belong to outputs `r*bn ..`.
         indices: int32 `[nnz]`, the block column of each block, ascending within a row.
         shape: `(N, K)`.
@@ -37,7 +40,11 @@ class BlockSparseWeight:
 
     @property
     def block(self) -> tuple[int, int]:
-        return (self.values.shape[2], self.values.shape[1])
+        return (self.values.shape[2], self.values.shape[1] * (2 if self.in_pairs else 1))
+
+    @property
+    def in_pairs(self) -> bool:
+        return self.values.dim() == 4
 
     @property
     def density(self) -> float:
@@ -81,13 +88,30 @@ class BlockSparseWeight:
         indptr = torch.arange(rows + 1, dtype=torch.int32, device=weight.device)
         return cls(values, indptr, torch.zeros_like(indptr[1:]), (n, k))
 
+    def paired(self) -> BlockSparseWeight:
+        """The same weight stored in pairs of inputs. Where one block spans all inputs, it grows by
+        zeros to a multiple of 32 of them, what a tile product takes.
+
+        Raises FormatError if a block of an odd number of inputs cannot grow.
+        """
+        if self.in_pairs:
+            return self
+        values, (bn, bk) = self.values, self.block
+        if bk == self.shape[1]:
+            values = nn.functional.pad(values, (0, 0, 0, -bk % TILE_INPUTS))
+        elif bk % 2:
+            raise FormatError(f"blocks of {bn} outputs by {bk} inputs have an input without a pair")
+        pairs = values.unflatten(1, (values.shape[1] // 2, 2)).transpose(2, 3).contiguous()
+        return BlockSparseWeight(pairs, self.indptr, self.indices, self.shape)
+
     def to_dense(self) -> Tensor:
         """The weight `[N, K]` with zeros where no tile is stored."""
         (n, k), (bn, bk) = self.shape, self.block
         rows, columns = self._grid()
-        tiles = self.values.new_zeros(rows, columns, bk, bn)
-        tiles[self._row_of_block(), self.indices.long()] = self.values
-        return tiles.permute(0, 3, 1, 2).reshape(rows * bn, k)[:n].contiguous()
+        stored = self.values.transpose(2, 3).flatten(1, 2) if self.in_pairs else self.values
+        tiles = stored.new_zeros(rows, columns, bk, bn)
+        tiles[self._row_of_block(), self.indices.long()] = stored
+        return tiles.permute(0, 3, 1, 2).reshape(rows * bn, -1)[:n, :k].contiguous()
 
     def keep(self) -> Tensor:
         """Bool `[rows, K/bk]`, True where a tile is stored."""
@@ -98,17 +122,19 @@ class BlockSparseWeight:
     def validate(self) -> BlockSparseWeight:
         """Return self, or raise FormatError: a kernel trusts these indices, so nothing unchecked
         may reach one."""
-        if self.values.dim() != 3 or not self.values.is_contiguous():
+        shape = tuple(self.values.shape)
+        if len(shape) not in (3, 4) or shape[3:] not in ((), (2,)) or not self.values.is_contiguous():
             raise FormatError(
-                f"values must be contiguous [nnz, bk, bn], got shape {tuple(self.values.shape)}"
+                "values must be contiguous [nnz, bk, bn], or [nnz, bk / 2, bn, 2] in pairs, got "
+                f"shape {shape}"
             )
         for name, index in (("indptr", self.indptr), ("indices", self.indices)):
             if index.dtype != torch.int32 or index.dim() != 1:
                 raise FormatError(f"{name} must be one-dimensional int32, got {index.dtype}")
         n, k = self.shape
-        nnz, bk, bn = self.values.shape
+        nnz, (bn, bk) = shape[0], self.block
         rows, columns = self._grid()
-        if k % max(1, bk) or not (rows - 1) * bn < n <= rows * bn:
+        if (k % max(1, bk) and columns > 1) or not (rows - 1) * bn < n <= rows * bn:
             raise FormatError(
                 f"{rows} rows of blocks {(bn, bk)} do not cover a weight of shape {(n, k)}"
             )
@@ -126,7 +152,7 @@ class BlockSparseWeight:
         return self
 
     def _grid(self) -> tuple[int, int]:
-        return self.indptr.numel() - 1, self.shape[1] // max(1, self.values.shape[1])
+        return self.indptr.numel() - 1, -(-self.shape[1] // max(1, self.block[1]))
 
     def _row_of_block(self) -> Tensor:
         rows = torch.arange(self.indptr.numel() - 1, device=self.indptr.device)

@@ -165,7 +165,7 @@ class AttentionSolver {
   }
 
   // c (+)= a^T w for `rows` columns of a, in panels.
-  static void product(Panel panel, int64_t rows, bool packed) {
+  static void product(Panel<float> panel, int64_t rows, bool packed) {
     static constexpr std::int32_t whole = 0;
     panel.index = &whole;
     panel.blocks = 1;
@@ -178,12 +178,12 @@ class AttentionSolver {
       panel.a = a + first * (packed ? panel.depth : 1);
       if (packed) panel.a_stride = height;
       panel.c = c + first * tile_queries;
-      panel_for<NV>(static_cast<int>(height))(panel);
+      panel_for<float, NV, false>(static_cast<int>(height))(panel);
     }
   }
 
   void score(const Block& block, const Tile& tile, int64_t b, int64_t h) const {
-    Panel panel{};
+    Panel<float> panel{};
     panel.a = block.k;
     panel.depth = p.dim;
     panel.w = tile.q;
@@ -233,7 +233,7 @@ class AttentionSolver {
         store(o, load(o) * shrink);
       }
     }
-    Panel panel{};
+    Panel<float> panel{};
     panel.a = block.v;
     panel.a_stride = p.dim;
     panel.depth = block.count;

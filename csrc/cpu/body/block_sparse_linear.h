@@ -1,16 +1,14 @@
-// y = act(x W^T + bias) * gate + residual, W block-sparse, float32.
+// y = act(x W^T + bias) * gate + residual, W block-sparse, float or bf16 with sums in float.
 //
-// Rows of x are packed into tiles of up to 12 (or 24) rows, input-major. Threads take items, each a
-// group of tiles times a group of block rows, which nobody else writes:
+// Rows of x are packed into tiles as the product wants them (see vector_product.h, tile_product.h).
+// Threads take items, each a group of tiles times a group of block rows, which nobody else writes:
 //
-//   for each chunk of inputs      of which a block row keeps about `resident_inputs`
-//     for each block row          the chunk of all tiles of the group is in L2
-//       for each strip of outputs
-//         for each tile           the chunk's weights are in L1: one panel
+//   for each strip of outputs     the tiles of the group are in L2
+//     for each chunk of inputs    of which the strip keeps at most `resident_inputs`
+//       for each tile             one panel; after the last chunk the epilogue, in L1
 //
-// Sums of earlier chunks are read from y and written back; after the last chunk the epilogue follows
-// while the tile is still in L1. With many rows an item packs its own tiles, chunk by chunk; with
-// few, items share out the block rows and read one packed copy of x.
+// With many rows an item packs its own tiles; with few, items share out the block rows and read one
+// packed copy of x.
 //
 // Every output is summed by one thread in the order of its inputs: the result does not depend on the
 // number of threads.
@@ -18,59 +16,66 @@
 
 #include "cpu/body/arithmetic.h"
 #include "cpu/body/math.h"
-#include "cpu/body/pack.h"
-#include "cpu/body/panel.h"
+#include "cpu/body/vector_product.h"
+#ifdef SECATEURS_TILES
+  #include "cpu/body/tile_product.h"
+#endif
+#include "cpu/cache.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
 
 namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
 
-constexpr int64_t resident_inputs = 256;   // by 32 outputs: 32 KB of weights
-constexpr int64_t resident_x = 96 << 10;   // floats of packed x that stay in L2
 constexpr int64_t least_tiles = 4;         // fewer in a group do not repay streaming the weights
-constexpr int64_t packed_limit = 4 << 20;  // floats of x in one pass
+constexpr int64_t packed_limit = 4 << 20;  // words of x in one pass
 
-template <int NV>
+template <class Product>
 class LinearSolver {
-  static constexpr int strip = NV * F::width;
-  static constexpr int tile_rows = F::tile_rows(NV);
+  using T = typename Product::Element;
+  using Word = typename Product::Word;
+  static constexpr int strip = Product::strip;
+  static constexpr int per_word = Product::inputs_in_word;
 
  public:
   // Rows m0 .. m0 + m of x.
-  LinearSolver(const BlockSparseLinear<float>& p, int64_t m0, int64_t m) : p(p), m0(m0), m(m) {
-    tiles = ceil_div(m, tile_rows);
-    tallest = static_cast<int>(ceil_div(m, tiles));
-    panel_tallest = panel_for<NV>(tallest);
-    panel_lower = panel_for<NV>(tallest > 1 ? tallest - 1 : 1);
-    cuttable = p.bk == p.k;
+  LinearSolver(const BlockSparseLinear<T>& p, int64_t m0, int64_t m)
+      : p(p), product(p), m0(m0), m(m) {
+    tiles = ceil_div(m, Product::tile_rows);
+    block_words = ceil_div(p.bk, per_word);
+    words = block_words ? ceil_div(p.k, p.bk) * block_words : 0;
+    tile_words = Product::padded(ceil_div(m, tiles)) * words;
+    cuttable = p.bk >= p.k;
     has_epilogue = p.bias || p.gate || p.residual || p.activation != Activation::none;
 
-    const int64_t k = p.k ? p.k : 1, rows = p.rows ? p.rows : 1;
-    const int64_t stored = p.indptr[p.rows];
-    const int64_t grain = cuttable || !p.bk ? 1 : p.bk;
-    const int64_t kept = clamp(stored * p.bk / rows, 1, k);
-    depth = ceil_div(ceil_div(k, ceil_div(kept, resident_inputs)), grain) * grain;
-    chunks = ceil_div(k, depth);
+    const int64_t rows = p.rows ? p.rows : 1, stored = p.indptr[p.rows];
+    const int64_t grain = cuttable || !block_words ? 16 : block_words;
+    const int64_t kept = clamp(stored * p.bk / rows, 1, p.k ? p.k : 1);
+    chunks = ceil_div(kept, Product::resident_inputs);
+    depth = ceil_div(ceil_div(words, chunks), grain) * grain;
+    chunks = depth ? ceil_div(words, depth) : 1;
 
     threads = m * stored * p.bk * p.bn < serial_limit ? 1 : p.threads;
-    const int64_t resident_tiles = clamp(resident_x / (depth * tile_rows), 1, tiles);
-    const int64_t items = threads * items_per_thread;
+    const int64_t tile_bytes = clamp(tile_words * int64_t{sizeof(Word)}, 1, l2_bytes());
+    const int64_t resident_tiles = clamp(l2_bytes() / 2 / tile_bytes, 1, tiles);
+    const int64_t items = threads * Product::items_per_thread;
     shared = tiles < items * least_tiles;
     tile_groups = ceil_div(tiles, resident_tiles);
     if (!shared && tile_groups < items) tile_groups = items;
     if (!shared) tile_groups = clamp(ceil_div(tile_groups, threads) * threads, 1, tiles);
-    row_groups = shared ? clamp(ceil_div(items, tile_groups), 1, p.rows) : 1;
-    if (shared && m > 1) shared_x = scratch(0, static_cast<std::size_t>(m * p.k));
+    row_groups = shared ? clamp(ceil_div(items, tile_groups), 1, rows) : 1;
+    in_place = shared && m == 1 && Product::padded(1) == 1 && words * per_word == p.k;
+    if (shared && !in_place) shared_x = words_at(0, tiles * tile_words);
   }
 
   void run() {
     const int64_t items = tile_groups * row_groups;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-      if (shared && m > 1) {
+      [[maybe_unused]] const auto session = product.begin();
+      if (shared_x) {
 #pragma omp for schedule(static)
-        for (int64_t t = 0; t < tiles; ++t) pack_tile(t, 0, p.k, shared_x + row_of(t) * p.k);
+        for (int64_t t = 0; t < tiles; ++t) pack_tile(t, shared_x + t * tile_words);
       }
 #pragma omp for schedule(dynamic, 1)
       for (int64_t i = 0; i < items; ++i) solve(i / row_groups, i % row_groups);
@@ -78,33 +83,35 @@ class LinearSolver {
   }
 
  private:
-  const BlockSparseLinear<float>& p;
-  int64_t m0, m, tiles, depth, chunks, tile_groups, row_groups;
-  int tallest, threads;  // heights of tiles differ by at most one
-  PanelKernel panel_tallest, panel_lower;
+  const BlockSparseLinear<T>& p;
+  const Product product;
+  int64_t m0, m, tiles, block_words, words, tile_words, depth, chunks, tile_groups, row_groups;
+  int threads;
   bool cuttable;  // one block spans all inputs: a chunk may end inside it
   bool has_epilogue;
-  bool shared;  // few rows: all threads read one packed copy of x
-  float* shared_x = nullptr;
-
-  // Inputs k0 .. k0 + depth of the tiles from `row` on: tile after tile, [depth][rows of the tile].
-  struct Packed {
-    const float* x;
-    int64_t k0, depth, row;
-  };
+  bool shared;    // few rows: all threads read one packed copy of x
+  bool in_place;  // a single row needs no packing
+  Word* shared_x = nullptr;
 
   // The tiles and the block rows of an item.
   struct Item {
     int64_t tile0, tile1, row0, row1;
-    float* spill;  // [rows of the tiles][strip]
+    const Word* x;  // its tiles, packed
+    float* sums;    // [padded rows][strip] for each tile, or for one where sums need not wait
   };
 
+  static Word* words_at(int slot, int64_t count) {
+    static_assert(sizeof(Word) == sizeof(float));
+    return reinterpret_cast<Word*>(scratch(slot, static_cast<std::size_t>(count)));
+  }
+
+  // Heights of tiles differ by at most one.
   int64_t row_of(int64_t tile) const { return cut(m, tiles, tile); }
   int height(int64_t tile) const { return static_cast<int>(row_of(tile + 1) - row_of(tile)); }
 
-  void pack_tile(int64_t t, int64_t k0, int64_t depth, float* to) const {
-    const float* x = p.x + (m0 + row_of(t)) * p.x_stride + k0;
-    pack([&](int i) { return x + i * p.x_stride; }, height(t), depth, 1, to, height(t));
+  void pack_tile(int64_t t, Word* to) const {
+    const T* x = p.x + (m0 + row_of(t)) * p.x_stride;
+    product.pack_tile(x, p.x_stride, height(t), p.k, words, to);
   }
 
   // First block row of a group. Groups hold about equally many blocks; a row costs something too.
@@ -128,68 +135,66 @@ class LinearSolver {
     item.tile1 = cut(tiles, tile_groups, tile_group + 1);
     item.row0 = row_group_begin(row_group);
     item.row1 = row_group + 1 == row_groups ? p.rows : row_group_begin(row_group + 1);
-    const int64_t first = row_of(item.tile0), rows = row_of(item.tile1) - first;
-    item.spill = scratch(1, static_cast<std::size_t>(rows * (strip + (shared ? 0 : depth))));
-    float* own = item.spill + rows * strip;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t k0 = chunk * depth, k1 = p.k - k0 < depth ? p.k : k0 + depth;
-      Packed packed;
-      if (m == 1) {
-        packed = {p.x + m0 * p.x_stride, 0, p.k, 0};
-      } else if (shared) {
-        packed = {shared_x, 0, p.k, 0};
-      } else {
-        packed = {own, k0, k1 - k0, first};
-        for (int64_t t = item.tile0; t < item.tile1; ++t)
-          pack_tile(t, k0, k1 - k0, own + (row_of(t) - first) * (k1 - k0));
-      }
-      for (int64_t row = item.row0; row < item.row1; ++row) solve_row(item, packed, row, k0, k1);
+    const int64_t count = item.tile1 - item.tile0;
+    const int64_t sums = Product::padded(ceil_div(m, tiles)) * strip * (chunks > 1 ? count : 1);
+    item.sums = scratch(1, static_cast<std::size_t>(sums + (shared ? 0 : count * tile_words)));
+    if (in_place) {
+      item.x = reinterpret_cast<const Word*>(p.x + m0 * p.x_stride);
+    } else if (shared) {
+      item.x = shared_x + item.tile0 * tile_words;
+    } else {
+      Word* own = reinterpret_cast<Word*>(item.sums + sums);
+      for (int64_t t = 0; t < count; ++t) pack_tile(item.tile0 + t, own + t * tile_words);
+      item.x = own;
     }
+    for (int64_t row = item.row0; row < item.row1; ++row)
+      for (int64_t j = 0; j < p.bn && row * p.bn + j < p.n; j += strip) solve_strip(item, row, j);
   }
 
-  void solve_row(const Item& item, const Packed& packed, int64_t row, int64_t k0,
-                 int64_t k1) const {
-    const bool last = k1 == p.k;
-    Panel panel = blocks_of(row, k0, k1);
-    if (panel.accumulate && !panel.blocks && !last) return;
-    for (int64_t j = 0; j < p.bn; j += strip, panel.w += strip) {
-      const int64_t column = row * p.bn + j;
-      if (column >= p.n) break;
-      // A strip that runs past n keeps its sums aside.
-      const bool spills = column + strip > p.n;
+  // Outputs row * bn + j on, `strip` of them.
+  void solve_strip(const Item& item, int64_t row, int64_t j) const {
+    const int64_t column = row * p.bn + j;
+    const bool in_y = Product::sums_in_y && column + strip <= p.n;
+    const int64_t size = Product::padded(ceil_div(m, tiles)) * strip;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const int64_t w0 = chunk * depth, w1 = words - w0 < depth ? words : w0 + depth;
+      const bool last = chunk + 1 == chunks;
+      Panel<Word> panel = blocks_of(row, w0, w1);
+      if (panel.accumulate && !panel.blocks && !last) continue;
+      panel.w += j;
       for (int64_t t = item.tile0; t < item.tile1; ++t) {
         const int rows = height(t);
         const int64_t i = m0 + row_of(t);
-        const int64_t k = (cuttable ? k0 : 0) - packed.k0;
-        panel.a = packed.x + (row_of(t) - packed.row) * packed.depth + k * rows;
-        panel.a_stride = rows;
-        panel.c =
-            spills ? item.spill + (row_of(t) - row_of(item.tile0)) * strip : p.y + i * p.n + column;
-        panel.c_stride = spills ? strip : p.n;
-        (rows == tallest ? panel_tallest : panel_lower)(panel);
-        if (last && (spills || has_epilogue)) finish(panel, i, rows, column);
+        panel.a_stride = Product::padded(rows);
+        panel.a = item.x + (t - item.tile0) * tile_words + (cuttable ? w0 * panel.a_stride : 0);
+        panel.c = in_y ? reinterpret_cast<float*>(p.y + i * p.n + column)
+                       : item.sums + (chunks > 1 ? t - item.tile0 : 0) * size;
+        panel.c_stride = in_y ? p.n : strip;
+        product.multiply(panel, rows, t == item.tile0);
+        if (last && (!in_y || has_epilogue)) finish(panel, i, rows, column);
       }
     }
   }
 
-  // The part of a block row that meets inputs k0 .. k1; a and c are left to the tile.
-  Panel blocks_of(int64_t row, int64_t k0, int64_t k1) const {
+  // The part of a block row that meets words w0 .. w1; a and c are left to the tile.
+  Panel<Word> blocks_of(int64_t row, int64_t w0, int64_t w1) const {
     static constexpr std::int32_t none = 0;
-    Panel panel{};
+    Panel<Word> panel{};
     panel.w_stride = p.bn;
-    panel.accumulate = k0 > 0;
+    panel.accumulate = w0 > 0;
+    const Word* values = reinterpret_cast<const Word*>(p.values);
     const int64_t begin = p.indptr[row], end = p.indptr[row + 1];
     if (cuttable) {
       panel.index = &none;
       panel.blocks = end - begin;
-      panel.depth = k1 - k0;
-      panel.w = p.values + (begin * p.bk + k0) * p.bn;
+      panel.depth = w1 - w0;
+      panel.w = values + (begin * block_words + w0) * p.bn;
     } else {
-      const int64_t from = lower_bound(begin, end, k0 / p.bk);
+      const int64_t from = lower_bound(begin, end, w0 / block_words);
       panel.index = p.indices + from;
-      panel.blocks = lower_bound(from, end, k1 / p.bk) - from;
-      panel.depth = p.bk;
-      panel.w = p.values + from * p.bk * p.bn;
+      panel.blocks = lower_bound(from, end, w1 / block_words) - from;
+      panel.depth = block_words;
+      panel.w = values + from * block_words * p.bn;
     }
     return panel;
   }
@@ -207,12 +212,12 @@ class LinearSolver {
   }
 
   // What follows the product, on the tile that a panel has just left in L1.
-  void finish(const Panel& panel, int64_t row, int rows, int64_t column) const {
+  void finish(const Panel<Word>& panel, int64_t row, int rows, int64_t column) const {
     const int64_t width = p.n - column < strip ? p.n - column : strip;
     for (int i = 0; i < rows; ++i)
       for (int64_t j = 0; j < width; j += F::width) {
         const int n = static_cast<int>(width - j < F::width ? width - j : F::width);
-        const auto read = [n](const float* from) {
+        const auto read = [n](const auto* from) {
           return n == F::width ? load(from) : load(from, n);
         };
         F y = read(panel.c + i * panel.c_stride + j);
@@ -220,19 +225,23 @@ class LinearSolver {
         y = activate(p.activation, y);
         if (p.gate) y = y * read(p.gate + (row + i) * p.gate_stride + column + j);
         if (p.residual) y = y + read(p.residual + (row + i) * p.residual_stride + column + j);
-        store(p.y + (row + i) * p.n + column + j, y, n);
+        T* to = p.y + (row + i) * p.n + column + j;
+        if (n == F::width)
+          store(to, y);
+        else
+          store(to, y, n);
       }
   }
 };
 
-template <int NV>
-void solve_linear(const BlockSparseLinear<float>& p) {
+template <class Product, class T>
+void solve_linear(const BlockSparseLinear<T>& p) {
   // Few enough rows at a time to bound the packed copy.
-  const int64_t parts =
-      ceil_div(p.m * p.k, packed_limit) > 1 ? ceil_div(p.m * p.k, packed_limit) : 1;
+  const int64_t words = p.m * p.k / Product::inputs_in_word;
+  const int64_t parts = words > packed_limit ? ceil_div(words, packed_limit) : 1;
   for (int64_t i = 0; i < parts; ++i) {
     const int64_t m0 = cut(p.m, parts, i);
-    LinearSolver<NV>(p, m0, cut(p.m, parts, i + 1) - m0).run();
+    LinearSolver<Product>(p, m0, cut(p.m, parts, i + 1) - m0).run();
   }
 }
 
@@ -240,9 +249,27 @@ void solve_linear(const BlockSparseLinear<float>& p) {
 void block_sparse_linear(const BlockSparseLinear<float>& p) {
   if (!p.m || !p.n) return;
   if (p.bn % (2 * F::width) == 0)
-    solve_linear<2>(p);
+    solve_linear<VectorProduct<float, float, 2>>(p);
   else
-    solve_linear<1>(p);
+    solve_linear<VectorProduct<float, float, 1>>(p);
+}
+
+// The same; blocks of an even number of inputs.
+void block_sparse_linear_bf16(const BlockSparseLinear<bf16>& p) {
+  if (!p.m || !p.n) return;
+#ifdef SECATEURS_TILES
+  if (p.bk && p.bk % 16 == 0) {
+    if (p.bn % 32 == 0)
+      solve_linear<TileProduct<2>>(p);
+    else
+      solve_linear<TileProduct<1>>(p);
+    return;
+  }
+#endif
+  if (p.bn % (2 * F::width) == 0)
+    solve_linear<VectorProduct<bf16, Pair, 2>>(p);
+  else
+    solve_linear<VectorProduct<bf16, Pair, 1>>(p);
 }
 
 }  // namespace

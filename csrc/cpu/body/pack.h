@@ -7,12 +7,11 @@
 namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
 
-// to[p * to_stride + i] = scale * from(i)[p] for i < rows, p < depth. `from` gives the address of a
-// row.
-template <class From>
-inline void pack(From from, int rows, int64_t depth, float scale, float* to, int64_t to_stride) {
+// to[p * to_stride + i] = adjust(from(i)[p]) for i < rows, p < depth. `from` gives the address of a
+// row; `adjust` takes and returns vectors.
+template <class From, class Adjust>
+inline void pack(From from, int rows, int64_t depth, float* to, int64_t to_stride, Adjust adjust) {
   constexpr int W = F::width;
-  const F factor = set1(scale);
   for (int i0 = 0; i0 < rows; i0 += W) {
     const int height = rows - i0 < W ? rows - i0 : W;
     const float* row[W];
@@ -22,9 +21,9 @@ inline void pack(From from, int rows, int64_t depth, float scale, float* to, int
       F r[W];
       if (width == W)
 #pragma GCC unroll 16
-        for (int i = 0; i < W; ++i) r[i] = load(row[i] + p0) * factor;
+        for (int i = 0; i < W; ++i) r[i] = adjust(load(row[i] + p0));
       else
-        for (int i = 0; i < W; ++i) r[i] = load(row[i] + p0, width) * factor;
+        for (int i = 0; i < W; ++i) r[i] = adjust(load(row[i] + p0, width));
       transpose(r);
       float* column = to + p0 * to_stride + i0;
       if (height == W && width == W)
@@ -34,6 +33,13 @@ inline void pack(From from, int rows, int64_t depth, float scale, float* to, int
         for (int p = 0; p < width; ++p) store(column + p * to_stride, r[p], height);
     }
   }
+}
+
+// The same, scaled.
+template <class From>
+inline void pack(From from, int rows, int64_t depth, float scale, float* to, int64_t to_stride) {
+  const F factor = set1(scale);
+  pack(from, rows, depth, to, to_stride, [factor](F x) { return x * factor; });
 }
 
 }  // namespace

@@ -15,24 +15,44 @@
 namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
 
+// What a panel reads at once of an operand: a float, or a pair of bf16, which counts as one input.
+template <class Word>
 struct Panel {
-  const float* a;
+  const Word* a;
   int64_t a_stride;
   const std::int32_t* index;  // which block of inputs each block of w meets
   int64_t blocks, depth;
-  const float* w;
+  const Word* w;
   int64_t w_stride;
   float* c;
   int64_t c_stride;
   bool accumulate;  // add to c, or overwrite it
 };
 
-// Floats. Weights are streamed from L3 or memory by the first tile that uses them, and the hardware
+// Words. Weights are streamed from L3 or memory by the first tile that uses them, and the hardware
 // does not look beyond a page.
 constexpr int64_t weights_ahead = 1024;
 
-template <int MR, int NV>
-void panel(const Panel& p) {
+inline F broadcast(float x) { return set1(x); }
+inline F broadcast(Pair x) {
+  float bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  return set1(bits);
+}
+inline F words(const float* from) { return load(from); }
+inline F words(const Pair* from) { return load(reinterpret_cast<const float*>(from)); }
+
+inline F multiply_add(float, F x, F w, F sum) { return fma(x, w, sum); }
+inline F multiply_add(Pair, F x, F w, F sum) {
+#ifdef SECATEURS_PAIR_PRODUCTS
+  return dot(sum, x, w);
+#else
+  return fma(upper(x), upper(w), fma(lower(x), lower(w), sum));
+#endif
+}
+
+template <class Word, int MR, int NV, bool first>
+void panel(const Panel<Word>& p) {
   // A short tile has too few sums to hide the latency of a multiply-add: each is split in several.
   constexpr int lanes = MR * NV >= 8 ? 1 : MR * NV >= 4 ? 2 : 4;
   constexpr int W = F::width;
@@ -50,30 +70,29 @@ void panel(const Panel& p) {
 #pragma GCC unroll 2
       for (int j = 0; j < NV; ++j) __builtin_prefetch(p.c + i * p.c_stride + j * W);
 
-  const auto step = [&](const float* a, const float* w, auto& acc) __attribute__((always_inline)) {
+  const auto step = [&](const Word* a, const Word* w, auto& acc) __attribute__((always_inline)) {
     F row[NV];
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) row[j] = load(w + j * W);
+    for (int j = 0; j < NV; ++j) row[j] = words(w + j * W);
 #pragma GCC unroll 24
     for (int i = 0; i < MR; ++i) {
-      const F x = set1(a[i]);
+      const F x = broadcast(a[i]);
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; ++j) acc[i][j] = fma(x, row[j], acc[i][j]);
+      for (int j = 0; j < NV; ++j) acc[i][j] = multiply_add(Word{}, x, row[j], acc[i][j]);
     }
   };
 
-  const float* w = p.w;
+  const Word* w = p.w;
   for (int64_t b = 0; b < p.blocks; ++b) {
-    const float* a = p.a + p.index[b] * p.depth * p.a_stride;
-    const float* next = p.a + p.index[b + 1 < p.blocks ? b + 1 : 0] * p.depth * p.a_stride;
+    const Word* a = p.a + p.index[b] * p.depth * p.a_stride;
     int64_t k = 0;
     for (; k + lanes <= p.depth; k += lanes) {
 #pragma GCC unroll 4
       for (int l = 0; l < lanes; ++l) {
-        __builtin_prefetch(next);
-        next += p.a_stride;
-        __builtin_prefetch(w + weights_ahead);
-        if (NV == 2) __builtin_prefetch(w + weights_ahead + W);
+        if (first) {
+          __builtin_prefetch(w + weights_ahead);
+          if (NV == 2) __builtin_prefetch(w + weights_ahead + W);
+        }
         step(a, w, sum[l]);
         a += p.a_stride;
         w += p.w_stride;
@@ -95,14 +114,16 @@ void panel(const Panel& p) {
     }
 }
 
-using PanelKernel = void (*)(const Panel&);
+template <class Word>
+using PanelKernel = void (*)(const Panel<Word>&);
 
-// The kernel for `rows` <= F::tile_rows(NV) rows.
-template <int NV, int MR = F::tile_rows(NV)>
-inline PanelKernel panel_for(int rows) {
+// The kernel for `rows` <= F::tile_rows(NV) rows. The first tile to use some weights brings them
+// into the caches.
+template <class Word, int NV, bool first, int MR = F::tile_rows(NV)>
+inline PanelKernel<Word> panel_for(int rows) {
   if constexpr (MR > 1)
-    if (rows != MR) return panel_for<NV, MR - 1>(rows);
-  return &panel<MR, NV>;
+    if (rows != MR) return panel_for<Word, NV, first, MR - 1>(rows);
+  return &panel<Word, MR, NV, first>;
 }
 
 }  // namespace

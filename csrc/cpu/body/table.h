@@ -14,6 +14,7 @@
 namespace secateurs::cpu::SECATEURS_ISA {
 
 extern const Kernels kernels;
-const Kernels kernels{SECATEURS_NAME(SECATEURS_ISA), &block_sparse_linear, &attention};
+const Kernels kernels{SECATEURS_NAME(SECATEURS_ISA), &block_sparse_linear,
+                      &block_sparse_linear_bf16, &attention};
 
 }  // namespace secateurs::cpu::SECATEURS_ISA

@@ -74,6 +74,14 @@ inline void store(bf16* p, F x, int n) {
   __builtin_memcpy(p, whole, static_cast<std::size_t>(n) * sizeof(bf16));
 }
 
+// Of every pair of bf16: the first, the second.
+inline F lower(F pairs) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(pairs.v), 16))};
+}
+inline F upper(F pairs) {
+  return {_mm256_and_ps(pairs.v, _mm256_castsi256_ps(_mm256_set1_epi32(-65536)))};
+}
+
 inline F operator+(F a, F b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline F operator-(F a, F b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline F operator*(F a, F b) { return {_mm256_mul_ps(a.v, b.v)}; }

@@ -26,7 +26,7 @@ inline F load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p
 inline void store(float* p, F x) { _mm512_storeu_ps(p, x.v); }
 inline void store(float* p, F x, int n) { _mm512_mask_storeu_ps(p, first(n), x.v); }
 
-inline __m256i upper_halves(F x) {
+inline __m256i rounded_to_bf16(F x) {
 #ifdef __AVX512BF16__
   return (__m256i)_mm512_cvtneps_pbh(x.v);
 #else
@@ -38,20 +38,37 @@ inline __m256i upper_halves(F x) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
 #endif
 }
-inline F from_upper_halves(__m256i bits) {
+inline F from_bf16(__m256i bits) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
 }
 inline F load(const bf16* p) {
-  return from_upper_halves(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return from_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 inline F load(const bf16* p, int n) {
-  return from_upper_halves(_mm256_maskz_loadu_epi16(first(n), p));
+  return from_bf16(_mm256_maskz_loadu_epi16(first(n), p));
 }
 // Rounds to the nearest, ties to even; NaN stays NaN.
 inline void store(bf16* p, F x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), upper_halves(x));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded_to_bf16(x));
 }
-inline void store(bf16* p, F x, int n) { _mm256_mask_storeu_epi16(p, first(n), upper_halves(x)); }
+inline void store(bf16* p, F x, int n) { _mm256_mask_storeu_epi16(p, first(n), rounded_to_bf16(x)); }
+
+#ifdef __AVX512BF16__
+  #define SECATEURS_PAIR_PRODUCTS
+// sum[j] += a[2j] b[2j] + a[2j + 1] b[2j + 1] of bf16.
+inline F dot(F sum, F a, F b) {
+  return {_mm512_dpbf16_ps(sum.v, (__m512bh)a.v, (__m512bh)b.v)};
+}
+#else
+// Of every pair of bf16: the first, the second.
+inline F lower(F pairs) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(pairs.v), 16))};
+}
+inline F upper(F pairs) {
+  const __m512i bits = _mm512_castps_si512(pairs.v);
+  return {_mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-65536)))};
+}
+#endif
 
 inline F operator+(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F operator-(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }

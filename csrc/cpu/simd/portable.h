@@ -50,6 +50,10 @@ inline void store(bf16* p, F x, int n = F::width) {
   }
 }
 
+// Of every pair of bf16: the first, the second.
+inline F lower(F pairs) { return {(Floats)((Mask)pairs.v << 16)}; }
+inline F upper(F pairs) { return {(Floats)((Mask)pairs.v & -65536)}; }
+
 inline F operator+(F a, F b) { return {a.v + b.v}; }
 inline F operator-(F a, F b) { return {a.v - b.v}; }
 inline F operator*(F a, F b) { return {a.v * b.v}; }

@@ -12,10 +12,12 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
-import torch  # noqa: F401  (first: it loads the OpenMP runtime that _C_cpu resolves against)
+import torch  # first: it loads the OpenMP runtime that _C_cpu resolves against
 
 from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.errors import BackendError
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # as csrc/cpu/kernels.h
 
 
 def isa() -> str:

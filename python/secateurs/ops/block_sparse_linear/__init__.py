@@ -19,7 +19,7 @@ class Weight(Protocol):
     """A weight `[N, K]` as the blocks that are kept, as `secateurs.formats.BlockSparseWeight`
     describes."""
 
-    values: Tensor  # [nnz, bk, bn]
+    values: Tensor  # [nnz, bk, bn], or in pairs of inputs [nnz, bk / 2, bn, 2]
     indptr: Tensor  # int32 [rows + 1]
     indices: Tensor  # int32 [nnz]
     shape: tuple[int, int]
@@ -79,12 +79,14 @@ def check(
     residual: Tensor | None,
 ) -> None:
     """Raise OperandError, in a sentence, unless the operands fit together."""
-    if x.dim() < 1 or values.dim() != 3 or indptr.dim() != 1 or indices.dim() != 1:
+    paired = values.dim() == 4 and values.shape[3] == 2
+    if x.dim() < 1 or not (paired or values.dim() == 3) or indptr.dim() != 1 or indices.dim() != 1:
         raise OperandError(
-            "expected x [..., K], values [nnz, bk, bn], indptr [rows + 1] and indices [nnz], "
-            f"got shapes {[tuple(t.shape) for t in (x, values, indptr, indices)]}"
+            "expected x [..., K], values [nnz, bk, bn] or [nnz, bk / 2, bn, 2], indptr [rows + 1] "
+            f"and indices [nnz], got shapes {[tuple(t.shape) for t in (x, values, indptr, indices)]}"
         )
-    k, (nnz, bk, bn), rows = x.shape[-1], values.shape, indptr.shape[0] - 1
+    k, rows = x.shape[-1], indptr.shape[0] - 1
+    nnz, bk, bn = values.shape[0], values.shape[1] * (2 if paired else 1), values.shape[2]
     if indices.shape[0] != nnz:
         raise OperandError(
             f"expected one block column for each of {nnz} blocks, got {len(indices)}"
@@ -94,7 +96,7 @@ def check(
             f"expected between {max(rows - 1, 0) * bn + 1} and {rows * bn} outputs "
             f"from {rows} block rows of {bn}, got {out_features}"
         )
-    if k % bk if bk else k:
+    if (bk < k and k % bk) if bk else k:
         raise OperandError(
             f"expected x [..., K] with K a multiple of the block's {bk}, got K = {k}"
         )

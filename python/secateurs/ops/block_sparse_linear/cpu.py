@@ -1,4 +1,4 @@
-"""float32 on the CPU by our own kernels (csrc/cpu/body/block_sparse_linear.h)."""
+"""float32 and bfloat16 on the CPU by our own kernels (csrc/cpu/body/block_sparse_linear.h)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ _NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}  # as csrc/c
 def _refuse(x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, *_: object) -> str | None:
     if x.device.type != "cpu":
         return f"runs on the CPU, got tensors on {x.device}"
-    if x.dtype != torch.float32:
-        return f"takes float32, got {x.dtype}"
+    if x.dtype not in cpu.DTYPES:
+        return f"takes float32 and bfloat16, got {x.dtype}"
+    if (values.dim() == 4) != (x.dtype == torch.bfloat16):
+        return "takes bfloat16 weights in pairs of inputs, float32 ones input by input"
     if values.shape[2] not in WIDTHS:
         return f"takes blocks of 16, 32 or 64 outputs, got {values.shape[2]}"
     if not (values.is_contiguous() and indptr.is_contiguous() and indices.is_contiguous()):
@@ -43,9 +45,10 @@ def _run(
     gate = None if gate is None else _matrix(gate)
     residual = None if residual is None else _matrix(residual)
     bias = None if bias is None else bias.contiguous()
-    _, bk, bn = values.shape
+    bk, bn = values.shape[1] * (2 if values.dim() == 4 else 1), values.shape[2]
     _C_cpu.block_sparse_linear(
         cpu.isa_number(),
+        cpu.DTYPES[x.dtype],
         x.data_ptr(),
         x.stride(0),
         m,

@@ -12,7 +12,7 @@ from secateurs.ops._epilogue import ACTIVATIONS
 
 def block_sparse_linear(
     x: Tensor,  # [..., K]
-    values: Tensor,  # [nnz, bk, bn]
+    values: Tensor,  # [nnz, bk, bn] or [nnz, bk / 2, bn, 2]
     indptr: Tensor,  # [rows + 1]
     indices: Tensor,  # [nnz]
     out_features: int,
@@ -30,12 +30,14 @@ def block_sparse_linear(
 
 
 def _dense(values: Tensor, indptr: Tensor, indices: Tensor, n: int, k: int) -> Tensor:
+    if values.dim() == 4:
+        values = values.transpose(2, 3).flatten(1, 2)
     nnz, bk, bn = values.shape
-    rows, columns = indptr.shape[0] - 1, k // max(bk, 1)
+    rows, columns = indptr.shape[0] - 1, -(-k // max(bk, 1))
     row = torch.arange(rows, device=values.device)
     row = row.repeat_interleave(indptr.diff().long(), output_size=nnz)
     grid = values.new_zeros(rows, columns, bk, bn).index_put((row, indices.long()), values)
-    return grid.permute(0, 3, 1, 2).reshape(rows * bn, k)[:n]
+    return grid.permute(0, 3, 1, 2).reshape(rows * bn, columns * bk)[:n, :k]
 
 
 BACKEND = Backend("reference", refuse=lambda *_: None, run=block_sparse_linear)

@@ -144,6 +144,8 @@ def _product(
 def refuse(
     x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, out_features: int, *_: object
 ) -> str | None:
+    if values.dim() != 3:
+        return "it takes weights input by input, got pairs of inputs"
     _, bk, bn = values.shape
     if bn not in BLOCKS or bk not in BLOCKS:
         return f"it takes blocks of 16, 32, 64 or 128 by the same, got {(bn, bk)}"

@@ -1,0 +1,111 @@
+// How a linear's product runs on the CPU's tiles (AMX): 32 rows by 32 outputs of sums in four of
+// them, two of x, two of weights.
+#pragma once
+
+#include "cpu/body/arithmetic.h"
+#include "cpu/body/panel.h"
+#include "cpu/kernels.h"
+
+namespace secateurs::cpu::SECATEURS_ISA {
+namespace {
+
+// Strips of NT tiles of 16 outputs.
+template <int NT>
+class TileProduct {
+ public:
+  using Element = bf16;
+  using Word = Pair;
+  static constexpr int inputs_in_word = 2;
+  static constexpr int strip = NT * 16;
+  static constexpr int tile_rows = 32;
+  static constexpr int64_t resident_inputs = 768;
+  static constexpr int64_t items_per_thread = 2;
+  static constexpr bool sums_in_y = false;
+
+  using Session = Tiles;
+
+  // For blocks of a multiple of 16 inputs; a product wants 32 at once.
+  explicit TileProduct(const BlockSparseLinear<bf16>& p) : depth(p.bk % 32 ? 8 : 16) {}
+
+  Session begin() const {
+    TileConfig config;
+    for (int tile = 0; tile < 8; ++tile) {
+      config.rows[tile] = static_cast<std::uint8_t>(tile < 6 ? 16 : depth);
+      config.row_bytes[tile] = static_cast<std::uint16_t>(tile < 4 || tile >= 6 ? 64 : 4 * depth);
+    }
+    return Session(config);
+  }
+
+  static int64_t padded(int64_t rows) { return ceil_div(rows, 16) * 16; }
+
+  // x[0 .. rows][0 .. k] to a tile [words / depth][padded rows][depth]; rows beyond are left as they
+  // are, and only give sums that nobody reads.
+  void pack_tile(const bf16* x, int64_t x_stride, int rows, int64_t k, int64_t words,
+                 Pair* to) const {
+    const int64_t height = padded(rows), inputs = 2 * depth;
+    const auto bytes = [](int64_t inputs) { return static_cast<std::size_t>(inputs) * sizeof(bf16); };
+    for (int64_t k0 = 0; k0 < 2 * words; k0 += inputs, to += height * depth)
+      for (int i = 0; i < rows; ++i) {
+        const bf16* from = x + i * x_stride + k0;
+        const int64_t here = clamp(k - k0, 0, inputs);
+        if (here < inputs) __builtin_memset(to + i * depth, 0, bytes(inputs));
+        __builtin_memcpy(to + i * depth, from, bytes(here));
+      }
+  }
+
+  void multiply(const Panel<Pair>& panel, int rows, bool) const {
+    if (rows > 16)
+      run<2>(panel);
+    else
+      run<1>(panel);
+  }
+
+ private:
+  int64_t depth;  // words in one product
+
+  // MT tiles of rows.
+  template <int MT>
+  void run(const Panel<Pair>& p) const {
+    float* c1 = p.c + 16 * p.c_stride;
+    const int64_t c_bytes = p.c_stride * 4;
+    if (p.accumulate) {
+      tile_load<0>(p.c, c_bytes);
+      if constexpr (NT > 1) tile_load<1>(p.c + 16, c_bytes);
+      if constexpr (MT > 1) tile_load<2>(c1, c_bytes);
+      if constexpr (MT > 1 && NT > 1) tile_load<3>(c1 + 16, c_bytes);
+    } else {
+      tile_zero<0>();
+      if constexpr (NT > 1) tile_zero<1>();
+      if constexpr (MT > 1) tile_zero<2>();
+      if constexpr (MT > 1 && NT > 1) tile_zero<3>();
+    }
+    const Pair* w = p.w;
+    const int64_t a_bytes = depth * 4, w_bytes = p.w_stride * 4;
+    for (int64_t b = 0; b < p.blocks; ++b) {
+      const Pair* a = p.a + p.index[b] * p.depth * p.a_stride;
+      for (int64_t k = 0; k < p.depth; k += depth) {
+        tile_load<6>(w, w_bytes);
+        tile_load<4>(a, a_bytes);
+        tile_dot<0, 4, 6>();
+        if constexpr (NT > 1) {
+          tile_load<7>(w + 16, w_bytes);
+          tile_dot<1, 4, 7>();
+        }
+        if constexpr (MT > 1) {
+          tile_load<5>(a + 16 * depth, a_bytes);
+          tile_dot<2, 5, 6>();
+          if constexpr (NT > 1) tile_dot<3, 5, 7>();
+        }
+        a += depth * p.a_stride;
+        w += depth * p.w_stride;
+      }
+    }
+    tile_store<0>(p.c, c_bytes);
+    if constexpr (NT > 1) tile_store<1>(p.c + 16, c_bytes);
+    if constexpr (MT > 1) tile_store<2>(c1, c_bytes);
+    if constexpr (MT > 1 && NT > 1) tile_store<3>(c1 + 16, c_bytes);
+  }
+};
+
+}  // namespace
+}  // namespace secateurs::cpu::SECATEURS_ISA
