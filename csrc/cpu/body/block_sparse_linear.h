@@ -5,7 +5,7 @@
 //
 //   for each strip of outputs     the tiles of the group are in L2
 //     for each chunk of inputs    of which the strip keeps at most `resident_inputs`
-//       for each tile             one panel; after the last chunk the epilogue, in L1
+//       for each tile             one panel; after the last chunk the epilogue
 //
 // With many rows an item packs its own tiles; with few, items share out the block rows and read one
 // packed copy of x.
@@ -42,6 +42,8 @@ class LinearSolver {
   LinearSolver(const BlockSparseLinear<T>& p, int64_t m0, int64_t m)
       : p(p), product(p), m0(m0), m(m) {
     tiles = ceil_div(m, Product::tile_rows);
+    lower = m / tiles;
+    taller = m % tiles;
     block_words = ceil_div(p.bk, per_word);
     words = block_words ? ceil_div(p.k, p.bk) * block_words : 0;
     tile_words = Product::padded(ceil_div(m, tiles)) * words;
@@ -57,7 +59,7 @@ class LinearSolver {
 
     threads = m * stored * p.bk * p.bn < serial_limit ? 1 : p.threads;
     const int64_t tile_bytes = clamp(tile_words * int64_t{sizeof(Word)}, 1, l2_bytes());
-    const int64_t resident_tiles = clamp(l2_bytes() / 2 / tile_bytes, 1, tiles);
+    const int64_t resident_tiles = clamp(l2_bytes() / 3 / tile_bytes, 1, tiles);
     const int64_t items = threads * Product::items_per_thread;
     shared = tiles < items * least_tiles;
     tile_groups = ceil_div(tiles, resident_tiles);
@@ -85,7 +87,8 @@ class LinearSolver {
  private:
   const BlockSparseLinear<T>& p;
   const Product product;
-  int64_t m0, m, tiles, block_words, words, tile_words, depth, chunks, tile_groups, row_groups;
+  int64_t m0, m, tiles, lower, taller, block_words, words, tile_words, depth, chunks, tile_groups,
+      row_groups;
   int threads;
   bool cuttable;  // one block spans all inputs: a chunk may end inside it
   bool has_epilogue;
@@ -105,9 +108,9 @@ class LinearSolver {
     return reinterpret_cast<Word*>(scratch(slot, static_cast<std::size_t>(count)));
   }
 
-  // Heights of tiles differ by at most one.
-  int64_t row_of(int64_t tile) const { return cut(m, tiles, tile); }
-  int height(int64_t tile) const { return static_cast<int>(row_of(tile + 1) - row_of(tile)); }
+  // The first `taller` tiles have one row more than the others.
+  int64_t row_of(int64_t tile) const { return tile * lower + (tile < taller ? tile : taller); }
+  int height(int64_t tile) const { return static_cast<int>(lower + (tile < taller)); }
 
   void pack_tile(int64_t t, Word* to) const {
     const T* x = p.x + (m0 + row_of(t)) * p.x_stride;
@@ -161,6 +164,10 @@ class LinearSolver {
       const bool last = chunk + 1 == chunks;
       Panel<Word> panel = blocks_of(row, w0, w1);
       if (panel.accumulate && !panel.blocks && !last) continue;
+      // What the next strip or chunk multiplies lies behind; the tiles of the group share it out.
+      const int64_t stored = panel.blocks * panel.depth * p.bn;
+      panel.ahead = panel.w + stored;
+      panel.ahead_words = ceil_div(stored, item.tile1 - item.tile0);
       panel.w += j;
       for (int64_t t = item.tile0; t < item.tile1; ++t) {
         const int rows = height(t);
@@ -171,6 +178,7 @@ class LinearSolver {
                        : item.sums + (chunks > 1 ? t - item.tile0 : 0) * size;
         panel.c_stride = in_y ? p.n : strip;
         product.multiply(panel, rows, t == item.tile0);
+        panel.ahead += panel.ahead_words;
         if (last && (!in_y || has_epilogue)) finish(panel, i, rows, column);
       }
     }
@@ -213,24 +221,67 @@ class LinearSolver {
 
   // What follows the product, on the tile that a panel has just left in L1.
   void finish(const Panel<Word>& panel, int64_t row, int rows, int64_t column) const {
-    const int64_t width = p.n - column < strip ? p.n - column : strip;
-    for (int i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < width; j += F::width) {
-        const int n = static_cast<int>(width - j < F::width ? width - j : F::width);
-        const auto read = [n](const auto* from) {
-          return n == F::width ? load(from) : load(from, n);
-        };
-        F y = read(panel.c + i * panel.c_stride + j);
-        if (p.bias) y = y + read(p.bias + column + j);
-        y = activate(p.activation, y);
-        if (p.gate) y = y * read(p.gate + (row + i) * p.gate_stride + column + j);
-        if (p.residual) y = y + read(p.residual + (row + i) * p.residual_stride + column + j);
-        T* to = p.y + (row + i) * p.n + column + j;
-        if (n == F::width)
-          store(to, y);
-        else
-          store(to, y, n);
+    switch (p.activation) {
+      case Activation::none:
+        return finish_with<Activation::none>(panel, row, rows, column);
+      case Activation::gelu:
+        return finish_with<Activation::gelu>(panel, row, rows, column);
+      case Activation::gelu_tanh:
+        return finish_with<Activation::gelu_tanh>(panel, row, rows, column);
+      case Activation::relu:
+        return finish_with<Activation::relu>(panel, row, rows, column);
+      case Activation::silu:
+        return finish_with<Activation::silu>(panel, row, rows, column);
+    }
+  }
+
+  template <Activation activation>
+  void finish_with(const Panel<Word>& panel, int64_t row, int rows, int64_t column) const {
+    constexpr int vectors = strip / F::width;
+    if (p.n - column < strip) return finish_some<activation>(panel, row, rows, column);
+    F bias[vectors];
+    for (int v = 0; v < vectors; ++v)
+      bias[v] = p.bias ? load(p.bias + column + v * F::width) : zero();
+    const float* c = panel.c;
+    T* y = p.y + row * p.n + column;
+    const T* gate = p.gate ? p.gate + row * p.gate_stride + column : nullptr;
+    const T* residual = p.residual ? p.residual + row * p.residual_stride + column : nullptr;
+    const int64_t c_stride = panel.c_stride, y_stride = p.n;
+    const int64_t gate_stride = p.gate_stride, residual_stride = p.residual_stride;
+    for (int64_t i = 0; i < rows; ++i) {
+      F sum[vectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v)
+        sum[v] = activate<activation, T>(load(c + v * F::width) + bias[v]);
+      if (gate)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v)
+          sum[v] = sum[v] * load(gate + i * gate_stride + v * F::width);
+      if (residual)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v)
+          sum[v] = sum[v] + load(residual + i * residual_stride + v * F::width);
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) store(y + v * F::width, sum[v]);
+      c += c_stride;
+      y += y_stride;
+    }
+  }
+
+  // The same for a strip that runs past the last output.
+  template <Activation activation>
+  void finish_some(const Panel<Word>& panel, int64_t row, int rows, int64_t column) const {
+    for (int64_t j = column; j < p.n; j += F::width) {
+      const int n = static_cast<int>(clamp(p.n - j, 0, F::width));
+      const F bias = p.bias ? load(p.bias + j, n) : zero();
+      for (int64_t i = row; i < row + rows; ++i) {
+        F y = load(panel.c + (i - row) * panel.c_stride + j - column);
+        y = activate<activation, T>(y + bias);
+        if (p.gate) y = y * load(p.gate + i * p.gate_stride + j, n);
+        if (p.residual) y = y + load(p.residual + i * p.residual_stride + j, n);
+        store(p.y + i * p.n + j, y, n);
       }
+    }
   }
 };
 

@@ -26,7 +26,9 @@ struct Panel {
   int64_t w_stride;
   float* c;
   int64_t c_stride;
-  bool accumulate;  // add to c, or overwrite it
+  bool accumulate;    // add to c, or overwrite it
+  const Word* ahead;  // soon wanted: to be brought closer while this runs
+  int64_t ahead_words;
 };
 
 // Words. Weights are streamed from L3 or memory by the first tile that uses them, and the hardware

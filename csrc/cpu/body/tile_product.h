@@ -18,7 +18,7 @@ class TileProduct {
   static constexpr int inputs_in_word = 2;
   static constexpr int strip = NT * 16;
   static constexpr int tile_rows = 32;
-  static constexpr int64_t resident_inputs = 768;
+  static constexpr int64_t resident_inputs = 256;
   static constexpr int64_t items_per_thread = 2;
   static constexpr bool sums_in_y = false;
 
@@ -43,16 +43,20 @@ class TileProduct {
   void pack_tile(const bf16* x, int64_t x_stride, int rows, int64_t k, int64_t words,
                  Pair* to) const {
     const int64_t height = padded(rows), inputs = 2 * depth;
-    const auto bytes = [](int64_t inputs) { return static_cast<std::size_t>(inputs) * sizeof(bf16); };
-    for (int64_t k0 = 0; k0 < 2 * words; k0 += inputs, to += height * depth)
+    for (int64_t k0 = 0; k0 < 2 * words; k0 += inputs, to += height * depth) {
+      const int here = static_cast<int>(clamp(k - k0, 0, inputs));
       for (int i = 0; i < rows; ++i) {
         const bf16* from = x + i * x_stride + k0;
-        const int64_t here = clamp(k - k0, 0, inputs);
-        if (here < inputs) __builtin_memset(to + i * depth, 0, bytes(inputs));
-        __builtin_memcpy(to + i * depth, from, bytes(here));
+        auto* row = reinterpret_cast<float*>(to + i * depth);
+        if (here == 32)
+          store(row, load(reinterpret_cast<const float*>(from)));
+        else
+          copy(from, here, reinterpret_cast<bf16*>(row), static_cast<int>(inputs));
       }
+    }
   }
 
+  // The panel of a tile of `rows` rows.
   void multiply(const Panel<Pair>& panel, int rows, bool) const {
     if (rows > 16)
       run<2>(panel);
@@ -62,6 +66,11 @@ class TileProduct {
 
  private:
   int64_t depth;  // words in one product
+
+  // `count` elements, then zeros up to `size`.
+  static void copy(const bf16* from, int count, bf16* to, int size) {
+    for (int i = 0; i < size; ++i) to[i].bits = i < count ? from[i].bits : std::uint16_t{0};
+  }
 
   // MT tiles of rows.
   template <int MT>
@@ -79,8 +88,10 @@ class TileProduct {
       if constexpr (MT > 1) tile_zero<2>();
       if constexpr (MT > 1 && NT > 1) tile_zero<3>();
     }
-    const Pair* w = p.w;
+    const Pair *w = p.w, *ahead = p.ahead;
     const int64_t a_bytes = depth * 4, w_bytes = p.w_stride * 4;
+    const int64_t a_step = depth * p.a_stride, w_step = depth * p.w_stride;
+    const Pair* ahead_end = ahead + p.ahead_words;
     for (int64_t b = 0; b < p.blocks; ++b) {
       const Pair* a = p.a + p.index[b] * p.depth * p.a_stride;
       for (int64_t k = 0; k < p.depth; k += depth) {
@@ -96,8 +107,11 @@ class TileProduct {
           tile_dot<2, 5, 6>();
           if constexpr (NT > 1) tile_dot<3, 5, 7>();
         }
-        a += depth * p.a_stride;
-        w += depth * p.w_stride;
+        // A few lines at a time: what waits for L3 blocks the loads from L2.
+        for (int line = 0; line < 4 && ahead < ahead_end; ++line, ahead += 16)
+          __builtin_prefetch(ahead, 0, 2);
+        a += a_step;
+        w += w_step;
       }
     }
     tile_store<0>(p.c, c_bytes);

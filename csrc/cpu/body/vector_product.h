@@ -44,7 +44,8 @@ class VectorProduct {
   static int64_t padded(int64_t rows) { return rows; }
 
   // x[0 .. rows][0 .. k] to a tile [words][rows].
-  static void pack_tile(const T* x, int64_t x_stride, int rows, int64_t k, int64_t words, Word* to) {
+  static void pack_tile(const T* x, int64_t x_stride, int rows, int64_t k, int64_t words,
+                        Word* to) {
     const int64_t whole = k / inputs_in_word;
     pack([&](int i) { return words_of(x + i * x_stride); }, rows, whole,
          reinterpret_cast<float*>(to), rows, [](F bits) { return bits; });
@@ -54,6 +55,7 @@ class VectorProduct {
     pack_rest(x, x_stride, k, rows, to + whole * rows);
   }
 
+  // The panel of a tile of `rows` rows.
   static void multiply(const Panel<Word>& panel, int rows, bool first) {
     (first ? panel_for<Word, NV, true>(rows) : panel_for<Word, NV, false>(rows))(panel);
   }

@@ -44,21 +44,19 @@ inline F from_bf16(__m256i bits) {
 inline F load(const bf16* p) {
   return from_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
-inline F load(const bf16* p, int n) {
-  return from_bf16(_mm256_maskz_loadu_epi16(first(n), p));
-}
+inline F load(const bf16* p, int n) { return from_bf16(_mm256_maskz_loadu_epi16(first(n), p)); }
 // Rounds to the nearest, ties to even; NaN stays NaN.
 inline void store(bf16* p, F x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded_to_bf16(x));
 }
-inline void store(bf16* p, F x, int n) { _mm256_mask_storeu_epi16(p, first(n), rounded_to_bf16(x)); }
+inline void store(bf16* p, F x, int n) {
+  _mm256_mask_storeu_epi16(p, first(n), rounded_to_bf16(x));
+}
 
 #ifdef __AVX512BF16__
   #define SECATEURS_PAIR_PRODUCTS
 // sum[j] += a[2j] b[2j] + a[2j + 1] b[2j + 1] of bf16.
-inline F dot(F sum, F a, F b) {
-  return {_mm512_dpbf16_ps(sum.v, (__m512bh)a.v, (__m512bh)b.v)};
-}
+inline F dot(F sum, F a, F b) { return {_mm512_dpbf16_ps(sum.v, (__m512bh)a.v, (__m512bh)b.v)}; }
 #else
 // Of every pair of bf16: the first, the second.
 inline F lower(F pairs) {
@@ -74,6 +72,8 @@ inline F operator+(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F operator-(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline F operator*(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline F operator/(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
+// Relative error below 2^-14.
+inline F reciprocal(F a) { return {_mm512_rcp14_ps(a.v)}; }
 inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 // Both return b where either is NaN.
 inline F max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }

@@ -58,6 +58,7 @@ inline F operator+(F a, F b) { return {a.v + b.v}; }
 inline F operator-(F a, F b) { return {a.v - b.v}; }
 inline F operator*(F a, F b) { return {a.v * b.v}; }
 inline F operator/(F a, F b) { return {a.v / b.v}; }
+inline F reciprocal(F a) { return set1(1) / a; }
 inline F fma(F a, F b, F c) { return {a.v * b.v + c.v}; }
 inline F select(Mask m, F yes, F no) { return {(Floats)(((Mask)yes.v & m) | ((Mask)no.v & ~m))}; }
 inline Mask operator<(F a, F b) { return a.v < b.v; }
