@@ -19,7 +19,7 @@ TOLERANCE = {"float64": 1e-12, "float32": 1e-6, "bfloat16": 1e-2, "float16": 2e-
 def relative_error(got: Any, truth: Array) -> float:
     """Root mean square error over the root mean square of the truth; infinite where either is not
     finite."""
-    got = np.asarray(got, dtype=np.float64)
+    got = _double(got)
     assert got.shape == truth.shape, f"shape {got.shape}, expected {truth.shape}"
     if not truth.size:
         return 0.0
@@ -41,18 +41,27 @@ def activate(name: str, x: Array) -> Array:
     return x * 0.5 * np.vectorize(math.erfc, otypes=[np.float64])(-x / math.sqrt(2))
 
 
+def _double(x: Any) -> Array:
+    """Also of tensors whose dtype numpy lacks."""
+    return np.asarray(x.double() if hasattr(x, "double") else x, dtype=np.float64)
+
+
 def dense_weight(weight: Any) -> Array:
     """A block-sparse weight `[N, K]`, expanded block by block."""
     n, k = weight.shape
-    values = np.asarray(weight.values, dtype=np.float64)  # [nnz, bk, bn]
+    values = np.asarray(weight.values.double())  # [nnz, bk, bn], or in pairs [nnz, bk / 2, bn, 2]
     indptr, indices = weight.indptr.tolist(), weight.indices.tolist()
+    if values.ndim == 4:
+        first, second = values[..., 0], values[..., 1]
+        values = np.empty((len(first), 2 * first.shape[1], first.shape[2]))
+        values[:, 0::2], values[:, 1::2] = first, second
     _, bk, bn = values.shape
-    dense = np.zeros(((len(indptr) - 1) * bn, k))
+    dense = np.zeros(((len(indptr) - 1) * bn, -(-k // max(bk, 1)) * bk))
     for row in range(len(indptr) - 1):
         for block in range(indptr[row], indptr[row + 1]):
             column = indices[block]
             dense[row * bn : (row + 1) * bn, column * bk : (column + 1) * bk] = values[block].T
-    return dense[:n]
+    return dense[:n, :k]
 
 
 def block_sparse_linear(
@@ -64,13 +73,13 @@ def block_sparse_linear(
     residual: Any = None,
 ) -> Array:
     """act(x W^T + bias) * gate + residual."""
-    y = np.asarray(x, dtype=np.float64) @ dense_weight(weight).T
+    y = _double(x) @ dense_weight(weight).T
     if bias is not None:
-        y = y + np.asarray(bias, dtype=np.float64)
+        y = y + _double(bias)
     y = activate(activation, y)
     if gate is not None:
-        y = y * np.asarray(gate, dtype=np.float64)
-    return y if residual is None else y + np.asarray(residual, dtype=np.float64)
+        y = y * _double(gate)
+    return y if residual is None else y + _double(residual)
 
 
 def attention(

@@ -32,6 +32,28 @@ def test_blocks_are_stored_input_major():
     assert packed.values[1, 5, 7] == dense[32 + 7, 5]
 
 
+@pytest.mark.parametrize(("n", "k", "block"), [(64, 96, (32, 32)), (70, 33, None), (32, 64, None)])
+def test_pairs_of_inputs_hold_the_same_weight(n, k, block):
+    dense = weight(n, k)
+    keep = None if block is None else torch.eye(2, 3) > 0
+    packed = (
+        BlockSparseWeight.pack(dense, keep, block) if block else BlockSparseWeight.pack_dense(dense)
+    )
+    paired = packed.paired().validate()
+    assert paired.in_pairs
+    assert paired.paired() is paired
+    assert torch.equal(paired.to_dense(), packed.to_dense())
+    assert torch.equal(paired.keep(), packed.keep())
+    assert paired.density == packed.density
+    assert torch.equal(paired.values[0, 2, 5], packed.values[0, 4:6, 5])
+    assert paired.block == (block or (32, -(-k // 32) * 32))
+
+
+def test_blocks_of_an_odd_number_of_inputs_have_no_pairs():
+    with pytest.raises(FormatError, match="32 outputs by 3 inputs have an input without a pair"):
+        BlockSparseWeight.pack(weight(32, 6), block=(32, 3)).paired()
+
+
 def test_pack_without_a_mask_drops_zero_blocks():
     dense = weight(64, 64)
     dense[:32, 32:] = 0

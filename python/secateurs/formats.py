@@ -123,7 +123,11 @@ class BlockSparseWeight:
         """Return self, or raise FormatError: a kernel trusts these indices, so nothing unchecked
         may reach one."""
         shape = tuple(self.values.shape)
-        if len(shape) not in (3, 4) or shape[3:] not in ((), (2,)) or not self.values.is_contiguous():
+        if (
+            len(shape) not in (3, 4)
+            or shape[3:] not in ((), (2,))
+            or not self.values.is_contiguous()
+        ):
             raise FormatError(
                 "values must be contiguous [nnz, bk, bn], or [nnz, bk / 2, bn, 2] in pairs, got "
                 f"shape {shape}"

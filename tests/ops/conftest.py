@@ -40,7 +40,7 @@ def random_weight(
     dtype: torch.dtype = torch.float32,
 ) -> SimpleNamespace:
     """A block-sparse weight `[n, k]`; `block = (bn, k)` at density 1 is a packed dense one, n of
-    any size."""
+    any size. Blocks of a bfloat16 weight come input by input; `paired` turns them."""
     bn, bk = block
     rows, columns = -(-n // bn), k // bk
     keep = torch.rand(rows, columns) < density
@@ -53,3 +53,15 @@ def random_weight(
         indices=keep.nonzero()[:, 1].to(torch.int32),
         shape=(n, k),
     )
+
+
+def paired(weight: SimpleNamespace) -> SimpleNamespace:
+    """A random weight in bfloat16 and in pairs of inputs, as CPUs multiply it; a block of all
+    inputs grows to a multiple of 32 of them."""
+    values, (_, k) = weight.values.bfloat16(), weight.shape
+    nnz, bk, bn = values.shape
+    grown = -(-bk // 32) * 32 if bk == k else bk
+    pairs = values.new_zeros(nnz, grown // 2, bn, 2)
+    for i in range(bk):
+        pairs[:, i // 2, :, i % 2] = values[:, i]
+    return SimpleNamespace(**{**vars(weight), "values": pairs})

@@ -10,7 +10,7 @@ import oracles
 import pytest
 import torch
 
-from ops.conftest import random_weight
+from ops.conftest import paired, random_weight
 from secateurs import _C_cpu
 from secateurs.errors import BackendError, OperandError
 from secateurs.ops import ACTIVATIONS, block_sparse_linear, cpu, explain_choice, use_backend
@@ -26,6 +26,26 @@ def assert_exact(*args, **kwargs):
     )
 
 
+# Operands are exact and sums are floats: what is left is one rounding to 8 bits, and an activation
+# that is short of that.
+BF16 = 2.0**-8 + 5e-4
+
+
+def assert_rounded_once(x, weight, *rest):
+    """The same call in bfloat16."""
+    low = [t.bfloat16() if isinstance(t, torch.Tensor) else t for t in (x, *rest)]
+    args = (low[0], paired(weight), *low[1:])
+    y = block_sparse_linear(*args)
+    assert y.dtype == torch.bfloat16
+    assert error(y, *args) < BF16
+
+
+@pytest.fixture(params=[assert_exact, assert_rounded_once], ids=["fp32", "bf16"])
+def check(request):
+    """Compares a call, given in float32, with the formula: as it is, and in bfloat16."""
+    return request.param
+
+
 def spy(monkeypatch):
     """The kernel's calls from now on: arguments, and the instruction set that it says it ran on."""
     calls, kernel = [], _C_cpu.block_sparse_linear
@@ -35,9 +55,15 @@ def spy(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("m", [0, 1, 2, 3, 5, 7, 11, 12, 13, 24, 25, 127])
-@pytest.mark.parametrize("block", [(16, 32), (32, 32), (64, 16), (32, 1)])
-def test_any_number_of_rows(isa, m, block):
+@pytest.mark.parametrize("m", [0, 1, 2, 3, 5, 7, 11, 12, 13, 16, 17, 24, 25, 33, 127])
+@pytest.mark.parametrize("block", [(16, 32), (32, 32), (64, 16), (16, 16), (32, 6)])
+def test_any_number_of_rows(isa, check, m, block):
+    check(torch.randn(m, 96), random_weight(128, 96, block), torch.randn(128))
+
+
+@pytest.mark.parametrize("m", [1, 13, 40])
+@pytest.mark.parametrize("block", [(32, 1), (16, 3)])
+def test_blocks_of_an_odd_number_of_inputs(isa, m, block):
     assert_exact(torch.randn(m, 96), random_weight(128, 96, block), torch.randn(128))
 
 
@@ -45,56 +71,52 @@ def test_any_number_of_rows(isa, m, block):
     ("n", "k"), [(1, 1), (31, 7), (33, 100), (70, 384), (32, 257), (100, 1000)]
 )
 @pytest.mark.parametrize("m", [1, 6, 40])
-def test_packed_dense_of_any_size(isa, n, k, m):
+def test_packed_dense_of_any_size(isa, check, m, n, k):
     """One block per row: outputs beyond n are padding, and the inputs are cut into chunks inside
     the block."""
     weight = random_weight(n, k, (32, k), density=1)
-    args = (torch.randn(m, k), weight, torch.randn(n), "relu", torch.randn(m, n), torch.randn(m, n))
-    assert_exact(*args)
+    check(torch.randn(m, k), weight, torch.randn(n), "relu", torch.randn(m, n), torch.randn(m, n))
 
 
 @pytest.mark.parametrize("n", [48, 50, 63])
 @pytest.mark.parametrize("bn", [16, 64])
-def test_last_block_row_sticks_out(isa, n, bn):
-    assert_exact(torch.randn(30, 640), random_weight(n, 640, (bn, 32), 0.9), torch.randn(n))
+def test_last_block_row_sticks_out(isa, check, n, bn):
+    check(torch.randn(30, 640), random_weight(n, 640, (bn, 32), 0.9), torch.randn(n))
 
 
-@pytest.mark.parametrize("block", [(16, 16), (32, 64), (64, 64), (32, 512), (32, 3)])
+@pytest.mark.parametrize("block", [(16, 16), (32, 64), (64, 64), (32, 512), (32, 4)])
 @pytest.mark.parametrize("density", [0.02, 0.3, 0.95])
-def test_chunks_of_inputs(isa, block, density):
-    """Several chunks of inputs, with sums carried through y, at densities that leave chunks
-    empty."""
-    k = 1536
-    assert_exact(
-        torch.randn(150, k), random_weight(128, k, block, density), torch.randn(128), "silu"
-    )
+def test_chunks_of_inputs(isa, check, block, density):
+    """Several chunks of inputs, with sums carried from one to the next, at densities that leave
+    chunks empty."""
+    k = 3072
+    check(torch.randn(150, k), random_weight(128, k, block, density), torch.randn(128), "silu")
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("n", "block", "density"), [(70, (32, 600), 1), (96, (32, 24), 0.2)])
-def test_many_rows(isa, torch_threads, threads, n, block, density):
+def test_many_rows(isa, check, torch_threads, threads, n, block, density):
     """Each group of tiles is packed by the thread that needs it, chunk by chunk."""
     torch_threads(threads)
     m, k = 400, 600
     gate, residual = torch.randn(m, 2 * n)[:, :n], torch.randn(m, n)
     weight = random_weight(n, k, block, density)
-    assert_exact(torch.randn(m, k), weight, torch.randn(n), "gelu", gate, residual)
+    check(torch.randn(m, k), weight, torch.randn(n), "gelu", gate, residual)
 
 
-def test_more_rows_than_are_packed_at_once(isa):
-    m, k = 1100, 4096  # more than 4 M floats
-    x, weight = torch.randn(m, k), random_weight(32, k, (32, 32), 0.1)
-    assert_exact(x, weight)
+def test_more_rows_than_are_packed_at_once(isa, check):
+    m, k = 1100, 8192  # more than 4 M words
+    check(torch.randn(m, k), random_weight(32, k, (32, 32), 0.1))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_epilogue(isa, activation):
+def test_epilogue(isa, check, activation):
     weight, bias = random_weight(64, 64), torch.randn(64)
     x, gate, residual = torch.randn(3, 9, 64), torch.randn(3, 9, 64), torch.randn(3, 9, 64)
-    assert_exact(x, weight, bias, activation)
-    assert_exact(x, weight, None, activation, gate)
-    assert_exact(x, weight, bias, activation, None, residual)
-    assert_exact(x, weight, bias, activation, gate, residual)
+    check(x, weight, bias, activation)
+    check(x, weight, None, activation, gate)
+    check(x, weight, bias, activation, None, residual)
+    check(x, weight, bias, activation, gate, residual)
 
 
 @pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a != "none"])
@@ -112,35 +134,50 @@ def test_activation_accuracy(isa, activation):
     assert np.all(np.abs(y.numpy() - truth) <= 1e-6 * np.abs(truth) + moved + 1e-37)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_infinity_and_nan_pass_as_in_the_formula(isa, activation):
-    x = torch.tensor([torch.inf, -torch.inf, torch.nan, 1e38, -1e38, 0.0, -0.0])
+@pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a != "none"])
+def test_activation_accuracy_in_bfloat16(isa, activation):
+    """Value by value: half a unit in the last of 8 bits, and the formula's own error."""
+    x = torch.cat([torch.linspace(-12, 12, 4000), torch.logspace(-20, 1, 500)]).bfloat16()
     weight = random_weight(32, 1, (32, 1), density=1)
     weight.values.fill_(1)
+    y = block_sparse_linear(x[:, None], paired(weight), activation=activation)[:, 5]
+    truth = oracles.activate(activation, x.double().numpy())
+    assert np.all(np.abs(y.double().numpy() - truth) <= BF16 * np.abs(truth) + 1e-37)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_infinity_and_nan_pass_as_in_the_formula(isa, activation, dtype):
+    x = torch.tensor([torch.inf, -torch.inf, torch.nan, 1e38, -1e38, 0.0, -0.0], dtype=dtype)
+    weight = random_weight(32, 1, (32, 1), density=1)
+    weight.values.fill_(1)
+    weight = paired(weight) if dtype == torch.bfloat16 else weight
     y = block_sparse_linear(x[:, None], weight, activation=activation)[:, 0]
     with np.errstate(all="ignore"):
         truth = oracles.activate(activation, x.double().numpy())
-    torch.testing.assert_close(y, torch.from_numpy(truth).float(), equal_nan=True)
+    torch.testing.assert_close(y, torch.from_numpy(truth).to(dtype), equal_nan=True)
 
 
-def test_pruned_block_ignores_infinity(isa):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pruned_block_ignores_infinity(isa, dtype):
     weight = random_weight(64, 64, density=1)
     weight.values, weight.indices = weight.values[[0, 2]], weight.indices[[0, 2]]
     weight.indptr = torch.tensor([0, 1, 2], dtype=torch.int32)
-    x = torch.randn(4, 64)
+    weight = paired(weight) if dtype == torch.bfloat16 else weight
+    x = torch.randn(4, 64, dtype=dtype)
     clean = block_sparse_linear(x, weight)
     x[:, 32:] = torch.inf
     assert torch.equal(block_sparse_linear(x, weight), clean)
 
 
-def test_empty_block_rows_and_empty_weight(isa):
+def test_empty_block_rows_and_empty_weight(isa, check):
     weight = random_weight(96, 64, density=1)
     weight.indptr = torch.tensor([0, 2, 2, 4], dtype=torch.int32)
     weight.values, weight.indices = weight.values[:4], weight.indices[:4]
     residual = torch.randn(10, 96)
-    assert_exact(torch.randn(10, 64), weight, torch.randn(96), "gelu", None, residual)
+    check(torch.randn(10, 64), weight, torch.randn(96), "gelu", None, residual)
     empty = random_weight(96, 64, density=0)
-    assert_exact(torch.randn(10, 64), empty, torch.randn(96), "gelu", None, residual)
+    check(torch.randn(10, 64), empty, torch.randn(96), "gelu", None, residual)
 
 
 def test_no_inputs_at_all(isa):
@@ -149,15 +186,34 @@ def test_no_inputs_at_all(isa):
     assert torch.equal(y, bias.expand(3, 32))
 
 
-def test_output_is_written_once_and_whole(isa, monkeypatch):
+def test_output_is_written_once_and_whole(isa, check, monkeypatch):
     """No cell keeps what the memory held before, and nothing is added to it."""
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, size: x.new_full(size, torch.nan))
-    assert_exact(torch.randn(29, 1024), random_weight(100, 1024, (32, 1024), 1), torch.randn(100))
-    assert_exact(torch.randn(29, 1024), random_weight(96, 1024, (32, 16), 0.1))
+    check(torch.randn(29, 1024), random_weight(100, 1024, (32, 1024), 1), torch.randn(100))
+    check(torch.randn(29, 1024), random_weight(96, 1024, (32, 16), 0.1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("k", "m"), [(257, 3), (90, 17), (64, 1), (100, 33)])
+def test_nothing_outside_the_operands_is_read(isa, dtype, k, m):
+    """All around each operand lies NaN, which one stray product would carry into the output."""
+
+    def guarded(t):
+        t = t.to(dtype)
+        around = torch.full((t.numel() + 2 * 4096,), torch.nan, dtype=dtype)
+        inside = around[4096 : 4096 + t.numel()].view(t.shape)
+        return inside.copy_(t)
+
+    weight = random_weight(70, k, (32, k), density=1)
+    weight = paired(weight) if dtype == torch.bfloat16 else weight
+    weight.values = guarded(weight.values)
+    x, bias, residual = guarded(torch.randn(m, k)), guarded(torch.randn(70)), torch.randn(m, 70)
+    y = block_sparse_linear(x, weight, bias, "none", None, guarded(residual))
+    assert error(y, x, weight, bias, "none", None, residual.to(dtype)) < BF16
 
 
 @pytest.mark.parametrize("view", ["rows apart", "column major", "batch apart", "expanded"])
-def test_strided_operands(isa, view):
+def test_strided_operands(isa, check, view):
     def cast(t):  # [2, 9, n] -> the same values in another layout
         n = t.shape[2]
         if view == "rows apart":
@@ -174,20 +230,22 @@ def test_strided_operands(isa, view):
 
     x, gate, residual = (cast(torch.randn(2, 9, 64)) for _ in range(3))
     wide_bias = torch.randn(64, 2)[:, 0]
-    assert_exact(x, random_weight(64, 64), wide_bias, "gelu", gate, residual)
+    check(x, random_weight(64, 64), wide_bias, "gelu", gate, residual)
 
 
 def test_evenly_spaced_rows_are_not_copied(isa, monkeypatch):
     x = torch.randn(2, 9, 100)[..., :64]
     calls = spy(monkeypatch)
     assert_exact(x, random_weight(64, 64), torch.randn(64))
-    assert [args[1:3] for args, _ in calls] == [(x.data_ptr(), 100)]
+    assert [args[2:4] for args, _ in calls] == [(x.data_ptr(), 100)]
 
 
 @pytest.mark.parametrize("density", [0.2, 1.0])
 @pytest.mark.parametrize("m", [4, 300])
-def test_same_bits_for_any_number_of_threads(isa, torch_threads, m, density):
-    x, weight = torch.randn(m, 512), random_weight(512, 512, (32, 32), density)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_for_any_number_of_threads(isa, torch_threads, m, density, dtype):
+    x, weight = torch.randn(m, 512, dtype=dtype), random_weight(512, 512, (32, 32), density)
+    weight = paired(weight) if dtype == torch.bfloat16 else weight
     results = []
     for threads in (1, 2, 3, 7):
         torch_threads(threads)
@@ -197,7 +255,10 @@ def test_same_bits_for_any_number_of_threads(isa, torch_threads, m, density):
 
 def test_calls_from_two_python_threads(isa):
     number = cpu.isa_number()
-    cases = [(torch.randn(200, 256), random_weight(256, 256)) for _ in range(2)]
+    cases = [
+        (torch.randn(200, 256), random_weight(256, 256)),
+        (torch.randn(200, 256).bfloat16(), paired(random_weight(256, 256))),
+    ]
     expected = [block_sparse_linear(*case) for case in cases]
 
     def call(i):
@@ -211,13 +272,15 @@ def test_calls_from_two_python_threads(isa):
 def test_the_instruction_set_asked_for_is_the_one_that_runs(isa, monkeypatch):
     calls = spy(monkeypatch)
     block_sparse_linear(torch.randn(2, 32), random_weight(32, 32))
-    assert [ran for _, ran in calls] == [isa]
+    block_sparse_linear(torch.randn(2, 32).bfloat16(), paired(random_weight(32, 32)))
+    assert [ran for _, ran in calls] == [isa, isa]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("block", [(32, 32), (8, 4), (32, 96)])
 def test_reference(dtype, block):
     weight = random_weight(64, 96, block, 0.6, dtype)
+    weight = paired(weight) if dtype == torch.bfloat16 else weight
     x, bias, gate, residual = (
         torch.randn(*s, dtype=dtype) for s in ((2, 5, 96), (64,), (2, 5, 64), (2, 5, 64))
     )
@@ -287,7 +350,12 @@ def test_cpu_backend_refuses_in_words_and_never_falls_back():
         (
             x.double(),
             random_weight(64, 64, dtype=torch.float64),
-            "takes float32, got torch.float64",
+            "takes float32 and bfloat16, got torch.float64",
+        ),
+        (
+            x.bfloat16(),
+            random_weight(64, 64, dtype=torch.bfloat16),
+            "takes bfloat16 weights in pairs of inputs",
         ),
         (x, random_weight(64, 64, (8, 8)), "takes blocks of 16, 32 or 64 outputs, got 8"),
     ]

@@ -55,7 +55,7 @@ inline F gelu_tanh(F x) {
   return x / (set1(1) + exp(zero() - u));
 }
 
-// The same for results that are rounded to bfloat16: relative error below 5e-4, a quarter of that
+// The same for results that are rounded to bfloat16: relative error below 5e-4, an eighth of that
 // rounding.
 
 inline F exp2_bf16(F x) {

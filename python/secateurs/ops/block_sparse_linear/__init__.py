@@ -83,7 +83,8 @@ def check(
     if x.dim() < 1 or not (paired or values.dim() == 3) or indptr.dim() != 1 or indices.dim() != 1:
         raise OperandError(
             "expected x [..., K], values [nnz, bk, bn] or [nnz, bk / 2, bn, 2], indptr [rows + 1] "
-            f"and indices [nnz], got shapes {[tuple(t.shape) for t in (x, values, indptr, indices)]}"
+            "and indices [nnz], got shapes "
+            f"{[tuple(t.shape) for t in (x, values, indptr, indices)]}"
         )
     k, rows = x.shape[-1], indptr.shape[0] - 1
     nnz, bk, bn = values.shape[0], values.shape[1] * (2 if paired else 1), values.shape[2]
