@@ -80,6 +80,26 @@ const char* attention(int isa, Address q, const Triple& q_stride, Address k, con
   return chosen.name;
 }
 
+const char* add_norm(int isa, int dtype, Address x, std::int64_t x_stride, std::int64_t m,
+                     std::int64_t d, Address residual, std::int64_t residual_stride, Address weight,
+                     Address bias, float eps, bool rms, Address sum, Address y, int threads) {
+  if (m < 0 || d < 0 || threads < 1)
+    throw std::invalid_argument("expected sizes of zero or more, got m=" + std::to_string(m) +
+                                " d=" + std::to_string(d));
+  const Kernels& chosen = kernels(isa);
+  const py::gil_scoped_release released;
+  const auto run = [&](auto kernel, auto element) {
+    using T = decltype(element);
+    kernel({at<const T>(x), x_stride, m, d, at<const T>(residual), residual_stride,
+            at<const T>(weight), at<const T>(bias), eps, rms, at<T>(sum), at<T>(y), threads});
+  };
+  if (static_cast<Dtype>(dtype) == Dtype::f32)
+    run(chosen.add_norm, float{});
+  else
+    run(chosen.add_norm_bf16, bf16{});
+  return chosen.name;
+}
+
 // How many threads a parallel region gets that does not ask for a number: the OpenMP runtime's own
 // setting.
 int default_threads() {
@@ -115,6 +135,7 @@ PYBIND11_MODULE(_C_cpu, m) {
         "Number of the instruction set called `name`, or of the best one for an empty name.");
   m.def("block_sparse_linear", &block_sparse_linear);
   m.def("attention", &attention);
+  m.def("add_norm", &add_norm);
   m.def("isa_name", &isa_name, "isa"_a);
   m.def("default_threads", &default_threads, py::call_guard<py::gil_scoped_release>());
 }

@@ -55,10 +55,27 @@ struct Attention {
   int threads;
 };
 
+// y = norm(x + residual): LayerNorm, or RMSNorm where `rms`.
+template <class T>
+struct AddNorm {
+  const T* x;  // [m, d], rows x_stride apart
+  std::int64_t x_stride, m, d;
+  const T* residual;  // the same, or null
+  std::int64_t residual_stride;
+  const T *weight, *bias;  // [d]; bias may be null
+  float eps;
+  bool rms;
+  T* sum;  // [m, d], contiguous: x + residual; or null
+  T* y;    // [m, d], contiguous
+  int threads;
+};
+
 struct Kernels {
   const char* name;
   void (*block_sparse_linear)(const BlockSparseLinear<float>&);
   void (*attention)(const Attention<float>&);
+  void (*add_norm)(const AddNorm<float>&);
+  void (*add_norm_bf16)(const AddNorm<bf16>&);
 };
 
 }  // namespace secateurs::cpu

@@ -5,6 +5,7 @@
 // wide instructions for everyone.
 #pragma once
 
+#include "cpu/body/add_norm.h"
 #include "cpu/body/attention.h"
 #include "cpu/body/block_sparse_linear.h"
 
@@ -14,6 +15,7 @@
 namespace secateurs::cpu::SECATEURS_ISA {
 
 extern const Kernels kernels;
-const Kernels kernels{SECATEURS_NAME(SECATEURS_ISA), &block_sparse_linear, &attention};
+const Kernels kernels{SECATEURS_NAME(SECATEURS_ISA), &block_sparse_linear, &attention,
+                      &add_norm<float>, &add_norm<bf16>};
 
 }  // namespace secateurs::cpu::SECATEURS_ISA
