@@ -1,7 +1,7 @@
 // y = norm(x + residual), the residual and the sum optional: one pass over memory.
 //
-// A row is widened to float32 into L1 once; mean, deviations from it and the output then read it
-// there. Each row is one thread's: the result does not depend on the number of threads.
+// A row of x + residual is made once, in float32; deviations from its mean and the output then read
+// it from L1. Each row is one thread's: the result does not depend on the number of threads.
 #pragma once
 
 #include "cpu/body/arithmetic.h"
@@ -14,14 +14,6 @@ namespace {
 
 constexpr int64_t serial_elements = 16'384;  // elements not worth waking threads for
 constexpr int partial_sums = 4;              // hide the latency of an addition
-
-inline float total(F x) {
-  float part[F::width];
-  store(part, x);
-  for (int half = F::width / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) part[i] += part[i + half];
-  return part[0];
-}
 
 // The sum of term(j) over the vectors of a row; the last one may be short, and term(j, n) then leaves
 // what is beyond n zero.
@@ -39,19 +31,25 @@ inline float sum_over(int64_t d, Whole whole, Part part) {
 }
 
 template <class T>
-void norm_row(const AddNorm<T>& p, int64_t i, float* row) {
+void norm_row(const AddNorm<T>& p, int64_t i, float* wide) {
   constexpr int W = F::width;
   const int64_t d = p.d;
   const T* x = p.x + i * p.x_stride;
   const T* residual = p.residual ? p.residual + i * p.residual_stride : nullptr;
   T* kept = p.sum ? p.sum + i * d : nullptr;
   T* y = p.y + i * d;
+  const float* row = wide;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    wide = y;
+    row = residual ? y : x;
+  }
+  const bool widens = row == wide;
 
   const auto widen = [&](int64_t j, auto... n) {
     F v = load(x + j, n...);
     if (residual) v = v + load(residual + j, n...);
     if (kept) store(kept + j, v, n...);
-    store(row + j, v, n...);
+    if (widens) store(wide + j, v, n...);
     return p.rms ? v * v : v;
   };
   const float first = sum_over(d, widen, widen) / static_cast<float>(d);

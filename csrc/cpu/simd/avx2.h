@@ -96,6 +96,12 @@ inline F ldexp(F a, F n) {
   return {_mm256_mul_ps(_mm256_mul_ps(a.v, power(half)), power(_mm256_sub_epi32(whole, half)))};
 }
 
+inline float total(F a) {
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+
 // r[i][j] becomes r[j][i].
 inline void transpose(F (&r)[8]) {
   __m256 a[8], b[8];

@@ -67,6 +67,14 @@ inline F ldexp(F a, F n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 inline Mask operator<(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
 inline F select(Mask m, F yes, F no) { return {_mm512_mask_blend_ps(m, no.v, yes.v)}; }
 
+inline float total(F a) {
+  __m512 x = _mm512_add_ps(a.v, _mm512_shuffle_f32x4(a.v, a.v, 0x4e));
+  x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
+  x = _mm512_add_ps(x, _mm512_permute_ps(x, 0x4e));
+  x = _mm512_add_ps(x, _mm512_permute_ps(x, 0xb1));
+  return _mm512_cvtss_f32(x);
+}
+
 // r[i][j] becomes r[j][i].
 inline void transpose(F (&r)[16]) {
   __m512 a[16], b[16];

@@ -76,6 +76,8 @@ inline F ldexp(F a, F n) {
   return {a.v * power(half) * power(whole - half)};
 }
 
+inline float total(F a) { return (a.v[0] + a.v[1]) + (a.v[2] + a.v[3]); }
+
 // r[i][j] becomes r[j][i].
 inline void transpose(F (&r)[4]) {
   const F a = r[0], b = r[1], c = r[2], d = r[3];
