@@ -15,8 +15,8 @@ namespace {
 constexpr int64_t serial_elements = 16'384;  // elements not worth waking threads for
 constexpr int partial_sums = 4;              // hide the latency of an addition
 
-// The sum of term(j) over the vectors of a row; the last one may be short, and term(j, n) then leaves
-// what is beyond n zero.
+// Folds the vectors of a row into one sum: whole(sum, j) adds the vector at j, part(sum, j, n) the
+// last one, of n values, with zeros behind them.
 template <class Whole, class Part>
 inline float sum_over(int64_t d, Whole whole, Part part) {
   constexpr int W = F::width;
@@ -24,9 +24,9 @@ inline float sum_over(int64_t d, Whole whole, Part part) {
   int64_t j = 0;
   for (; j + partial_sums * W <= d; j += partial_sums * W)
 #pragma GCC unroll 4
-    for (int i = 0; i < partial_sums; ++i) sums[i] = sums[i] + whole(j + i * W);
-  for (; j + W <= d; j += W) sums[0] = sums[0] + whole(j);
-  if (j < d) sums[1] = sums[1] + part(j, static_cast<int>(d - j));
+    for (int i = 0; i < partial_sums; ++i) sums[i] = whole(sums[i], j + i * W);
+  for (; j + W <= d; j += W) sums[0] = whole(sums[0], j);
+  if (j < d) sums[1] = part(sums[1], j, static_cast<int>(d - j));
   return total((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
@@ -45,12 +45,12 @@ void norm_row(const AddNorm<T>& p, int64_t i, float* wide) {
   }
   const bool widens = row == wide;
 
-  const auto widen = [&](int64_t j, auto... n) {
+  const auto widen = [&](F sum, int64_t j, auto... n) {
     F v = load(x + j, n...);
     if (residual) v = v + load(residual + j, n...);
     if (kept) store(kept + j, v, n...);
     if (widens) store(wide + j, v, n...);
-    return p.rms ? v * v : v;
+    return p.rms ? fma(v, v, sum) : sum + v;
   };
   const float first = sum_over(d, widen, widen) / static_cast<float>(d);
 
@@ -58,21 +58,20 @@ void norm_row(const AddNorm<T>& p, int64_t i, float* wide) {
   if (!p.rms) {
     mean = first;
     const F shift = set1(mean);
-    const auto deviation = [&](int64_t j) {
+    const auto deviation = [&](F sum, int64_t j) {
       const F v = load(row + j) - shift;
-      return v * v;
+      return fma(v, v, sum);
     };
-    const auto last = [&](int64_t j, int n) {
+    const auto last = [&](F sum, int64_t j, int n) {
       const F v = load(row + j, n) - shift;
-      return select(iota() < set1(static_cast<float>(n)), v * v, zero());
+      return select(iota() < set1(static_cast<float>(n)), fma(v, v, sum), sum);
     };
     square = sum_over(d, deviation, last) / static_cast<float>(d);
   }
   const F shift = set1(mean), scale = set1(1 / __builtin_sqrtf(square + p.eps));
   const auto finish = [&](int64_t j, auto... n) {
-    F v = (load(row + j, n...) - shift) * scale * load(p.weight + j, n...);
-    if (p.bias) v = v + load(p.bias + j, n...);
-    store(y + j, v, n...);
+    const F v = (load(row + j, n...) - shift) * scale, w = load(p.weight + j, n...);
+    store(y + j, p.bias ? fma(v, w, load(p.bias + j, n...)) : v * w, n...);
   };
   int64_t j = 0;
   for (; j + W <= d; j += W) finish(j);
