@@ -80,6 +80,45 @@ const char* attention(int isa, Address q, const Triple& q_stride, Address k, con
   return chosen.name;
 }
 
+void check_activation(int activation) {
+  if (activation < 0 || activation > static_cast<int>(Activation::silu))
+    throw std::invalid_argument("expected the number of an activation, got " +
+                                std::to_string(activation));
+}
+
+const char* pattern_linear(int isa, int dtype, Address x, std::int64_t x_stride, std::int64_t m,
+                           std::int64_t k, Address values, Address columns, Address indptr,
+                           std::int64_t groups, std::int64_t kept, std::int64_t v, Address bias,
+                           int activation, Address gate, std::int64_t gate_stride, Address residual,
+                           std::int64_t residual_stride, Address y, int threads) {
+  if (v < 16 || v % 16)
+    throw std::invalid_argument("expected groups of a multiple of 16 outputs, got " +
+                                std::to_string(v));
+  if (m < 0 || k < 0 || groups < 0 || kept < 0 || (!indptr && kept > k) || threads < 1)
+    throw std::invalid_argument("expected sizes that fit together, got m=" + std::to_string(m) +
+                                " k=" + std::to_string(k) + " groups=" + std::to_string(groups) +
+                                " kept=" + std::to_string(kept));
+  check_activation(activation);
+  const Kernels& chosen = kernels(isa);
+  const py::gil_scoped_release released;
+  const auto run = [&](auto kernel, auto element) {
+    using T = decltype(element);
+    kernel({at<const T>(x), x_stride, m, groups * v, k, at<const T>(values),
+            at<const std::int32_t>(columns), at<const std::int32_t>(indptr), groups, kept, v,
+            at<const T>(bias), static_cast<Activation>(activation), at<const T>(gate),
+            at<const T>(residual), gate_stride, residual_stride, at<T>(y), threads});
+  };
+  if (static_cast<Dtype>(dtype) == Dtype::f32)
+    run(chosen.pattern_linear, float{});
+  else
+    run(chosen.pattern_linear_bf16, bf16{});
+  return chosen.name;
+}
+
+int pattern_together(int isa, int dtype) {
+  return static_cast<Dtype>(dtype) == Dtype::f32 ? 1 : kernels(isa).pattern_together_bf16;
+}
+
 const char* add_norm(int isa, int dtype, Address x, std::int64_t x_stride, std::int64_t m,
                      std::int64_t d, Address residual, std::int64_t residual_stride, Address weight,
                      Address bias, float eps, bool rms, Address sum, Address y, int threads) {
@@ -135,6 +174,9 @@ PYBIND11_MODULE(_C_cpu, m) {
         "Number of the instruction set called `name`, or of the best one for an empty name.");
   m.def("block_sparse_linear", &block_sparse_linear);
   m.def("attention", &attention);
+  m.def("pattern_linear", &pattern_linear);
+  m.def("pattern_together", &pattern_together, "isa"_a, "dtype"_a,
+        "How many inputs of an output pattern_linear wants side by side in its values.");
   m.def("add_norm", &add_norm);
   m.def("isa_name", &isa_name, "isa"_a);
   m.def("default_threads", &default_threads, py::call_guard<py::gil_scoped_release>());

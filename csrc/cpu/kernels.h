@@ -33,6 +33,25 @@ struct BlockSparseLinear {
   int threads;
 };
 
+// The same for a weight in which `v` neighbouring outputs keep the same inputs.
+template <class T>
+struct PatternLinear {
+  const T* x;  // [m, k], rows x_stride apart
+  std::int64_t x_stride, m, n, k;
+  // Group after group, [kept / s, v, s]: s inputs of an output side by side, kept rounded up. s is
+  // 1 for float; for bf16 see Kernels.
+  const T* values;
+  const std::int32_t* columns;   // the inputs each group keeps, ascending, group after group
+  const std::int32_t* indptr;    // [groups + 1], where those of a group begin; or null:
+  std::int64_t groups, kept, v;  // every group keeps `kept`. n = groups * v
+  const T* bias;
+  Activation activation;
+  const T *gate, *residual;
+  std::int64_t gate_stride, residual_stride;
+  T* y;  // [m, n], contiguous
+  int threads;
+};
+
 struct Strides {
   std::int64_t batch, head, row;
 };
@@ -74,6 +93,9 @@ struct Kernels {
   const char* name;
   void (*block_sparse_linear)(const BlockSparseLinear<float>&);
   void (*attention)(const Attention<float>&);
+  void (*pattern_linear)(const PatternLinear<float>&);
+  void (*pattern_linear_bf16)(const PatternLinear<bf16>&);
+  int pattern_together_bf16;  // inputs of an output side by side
   void (*add_norm)(const AddNorm<float>&);
   void (*add_norm_bf16)(const AddNorm<bf16>&);
 };

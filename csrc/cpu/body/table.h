@@ -8,6 +8,7 @@
 #include "cpu/body/add_norm.h"
 #include "cpu/body/attention.h"
 #include "cpu/body/block_sparse_linear.h"
+#include "cpu/body/pattern_linear.h"
 
 #define SECATEURS_TEXT(x) #x
 #define SECATEURS_NAME(x) SECATEURS_TEXT(x)
@@ -15,7 +16,8 @@
 namespace secateurs::cpu::SECATEURS_ISA {
 
 extern const Kernels kernels;
-const Kernels kernels{SECATEURS_NAME(SECATEURS_ISA), &block_sparse_linear, &attention,
-                      &add_norm<float>, &add_norm<bf16>};
+const Kernels kernels{
+    SECATEURS_NAME(SECATEURS_ISA), &block_sparse_linear, &attention,       &pattern_linear<float>,
+    &pattern_linear<bf16>,         bf16_together,        &add_norm<float>, &add_norm<bf16>};
 
 }  // namespace secateurs::cpu::SECATEURS_ISA

@@ -15,7 +15,7 @@ from secateurs.ops._tuning import autotune
 from secateurs.ops.add_norm import add_norm, sum_and_norm
 from secateurs.ops.attention import attention
 from secateurs.ops.block_sparse_linear import block_sparse_linear
-from secateurs.ops.pattern_linear import pattern_linear
+from secateurs.ops.pattern_linear import inputs_together, pattern_linear
 
 __all__ = [
     "ACTIVATIONS",
@@ -26,6 +26,7 @@ __all__ = [
     "block_sparse_linear",
     "build_info",
     "explain_choice",
+    "inputs_together",
     "pattern_linear",
     "sum_and_norm",
     "use_backend",
