@@ -115,6 +115,37 @@ const char* pattern_linear(int isa, int dtype, Address x, std::int64_t x_stride,
   return chosen.name;
 }
 
+const char* library_linear(int isa, int dtype, Address x, std::int64_t x_stride, std::int64_t m,
+                           std::int64_t k, Address values, Address codes, Address library,
+                           std::int64_t rows, std::int64_t patterns, std::int64_t p, std::int64_t q,
+                           std::int64_t ones, Address bias, int activation, Address gate,
+                           std::int64_t gate_stride, Address residual, std::int64_t residual_stride,
+                           Address y, int threads) {
+  if (q != 4 || (p != 1 && p != 4) || m > 16)
+    throw std::invalid_argument("expected blocks of 4 x 4 or 1 x 4 and up to 16 rows, got " +
+                                std::to_string(p) + " x " + std::to_string(q) + " and " +
+                                std::to_string(m));
+  if (m < 0 || k < 0 || k % q || rows < 0 || patterns < 0 || patterns > 16 || threads < 1)
+    throw std::invalid_argument("expected sizes that fit together, got m=" + std::to_string(m) +
+                                " k=" + std::to_string(k) + " rows=" + std::to_string(rows) +
+                                " patterns=" + std::to_string(patterns));
+  check_activation(activation);
+  const Kernels& chosen = kernels(isa);
+  const py::gil_scoped_release released;
+  const auto run = [&](auto kernel, auto element) {
+    using T = decltype(element);
+    kernel({at<const T>(x), x_stride, m, rows * p, k, at<const T>(values),
+            at<const std::uint8_t>(codes), at<const bool>(library), patterns, p, ones,
+            at<const T>(bias), static_cast<Activation>(activation), at<const T>(gate),
+            at<const T>(residual), gate_stride, residual_stride, at<T>(y), threads});
+  };
+  if (static_cast<Dtype>(dtype) == Dtype::f32)
+    run(chosen.library_linear, float{});
+  else
+    run(chosen.library_linear_bf16, bf16{});
+  return chosen.name;
+}
+
 int pattern_together(int isa, int dtype) {
   return static_cast<Dtype>(dtype) == Dtype::f32 ? 1 : kernels(isa).pattern_together_bf16;
 }
@@ -175,6 +206,7 @@ PYBIND11_MODULE(_C_cpu, m) {
   m.def("block_sparse_linear", &block_sparse_linear);
   m.def("attention", &attention);
   m.def("pattern_linear", &pattern_linear);
+  m.def("library_linear", &library_linear);
   m.def("pattern_together", &pattern_together, "isa"_a, "dtype"_a,
         "How many inputs of an output pattern_linear wants side by side in its values.");
   m.def("add_norm", &add_norm);

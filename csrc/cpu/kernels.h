@@ -52,6 +52,24 @@ struct PatternLinear {
   int threads;
 };
 
+// The same for few rows of x and a weight whose blocks of 4 x 4 or 1 x 4 (outputs x inputs) each
+// follow one of up to 16 patterns.
+template <class T>
+struct LibraryLinear {
+  const T* x;  // [m, k], rows x_stride apart, m <= 16
+  std::int64_t x_stride, m, n, k;
+  const T* values;            // [n / block_outputs, k / 4, ones], row by row of a pattern
+  const std::uint8_t* codes;  // [n / block_outputs, k / 4], the pattern of each block
+  const bool* library;        // [patterns, block_outputs, 4]
+  std::int64_t patterns, block_outputs, ones;
+  const T* bias;
+  Activation activation;
+  const T *gate, *residual;
+  std::int64_t gate_stride, residual_stride;
+  T* y;  // [m, n], contiguous
+  int threads;
+};
+
 struct Strides {
   std::int64_t batch, head, row;
 };
@@ -96,6 +114,8 @@ struct Kernels {
   void (*pattern_linear)(const PatternLinear<float>&);
   void (*pattern_linear_bf16)(const PatternLinear<bf16>&);
   int pattern_together_bf16;  // inputs of an output side by side
+  void (*library_linear)(const LibraryLinear<float>&);
+  void (*library_linear_bf16)(const LibraryLinear<bf16>&);
   void (*add_norm)(const AddNorm<float>&);
   void (*add_norm_bf16)(const AddNorm<bf16>&);
 };

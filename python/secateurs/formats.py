@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -272,6 +273,27 @@ class LibraryWeight:
         blocks = weight.detach().reshape(n // p, p, k // q, q).transpose(1, 2)
         chosen = library[codes.long()]
         return cls(blocks[chosen].view_as(empty), packed.codes, library, (n, k))
+
+    @classmethod
+    def pack_two_four(cls, weight: Tensor, keep: Tensor) -> LibraryWeight:
+        """Pack 2:4: the entries of `weight` `[N, K]` where `keep` (bool `[N, K]`) is True, as a
+        library of the six 1 x 4 patterns with two ones.
+
+        Raises FormatError unless every four neighbouring inputs of an output keep two.
+        """
+        n, k = weight.shape
+        if keep.shape != weight.shape or k % 4:
+            raise FormatError(
+                f"expected a weight [N, K] with K a multiple of 4 and keep alike, got {(n, k)} and "
+                f"{tuple(keep.shape)}"
+            )
+        fours = keep.to(weight.device, torch.bool).view(n, k // 4, 4)
+        if bool((fours.sum(2) != 2).any()):
+            raise FormatError("every four neighbouring inputs of an output must keep two")
+        pairs = [[i in pair for i in range(4)] for pair in combinations(range(4), 2)]
+        library = torch.tensor(pairs, device=weight.device)
+        codes = (fours[:, :, None] == library).all(3).to(torch.uint8).argmax(2)
+        return cls.pack(weight, codes, library[:, None])
 
     def to_dense(self) -> Tensor:
         """The weight `[N, K]` with zeros where a pattern has none."""

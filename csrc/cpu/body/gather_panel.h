@@ -15,7 +15,8 @@ constexpr int together = sizeof(T) == sizeof(float) ? 1 : 2;
 
 template <class T>
 struct GatherPanel {
-  const float* x;               // [inputs][MR]
+  const float* x;  // [inputs][height]
+  std::int64_t height;
   const std::int32_t* columns;  // the inputs of x that are met
   std::int64_t count;
   const T* w;              // [count / together][w_outputs][together]
@@ -57,7 +58,7 @@ void gather_panel(const GatherPanel<T>& p) {
 #pragma GCC unroll 2
     for (int s = 0; s < side; ++s) {
       if (s >= inputs) break;
-      const float* x = p.x + static_cast<int64_t>(p.columns[at + s]) * MR;
+      const float* x = p.x + p.columns[at + s] * p.height;
 #pragma GCC unroll 24
       for (int i = 0; i < MR; ++i) {
         const F each = set1(x[i]);
@@ -124,7 +125,7 @@ class GatherByVectors {
   void multiply(const float* x, int height, const std::int32_t* columns, int64_t count, const T* w,
                 int64_t w_outputs, float* to, bool accumulate) const {
     (height == tallest ? panel_tallest
-                       : panel_lower)({x, columns, count, w, w_outputs, to, accumulate});
+                       : panel_lower)({x, height, columns, count, w, w_outputs, to, accumulate});
   }
 
   // The sums as rows of x by outputs, `outputs` apart.

@@ -99,9 +99,11 @@ class PatternSolver {
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       float* sums = aside;
       for (int64_t t = tile0; t < tile1; ++t) {
-        const float* x = packed ? packed + t * packed_tile : reinterpret_cast<const float*>(p.x + m0 * p.x_stride);
+        const float* x = packed ? packed + t * packed_tile
+                                : reinterpret_cast<const float*>(p.x + m0 * p.x_stride);
         for (int64_t g = group0; g < group1; ++g) {
           const Steps part = steps_of(g, chunk);
+          if (t + 1 < tile1) prefetch_share(t + 1, chunk, g - group0, group1 - group0);
           for (int64_t j = 0; j < p.v; j += Product::outputs) {
             product.multiply(x, height(t), part.columns, part.count, part.w + j * side, p.v, sums,
                              chunk > 0);
@@ -113,6 +115,17 @@ class PatternSolver {
         }
       }
     }
+  }
+
+  // One of `shares` equal parts of a tile's chunk is fetched into L2: in the order in which inputs are
+  // picked, no hardware would see them coming.
+  void prefetch_share(int64_t tile, int64_t chunk, int64_t share, int64_t shares) const {
+    if (!packed) return;
+    const int64_t part = chunks * shares, i = chunk * shares + share;
+    const float* to = packed + tile * packed_tile + cut(packed_tile, part, i + 1);
+    for (const float* at = packed + tile * packed_tile + cut(packed_tile, part, i); at < to;
+         at += 64 / sizeof(float))
+      __builtin_prefetch(at, 0, 2);
   }
 
   // What a group keeps of a chunk.

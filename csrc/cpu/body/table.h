@@ -8,6 +8,7 @@
 #include "cpu/body/add_norm.h"
 #include "cpu/body/attention.h"
 #include "cpu/body/block_sparse_linear.h"
+#include "cpu/body/library_linear.h"
 #include "cpu/body/pattern_linear.h"
 
 #define SECATEURS_TEXT(x) #x
@@ -16,8 +17,15 @@
 namespace secateurs::cpu::SECATEURS_ISA {
 
 extern const Kernels kernels;
+// clang-format off
 const Kernels kernels{
-    SECATEURS_NAME(SECATEURS_ISA), &block_sparse_linear, &attention,       &pattern_linear<float>,
-    &pattern_linear<bf16>,         bf16_together,        &add_norm<float>, &add_norm<bf16>};
+    SECATEURS_NAME(SECATEURS_ISA),
+    &block_sparse_linear,
+    &attention,
+    &pattern_linear<float>, &pattern_linear<bf16>, bf16_together,
+    &library_linear<float>, &library_linear<bf16>,
+    &add_norm<float>, &add_norm<bf16>,
+};
+// clang-format on
 
 }  // namespace secateurs::cpu::SECATEURS_ISA
