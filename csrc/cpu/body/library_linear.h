@@ -17,9 +17,10 @@
 namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
 
-constexpr int cell = 16;            // weights
-constexpr int64_t run_length = 64;  // outputs whose sums wait for the epilogue
-constexpr int most_rows = 16;       // of x
+constexpr int cell = 16;               // weights
+constexpr int64_t run_length = 64;     // outputs whose sums wait for the epilogue
+constexpr int64_t bytes_ahead = 6144;  // weights come from memory; hardware stops at each page
+constexpr int most_rows = 16;          // of x
 
 template <class T, int P>
 class LibrarySolver {
@@ -33,6 +34,8 @@ class LibrarySolver {
     for (int64_t i = 0; i < p.patterns; ++i)
       for (int j = 0; j < 4 * P; ++j)
         if (p.library[i * 4 * P + j]) bits[i] = static_cast<std::uint16_t>(bits[i] | 1u << j);
+    for (int i = 0; i < 256; ++i)
+      two[i] = static_cast<std::uint8_t>(bits[i & 15] | bits[i >> 4] << 4);
     columns = p.k / 4;
     padded = ceil_div(p.k, cell) * cell;
     x = scratch(0, static_cast<std::size_t>(p.m * padded));
@@ -48,8 +51,9 @@ class LibrarySolver {
 
  private:
   const LibraryLinear<T>& p;
-  std::uint16_t bits[16] = {};
-  int64_t columns, padded;  // blocks in a row; inputs with zeros behind
+  std::uint16_t bits[16] = {};  // of each pattern
+  std::uint8_t two[256];        // of two 1 x 4 patterns side by side
+  int64_t columns, padded;      // blocks in a row; inputs with zeros behind
   float* x;
 
   void widen(const T* from, float* to) const {
@@ -101,6 +105,7 @@ class LibrarySolver {
         }
       }
       in += inputs;
+      __builtin_prefetch(reinterpret_cast<const char*>(values) + bytes_ahead);
     };
 
     int64_t c = 0;
@@ -129,8 +134,10 @@ class LibrarySolver {
 
   unsigned pattern_at(const std::uint8_t* code) const {
     if (P == 4) return bits[code[0]];
-    return bits[code[0]] | static_cast<unsigned>(bits[code[1]]) << 4 |
-           static_cast<unsigned>(bits[code[2]]) << 8 | static_cast<unsigned>(bits[code[3]]) << 12;
+    std::uint32_t four;
+    __builtin_memcpy(&four, code, sizeof four);
+    four |= four >> 4;
+    return two[four & 0xff] | static_cast<unsigned>(two[four >> 16 & 0xff]) << 8;
   }
 
   // A cell of fewer than four blocks, at the end of a row.
