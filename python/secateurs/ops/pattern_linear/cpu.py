@@ -39,9 +39,7 @@ def _refuse(
             "library (LibraryWeight.pack_two_four)"
         )
     if values.shape[2] not in VECTORS:
-        return (
-            f"takes 16, 32, 64 or 128 outputs that keep the same inputs, got {values.shape[2]}"
-        )
+        return f"takes 16, 32, 64 or 128 outputs that keep the same inputs, got {values.shape[2]}"
     together = values.shape[3] if values.dim() == 4 else 1
     if together != inputs_together(x.dtype):
         return (
