@@ -57,8 +57,8 @@ def test_any_number_of_rows(isa, torch_threads, m, dtype):
 
 @pytest.mark.parametrize("rms", [False, True])
 def test_large_mean_leaves_the_variance_its_digits(isa, rms):
-    """Where the mean is 4096 deviations away, E[x^2] - E[x]^2 has no digit left; only the mean's own
-    rounding (of 2^-12 deviations) may show."""
+    """Where the mean is 4096 deviations away, E[x^2] - E[x]^2 has no digit left; only the rounding
+    of the mean (2^-12 deviations) may show."""
     x, _, w, b = operands((4, 300), residual=False)
     x = x + 4096
     _, truth = oracles.add_norm(x.double(), None, w.double(), b.double(), 1e-5, rms)

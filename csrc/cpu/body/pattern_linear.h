@@ -46,12 +46,10 @@ class PatternSolver {
     chunks = ceil_div(p.k * tallest, Product::resident_inputs * Product::rows);
     if (chunks < 1) chunks = 1;
     threads = m * stored * p.v < serial_limit ? 1 : p.threads;
-    const int64_t items = threads > 1 ? threads * items_per_thread : 1;
     tile_blocks = clamp(ceil_div(m, item_rows), 1, tiles);
     const int64_t bytes = stored * p.v * static_cast<int64_t>(sizeof(T)) / chunks;
-    group_blocks = ceil_div(bytes, resident_weights);
-    if (group_blocks < ceil_div(items, tile_blocks)) group_blocks = ceil_div(items, tile_blocks);
-    group_blocks = clamp(group_blocks, 1, p.groups);
+    group_blocks = clamp(ceil_div(bytes, resident_weights), 1, p.groups);
+    while (tile_blocks * group_blocks % threads && group_blocks < p.groups) ++group_blocks;
     packed_tile = Product::packed(tallest, p.k);
     // One row of float32 is its own packed form.
     if (m > 1 || sizeof(T) != sizeof(float))

@@ -41,8 +41,9 @@ def pattern_linear(
 ) -> Tensor:
     """act(x W^T + bias) * gate + residual, shape `[..., N]`.
 
-    Only stored weights are multiplied: an infinity or NaN in `x` does not pass through a pruned one
-    (the reference, which expands the weight, lets it pass).
+    Of a vector weight only what is stored is multiplied: an infinity or NaN in `x` does not pass
+    through a pruned one. Through a library's blocks, and through the reference, which expand the
+    weight, it does.
 
     Args:
         x: `[..., K]`.
@@ -79,7 +80,7 @@ def outputs(values: Tensor, library: Tensor | None) -> int:
 
 
 def inputs_together(device: torch.device, dtype: torch.dtype) -> int:
-    """How many inputs of an output the kernels of a device want side by side in a `VectorWeight`."""
+    """How many inputs of an output a device's kernels want side by side in a `VectorWeight`."""
     return cpu.inputs_together(dtype) if torch.device(device).type == "cpu" else 1
 
 
@@ -102,8 +103,8 @@ def check(
         or values.shape[:2] != (index.shape[0], -(-index.shape[1] // together))
     ):
         raise OperandError(
-            "expected x [..., K], values [groups, kept, v] or [groups, kept / s, v, s] and an index "
-            f"[groups, kept], got shapes {[tuple(t.shape) for t in (x, values, index)]}"
+            "expected x [..., K], values [groups, kept, v] or [groups, kept / s, v, s] and an "
+            f"index [groups, kept], got shapes {[tuple(t.shape) for t in (x, values, index)]}"
         )
     if library is None:
         if index.dtype != torch.int32:
