@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from secateurs import ops
-from secateurs.formats import BlockSparseWeight
+from secateurs.formats import BlockSparseWeight, LibraryWeight, VectorWeight
 from secateurs.measure import append_rows, measure, relative_error, row
+from secateurs.patterns import Library, TwoFour, VectorNM
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -40,6 +42,11 @@ LINEAR_SHAPES = (  # M, K, N
     (1024, 384, 1536),
     (1024, 1536, 384),
 )
+# 50 % of the weights stay; (n, m, outputs that share the choice).
+VECTOR_PATTERNS = ((2, 4, 32), (2, 4, 16), (4, 8, 32), (8, 16, 32), (1, 4, 32))
+DECODE_SHAPES = ((1, 3072, 3072), (2, 3072, 3072), (4, 3072, 3072), (16, 3072, 3072))
+NORM_SHAPES = ((1024, 384), (1024, 768), (128, 384), (1024, 2048))
+BEYOND_CACHES = 600e6  # bytes of copies of a weight that calls take in turn
 ATTENTION_SHAPES = ((8, 12, 128, 64), (8, 12, 512, 64), (8, 12, 128, 32), (1, 12, 2048, 64))
 DENSITIES = (1.0, 0.5, 0.25, 0.1)
 
@@ -107,6 +114,111 @@ def linear_cases(options: argparse.Namespace) -> Iterator[Case]:
             )
 
 
+def vector_cases(options: argparse.Namespace) -> Iterator[Case]:
+    """Vector N:M: `block` is (outputs that share a choice, M)."""
+    for shape in options.shapes or LINEAR_SHAPES[:3]:
+        m, k, n = shape
+        for kept, of, v in VECTOR_PATTERNS:
+            torch.manual_seed(0)
+            x = torch.randn(m, k, dtype=options.dtype, device=options.device)
+            dense = torch.randn(n, k, dtype=options.dtype, device=options.device) / k**0.5
+            family = VectorNM(kept, of, v)
+            keep = family.keep(dense)
+            weight = dense * keep
+            together = ops.inputs_together(x.device, x.dtype)
+            packed = VectorWeight.pack(weight, keep, v, together)
+            yield Case(
+                op=f"vector {kept}:{of} x{v}",
+                shape=shape,
+                density=family.density,
+                block=(v, of),
+                backend=ops.explain_choice(ops.pattern_linear, x, packed).backend,
+                ours=lambda x=x, p=packed: ops.pattern_linear(x, p),
+                peers=dict(_linear_peers(x, weight)),
+                truth=x.double() @ weight.double().T,
+                probe=x,
+                flops=2.0 * m * k * n * family.density,
+                nbytes=float(packed.values.nbytes + x.nbytes + m * n * x.element_size()),
+            )
+
+
+def library_cases(options: argparse.Namespace) -> Iterator[Case]:
+    """4 x 4 libraries at 50 % and 2:4, both sides with weights from memory: each call takes the
+    next of several copies."""
+    for shape in options.shapes or DECODE_SHAPES:
+        m, k, n = shape
+        torch.manual_seed(0)
+        x = torch.randn(m, k, dtype=options.dtype, device=options.device)
+        dense = torch.randn(n, k, dtype=options.dtype, device=options.device) / k**0.5
+        library = Library.select(dense[: 4 * 64], (4, 4), 8, 16)
+        packings = {
+            "library 4x4": LibraryWeight.pack(dense, library.codes(dense), library.patterns),
+            "library 2:4": LibraryWeight.pack_two_four(dense, TwoFour().keep(dense)),
+        }
+        copies = int(BEYOND_CACHES / dense.nbytes) + 1
+        for name, packed in packings.items():
+            weight = packed.to_dense()
+            packs = [
+                LibraryWeight(packed.values.clone(), packed.codes.clone(), packed.library, (n, k))
+                for _ in range(copies)
+            ]
+            peers = [dict(_linear_peers(x, weight.clone())) for _ in range(copies)]
+            yield Case(
+                op=name,
+                shape=shape,
+                density=packed.density,
+                block=tuple(packed.library.shape[1:]),
+                backend=ops.explain_choice(ops.pattern_linear, x, packed).backend,
+                ours=_in_turn([lambda p=p, x=x: ops.pattern_linear(x, p) for p in packs]),
+                peers={peer: _in_turn([each[peer] for each in peers]) for peer in peers[0]},
+                truth=x.double() @ weight.double().T,
+                probe=x,
+                flops=2.0 * m * k * n * packed.density,
+                nbytes=float(packed.values.nbytes + packed.codes.nbytes + x.nbytes),
+            )
+
+
+def norm_cases(options: argparse.Namespace) -> Iterator[Case]:
+    for m, d in options.shapes or NORM_SHAPES:
+        torch.manual_seed(0)
+        x, r = (torch.randn(m, d, dtype=options.dtype, device=options.device) for _ in range(2))
+        w, b = (torch.randn(d, dtype=options.dtype, device=options.device) for _ in range(2))
+        kinds = {  # ours, torch's, the same in float64
+            "layer norm": (
+                lambda x=x, w=w, b=b: ops.add_norm(x, None, w, b),
+                lambda x=x, w=w, b=b: F.layer_norm(x, w.shape, w, b),
+                lambda x=x, w=w, b=b: F.layer_norm(x.double(), w.shape, w.double(), b.double()),
+            ),
+            "add + layer norm": (
+                lambda x=x, r=r, w=w, b=b: ops.add_norm(x, r, w, b),
+                lambda x=x, r=r, w=w, b=b: F.layer_norm(x + r, w.shape, w, b),
+                lambda x=x, r=r, w=w, b=b: F.layer_norm(
+                    x.double() + r.double(), w.shape, w.double(), b.double()
+                ),
+            ),
+            "rms norm": (
+                lambda x=x, w=w: ops.add_norm(x, None, w, None, 1e-5, True),
+                lambda x=x, w=w: F.rms_norm(x, w.shape, w, 1e-5),
+                lambda x=x, w=w: F.rms_norm(x.double(), w.shape, w.double(), 1e-5),
+            ),
+        }
+        for op, (ours, peer, truth) in kinds.items():
+            tensors = 3 if op.startswith("add") else 2
+            yield Case(
+                op=op,
+                shape=(m, d),
+                density=1.0,
+                block=None,
+                backend=ops.explain_choice(ops.add_norm, x, None, w, b).backend,
+                ours=ours,
+                peers={"torch": peer},
+                truth=truth(),
+                probe=x,
+                flops=8.0 * m * d,
+                nbytes=float(tensors * x.nbytes),
+            )
+
+
 def attention_cases(options: argparse.Namespace) -> Iterator[Case]:
     """On both sides q, k and v are views of one fused product, and the output suits the next."""
     for shape in options.shapes or ATTENTION_SHAPES:
@@ -138,7 +250,13 @@ def attention_cases(options: argparse.Namespace) -> Iterator[Case]:
             )
 
 
-CASES = {"block_sparse_linear": linear_cases, "attention": attention_cases}
+CASES = {
+    "block_sparse_linear": linear_cases,
+    "pattern_linear": vector_cases,
+    "library": library_cases,
+    "add_norm": norm_cases,
+    "attention": attention_cases,
+}
 
 
 def run(case: Case, options: argparse.Namespace, peak: Peak | None) -> dict[str, Any]:
@@ -153,7 +271,8 @@ def run(case: Case, options: argparse.Namespace, peak: Peak | None) -> dict[str,
     result = timed(case.ours, case.peers[baseline], options.min_time)
     linear = case.peers.get("F.linear")
     vs_linear = None if linear is None else timed(case.ours, linear, options.min_time).speedup
-    goal = GOALS.get((case.shape, case.density)) if linear else None
+    known = case.op == "block_sparse_linear" and linear
+    goal = GOALS.get((case.shape, case.density)) if known else None
     seconds = result.timing.ms / 1e3
     record = row(
         result,
@@ -214,6 +333,11 @@ def _linear_peers(x: Tensor, weight: Tensor) -> Iterator[tuple[str, Callable[[],
         yield "MKL prepacked", lambda: torch.ops.mkl._mkl_linear(x, mkl, weight, None, x.shape[0])
 
 
+def _in_turn(calls: list[Callable[[], Tensor]]) -> Callable[[], Tensor]:
+    turn = cycle(calls)
+    return lambda: next(turn)()
+
+
 def _random_blocks(rows: int, columns: int, density: float) -> Tensor:
     keep = torch.zeros(rows * columns, dtype=torch.bool)
     keep[torch.randperm(rows * columns)[: round(density * rows * columns)]] = True
@@ -245,7 +369,9 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype", type=DTYPES.__getitem__, default=torch.float32, metavar="|".join(DTYPES)
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--shapes", type=numbers, nargs="+", help="MxKxN, or BxHxTxD for attention")
+    parser.add_argument(
+        "--shapes", type=numbers, nargs="+", help="MxKxN, MxD for norms, or BxHxTxD for attention"
+    )
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     parser.add_argument(
         "--block", type=numbers, default=(32, 32), help="outputs x inputs, as 32x32"

@@ -82,6 +82,22 @@ def block_sparse_linear(
     return y if residual is None else y + _double(residual)
 
 
+def add_norm(
+    x: Any, residual: Any, weight: Any, bias: Any, eps: float, rms: bool
+) -> tuple[Array, Array]:
+    """x + residual and its norm, row by row, sums without rounding error."""
+    total = np.asarray(x, dtype=np.float64)
+    if residual is not None:
+        total = total + np.asarray(residual, dtype=np.float64)
+    weight = np.asarray(weight, dtype=np.float64)
+    d = total.shape[-1]
+    y = np.empty_like(total)
+    for i in np.ndindex(total.shape[:-1]):
+        row = total[i] if rms else total[i] - math.fsum(total[i]) / d
+        y[i] = row / math.sqrt(math.fsum(row**2) / d + eps) * weight
+    return total, y if bias is None else y + np.asarray(bias, dtype=np.float64)
+
+
 def attention(
     q: Any,
     k: Any,

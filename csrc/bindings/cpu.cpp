@@ -108,6 +108,96 @@ const char* attention(int isa, Address q, const Triple& q_stride, Address k, con
   return chosen.name;
 }
 
+void check_activation(int activation) {
+  if (activation < 0 || activation > static_cast<int>(Activation::silu))
+    throw std::invalid_argument("expected the number of an activation, got " +
+                                std::to_string(activation));
+}
+
+const char* pattern_linear(int isa, int dtype, Address x, std::int64_t x_stride, std::int64_t m,
+                           std::int64_t k, Address values, Address columns, Address indptr,
+                           std::int64_t groups, std::int64_t kept, std::int64_t v, Address bias,
+                           int activation, Address gate, std::int64_t gate_stride, Address residual,
+                           std::int64_t residual_stride, Address y, int threads) {
+  if (v < 16 || v % 16)
+    throw std::invalid_argument("expected groups of a multiple of 16 outputs, got " +
+                                std::to_string(v));
+  if (m < 0 || k < 0 || groups < 0 || kept < 0 || (!indptr && kept > k) || threads < 1)
+    throw std::invalid_argument("expected sizes that fit together, got m=" + std::to_string(m) +
+                                " k=" + std::to_string(k) + " groups=" + std::to_string(groups) +
+                                " kept=" + std::to_string(kept));
+  check_activation(activation);
+  const Kernels& chosen = kernels(isa);
+  const py::gil_scoped_release released;
+  const auto run = [&](auto kernel, auto element) {
+    using T = decltype(element);
+    kernel({at<const T>(x), x_stride, m, groups * v, k, at<const T>(values),
+            at<const std::int32_t>(columns), at<const std::int32_t>(indptr), groups, kept, v,
+            at<const T>(bias), static_cast<Activation>(activation), at<const T>(gate),
+            at<const T>(residual), gate_stride, residual_stride, at<T>(y), threads});
+  };
+  if (static_cast<Dtype>(dtype) == Dtype::f32)
+    run(chosen.pattern_linear, float{});
+  else
+    run(chosen.pattern_linear_bf16, bf16{});
+  return chosen.name;
+}
+
+const char* library_linear(int isa, int dtype, Address x, std::int64_t x_stride, std::int64_t m,
+                           std::int64_t k, Address values, Address codes, Address library,
+                           std::int64_t rows, std::int64_t patterns, std::int64_t p, std::int64_t q,
+                           std::int64_t ones, Address bias, int activation, Address gate,
+                           std::int64_t gate_stride, Address residual, std::int64_t residual_stride,
+                           Address y, int threads) {
+  if (q != 4 || (p != 1 && p != 4) || m > 16)
+    throw std::invalid_argument("expected blocks of 4 x 4 or 1 x 4 and up to 16 rows, got " +
+                                std::to_string(p) + " x " + std::to_string(q) + " and " +
+                                std::to_string(m));
+  if (m < 0 || k < 0 || k % q || rows < 0 || patterns < 0 || patterns > 16 || threads < 1)
+    throw std::invalid_argument("expected sizes that fit together, got m=" + std::to_string(m) +
+                                " k=" + std::to_string(k) + " rows=" + std::to_string(rows) +
+                                " patterns=" + std::to_string(patterns));
+  check_activation(activation);
+  const Kernels& chosen = kernels(isa);
+  const py::gil_scoped_release released;
+  const auto run = [&](auto kernel, auto element) {
+    using T = decltype(element);
+    kernel({at<const T>(x), x_stride, m, rows * p, k, at<const T>(values),
+            at<const std::uint8_t>(codes), at<const bool>(library), patterns, p, ones,
+            at<const T>(bias), static_cast<Activation>(activation), at<const T>(gate),
+            at<const T>(residual), gate_stride, residual_stride, at<T>(y), threads});
+  };
+  if (static_cast<Dtype>(dtype) == Dtype::f32)
+    run(chosen.library_linear, float{});
+  else
+    run(chosen.library_linear_bf16, bf16{});
+  return chosen.name;
+}
+
+int pattern_together(int isa, int dtype) {
+  return static_cast<Dtype>(dtype) == Dtype::f32 ? 1 : kernels(isa).pattern_together_bf16;
+}
+
+const char* add_norm(int isa, int dtype, Address x, std::int64_t x_stride, std::int64_t m,
+                     std::int64_t d, Address residual, std::int64_t residual_stride, Address weight,
+                     Address bias, float eps, bool rms, Address sum, Address y, int threads) {
+  if (m < 0 || d < 0 || threads < 1)
+    throw std::invalid_argument("expected sizes of zero or more, got m=" + std::to_string(m) +
+                                " d=" + std::to_string(d));
+  const Kernels& chosen = kernels(isa);
+  const py::gil_scoped_release released;
+  const auto run = [&](auto kernel, auto element) {
+    using T = decltype(element);
+    kernel({at<const T>(x), x_stride, m, d, at<const T>(residual), residual_stride,
+            at<const T>(weight), at<const T>(bias), eps, rms, at<T>(sum), at<T>(y), threads});
+  };
+  if (static_cast<Dtype>(dtype) == Dtype::f32)
+    run(chosen.add_norm, float{});
+  else
+    run(chosen.add_norm_bf16, bf16{});
+  return chosen.name;
+}
+
 // How many threads a parallel region gets that does not ask for a number: the OpenMP runtime's own
 // setting.
 int default_threads() {
@@ -141,12 +231,17 @@ PYBIND11_MODULE(_C_cpu, m) {
       "Names of the instruction sets that this CPU runs, best first.");
   m.def("choose", &choose, "name"_a,
         "Number of the instruction set called `name`, or of the best one for an empty name.");
-  m.def("block_sparse_linear",
-        &block_sparse_linear<Address, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
-                             Address, Address, Address, std::int64_t, std::int64_t, std::int64_t,
-                             Address, int, Address, std::int64_t, Address, std::int64_t, Address,
-                             int>);
+  m.def(
+      "block_sparse_linear",
+      &block_sparse_linear<Address, std::int64_t, std::int64_t, std::int64_t, std::int64_t, Address,
+                           Address, Address, std::int64_t, std::int64_t, std::int64_t, Address, int,
+                           Address, std::int64_t, Address, std::int64_t, Address, int>);
   m.def("attention", &attention);
+  m.def("pattern_linear", &pattern_linear);
+  m.def("library_linear", &library_linear);
+  m.def("pattern_together", &pattern_together, "isa"_a, "dtype"_a,
+        "How many inputs of an output pattern_linear wants side by side in its values.");
+  m.def("add_norm", &add_norm);
   m.def("isa_name", &isa_name, "isa"_a);
   m.def("default_threads", &default_threads, py::call_guard<py::gil_scoped_release>());
 }

@@ -39,6 +39,43 @@ struct BlockSparseLinear {
   int threads;
 };
 
+// The same for a weight in which `v` neighbouring outputs keep the same inputs.
+template <class T>
+struct PatternLinear {
+  const T* x;  // [m, k], rows x_stride apart
+  std::int64_t x_stride, m, n, k;
+  // Group after group, [kept / s, v, s]: s inputs of an output side by side, kept rounded up. s is
+  // 1 for float; for bf16 see Kernels.
+  const T* values;
+  const std::int32_t* columns;   // the inputs each group keeps, ascending, group after group
+  const std::int32_t* indptr;    // [groups + 1], where those of a group begin; or null:
+  std::int64_t groups, kept, v;  // every group keeps `kept`. n = groups * v
+  const T* bias;
+  Activation activation;
+  const T *gate, *residual;
+  std::int64_t gate_stride, residual_stride;
+  T* y;  // [m, n], contiguous
+  int threads;
+};
+
+// The same for few rows of x and a weight whose blocks of 4 x 4 or 1 x 4 (outputs x inputs) each
+// follow one of up to 16 patterns.
+template <class T>
+struct LibraryLinear {
+  const T* x;  // [m, k], rows x_stride apart, m <= 16
+  std::int64_t x_stride, m, n, k;
+  const T* values;            // [n / block_outputs, k / 4, ones], row by row of a pattern
+  const std::uint8_t* codes;  // [n / block_outputs, k / 4], the pattern of each block
+  const bool* library;        // [patterns, block_outputs, 4]
+  std::int64_t patterns, block_outputs, ones;
+  const T* bias;
+  Activation activation;
+  const T *gate, *residual;
+  std::int64_t gate_stride, residual_stride;
+  T* y;  // [m, n], contiguous
+  int threads;
+};
+
 struct Strides {
   std::int64_t batch, head, row;
 };
@@ -61,11 +98,33 @@ struct Attention {
   int threads;
 };
 
+// y = norm(x + residual): LayerNorm, or RMSNorm where `rms`.
+template <class T>
+struct AddNorm {
+  const T* x;  // [m, d], rows x_stride apart
+  std::int64_t x_stride, m, d;
+  const T* residual;  // the same, or null
+  std::int64_t residual_stride;
+  const T *weight, *bias;  // [d]; bias may be null
+  float eps;
+  bool rms;
+  T* sum;  // [m, d], contiguous: x + residual; or null
+  T* y;    // [m, d], contiguous
+  int threads;
+};
+
 struct Kernels {
   const char* name;
   void (*block_sparse_linear)(const BlockSparseLinear<float>&);
   void (*block_sparse_linear_bf16)(const BlockSparseLinear<bf16>&);
   void (*attention)(const Attention<float>&);
+  void (*pattern_linear)(const PatternLinear<float>&);
+  void (*pattern_linear_bf16)(const PatternLinear<bf16>&);
+  int pattern_together_bf16;  // inputs of an output side by side
+  void (*library_linear)(const LibraryLinear<float>&);
+  void (*library_linear_bf16)(const LibraryLinear<bf16>&);
+  void (*add_norm)(const AddNorm<float>&);
+  void (*add_norm_bf16)(const AddNorm<bf16>&);
 };
 
 }  // namespace secateurs::cpu

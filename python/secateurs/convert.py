@@ -22,6 +22,7 @@ from secateurs.modules import (
     DenseLinear,
     FeedForward,
     Layer,
+    Norm,
     PackedLinear,
     Skip,
     layer_class,
@@ -214,8 +215,8 @@ class _LayerBuilder:
         layer = layer_class(type(template))(
             self._attention(),
             self._ffn(),
-            template.get_submodule(self.family.attention_norm),
-            template.get_submodule(self.family.ffn_norm),
+            Norm.of(template.get_submodule(self.family.attention_norm), self.family.rms_norm),
+            Norm.of(template.get_submodule(self.family.ffn_norm), self.family.rms_norm),
             self.family.norm_first,
             self.index,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -169,7 +170,9 @@ class VectorWeight:
     with v = 1, 2:4).
 
     Attributes:
-        values: `[N / v, kept, v]`, contiguous: the weights of a group's outputs, input by input.
+        values: `[N / v, kept, v]`, contiguous: the weights of a group's outputs, input by input; or
+            `[N / v, ceil(kept / s), v, s]` with `s` inputs of each output side by side (zeros fill
+            the last ones), as bfloat16 products want them.
         columns: int32 `[N / v, kept]`, the inputs each group keeps, ascending.
         shape: `(N, K)`.
     """
@@ -183,13 +186,20 @@ class VectorWeight:
         return self.values.shape[2]
 
     @property
+    def together(self) -> int:
+        """How many inputs of an output are stored side by side."""
+        return self.values.shape[3] if self.values.dim() == 4 else 1
+
+    @property
     def density(self) -> float:
         """Stored inputs over all inputs."""
-        return self.values.shape[1] / max(1, self.shape[1])
+        return self.columns.shape[1] / max(1, self.shape[1])
 
     @classmethod
-    def pack(cls, weight: Tensor, keep: Tensor, vector: int) -> VectorWeight:
-        """Pack the entries of `weight` `[N, K]` where `keep` (bool `[N, K]`) is True.
+    def pack(cls, weight: Tensor, keep: Tensor, vector: int, together: int = 1) -> VectorWeight:
+        """Pack the entries of `weight` `[N, K]` where `keep` (bool `[N, K]`) is True, with
+        `together` inputs of an output side by side (`ops.inputs_together` tells what the kernels
+        want).
 
         Raises FormatError unless each group of `vector` outputs keeps the same inputs, and all
         groups equally many.
@@ -213,32 +223,42 @@ class VectorWeight:
         kept = int(counts[0]) if n else 0
         columns = chosen.nonzero()[:, 1].view(n // vector, kept)
         inputs = weight.detach().view(n // vector, vector, k).transpose(1, 2)  # [N/v, K, v]
-        index = columns[:, :, None].expand(-1, -1, vector)
-        return cls(inputs.gather(1, index).contiguous(), columns.to(torch.int32), (n, k))
+        values = inputs.gather(1, columns[:, :, None].expand(-1, -1, vector))
+        if together > 1:
+            values = nn.functional.pad(values, (0, 0, 0, -kept % together))
+            values = values.unflatten(1, (-1, together)).transpose(2, 3)
+        return cls(values.contiguous(), columns.to(torch.int32), (n, k))
 
     def to_dense(self) -> Tensor:
         """The weight `[N, K]` with zeros where nothing is stored."""
         (n, k), v = self.shape, self.vector
-        inputs = self.values.new_zeros(n // max(1, v), k, v)
+        values = self.values
+        if values.dim() == 4:
+            values = values.transpose(2, 3).flatten(1, 2)[:, : self.columns.shape[1]]
+        inputs = values.new_zeros(n // max(1, v), k, v)
         index = self.columns.long()[:, :, None].expand(-1, -1, v)
-        return inputs.scatter(1, index, self.values).transpose(1, 2).reshape(n, k)
+        return inputs.scatter(1, index, values).transpose(1, 2).reshape(n, k)
 
     def validate(self) -> VectorWeight:
         """Return self, or raise FormatError: a kernel trusts these columns."""
         (n, k), values, columns = self.shape, self.values, self.columns
         if (
-            values.dim() != 3
+            values.dim() not in (3, 4)
             or not values.is_contiguous()
             or values.shape[0] * values.shape[2] != n
         ):
             raise FormatError(
-                f"values must be contiguous [N / v, kept, v] for {n} outputs, got shape "
-                f"{tuple(values.shape)}"
+                f"values must be contiguous [N / v, kept, v] or [N / v, kept / s, v, s] for {n} "
+                f"outputs, got shape {tuple(values.shape)}"
             )
-        if columns.dtype != torch.int32 or columns.shape != values.shape[:2]:
+        if columns.dtype != torch.int32 or columns.dim() != 2 or len(columns) != len(values):
             raise FormatError(
-                f"columns must be int32 {tuple(values.shape[:2])}, got {columns.dtype} "
+                f"columns must be int32 [{len(values)}, kept], got {columns.dtype} "
                 f"{tuple(columns.shape)}"
+            )
+        if -(-columns.shape[1] // self.together) != values.shape[1]:
+            raise FormatError(
+                f"values of shape {tuple(values.shape)} do not store {columns.shape[1]} inputs"
             )
         if columns.numel() and not 0 <= int(columns.min()) <= int(columns.max()) < k:
             raise FormatError(f"columns must lie in 0..{k - 1}")
@@ -283,6 +303,27 @@ class LibraryWeight:
         blocks = weight.detach().reshape(n // p, p, k // q, q).transpose(1, 2)
         chosen = library[codes.long()]
         return cls(blocks[chosen].view_as(empty), packed.codes, library, (n, k))
+
+    @classmethod
+    def pack_two_four(cls, weight: Tensor, keep: Tensor) -> LibraryWeight:
+        """Pack 2:4: the entries of `weight` `[N, K]` where `keep` (bool `[N, K]`) is True, as a
+        library of the six 1 x 4 patterns with two ones.
+
+        Raises FormatError unless every four neighbouring inputs of an output keep two.
+        """
+        n, k = weight.shape
+        if keep.shape != weight.shape or k % 4:
+            raise FormatError(
+                f"expected a weight [N, K] with K a multiple of 4 and keep alike, got {(n, k)} and "
+                f"{tuple(keep.shape)}"
+            )
+        fours = keep.to(weight.device, torch.bool).view(n, k // 4, 4)
+        if bool((fours.sum(2) != 2).any()):
+            raise FormatError("every four neighbouring inputs of an output must keep two")
+        pairs = [[i in pair for i in range(4)] for pair in combinations(range(4), 2)]
+        library = torch.tensor(pairs, device=weight.device)
+        codes = (fours[:, :, None] == library).all(3).to(torch.uint8).argmax(2)
+        return cls.pack(weight, codes, library[:, None])
 
     def to_dense(self) -> Tensor:
         """The weight `[N, K]` with zeros where a pattern has none."""

@@ -34,6 +34,7 @@ class Family:
     ffn_norm: str
     gate: str | None = None
     norm_first: bool = False  # x + f(norm(x)) instead of norm(x + f(x))
+    rms_norm: bool = False  # the norms are x / rms(x) * weight, not LayerNorm
     causal: bool = False
     rotary: bool = False
     activation: str = "hidden_act"  # config attribute
@@ -92,6 +93,7 @@ FAMILIES: dict[str, Family] = {
             attention_norm="input_layernorm",
             ffn_norm="post_attention_layernorm",
             norm_first=True,
+            rms_norm=True,
             causal=True,
             rotary=True,
             kv_heads="num_key_value_heads",

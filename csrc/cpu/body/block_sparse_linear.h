@@ -15,7 +15,7 @@
 #pragma once
 
 #include "cpu/body/arithmetic.h"
-#include "cpu/body/math.h"
+#include "cpu/body/epilogue.h"
 #include "cpu/body/vector_product.h"
 #ifdef SECATEURS_TILES
   #include "cpu/body/tile_product.h"
@@ -179,7 +179,8 @@ class LinearSolver {
         panel.c_stride = in_y ? p.n : strip;
         product.multiply(panel, rows, t == item.tile0);
         panel.ahead += panel.ahead_words;
-        if (last && (!in_y || has_epilogue)) finish(panel, i, rows, column);
+        if (last && (!in_y || has_epilogue))
+          finish(p, panel.c, panel.c_stride, {i, column, rows, clamp(p.n - column, 0, strip)});
       }
     }
   }
@@ -217,71 +218,6 @@ class LinearSolver {
         end = middle;
     }
     return begin;
-  }
-
-  // What follows the product, on the tile that a panel has just left in L1.
-  void finish(const Panel<Word>& panel, int64_t row, int rows, int64_t column) const {
-    switch (p.activation) {
-      case Activation::none:
-        return finish_with<Activation::none>(panel, row, rows, column);
-      case Activation::gelu:
-        return finish_with<Activation::gelu>(panel, row, rows, column);
-      case Activation::gelu_tanh:
-        return finish_with<Activation::gelu_tanh>(panel, row, rows, column);
-      case Activation::relu:
-        return finish_with<Activation::relu>(panel, row, rows, column);
-      case Activation::silu:
-        return finish_with<Activation::silu>(panel, row, rows, column);
-    }
-  }
-
-  template <Activation activation>
-  void finish_with(const Panel<Word>& panel, int64_t row, int rows, int64_t column) const {
-    constexpr int vectors = strip / F::width;
-    if (p.n - column < strip) return finish_some<activation>(panel, row, rows, column);
-    F bias[vectors];
-    for (int v = 0; v < vectors; ++v)
-      bias[v] = p.bias ? load(p.bias + column + v * F::width) : zero();
-    const float* c = panel.c;
-    T* y = p.y + row * p.n + column;
-    const T* gate = p.gate ? p.gate + row * p.gate_stride + column : nullptr;
-    const T* residual = p.residual ? p.residual + row * p.residual_stride + column : nullptr;
-    const int64_t c_stride = panel.c_stride, y_stride = p.n;
-    const int64_t gate_stride = p.gate_stride, residual_stride = p.residual_stride;
-    for (int64_t i = 0; i < rows; ++i) {
-      F sum[vectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v)
-        sum[v] = activate<activation, T>(load(c + v * F::width) + bias[v]);
-      if (gate)
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v)
-          sum[v] = sum[v] * load(gate + i * gate_stride + v * F::width);
-      if (residual)
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v)
-          sum[v] = sum[v] + load(residual + i * residual_stride + v * F::width);
-#pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) store(y + v * F::width, sum[v]);
-      c += c_stride;
-      y += y_stride;
-    }
-  }
-
-  // The same for a strip that runs past the last output.
-  template <Activation activation>
-  void finish_some(const Panel<Word>& panel, int64_t row, int rows, int64_t column) const {
-    for (int64_t j = column; j < p.n; j += F::width) {
-      const int n = static_cast<int>(clamp(p.n - j, 0, F::width));
-      const F bias = p.bias ? load(p.bias + j, n) : zero();
-      for (int64_t i = row; i < row + rows; ++i) {
-        F y = load(panel.c + (i - row) * panel.c_stride + j - column);
-        y = activate<activation, T>(y + bias);
-        if (p.gate) y = y * load(p.gate + i * p.gate_stride + j, n);
-        if (p.residual) y = y + load(p.residual + i * p.residual_stride + j, n);
-        store(p.y + i * p.n + j, y, n);
-      }
-    }
   }
 };
 

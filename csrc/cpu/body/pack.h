@@ -14,7 +14,7 @@ inline void pack(From from, int rows, int64_t depth, float* to, int64_t to_strid
   constexpr int W = F::width;
   for (int i0 = 0; i0 < rows; i0 += W) {
     const int height = rows - i0 < W ? rows - i0 : W;
-    const float* row[W];
+    decltype(from(0)) row[W];
     for (int i = 0; i < W; ++i) row[i] = from(i0 + (i < height ? i : 0));
     for (int64_t p0 = 0; p0 < depth; p0 += W) {
       const int width = depth - p0 < W ? static_cast<int>(depth - p0) : W;

@@ -5,8 +5,11 @@
 // wide instructions for everyone.
 #pragma once
 
+#include "cpu/body/add_norm.h"
 #include "cpu/body/attention.h"
 #include "cpu/body/block_sparse_linear.h"
+#include "cpu/body/library_linear.h"
+#include "cpu/body/pattern_linear.h"
 
 #define SECATEURS_TEXT(x) #x
 #define SECATEURS_NAME(x) SECATEURS_TEXT(x)
@@ -14,7 +17,15 @@
 namespace secateurs::cpu::SECATEURS_ISA {
 
 extern const Kernels kernels;
-const Kernels kernels{SECATEURS_NAME(SECATEURS_ISA), &block_sparse_linear,
-                      &block_sparse_linear_bf16, &attention};
+// clang-format off
+const Kernels kernels{
+    SECATEURS_NAME(SECATEURS_ISA),
+    &block_sparse_linear, &block_sparse_linear_bf16,
+    &attention,
+    &pattern_linear<float>, &pattern_linear<bf16>, bf16_together,
+    &library_linear<float>, &library_linear<bf16>,
+    &add_norm<float>, &add_norm<bf16>,
+};
+// clang-format on
 
 }  // namespace secateurs::cpu::SECATEURS_ISA

@@ -105,6 +105,35 @@ inline F ldexp(F a, F n) {
   return {_mm256_mul_ps(_mm256_mul_ps(a.v, power(half)), power(_mm256_sub_epi32(whole, half)))};
 }
 
+// For each set of lanes, which of the first ones each of them takes; negative elsewhere.
+struct Expansion {
+  std::int8_t from[256][8] = {};
+  constexpr Expansion() {
+    for (int bits = 0; bits < 256; ++bits)
+      for (int i = 0, next = 0; i < 8; ++i)
+        from[bits][i] = static_cast<std::int8_t>(bits >> i & 1 ? next++ : -1);
+  }
+};
+constexpr Expansion expansion;
+
+// Lane i, where bit i is set, takes the next of the first lanes of a; the others are zero.
+inline F expand(F a, unsigned bits) {
+  const __m256i from =
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(expansion.from[bits])));
+  return {_mm256_andnot_ps(_mm256_castsi256_ps(_mm256_srai_epi32(from, 31)),
+                           _mm256_permutevar8x32_ps(a.v, from))};
+}
+// The four floats at p, over and over.
+inline F repeat4(const float* p) {
+  return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p))};
+}
+
+inline float total(F a) {
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+
 // r[i][j] becomes r[j][i].
 inline void transpose(F (&r)[8]) {
   __m256 a[8], b[8];

@@ -84,6 +84,21 @@ inline F ldexp(F a, F n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 inline Mask operator<(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
 inline F select(Mask m, F yes, F no) { return {_mm512_mask_blend_ps(m, no.v, yes.v)}; }
 
+// Lane i, where bit i is set, takes the next of the first lanes of a; the others are zero.
+inline F expand(F a, unsigned bits) {
+  return {_mm512_maskz_expand_ps(static_cast<Mask>(bits), a.v)};
+}
+// The four floats at p, over and over.
+inline F repeat4(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))}; }
+
+inline float total(F a) {
+  __m512 x = _mm512_add_ps(a.v, _mm512_shuffle_f32x4(a.v, a.v, 0x4e));
+  x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
+  x = _mm512_add_ps(x, _mm512_permute_ps(x, 0x4e));
+  x = _mm512_add_ps(x, _mm512_permute_ps(x, 0xb1));
+  return _mm512_cvtss_f32(x);
+}
+
 // r[i][j] becomes r[j][i].
 inline void transpose(F (&r)[16]) {
   __m512 a[16], b[16];

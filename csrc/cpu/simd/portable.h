@@ -81,6 +81,18 @@ inline F ldexp(F a, F n) {
   return {a.v * power(half) * power(whole - half)};
 }
 
+// Lane i, where bit i is set, takes the next of the first lanes of a; the others are zero.
+inline F expand(F a, unsigned bits) {
+  F x = zero();
+  for (int i = 0, next = 0; i < F::width; ++i)
+    if (bits >> i & 1) x.v[i] = a.v[next++];
+  return x;
+}
+// The four floats at p, over and over.
+inline F repeat4(const float* p) { return load(p); }
+
+inline float total(F a) { return (a.v[0] + a.v[1]) + (a.v[2] + a.v[3]); }
+
 // r[i][j] becomes r[j][i].
 inline void transpose(F (&r)[4]) {
   const F a = r[0], b = r[1], c = r[2], d = r[3];

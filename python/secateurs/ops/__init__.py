@@ -12,19 +12,23 @@ from secateurs.ops import cpu, cuda
 from secateurs.ops._dispatch import Choice, use_backend
 from secateurs.ops._epilogue import ACTIVATIONS
 from secateurs.ops._tuning import autotune
+from secateurs.ops.add_norm import add_norm, sum_and_norm
 from secateurs.ops.attention import attention
 from secateurs.ops.block_sparse_linear import block_sparse_linear
-from secateurs.ops.pattern_linear import pattern_linear
+from secateurs.ops.pattern_linear import inputs_together, pattern_linear
 
 __all__ = [
     "ACTIVATIONS",
     "Choice",
+    "add_norm",
     "attention",
     "autotune",
     "block_sparse_linear",
     "build_info",
     "explain_choice",
+    "inputs_together",
     "pattern_linear",
+    "sum_and_norm",
     "use_backend",
 ]
 

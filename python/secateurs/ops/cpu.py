@@ -13,11 +13,12 @@ from functools import cache
 from typing import Any
 
 import torch  # first: it loads the OpenMP runtime that _C_cpu resolves against
+from torch import Tensor
 
 from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.errors import BackendError
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # as csrc/cpu/kernels.h
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # as Dtype in csrc/cpu/kernels.h
 
 
 def isa() -> str:
@@ -52,6 +53,14 @@ def build_info() -> dict[str, Any]:
     """Version, commit, compiler, the instruction sets compiled, those that run here, and the one in
     use."""
     return {**_C_cpu.build_info(), "supported": isas(), "isa": isa()}
+
+
+def matrix(x: Tensor) -> Tensor:
+    """`[..., K]` as `[M, K]` with contiguous rows, without a copy wherever the rows are evenly
+    spaced."""
+    if x.dim() != 2:
+        x = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
 _forced: ContextVar[int | None] = ContextVar("secateurs_isa", default=None)

@@ -40,10 +40,10 @@ def _run(
     residual: Tensor | None,
 ) -> Tensor:
     y = x.new_empty((*x.shape[:-1], out_features))
-    x = _matrix(x)
+    x = cpu.matrix(x)
     m, k = x.shape
-    gate = None if gate is None else _matrix(gate)
-    residual = None if residual is None else _matrix(residual)
+    gate = None if gate is None else cpu.matrix(gate)
+    residual = None if residual is None else cpu.matrix(residual)
     bias = None if bias is None else bias.contiguous()
     bk, bn = values.shape[1] * (2 if values.dim() == 4 else 1), values.shape[2]
     _C_cpu.block_sparse_linear(
@@ -70,14 +70,6 @@ def _run(
         torch.get_num_threads(),
     )
     return y
-
-
-def _matrix(x: Tensor) -> Tensor:
-    """`[..., K]` as `[M, K]` with contiguous rows, without a copy wherever the rows are evenly
-    spaced."""
-    if x.dim() != 2:
-        x = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
 BACKEND = Backend("cpu", _refuse, _run)

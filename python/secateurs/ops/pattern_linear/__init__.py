@@ -13,13 +13,13 @@ from secateurs.ops._dispatch import Op
 from secateurs.ops._epilogue import check_epilogue
 from secateurs.ops._gpu import triton_backend
 from secateurs.ops._register import register
-from secateurs.ops.pattern_linear import reference
+from secateurs.ops.pattern_linear import cpu, reference
 
 
 class Vector(Protocol):
     """A weight as `secateurs.formats.VectorWeight` describes it."""
 
-    values: Tensor  # [N / v, kept, v]
+    values: Tensor  # [N / v, kept, v], or [N / v, ceil(kept / s), v, s]
     columns: Tensor  # int32 [N / v, kept]
 
 
@@ -41,8 +41,9 @@ def pattern_linear(
 ) -> Tensor:
     """act(x W^T + bias) * gate + residual, shape `[..., N]`.
 
-    Only stored weights are multiplied: an infinity or NaN in `x` does not pass through a pruned one
-    (the reference, which expands the weight, lets it pass).
+    Of a vector weight only what is stored is multiplied: an infinity or NaN in `x` does not pass
+    through a pruned one. Through a library's blocks, and through the reference, which expand the
+    weight, it does.
 
     Args:
         x: `[..., K]`.
@@ -78,6 +79,11 @@ def outputs(values: Tensor, library: Tensor | None) -> int:
     return values.shape[0] * (values.shape[2] if library is None else library.shape[1])
 
 
+def inputs_together(device: torch.device, dtype: torch.dtype) -> int:
+    """How many inputs of an output a device's kernels want side by side in a `VectorWeight`."""
+    return cpu.inputs_together(dtype) if torch.device(device).type == "cpu" else 1
+
+
 def check(
     x: Tensor,
     values: Tensor,
@@ -89,16 +95,22 @@ def check(
     residual: Tensor | None,
 ) -> None:
     """Raise OperandError, in a sentence, unless the operands fit together."""
-    if x.dim() < 1 or values.dim() != 3 or index.shape != values.shape[:2]:
+    together = values.shape[3] if values.dim() == 4 and library is None else 1
+    if (
+        x.dim() < 1
+        or values.dim() != (3 if together == 1 else 4)
+        or index.dim() != 2
+        or values.shape[:2] != (index.shape[0], -(-index.shape[1] // together))
+    ):
         raise OperandError(
-            "expected x [..., K], values [groups, kept, v] and an index [groups, kept], got shapes "
-            f"{[tuple(t.shape) for t in (x, values, index)]}"
+            "expected x [..., K], values [groups, kept, v] or [groups, kept / s, v, s] and an "
+            f"index [groups, kept], got shapes {[tuple(t.shape) for t in (x, values, index)]}"
         )
     if library is None:
         if index.dtype != torch.int32:
             raise OperandError(f"expected int32 columns, got {index.dtype}")
-        if values.shape[1] > x.shape[-1]:
-            raise OperandError(f"expected at least {values.shape[1]} inputs, got {x.shape[-1]}")
+        if index.shape[1] > x.shape[-1]:
+            raise OperandError(f"expected at least {index.shape[1]} inputs, got {x.shape[-1]}")
     else:
         if library.dim() != 3 or library.dtype != torch.bool or index.dtype != torch.uint8:
             raise OperandError(
@@ -113,7 +125,7 @@ def check(
     check_epilogue(x, n, values, (index, library), bias, activation, gate, residual)
 
 
-OP = Op("pattern_linear", check, triton_backend("pattern_linear"), reference.BACKEND)
+OP = Op("pattern_linear", check, triton_backend("pattern_linear"), cpu.BACKEND, reference.BACKEND)
 _call = register(
     OP,
     "(Tensor x, Tensor values, Tensor index, Tensor? library, Tensor? bias, str activation, "

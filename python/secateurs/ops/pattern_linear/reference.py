@@ -11,7 +11,7 @@ from secateurs.ops._epilogue import ACTIVATIONS
 
 def pattern_linear(
     x: Tensor,  # [..., K]
-    values: Tensor,  # [N / v, kept, v], or [N / p, K / q, ones]
+    values: Tensor,  # [N / v, kept, v] or [N / v, kept / s, v, s], or [N / p, K / q, ones]
     index: Tensor,  # int32 [N / v, kept], or uint8 [N / p, K / q]
     library: Tensor | None,  # bool [L, p, q]
     bias: Tensor | None,  # [N]
@@ -28,6 +28,8 @@ def pattern_linear(
 
 
 def _vectors(values: Tensor, columns: Tensor, k: int) -> Tensor:
+    if values.dim() == 4:
+        values = values.transpose(2, 3).flatten(1, 2)[:, : columns.shape[1]]
     groups, kept, v = values.shape
     index = columns.long()[:, :, None].expand(groups, kept, v)
     inputs = values.new_zeros(groups, k, v).scatter(1, index, values)

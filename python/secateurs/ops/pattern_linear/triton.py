@@ -135,6 +135,8 @@ def refuse(
 ) -> str | None:
     if library is not None:
         return "it has no kernel for libraries of block patterns"
+    if values.dim() == 4:
+        return f"it takes values input by input, got {values.shape[3]} inputs side by side"
     if values.shape[2] not in VECTORS:
         return (
             f"it takes 16, 32, 64 or 128 outputs that keep the same inputs, got {values.shape[2]}"
