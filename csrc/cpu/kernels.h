@@ -37,6 +37,17 @@ struct Strides {
   std::int64_t batch, head, row;
 };
 
+// The blocks of scores that exist, `block` queries by as many keys. Those of head h in block row r
+// are indptr[h (rows + 1) + r] .. indptr[h (rows + 1) + r + 1], h = 0 unless per_head.
+struct BlockPattern {
+  const std::int32_t* indptr;   // null: all blocks exist
+  const std::int32_t* indices;  // which block of keys, ascending within a row
+  const std::int32_t* partial;  // -1: a whole block; else its mask in masks
+  const bool* masks;            // [block, block], true: may be attended
+  std::int64_t block, rows;
+  bool per_head;
+};
+
 // out[b, i, h] = softmax(scale q[b, h, i] k[b, g]^T + mask) v[b, g], g = kv_of[h]; strides count
 // elements, and the last dimension of every tensor is contiguous. A query that may attend to nothing
 // yields zeros.
@@ -51,6 +62,7 @@ struct Attention {
   Strides mask_stride;        // zero where the mask is broadcast
   bool causal;                // query i sees keys up to i + keys - queries
   float scale;
+  BlockPattern pattern;
   T* out;  // [batch, queries, heads, dim], contiguous
   int threads;
 };
@@ -59,6 +71,7 @@ struct Kernels {
   const char* name;
   void (*block_sparse_linear)(const BlockSparseLinear<float>&);
   void (*attention)(const Attention<float>&);
+  void (*attention_bf16)(const Attention<bf16>&);
 };
 
 }  // namespace secateurs::cpu

@@ -8,14 +8,14 @@ namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
 
 // to[p * to_stride + i] = scale * from(i)[p] for i < rows, p < depth. `from` gives the address of a
-// row.
-template <class From>
-inline void pack(From from, int rows, int64_t depth, float scale, float* to, int64_t to_stride) {
+// row. Either side may be stored as bfloat16.
+template <class From, class To>
+inline void pack(From from, int rows, int64_t depth, float scale, To* to, int64_t to_stride) {
   constexpr int W = F::width;
   const F factor = set1(scale);
   for (int i0 = 0; i0 < rows; i0 += W) {
     const int height = rows - i0 < W ? rows - i0 : W;
-    const float* row[W];
+    decltype(from(0)) row[W];
     for (int i = 0; i < W; ++i) row[i] = from(i0 + (i < height ? i : 0));
     for (int64_t p0 = 0; p0 < depth; p0 += W) {
       const int width = depth - p0 < W ? static_cast<int>(depth - p0) : W;
@@ -26,7 +26,7 @@ inline void pack(From from, int rows, int64_t depth, float scale, float* to, int
       else
         for (int i = 0; i < W; ++i) r[i] = load(row[i] + p0, width) * factor;
       transpose(r);
-      float* column = to + p0 * to_stride + i0;
+      To* column = to + p0 * to_stride + i0;
       if (height == W && width == W)
 #pragma GCC unroll 16
         for (int p = 0; p < W; ++p) store(column + p * to_stride, r[p]);

@@ -14,6 +14,7 @@
 namespace secateurs::cpu::SECATEURS_ISA {
 
 extern const Kernels kernels;
-const Kernels kernels{SECATEURS_NAME(SECATEURS_ISA), &block_sparse_linear, &attention};
+const Kernels kernels{SECATEURS_NAME(SECATEURS_ISA), &block_sparse_linear, &attention<float>,
+                      &attention<bf16>};
 
 }  // namespace secateurs::cpu::SECATEURS_ISA
