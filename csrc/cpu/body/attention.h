@@ -44,7 +44,7 @@ class AttentionSolver {
     threads = sequences * p.queries * p.keys * p.dim < serial_limit ? 1 : p.threads;
     const int64_t least = resident < all ? ceil_div(p.queries, chunk_queries) : 1;
     chunks = clamp(ceil_div(threads * items_per_thread, sequences), least, tiles);
-    states = resident < all ? ceil_div(tiles, chunks) : 1;
+    states = resident < all ? ceil_div(tiles, chunks) + 1 : Method::live_tiles;
   }
 
   void run() const {
@@ -85,7 +85,7 @@ class AttentionSolver {
       method.place(begin);
       for (int64_t t = tile0; t < tile1; ++t) {
         const int64_t query = t * tile_queries, left = p.queries - query;
-        method.enter(state + (states > 1 ? t - tile0 : 0) * tile_floats, query,
+        method.enter(state + (t - tile0) % states * tile_floats, query,
                      static_cast<int>(left < tile_queries ? left : tile_queries), begin == 0);
         for_each_piece(head, query, begin, end, [&](int64_t slot, const bool* allowed) {
           const int64_t reach = slot - begin + (piece < unit ? unit : piece);
@@ -98,6 +98,7 @@ class AttentionSolver {
         });
         method.leave(end == head.slots);
       }
+      method.drain();
       begin = end;
     } while (begin < head.slots);
   }

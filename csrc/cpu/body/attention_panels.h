@@ -26,6 +26,7 @@ class PanelAttention {
   using Element = T;
   struct Session {};  // nothing to set up for a thread
   static constexpr int tile_queries = NV * F::width;
+  static constexpr int live_tiles = 1;
   static constexpr int64_t longest_piece = 128;  // S^T of a tile: 16 KB, in L1
   static constexpr int64_t least_packed = 16;
 
@@ -113,6 +114,8 @@ class PanelAttention {
     pack([&](int d) { return o + d * tile_queries; }, static_cast<int>(p.dim), count, 1,
          head.output(query), p.heads * p.dim);
   }
+
+  void drain() const {}
 
  private:
   const Attention<T>& p;
