@@ -3,7 +3,8 @@
 // A thread takes one head of one sequence and a chunk of its queries, tile by tile. Each tile visits
 // the keys it may see in pieces, and carries its maxima, sums and weighted values from one piece to
 // the next. How a piece is multiplied is the matter of `Method` (attention_panels.h,
-// attention_tiles.h); which pieces there are is decided here:
+// attention_tiles.h; few queries go another way: attention_rows.h); which pieces there are is decided
+// here:
 //
 //   dense     keys that key_mask hides are left out altogether: padding costs nothing
 //   pattern   the stored blocks, in place; padding inside them scores -inf
@@ -15,6 +16,7 @@
 #include "cpu/body/arithmetic.h"
 #include "cpu/body/attention_head.h"
 #include "cpu/body/attention_panels.h"
+#include "cpu/body/attention_rows.h"
 #ifdef SECATEURS_TILES
   #include "cpu/body/attention_tiles.h"
 #endif
@@ -154,6 +156,7 @@ void solve_attention(const Attention<T>& p) {
 template <class T>
 void attention(const Attention<T>& p) {
   if (!p.batch || !p.heads || !p.queries || !p.dim) return;
+  if (p.queries <= most_rows) return RowAttention<T>(p).run();
 #ifdef SECATEURS_TILES
   if constexpr (sizeof(T) == sizeof(bf16))
     return solve_attention<TileAttention<2>, TileAttention<1>>(p);
