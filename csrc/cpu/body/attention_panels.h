@@ -167,12 +167,18 @@ class PanelAttention {
     constexpr int W = F::width;
     for (int64_t i0 = 0; i0 < count; i0 += W)
       for (int64_t j0 = 0; j0 < keys_seen; j0 += W) {
-        F r[W];
         const int width = keys_seen - j0 < W ? static_cast<int>(keys_seen - j0) : W;
+        F r[W];
         for (int i = 0; i < W; ++i) {
-          float row[W] = {};
-          if (i0 + i < count) fill_mask(row, i0 + i, slot, j0, width, allowed);
-          r[i] = load(row);
+          const int64_t row = i0 + i < count ? i0 + i : count - 1;
+          r[i] = head.mask ? explicit_mask(row, slot + j0, width) : zero();
+          if (allowed) {
+            // A row of a block is whole, even where the keys have come to their end.
+            const bool* from = allowed + row * p.pattern.block + j0;
+            float seen[W];
+            for (int j = 0; j < W; ++j) seen[j] = static_cast<float>(from[j]);
+            r[i] = select(load(seen) < set1(0.5f), set1(-infinity), r[i]);
+          }
         }
         transpose(r);
         for (int j = 0; j < width; ++j) {
@@ -183,20 +189,12 @@ class PanelAttention {
       }
   }
 
-  void fill_mask(float* row, int64_t i, int64_t slot, int64_t j0, int width,
-                 const bool* allowed) const {
-    if (head.mask) {
-      const float* from = head.mask + (query + i) * p.mask_stride.row;
-      for (int j = 0; j < width; ++j) {
-        const std::int32_t key = head.position[slot + j0 + j];
-        if (key != no_key) row[j] = from[key] * log2_e;
-      }
-    }
-    if (allowed) {
-      const bool* from = allowed + i * p.pattern.block + j0;
-      for (int j = 0; j < width; ++j)
-        if (!from[j]) row[j] = -infinity;
-    }
+  F explicit_mask(int64_t i, int64_t slot, int width) const {
+    const float* mask = head.mask + (query + i) * p.mask_stride.row;
+    float row[F::width] = {};
+    for (int j = 0; j < width; ++j)
+      if (head.position[slot + j] != no_key) row[j] = mask[head.position[slot + j]];
+    return load(row) * set1(log2_e);
   }
 
   void hide(int64_t slot, int64_t keys_seen) const {
