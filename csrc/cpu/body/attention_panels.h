@@ -62,6 +62,7 @@ class PanelAttention {
            to + first * p.dim, rows);
     }
     for (int64_t j = 0; j < count; ++j) {
+      prefetch(slot + piece + j);
       const T* from = or_zeros(head.value(slot + j));
       float* row = values + (slot - base + j) * p.dim;
       int64_t d = 0;
@@ -134,6 +135,15 @@ class PanelAttention {
     return head.slots - slot < piece ? head.slots - slot : piece;
   }
   const T* or_zeros(const T* row) const { return row ? row : zeros; }
+
+  // Rows of a projection are pages apart, where the hardware does not look ahead.
+  void prefetch(int64_t slot) const {
+    if (slot >= head.slots || head.position[slot] == no_key) return;
+    for (int64_t d = 0; d < p.dim; d += 64 / static_cast<int64_t>(sizeof(T))) {
+      __builtin_prefetch(head.key(slot) + d);
+      __builtin_prefetch(head.value(slot) + d);
+    }
+  }
 
   // c (+)= a^T w for `rows` columns of a, in panels.
   static void product(Panel panel, int64_t rows, bool packed) {
