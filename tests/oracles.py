@@ -4,6 +4,7 @@ package."""
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ def _stored(pattern: Any, heads: int) -> Array:
     masks, size = np.asarray(pattern.masks), pattern.masks.shape[-1]
     for h in range(heads):
         ends = pattern.indptr[h if len(pattern.indptr) > 1 else 0].tolist()
-        for row, (first, last) in enumerate(zip(ends, ends[1:], strict=False)):
+        for row, (first, last) in enumerate(pairwise(ends)):
             for n in range(first, last):
                 i, j, which = row * size, int(pattern.indices[n]) * size, int(pattern.partial[n])
                 mask = np.ones((size, size), dtype=bool) if which < 0 else masks[which]

@@ -97,10 +97,26 @@ const char* attention(int isa, int dtype, Address q, const Triple& q_stride, Add
   const py::gil_scoped_release released;
   const auto run = [&](auto kernel, auto element) {
     using T = decltype(element);
-    kernel({at<const T>(q), at<const T>(k), at<const T>(v), strides(q_stride), strides(k_stride),
-            strides(v_stride), batch, heads, queries, keys, dim, at<const std::int32_t>(kv_of),
-            at<const bool>(key_mask), at<const float>(mask), strides(mask_stride), causal, scale,
-            blocks, at<T>(out), threads});
+    kernel({at<const T>(q),
+            at<const T>(k),
+            at<const T>(v),
+            strides(q_stride),
+            strides(k_stride),
+            strides(v_stride),
+            batch,
+            heads,
+            queries,
+            keys,
+            dim,
+            at<const std::int32_t>(kv_of),
+            at<const bool>(key_mask),
+            at<const float>(mask),
+            strides(mask_stride),
+            causal,
+            scale,
+            blocks,
+            at<T>(out),
+            threads});
   };
   if (dtype == static_cast<int>(Dtype::f32))
     run(chosen.attention, float{});

@@ -24,7 +24,6 @@ from secateurs.attention_patterns import (
 from secateurs.errors import BackendError, OperandError
 from secateurs.ops import attention, cpu, explain_choice, use_backend
 
-
 # A bfloat16 rounds by at most 2^-8, evenly spread: 2^-8 / sqrt(3) in the root mean square. Weights
 # are rounded where products are of bfloat16, then the output: two independent roundings.
 ROUNDING = 2**-8 / math.sqrt(3)
@@ -129,9 +128,7 @@ def test_explicit_mask(isa, dtype, shape, kind):
     }[kind]
     padding = torch.rand(2, 140) < 0.8
     assert_exact(*qkv(2, 3, 3, 20, 140, dtype=dtype), mask=mask)
-    assert_exact(
-        *qkv(2, 3, 3, 20, 140, dtype=dtype), mask=mask, key_mask=padding, causal=True
-    )
+    assert_exact(*qkv(2, 3, 3, 20, 140, dtype=dtype), mask=mask, key_mask=padding, causal=True)
 
 
 @pytest.mark.parametrize("tq", [3, 20])
@@ -182,9 +179,7 @@ def test_large_scores_do_not_overflow(isa, dtype, tq):
     q, k = q * 30, k * 30
     rounding = float((q.float() @ k.float().transpose(2, 3)).abs().max()) * 16**-0.5 * 2**-24
     truth = truth_of(q, k, v)
-    assert (
-        oracles.relative_error(attention(q, k, v).float(), truth) < tolerance(dtype) + rounding
-    )
+    assert oracles.relative_error(attention(q, k, v).float(), truth) < tolerance(dtype) + rounding
 
 
 @pytest.mark.parametrize("tq", [4, 40])
@@ -416,7 +411,7 @@ def test_cpu_backend_refuses_in_words_and_never_falls_back():
     choice = explain_choice(attention, *args, causal=True)
     assert choice.backend == "reference"
     assert choice.refusals["cpu"] == "takes float32 and bfloat16, got torch.float64"
-    with use_backend("cpu"), pytest.raises(BackendError, match="takes float32 and bfloat16, got torch"):
+    with use_backend("cpu"), pytest.raises(BackendError, match="takes float32 and bf"):
         attention(*args)
 
 

@@ -31,7 +31,7 @@ class PanelAttention {
   static constexpr int64_t least_packed = 16;
 
   static int64_t key_floats(int64_t dim) { return 2 * dim; }
-  static int64_t tile_floats(int64_t dim) { 
+  static int64_t tile_floats(int64_t dim) {
     return ceil_div(2 * (dim + 1) * tile_queries, 16) * 16 + 64;
   }
   static int64_t work_floats(int64_t dim, int64_t resident) {

@@ -30,7 +30,8 @@ class RowAttention {
     shares = p.keys ? ceil_div(p.keys, share_keys) : 1;
     width = ceil_div(p.dim, W) * W;
     threads = p.batch * p.heads * p.queries * p.keys * p.dim < serial_limit ? 1 : p.threads;
-    rows = scratch(0, static_cast<std::size_t>(p.batch * p.heads * shares * p.queries * row_floats()));
+    rows =
+        scratch(0, static_cast<std::size_t>(p.batch * p.heads * shares * p.queries * row_floats()));
   }
 
   void run() const {
@@ -83,7 +84,8 @@ class RowAttention {
       std::int32_t known[block_keys];
       int64_t count = 0;
       for (int64_t j = first; j < first + block_keys && j < end; ++j)
-        if (!p.key_mask || p.key_mask[b * p.keys + j]) known[count++] = static_cast<std::int32_t>(j);
+        if (!p.key_mask || p.key_mask[b * p.keys + j])
+          known[count++] = static_cast<std::int32_t>(j);
       for_each_row(b, h, share, [&](const Head<T>& head, int64_t i, const Row& r) {
         std::int32_t seen[block_keys];
         attend(head, i, r, seen, choose(head, i, known, count, seen));
@@ -110,9 +112,8 @@ class RowAttention {
       for (; chosen < count && known[chosen] <= last; ++chosen) seen[chosen] = known[chosen];
       return chosen;
     }
-    const std::int32_t* row = pattern.indptr +
-                              (pattern.per_head ? head.h * (pattern.rows + 1) : 0) +
-                              i / pattern.block;
+    const std::int32_t* row =
+        pattern.indptr + (pattern.per_head ? head.h * (pattern.rows + 1) : 0) + i / pattern.block;
     int64_t n = row[0];
     for (int64_t j = 0; j < count && known[j] <= last; ++j) {
       const int64_t column = known[j] / pattern.block;

@@ -125,7 +125,8 @@ class StepWeights {
   // Scales the scores of a query, adds its mask, and hides what it may not see.
   void mask_row(int i, float factor) const {
     const int64_t query = step.tile.query + i;
-    const auto limit = _mm512_set1_epi32(static_cast<int>(clamp(head.last_key(query), -1, no_key - 1)));
+    const auto limit =
+        _mm512_set1_epi32(static_cast<int>(clamp(head.last_key(query), -1, no_key - 1)));
     const float* mask = head.mask ? head.mask + query * p.mask_stride.row : nullptr;
     for (int g = 0; g < step.groups; ++g)
       for (int half = 0; half < 2; ++half) {

@@ -153,7 +153,8 @@ class TileAttention {
     TileProducts<QT> products(keys, p.dim, weighed, coming);
     const int rows = scored.tile.count;
     if (scored.groups)
-      scored.fades = StepWeights(head, scored).weigh([&](int i) { products.keep_pace(i + 1, rows); });
+      scored.fades =
+          StepWeights(head, scored).weigh([&](int i) { products.keep_pace(i + 1, rows); });
     products.keep_pace(1, 1);
     if (weighed.groups && weighed.last) write(weighed.tile);
 
