@@ -98,7 +98,7 @@ def test_uneven_heads(isa, dtype, kv_of):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("tq", [150, 3])
+@pytest.mark.parametrize("tq", [150, 2])
 def test_padding(isa, dtype, tq, causal):
     """Left, right, scattered, and a sequence without any key."""
     q, k, v = qkv(4, 2, 2, tq, 150, dtype=dtype)
@@ -131,7 +131,7 @@ def test_explicit_mask(isa, dtype, shape, kind):
     assert_exact(*qkv(2, 3, 3, 20, 140, dtype=dtype), mask=mask, key_mask=padding, causal=True)
 
 
-@pytest.mark.parametrize("tq", [3, 20])
+@pytest.mark.parametrize("tq", [2, 20])
 def test_masks_are_read_where_they_are(isa, dtype, tq):
     """Rows of a mask end in the middle of a vector, at the end of its memory."""
     mask = guarded(torch.randn(2, 3, tq, 37))
@@ -171,7 +171,7 @@ def test_last_dimension_apart(isa, dtype):
     assert_exact(q, k, v)
 
 
-@pytest.mark.parametrize("tq", [4, 40])
+@pytest.mark.parametrize("tq", [2, 40])
 def test_large_scores_do_not_overflow(isa, dtype, tq):
     """Scores of thousands; a score's own rounding, half a unit in its last place, moves its weight
     as much."""
@@ -182,13 +182,13 @@ def test_large_scores_do_not_overflow(isa, dtype, tq):
     assert oracles.relative_error(attention(q, k, v).float(), truth) < tolerance(dtype) + rounding
 
 
-@pytest.mark.parametrize("tq", [4, 40])
+@pytest.mark.parametrize("tq", [2, 40])
 def test_tiny_scores_weigh_all_keys_alike(isa, dtype, tq):
     q, k, v = qkv(1, 1, 1, tq, 300, dtype=dtype)
     assert_exact(q * 1e-20, k * 1e-20, v)
 
 
-@pytest.mark.parametrize("tq", [4, 40])
+@pytest.mark.parametrize("tq", [2, 40])
 def test_rising_scores_rescale_what_was_summed(isa, dtype, tq):
     """Each block of keys holds a larger score than all before it."""
     q, k, v = qkv(1, 1, 1, tq, 500, dtype=dtype)
@@ -196,17 +196,17 @@ def test_rising_scores_rescale_what_was_summed(isa, dtype, tq):
     assert_exact(q, k, v)
 
 
-@pytest.mark.parametrize("tq", [5, 20])
+@pytest.mark.parametrize("tq", [2, 20])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_nan_and_infinity_pass_to_those_who_attend_them(isa, dtype, tq, bad):
     q, k, v = qkv(1, 2, 2, tq, 200, dtype=dtype)
     k[0, 1, 150, 3] = torch.nan
     v[0, 0, 7, 5] = bad
-    q[0, 0, 4, 0] = torch.nan
+    q[0, 0, 1, 0] = torch.nan
     y = attention(q, k, v)
     assert y[0, :, 1].isnan().all()
-    assert y[0, 4, 0].isnan().all()
-    others = y[0, [i for i in range(tq) if i != 4], 0]
+    assert y[0, 1, 0].isnan().all()
+    others = y[0, [i for i in range(tq) if i != 1], 0]
     assert not others[:, [d for d in range(16) if d != 5]].isnan().any()
     assert (others[:, 5].isnan() if bad != bad else others[:, 5] == bad).all()
 
@@ -214,7 +214,7 @@ def test_nan_and_infinity_pass_to_those_who_attend_them(isa, dtype, tq, bad):
 def test_output_is_written_once_and_whole(isa, dtype, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, size: x.new_full(size, torch.nan))
     assert_exact(*qkv(2, 3, 3, 37, 37, 24, dtype))
-    assert_exact(*qkv(2, 3, 3, 3, 37, 24, dtype))
+    assert_exact(*qkv(2, 3, 3, 2, 37, 24, dtype))
 
 
 @pytest.mark.parametrize(("tq", "tk"), [(200, 200), (2, 1500), (40, 9000)])
@@ -228,7 +228,7 @@ def test_same_bits_for_any_number_of_threads(isa, dtype, torch_threads, tq, tk):
 
 
 def test_calls_from_several_threads_do_not_disturb_each_other(isa, dtype):
-    calls = [qkv(1, 2, 2, tq, tk, d, dtype) for tq, tk, d in [(40, 70, 16), (3, 700, 32)]] * 3
+    calls = [qkv(1, 2, 2, tq, tk, d, dtype) for tq, tk, d in [(40, 70, 16), (2, 700, 32)]] * 3
     expected = [attention(*call) for call in calls]
     number = cpu.isa()
 
@@ -264,7 +264,7 @@ def test_patterns(isa, dtype, block, rule):
 
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
-@pytest.mark.parametrize(("tq", "tk"), [(1, 200), (7, 131), (33, 20), (150, 150)])
+@pytest.mark.parametrize(("tq", "tk"), [(1, 200), (2, 131), (7, 131), (33, 20), (150, 150)])
 def test_patterns_by_head_with_everything_else(isa, dtype, block, tq, tk):
     """One rule a head, uneven heads, padding with NaN in it, an explicit mask, causality."""
     rules = [Local(30), Dense(), Sinks(5) | Local(9), Strided(3)]
@@ -282,7 +282,7 @@ def test_patterns_by_head_with_everything_else(isa, dtype, block, tq, tk):
 
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
-@pytest.mark.parametrize("tq", [5, 300])
+@pytest.mark.parametrize("tq", [2, 300])
 def test_random_blocks(isa, dtype, block, tq):
     """Any blocks, whole or in part; rows of blocks without any."""
     tk, heads = 300, 3
