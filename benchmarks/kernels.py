@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from secateurs import ops
+from secateurs.attention_patterns import BlockLayout, Global, Local, layout
 from secateurs.formats import BlockSparseWeight, LibraryWeight, VectorWeight
 from secateurs.measure import append_rows, measure, relative_error, row
 from secateurs.patterns import Library, TwoFour, VectorNM
@@ -48,6 +50,7 @@ DECODE_SHAPES = ((1, 3072, 3072), (2, 3072, 3072), (4, 3072, 3072), (16, 3072, 3
 NORM_SHAPES = ((1024, 384), (1024, 768), (128, 384), (1024, 2048))
 BEYOND_CACHES = 600e6  # bytes of copies of a weight that calls take in turn
 ATTENTION_SHAPES = ((8, 12, 128, 64), (8, 12, 512, 64), (8, 12, 128, 32), (1, 12, 2048, 64))
+PATTERN_SHAPES = ((8, 12, 512, 64), (1, 12, 2048, 64))
 DENSITIES = (1.0, 0.5, 0.25, 0.1)
 
 GOALS = {
@@ -63,7 +66,7 @@ GOALS = {
 }
 
 HEADER = (
-    f"{'op':<20}{'shape':<16}{'kept':>5}{'ms':>9}{'p20..p80':>17}  {'fastest peer':<16}{'ms':>9}"
+    f"{'op':<24}{'shape':<16}{'kept':>5}{'ms':>9}{'p20..p80':>17}  {'fastest peer':<16}{'ms':>9}"
     f"{'speedup':>9}{'vs linear':>10}{'goal':>6}{'% FMA':>7}{'% read':>8}{'rel err':>9}"
 )
 
@@ -220,34 +223,103 @@ def norm_cases(options: argparse.Namespace) -> Iterator[Case]:
 
 
 def attention_cases(options: argparse.Namespace) -> Iterator[Case]:
-    """On both sides q, k and v are views of one fused product, and the output suits the next."""
+    """On both sides q, k and v are views of one fused product, and the output suits the next. The
+    peer of a pattern or of pruned heads is attention over everything."""
     for shape in options.shapes or ATTENTION_SHAPES:
         b, h, t, d = shape
         torch.manual_seed(0)
-        qkv = torch.randn(b, t, 3, h, d, dtype=options.dtype, device=options.device)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q, k, v = _fused_qkv(shape, options)
         for padded in (False, True):
             lengths = torch.linspace(t / 2, t, b).long() if padded else torch.full((b,), t)
             key_mask = (torch.arange(t) < lengths[:, None]).to(options.device) if padded else None
-            mask = None if key_mask is None else key_mask[:, None, None, :]
-
-            def sdpa(q=q, k=k, v=v, mask=mask) -> Tensor:
-                out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-                return out.transpose(1, 2).contiguous()
-
-            yield Case(
-                op="attention" + (" padded" if padded else ""),
-                shape=shape,
-                density=float(lengths.sum()) / (b * t),
-                block=None,
-                backend=ops.explain_choice(ops.attention, q, k, v, key_mask=key_mask).backend,
-                ours=lambda q=q, k=k, v=v, m=key_mask: ops.attention(q, k, v, key_mask=m),
-                peers={"SDPA": sdpa},
-                truth=sdpa(q.double(), k.double(), v.double()),
-                probe=q,
-                flops=4.0 * float(lengths.sum()) * t * h * d,
-                nbytes=float(qkv.nbytes + qkv.nbytes // 3),
+            yield _attention_case(
+                "attention" + (" padded" if padded else ""),
+                shape,
+                float(lengths.sum()) / (b * t),
+                (q, k, v),
+                partial(_sdpa, q, k, v, None if key_mask is None else key_mask[:, None, None, :]),
+                key_mask=key_mask,
             )
+        half = _fused_qkv((b, h // 2, t, d), options)
+        yield _attention_case("attention heads", shape, 0.5, half, partial(_sdpa, q, k, v))
+
+
+def pattern_cases(options: argparse.Namespace) -> Iterator[Case]:
+    """Blocks of 64 x 64: the same number of random whole ones in each row of blocks, another choice
+    for each head, and a rule."""
+    for shape in options.shapes or PATTERN_SHAPES:
+        h, t = shape[1:3]
+        torch.manual_seed(0)
+        q, k, v = _fused_qkv(shape, options)
+        patterns = {
+            f"random {density:g}": _random_pattern(h, t // 64, density) for density in (0.5, 0.25)
+        }
+        patterns["local"] = layout(Local(t // 10) | Global(16), t, t, block=64)
+        for name, pattern in patterns.items():
+            on_device = pattern.to(options.device)
+            yield _attention_case(
+                f"attention {name}",
+                shape,
+                pattern.density,
+                (q, k, v),
+                partial(_sdpa, q, k, v),
+                pattern=on_device,
+            )
+
+
+def _attention_case(
+    op: str,
+    shape: tuple[int, ...],
+    density: float,
+    qkv: tuple[Tensor, Tensor, Tensor],
+    peer: Callable[[], Tensor],
+    **hidden: Any,
+) -> Case:
+    b, h, t, d = shape
+    nbytes = 4 * qkv[0].numel() * qkv[0].element_size()
+    with ops.use_backend("reference"):
+        truth = ops.attention(*(x.double() for x in qkv), **hidden)
+    pattern = hidden.get("pattern")
+    return Case(
+        op=op,
+        shape=shape,
+        density=density,
+        block=None if pattern is None else (pattern.block, pattern.block),
+        backend=ops.explain_choice(ops.attention, *qkv, **hidden).backend,
+        ours=lambda: ops.attention(*qkv, **hidden),
+        peers={"SDPA": peer},
+        truth=truth,
+        probe=qkv[0],
+        flops=4.0 * density * b * h * t * t * d,
+        nbytes=float(nbytes),
+    )
+
+
+def _fused_qkv(
+    shape: tuple[int, ...], options: argparse.Namespace
+) -> tuple[Tensor, Tensor, Tensor]:
+    b, h, t, d = shape
+    qkv = torch.randn(b, t, 3, h, d, dtype=options.dtype, device=options.device)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return out.transpose(1, 2).contiguous()
+
+
+def _random_pattern(heads: int, rows: int, density: float, block: int = 64) -> BlockLayout:
+    kept = max(1, round(density * rows))
+    columns = torch.stack([torch.randperm(rows)[:kept].sort().values for _ in range(heads * rows)])
+    ends = torch.arange(heads * rows + 1, dtype=torch.int32) * kept
+    return BlockLayout(
+        torch.stack([ends[h * rows : (h + 1) * rows + 1] for h in range(heads)]),
+        columns.flatten().to(torch.int32),
+        torch.full((heads * rows * kept,), -1, dtype=torch.int32),
+        torch.zeros(0, block, block, dtype=torch.bool),
+        (rows * block, rows * block),
+    )
 
 
 CASES = {
@@ -256,6 +328,7 @@ CASES = {
     "library": library_cases,
     "add_norm": norm_cases,
     "attention": attention_cases,
+    "attention_pattern": pattern_cases,
 }
 
 
@@ -352,7 +425,7 @@ def _line(r: dict[str, Any]) -> str:
     error = "nan" if r["rel_err"] is None else f"{r['rel_err']:.0e}"
     vs_linear = "-" if r["vs_linear"] is None else f"{r['vs_linear']:.2f}"
     return (
-        f"{r['op']:<20}{'x'.join(map(str, r['shape'])):<16}{r['density']:>5.2f}{r['ms']:>9.3f}"
+        f"{r['op']:<24}{'x'.join(map(str, r['shape'])):<16}{r['density']:>5.2f}{r['ms']:>9.3f}"
         f"{spread:>17}  {r['baseline']:<16}{r['baseline_ms']:>9.3f}{r['speedup']:>9.2f}"
         f"{vs_linear:>10}{r['goal'] or '-':>6}{share(r['fma_share']):>7}{share(r['read_share']):>8}"
         f"{error:>9}"

@@ -4,6 +4,7 @@ package."""
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,7 @@ def attention(
     mask: Any = None,
     causal: bool = False,
     scale: float | None = None,
+    pattern: Any = None,
 ) -> Array:
     """Softmax attention `[B, Tq, Hq, D]`, one query at a time over the keys it may attend."""
     q, k, v = (np.asarray(t, dtype=np.float64) for t in (q, k, v))
@@ -115,6 +117,7 @@ def attention(
     scale = dim**-0.5 if scale is None else scale
     out = np.zeros((batch, tq, heads, dim))
     bias = np.zeros((batch, heads, tq, tk))
+    stored = np.ones((heads, tq, tk), dtype=bool) if pattern is None else _stored(pattern, heads)
     if mask is not None:
         mask = np.asarray(mask)
         bias = bias + (np.where(mask, 0.0, -np.inf) if mask.dtype == bool else mask)
@@ -122,7 +125,7 @@ def attention(
         for h in range(heads):
             g = int(kv_of[h]) if kv_of is not None else h * kv_heads // heads
             for i in range(tq):
-                seen = bias[b, h, i] > -np.inf
+                seen = stored[h, i] & (bias[b, h, i] > -np.inf)
                 if key_mask is not None:
                     seen = seen & np.asarray(key_mask)[b]
                 if causal:
@@ -133,3 +136,18 @@ def attention(
                 weight = np.exp(score - score.max())
                 out[b, i, h] = weight @ v[b, g, seen] / weight.sum()
     return out
+
+
+def _stored(pattern: Any, heads: int) -> Array:
+    """Which scores the blocks of a pattern allow, bool `[heads, Tq, Tk]`."""
+    tq, tk = pattern.shape
+    stored = np.zeros((heads, tq, tk), dtype=bool)
+    masks, size = np.asarray(pattern.masks), pattern.masks.shape[-1]
+    for h in range(heads):
+        ends = pattern.indptr[h if len(pattern.indptr) > 1 else 0].tolist()
+        for row, (first, last) in enumerate(pairwise(ends)):
+            for n in range(first, last):
+                i, j, which = row * size, int(pattern.indices[n]) * size, int(pattern.partial[n])
+                mask = np.ones((size, size), dtype=bool) if which < 0 else masks[which]
+                stored[h, i : i + size, j : j + size] = mask[: tq - i, : tk - j]
+    return stored

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <tuple>
 
 #ifdef _OPENMP
   #include <omp.h>
@@ -84,12 +85,25 @@ using Triple = std::array<std::int64_t, 3>;
 
 Strides strides(const Triple& s) { return {s[0], s[1], s[2]}; }
 
-const char* attention(int isa, Address q, const Triple& q_stride, Address k, const Triple& k_stride,
-                      Address v, const Triple& v_stride, std::int64_t batch, std::int64_t heads,
-                      std::int64_t kv_heads, std::int64_t queries, std::int64_t keys,
-                      std::int64_t dim, Address kv_of, Address key_mask, Address mask,
-                      const Triple& mask_stride, bool causal, float scale, Address out,
-                      int threads) {
+using Pattern = std::tuple<Address, Address, Address, Address, std::int64_t, std::int64_t, bool>;
+
+BlockPattern block_pattern(const Pattern& p) {
+  const auto [indptr, indices, partial, masks, block, rows, per_head] = p;
+  return {at<const std::int32_t>(indptr),
+          at<const std::int32_t>(indices),
+          at<const std::int32_t>(partial),
+          at<const bool>(masks),
+          block,
+          rows,
+          per_head};
+}
+
+const char* attention(int isa, int dtype, Address q, const Triple& q_stride, Address k,
+                      const Triple& k_stride, Address v, const Triple& v_stride, std::int64_t batch,
+                      std::int64_t heads, std::int64_t kv_heads, std::int64_t queries,
+                      std::int64_t keys, std::int64_t dim, Address kv_of, Address key_mask,
+                      Address mask, const Triple& mask_stride, bool causal, float scale,
+                      const Pattern& pattern, Address out, int threads) {
   if (batch < 0 || heads < 0 || queries < 0 || keys < 0 || dim < 0 || threads < 1)
     throw std::invalid_argument("expected sizes of zero or more");
   for (std::int64_t h = 0; h < heads; ++h) {
@@ -99,12 +113,43 @@ const char* attention(int isa, Address q, const Triple& q_stride, Address k, con
                                   " key/value heads, got " + std::to_string(g) + " for head " +
                                   std::to_string(h));
   }
+  const BlockPattern blocks = block_pattern(pattern);
+  const std::int64_t block = blocks.block;
+  if (blocks.indptr && ((block != 16 && block != 32 && block != 64 && block != 128) ||
+                        blocks.rows != (queries + block - 1) / block))
+    throw std::invalid_argument("expected a pattern in blocks of 16, 32, 64 or 128, got " +
+                                std::to_string(blocks.rows) + " rows of blocks of " +
+                                std::to_string(block) + " for " + std::to_string(queries) +
+                                " queries");
   const Kernels& chosen = kernels(isa);
   const py::gil_scoped_release released;
-  chosen.attention({at<const float>(q), at<const float>(k), at<const float>(v), strides(q_stride),
-                    strides(k_stride), strides(v_stride), batch, heads, queries, keys, dim,
-                    at<const std::int32_t>(kv_of), at<const bool>(key_mask), at<const float>(mask),
-                    strides(mask_stride), causal, scale, at<float>(out), threads});
+  const auto run = [&](auto kernel, auto element) {
+    using T = decltype(element);
+    kernel({at<const T>(q),
+            at<const T>(k),
+            at<const T>(v),
+            strides(q_stride),
+            strides(k_stride),
+            strides(v_stride),
+            batch,
+            heads,
+            queries,
+            keys,
+            dim,
+            at<const std::int32_t>(kv_of),
+            at<const bool>(key_mask),
+            at<const float>(mask),
+            strides(mask_stride),
+            causal,
+            scale,
+            blocks,
+            at<T>(out),
+            threads});
+  };
+  if (dtype == static_cast<int>(Dtype::f32))
+    run(chosen.attention, float{});
+  else
+    run(chosen.attention_bf16, bf16{});
   return chosen.name;
 }
 

@@ -80,6 +80,17 @@ struct Strides {
   std::int64_t batch, head, row;
 };
 
+// The blocks of scores that exist, `block` queries by as many keys. Those of head h in block row r
+// are indptr[h (rows + 1) + r] .. indptr[h (rows + 1) + r + 1], h = 0 unless per_head.
+struct BlockPattern {
+  const std::int32_t* indptr;   // null: all blocks exist
+  const std::int32_t* indices;  // which block of keys, ascending within a row
+  const std::int32_t* partial;  // -1: a whole block; else its mask in masks
+  const bool* masks;            // [block, block], true: may be attended
+  std::int64_t block, rows;
+  bool per_head;
+};
+
 // out[b, i, h] = softmax(scale q[b, h, i] k[b, g]^T + mask) v[b, g], g = kv_of[h]; strides count
 // elements, and the last dimension of every tensor is contiguous. A query that may attend to nothing
 // yields zeros.
@@ -94,6 +105,7 @@ struct Attention {
   Strides mask_stride;        // zero where the mask is broadcast
   bool causal;                // query i sees keys up to i + keys - queries
   float scale;
+  BlockPattern pattern;
   T* out;  // [batch, queries, heads, dim], contiguous
   int threads;
 };
@@ -118,6 +130,7 @@ struct Kernels {
   void (*block_sparse_linear)(const BlockSparseLinear<float>&);
   void (*block_sparse_linear_bf16)(const BlockSparseLinear<bf16>&);
   void (*attention)(const Attention<float>&);
+  void (*attention_bf16)(const Attention<bf16>&);
   void (*pattern_linear)(const PatternLinear<float>&);
   void (*pattern_linear_bf16)(const PatternLinear<bf16>&);
   int pattern_together_bf16;  // inputs of an output side by side

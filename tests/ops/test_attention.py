@@ -3,55 +3,105 @@ kind."""
 
 from __future__ import annotations
 
+import math
+from concurrent.futures import ThreadPoolExecutor
+
 import oracles
 import pytest
 import torch
 
 from secateurs import _C_cpu
+from secateurs.attention_patterns import (
+    BlockLayout,
+    Dense,
+    Global,
+    Local,
+    Sinks,
+    Strided,
+    VerticalSlash,
+    layout,
+)
 from secateurs.errors import BackendError, OperandError
-from secateurs.ops import attention, explain_choice, use_backend
+from secateurs.ops import attention, cpu, explain_choice, use_backend
+
+# A bfloat16 rounds by at most 2^-8, evenly spread: 2^-8 / sqrt(3) in the root mean square. Weights
+# are rounded where products are of bfloat16, then the output: two independent roundings.
+ROUNDING = 2**-8 / math.sqrt(3)
+TOLERANCE = {
+    torch.float32: oracles.TOLERANCE["float32"],
+    torch.bfloat16: math.sqrt(2) * ROUNDING,
+}
+ROUNDED_ONCE = ("portable", "avx2", "avx512")  # products in float
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def dtype(request):
+    return request.param
 
 
 def qkv(b=2, hq=3, hkv=3, tq=9, tk=9, d=16, dtype=torch.float32):
-    return torch.randn(b, hq, tq, d, dtype=dtype), *torch.randn(2, b, hkv, tk, d, dtype=dtype)
+    q, k, v = torch.randn(b, hq, tq, d), *torch.randn(2, b, hkv, tk, d)
+    return tuple(t.to(dtype) for t in (q, k, v))
+
+
+def tolerance(dtype):
+    once = dtype == torch.bfloat16 and cpu.isa() in ROUNDED_ONCE
+    return ROUNDING if once else TOLERANCE[dtype]
+
+
+def truth_of(q, k, v, mask=None, **kwargs):
+    mask = mask if mask is None or mask.dtype == torch.bool else mask.float()
+    return oracles.attention(q.float(), k.float(), v.float(), mask=mask, **kwargs)
 
 
 def assert_exact(*args, **kwargs):
     y = attention(*args, **kwargs)
     assert y.is_contiguous()
-    truth = oracles.attention(*args, **kwargs)
-    assert oracles.relative_error(y, truth) < oracles.TOLERANCE["float32"]
+    assert y.dtype == args[0].dtype
+    truth = truth_of(*args, **kwargs)
+    assert oracles.relative_error(y.float(), truth) < tolerance(y.dtype)
+
+
+def guarded(x):
+    """The same values and layout as a contiguous tensor, with NaN on both sides of the memory."""
+    page = 4096
+    memory = torch.full((x.numel() + 2 * page,), torch.nan, dtype=x.dtype)
+    inside = memory[page:-page].view(x.shape)
+    inside.copy_(x)
+    return inside
 
 
 @pytest.mark.parametrize(
     ("tq", "tk"), [(1, 1), (1, 300), (7, 7), (16, 129), (17, 128), (33, 5), (300, 300)]
 )
 @pytest.mark.parametrize("causal", [False, True])
-def test_lengths(isa, tq, tk, causal):
-    assert_exact(*qkv(1, 2, 2, tq, tk), causal=causal)
+def test_lengths(isa, dtype, tq, tk, causal):
+    assert_exact(*map(guarded, qkv(1, 2, 2, tq, tk, dtype=dtype)), causal=causal)
 
 
-@pytest.mark.parametrize("d", [1, 8, 24, 31, 64, 80, 128, 256])
-def test_head_dims(isa, d):
-    assert_exact(*qkv(1, 2, 2, 40, 50, d))
+@pytest.mark.parametrize("d", [1, 8, 24, 31, 32, 64, 80, 96, 128, 256])
+def test_head_dims(isa, dtype, d):
+    assert_exact(*map(guarded, qkv(1, 2, 2, 40, 50, d, dtype)))
 
 
-def test_explicit_scale(isa):
-    assert_exact(*qkv(), scale=0.7)
+@pytest.mark.parametrize("scale", [0.7, -0.3, 0.0])
+def test_explicit_scale(isa, dtype, scale):
+    assert_exact(*qkv(dtype=dtype), scale=scale)
 
 
 @pytest.mark.parametrize("kv_of", [None, [0, 0, 0, 1], [1, 0, 2, 1], [2, 2, 2, 2]])
-def test_uneven_heads(isa, kv_of):
+def test_uneven_heads(isa, dtype, kv_of):
     """Pruning leaves any number of query heads on a key/value head, in any order."""
     hkv = 2 if kv_of is None else 3
     kv_of = None if kv_of is None else torch.tensor(kv_of, dtype=torch.int32)
-    assert_exact(*qkv(2, 4, hkv, 20, 20), kv_of=kv_of, causal=True)
+    assert_exact(*qkv(2, 4, hkv, 20, 20, dtype=dtype), kv_of=kv_of, causal=True)
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_padding(isa, causal):
+@pytest.mark.parametrize("tq", [150, 2])
+def test_padding(isa, dtype, tq, causal):
     """Left, right, scattered, and a sequence without any key."""
-    q, k, v = qkv(4, 2, 2, 150, 150)
+    q, k, v = qkv(4, 2, 2, tq, 150, dtype=dtype)
     mask = torch.ones(4, 150, dtype=torch.bool)
     mask[0, 140:] = False
     mask[1, :135] = False
@@ -66,24 +116,30 @@ def test_padding(isa, causal):
 @pytest.mark.parametrize(
     "shape", [(2, 3, 20, 140), (2, 1, 20, 140), (20, 140), (2, 1, 1, 140), (3, 20, 1), ()]
 )
-@pytest.mark.parametrize("kind", ["bool", "float", "both"])
-def test_explicit_mask(isa, shape, kind):
+@pytest.mark.parametrize("kind", ["bool", "float", "both", "own dtype"])
+def test_explicit_mask(isa, dtype, shape, kind):
     mask = torch.rand(shape) < 0.7
     additive = torch.randn(shape)
-    mask = (
-        mask
-        if kind == "bool"
-        else additive
-        if kind == "float"
-        else additive.masked_fill(~mask, -torch.inf)
-    )
+    mask = {
+        "bool": mask,
+        "float": additive,
+        "both": additive.masked_fill(~mask, -torch.inf),
+        "own dtype": additive.to(dtype),
+    }[kind]
     padding = torch.rand(2, 140) < 0.8
-    assert_exact(*qkv(2, 3, 3, 20, 140), mask=mask)
-    assert_exact(*qkv(2, 3, 3, 20, 140), mask=mask, key_mask=padding, causal=True)
+    assert_exact(*qkv(2, 3, 3, 20, 140, dtype=dtype), mask=mask)
+    assert_exact(*qkv(2, 3, 3, 20, 140, dtype=dtype), mask=mask, key_mask=padding, causal=True)
 
 
-def test_queries_that_see_nothing_yield_zeros(isa):
-    q, k, v = qkv(1, 2, 2, 20, 12)
+@pytest.mark.parametrize("tq", [2, 20])
+def test_masks_are_read_where_they_are(isa, dtype, tq):
+    """Rows of a mask end in the middle of a vector, at the end of its memory."""
+    mask = guarded(torch.randn(2, 3, tq, 37))
+    assert_exact(*qkv(2, 3, 3, tq, 37, dtype=dtype), mask=mask)
+
+
+def test_queries_that_see_nothing_yield_zeros(isa, dtype):
+    q, k, v = qkv(1, 2, 2, 20, 12, dtype=dtype)
     y = attention(q, k, v, causal=True)  # the first 8 queries come before the first key
     assert not y[:, :8].any()
     assert_exact(q, k, v, causal=True)
@@ -93,67 +149,77 @@ def test_queries_that_see_nothing_yield_zeros(isa):
     assert_exact(q, k, v, mask=mask)
 
 
-def test_no_keys_heads_or_queries(isa):
-    q, k, v = qkv(2, 3, 3, 5, 0)
-    assert torch.equal(attention(q, k, v), torch.zeros(2, 5, 3, 16))
-    assert attention(*qkv(2, 0, 0, 5, 5)).shape == (2, 5, 0, 16)
-    assert attention(*qkv(2, 3, 3, 0, 5)).shape == (2, 0, 3, 16)
+def test_no_keys_heads_or_queries(isa, dtype):
+    q, k, v = qkv(2, 3, 3, 5, 0, dtype=dtype)
+    assert torch.equal(attention(q, k, v), torch.zeros(2, 5, 3, 16, dtype=dtype))
+    assert attention(*qkv(2, 0, 0, 5, 5, dtype=dtype)).shape == (2, 5, 0, 16)
+    assert attention(*qkv(2, 3, 3, 0, 5, dtype=dtype)).shape == (2, 0, 3, 16)
 
 
-def test_views_of_a_fused_projection(isa):
+@pytest.mark.parametrize("tq", [2, 140])
+def test_views_of_a_fused_projection(isa, dtype, tq):
     """q, k and v as slices of `[B, T, (Hq + 2 Hkv) D]`, rows a whole number of pages apart."""
-    joint = torch.randn(2, 140, 8, 128)
+    joint = guarded(torch.randn(2, 140, 8, 128).to(dtype))
     q, k, v = (t.transpose(1, 2) for t in joint.split([4, 2, 2], dim=2))
+    q = q[:, :, :tq]
     assert_exact(q, k, v)
     assert_exact(q, k, v, causal=True)
 
 
-def test_last_dimension_apart(isa):
-    q, k, v = (t.transpose(2, 3).contiguous().transpose(2, 3) for t in qkv())
+def test_last_dimension_apart(isa, dtype):
+    q, k, v = (t.transpose(2, 3).contiguous().transpose(2, 3) for t in qkv(dtype=dtype))
     assert_exact(q, k, v)
 
 
-def test_large_scores_do_not_overflow(isa):
+@pytest.mark.parametrize("tq", [2, 40])
+def test_large_scores_do_not_overflow(isa, dtype, tq):
     """Scores of thousands; a score's own rounding, half a unit in its last place, moves its weight
     as much."""
-    q, k, v = qkv(1, 1, 1, 40, 300)
+    q, k, v = qkv(1, 1, 1, tq, 300, dtype=dtype)
     q, k = q * 30, k * 30
-    rounding = float((q @ k.transpose(2, 3)).abs().max()) * 16**-0.5 * 2**-24
-    truth = oracles.attention(q, k, v)
-    assert (
-        oracles.relative_error(attention(q, k, v), truth) < oracles.TOLERANCE["float32"] + rounding
-    )
+    rounding = float((q.float() @ k.float().transpose(2, 3)).abs().max()) * 16**-0.5 * 2**-24
+    truth = truth_of(q, k, v)
+    assert oracles.relative_error(attention(q, k, v).float(), truth) < tolerance(dtype) + rounding
 
 
-def test_tiny_scores_weigh_all_keys_alike(isa):
-    q, k, v = qkv(1, 1, 1, 40, 300)
+@pytest.mark.parametrize("tq", [2, 40])
+def test_tiny_scores_weigh_all_keys_alike(isa, dtype, tq):
+    q, k, v = qkv(1, 1, 1, tq, 300, dtype=dtype)
     assert_exact(q * 1e-20, k * 1e-20, v)
 
 
-def test_rising_scores_rescale_what_was_summed(isa):
+@pytest.mark.parametrize("tq", [2, 40])
+def test_rising_scores_rescale_what_was_summed(isa, dtype, tq):
     """Each block of keys holds a larger score than all before it."""
-    q, k, v = qkv(1, 1, 1, 40, 500)
-    k = q[:, :, :1] * torch.linspace(0, 3, 500)[:, None]
+    q, k, v = qkv(1, 1, 1, tq, 500, dtype=dtype)
+    k = q[:, :, :1] * torch.linspace(0, 3, 500, dtype=dtype)[:, None]
     assert_exact(q, k, v)
 
 
-def test_nan_passes_to_those_who_attend_it(isa):
-    q, k, v = qkv(1, 2, 2, 20, 200)
+@pytest.mark.parametrize("tq", [2, 20])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_nan_and_infinity_pass_to_those_who_attend_them(isa, dtype, tq, bad):
+    q, k, v = qkv(1, 2, 2, tq, 200, dtype=dtype)
     k[0, 1, 150, 3] = torch.nan
-    q[0, 0, 4, 0] = torch.nan
+    v[0, 0, 7, 5] = bad
+    q[0, 0, 1, 0] = torch.nan
     y = attention(q, k, v)
     assert y[0, :, 1].isnan().all()
-    assert y[0, 4, 0].isnan().all()
-    assert not y[0, [0, 1, 2, 3, *range(5, 20)], 0].isnan().any()
+    assert y[0, 1, 0].isnan().all()
+    others = y[0, [i for i in range(tq) if i != 1], 0]
+    assert not others[:, [d for d in range(16) if d != 5]].isnan().any()
+    assert (others[:, 5].isnan() if bad != bad else others[:, 5] == bad).all()
 
 
-def test_output_is_written_once_and_whole(isa, monkeypatch):
+def test_output_is_written_once_and_whole(isa, dtype, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, size: x.new_full(size, torch.nan))
-    assert_exact(*qkv(2, 3, 3, 37, 37, 24))
+    assert_exact(*qkv(2, 3, 3, 37, 37, 24, dtype))
+    assert_exact(*qkv(2, 3, 3, 2, 37, 24, dtype))
 
 
-def test_same_bits_for_any_number_of_threads(isa, torch_threads):
-    q, k, v = qkv(2, 3, 3, 200, 200, 32)
+@pytest.mark.parametrize(("tq", "tk"), [(200, 200), (2, 1500), (40, 9000)])
+def test_same_bits_for_any_number_of_threads(isa, dtype, torch_threads, tq, tk):
+    q, k, v = qkv(2, 3, 3, tq, tk, 32, dtype)
     results = []
     for threads in (1, 2, 5):
         torch_threads(threads)
@@ -161,10 +227,106 @@ def test_same_bits_for_any_number_of_threads(isa, torch_threads):
     assert all(torch.equal(y, results[0]) for y in results)
 
 
-def test_the_instruction_set_asked_for_is_the_one_that_runs(isa, monkeypatch):
+def test_calls_from_several_threads_do_not_disturb_each_other(isa, dtype):
+    calls = [qkv(1, 2, 2, tq, tk, d, dtype) for tq, tk, d in [(40, 70, 16), (2, 700, 32)]] * 3
+    expected = [attention(*call) for call in calls]
+    number = cpu.isa()
+
+    def run(call):
+        with use_backend("cpu"), cpu.use_isa(number), torch.inference_mode():
+            return [attention(*call) for _ in range(20)]
+
+    with ThreadPoolExecutor(3) as pool:
+        for got, want in zip(pool.map(run, calls), expected, strict=True):
+            assert all(torch.equal(y, want) for y in got)
+
+
+@pytest.mark.parametrize(("tq", "tk"), [(40, 9000), (2, 9000)])
+def test_more_keys_than_stay_packed(isa, dtype, tq, tk):
+    q, k, v = qkv(1, 2, 1, tq, tk, 64, dtype)
+    assert_exact(q, k, v, causal=True)
+
+
+RULES = {
+    "local": Local(20),
+    "local and global": Local(20) | Global(3),
+    "strided": Strided(5),
+    "sinks": Sinks(4) | Local(40),
+    "slash": VerticalSlash((0, 7, 130), (0, 1, 64)),
+}
+
+
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+@pytest.mark.parametrize("rule", RULES)
+def test_patterns(isa, dtype, block, rule):
+    pattern = layout(RULES[rule], 150, 170, block=block)
+    assert_exact(*map(guarded, qkv(1, 2, 2, 150, 170, 24, dtype)), pattern=pattern)
+
+
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+@pytest.mark.parametrize(("tq", "tk"), [(1, 200), (2, 131), (7, 131), (33, 20), (150, 150)])
+def test_patterns_by_head_with_everything_else(isa, dtype, block, tq, tk):
+    """One rule a head, uneven heads, padding with NaN in it, an explicit mask, causality."""
+    rules = [Local(30), Dense(), Sinks(5) | Local(9), Strided(3)]
+    q, k, v = qkv(2, 4, 2, tq, tk, 40, dtype)
+    padding = torch.rand(2, tk) < 0.8
+    padding[1, : tk // 2] = False
+    k[~padding[:, None].expand(2, 2, tk)] = torch.nan
+    v[~padding[:, None].expand(2, 2, tk)] = torch.nan
+    kv_of = torch.tensor([1, 0, 1, 1], dtype=torch.int32)
+    for causal in (False, True):
+        pattern = layout(rules, tq, tk, block=block, causal=causal)
+        kwargs = dict(kv_of=kv_of, key_mask=padding, causal=causal, pattern=pattern)
+        assert_exact(q, k, v, **kwargs)
+        assert_exact(q, k, v, mask=torch.randn(tq, tk), **kwargs)
+
+
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+@pytest.mark.parametrize("tq", [2, 300])
+def test_random_blocks(isa, dtype, block, tq):
+    """Any blocks, whole or in part; rows of blocks without any."""
+    tk, heads = 300, 3
+    rows, columns = -(-tq // block), -(-tk // block)
+    kept = torch.rand(heads, rows, columns) < 0.5
+    kept[1, 0] = False
+    indptr = torch.zeros(heads, rows + 1, dtype=torch.int32)
+    counts = kept.sum(2)
+    ends = counts.flatten().cumsum(0).view(heads, rows)
+    indptr[:, 1:], indptr[:, 0] = ends, ends[:, 0] - counts[:, 0]
+    indices = kept.nonzero()[:, 2].to(torch.int32)
+    masks = torch.rand(5, block, block) < 0.5
+    partial = torch.randint(-1, 5, indices.shape, dtype=torch.int32)
+    pattern = BlockLayout(indptr, indices, partial, guarded_masks(masks), (tq, tk))
+    assert_exact(*qkv(2, heads, heads, tq, tk, 32, dtype), pattern=pattern)
+    assert not attention(*qkv(2, heads, heads, tq, tk, 32, dtype), pattern=pattern)[
+        :, : min(block, tq), 1
+    ].any()
+
+
+def guarded_masks(masks):
+    memory = torch.ones(masks.numel() + 8192, dtype=torch.bool)
+    inside = memory[4096:-4096].view(masks.shape)
+    return inside.copy_(masks)
+
+
+def test_blocks_outside_a_pattern_are_not_read(isa, dtype):
+    """NaN in blocks of keys that no row of blocks stores."""
+    q, k, v = qkv(1, 1, 1, 192, 192, 32, dtype)
+    pattern = BlockLayout(
+        torch.tensor([[0, 1, 3, 3]], dtype=torch.int32),
+        torch.tensor([0, 0, 2], dtype=torch.int32),
+        torch.full((3,), -1, dtype=torch.int32),
+        torch.zeros(0, 64, 64, dtype=torch.bool),
+        (192, 192),
+    )
+    k[:, :, 64:128] = v[:, :, 64:128] = torch.nan
+    assert_exact(q, k, v, pattern=pattern)
+
+
+def test_the_instruction_set_asked_for_is_the_one_that_runs(isa, dtype, monkeypatch):
     ran, kernel = [], _C_cpu.attention
     monkeypatch.setattr(_C_cpu, "attention", lambda *args: ran.append(kernel(*args)))
-    attention(*qkv())
+    attention(*qkv(dtype=dtype))
     assert ran == [isa]
 
 
@@ -248,8 +410,8 @@ def test_cpu_backend_refuses_in_words_and_never_falls_back():
     args = qkv(dtype=torch.float64)
     choice = explain_choice(attention, *args, causal=True)
     assert choice.backend == "reference"
-    assert choice.refusals["cpu"] == "takes float32, got torch.float64"
-    with use_backend("cpu"), pytest.raises(BackendError, match="takes float32, got torch"):
+    assert choice.refusals["cpu"] == "takes float32 and bfloat16, got torch.float64"
+    with use_backend("cpu"), pytest.raises(BackendError, match="takes float32 and bf"):
         attention(*args)
 
 

@@ -1,269 +1,167 @@
-// out = softmax(scale q k^T + mask) v, float32, with the online softmax of FlashAttention
-// (Dao et al., 2022).
+// out = softmax(scale q k^T + mask) v, with the online softmax of FlashAttention (Dao et al., 2022).
 //
-// Everything is kept transposed, queries side by side in a vector, so that maxima, sums and
-// rescaling are vertical and both products are panels:
+// A thread takes one head of one sequence and a chunk of its queries, tile by tile. Each tile visits
+// the keys it may see in pieces, and carries its maxima, sums and weighted values from one piece to
+// the next. How a piece is multiplied is the matter of `Method` (attention_panels.h,
+// attention_tiles.h; few queries go another way: attention_rows.h); which pieces there are is decided
+// here:
 //
-//                 queries of a tile ->
-//    keys  |  S^T = K Q^T         rows of K broadcast (packed), Q^T read as vectors
-//     v    |  P^T = 2^(S^T - m)   in place; scores are in units of log2 e
-//    dims  |  O^T += V^T P^T      columns of V broadcast, P^T read as vectors
+//   dense     keys that key_mask hides are left out altogether: padding costs nothing
+//   pattern   the stored blocks, in place; padding inside them scores -inf
 //
-// A thread takes one head of one sequence and a chunk of query tiles; it packs each block of keys
-// once for all of them. Keys that key_mask hides are not packed at all: padding costs nothing.
+// Keys stand in slots, numbered as they are visited. A piece is packed for the products when the
+// first tile visits it, and then serves all tiles of the chunk.
 #pragma once
 
 #include "cpu/body/arithmetic.h"
-#include "cpu/body/math.h"
-#include "cpu/body/pack.h"
-#include "cpu/body/panel.h"
+#include "cpu/body/attention_head.h"
+#include "cpu/body/attention_panels.h"
+#include "cpu/body/attention_rows.h"
+#ifdef SECATEURS_TILES
+  #include "cpu/body/attention_tiles.h"
+#endif
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
 
 namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
 
-constexpr int64_t key_block = 128;      // S^T of a tile: 16 KB, in L1
-constexpr int64_t tiles_per_chunk = 8;  // query tiles that share a packed block of keys
-constexpr float log2_e = 1.44269504f;
+constexpr int64_t resident_keys = 1 << 18;  // floats of packed keys and values that stay in L2
+constexpr int64_t chunk_queries = 1024;     // that carry their sums over several resident parts
 
-template <int NV>
+template <class Method>
 class AttentionSolver {
-  static constexpr int tile_queries = NV * F::width;
-  static constexpr int tile_rows = F::tile_rows(NV);
+  using T = typename Method::Element;
+  static constexpr int64_t tile_queries = Method::tile_queries;
 
  public:
-  explicit AttentionSolver(const Attention<float>& p) : p(p) {
+  explicit AttentionSolver(const Attention<T>& p) : p(p) {
+    piece = p.pattern.indptr && p.pattern.block < Method::longest_piece ? p.pattern.block
+                                                                        : Method::longest_piece;
+    unit = piece < Method::least_packed ? Method::least_packed : piece;
     tiles = ceil_div(p.queries, tile_queries);
+    const int64_t all = ceil_div(p.keys, 128) * 128;
+    resident = clamp(resident_keys / Method::key_floats(p.dim) / 128 * 128, 128, all ? all : 128);
     const int64_t sequences = p.batch * p.heads;
     threads = sequences * p.queries * p.keys * p.dim < serial_limit ? 1 : p.threads;
-    chunks = clamp(ceil_div(threads * items_per_thread, sequences),
-                   ceil_div(tiles, tiles_per_chunk), tiles);
-    chunk_tiles = ceil_div(tiles, chunks);
+    const int64_t least = resident < all ? ceil_div(p.queries, chunk_queries) : 1;
+    chunks = clamp(ceil_div(threads * items_per_thread, sequences), least, tiles);
+    states = resident < all ? ceil_div(tiles, chunks) + 1 : Method::live_tiles;
   }
 
   void run() const {
     const int64_t items = p.batch * p.heads * chunks;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
-    for (int64_t i = 0; i < items; ++i) {
-      const int64_t tile0 = cut(tiles, chunks, i % chunks),
-                    tile1 = cut(tiles, chunks, i % chunks + 1);
-      solve(i / chunks / p.heads, i / chunks % p.heads, tile0, tile1);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+      [[maybe_unused]] const typename Method::Session session;
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t i = 0; i < items; ++i)
+        solve(i / chunks / p.heads, i / chunks % p.heads, cut(tiles, chunks, i % chunks),
+              cut(tiles, chunks, i % chunks + 1));
     }
   }
 
  private:
-  const Attention<float>& p;
-  int64_t tiles, chunks, chunk_tiles;
+  const Attention<T>& p;
+  int64_t piece, unit;  // keys visited and keys packed at a time
+  int64_t tiles, chunks, states;
+  int64_t resident;  // slots packed at a time
   int threads;
 
-  // What is carried from one block of keys to the next, for one tile of queries.
-  struct Tile {
-    float* q;    // [dim][queries], scaled
-    float* o;    // [dim][queries], not yet divided by sum
-    float* top;  // [queries], the largest score so far
-    float* sum;  // [queries], of 2^(score - top)
-    int64_t query;
-    int count;
-  };
-
-  // A block of keys as the products want it.
-  struct Block {
-    const std::int32_t* position;
-    int64_t count;
-    float* k;  // tile after tile, [dim][keys of the tile]
-    float* v;  // [keys][dim]
-    float* s;  // [keys][queries], scores and then probabilities of one tile
-  };
-
-  // Working memory of a thread, handed out piece by piece.
-  struct Arena {
-    float* next;
-    float* take(int64_t count) {
-      float* piece = next;
-      next += ceil_div(count, 16) * 16;
-      return piece;
-    }
-  };
-
-  std::size_t arena_size() const {
-    const int64_t tile = 2 * p.dim * tile_queries + 2 * tile_queries;
-    const int64_t block = 2 * key_block * p.dim + key_block * tile_queries;
-    return static_cast<std::size_t>(chunk_tiles * (tile + 64) + block + 64 + p.keys);
-  }
-
   void solve(int64_t b, int64_t h, int64_t tile0, int64_t tile1) const {
-    Arena arena{scratch(1, arena_size())};
-    const int64_t g = p.kv_of[h];
-    const float* k = p.k + b * p.k_stride.batch + g * p.k_stride.head;
-    const float* v = p.v + b * p.v_stride.batch + g * p.v_stride.head;
+    const int64_t padded = p.keys + 2 * unit, units = ceil_div(resident, unit) + 1;
+    const int64_t tile_floats = Method::tile_floats(p.dim);
+    Arena arena{scratch(1, static_cast<std::size_t>(padded + units + states * tile_floats +
+                                                    Method::work_floats(p.dim, resident) + 128))};
+    auto* position = reinterpret_cast<std::int32_t*>(arena.take(padded));
+    auto* packed = reinterpret_cast<bool*>(arena.take(units));
+    float* state = arena.take(states * tile_floats);
 
-    Tile tile[tiles_per_chunk];
-    for (int64_t t = tile0; t < tile1; ++t) tile[t - tile0] = open(arena, b, h, t * tile_queries);
-
-    const int64_t last_query = tile[tile1 - tile0 - 1].query + tile[tile1 - tile0 - 1].count - 1;
-    auto* position = reinterpret_cast<std::int32_t*>(arena.take(p.keys));
-    const int64_t keys = visible_keys(b, last_query, position);
-    Block block{nullptr, 0, arena.take(key_block * p.dim), arena.take(key_block * p.dim),
-                arena.take(key_block * tile_queries)};
-    for (int64_t first = 0; first < keys; first += key_block) {
-      block.position = position + first;
-      block.count = keys - first < key_block ? keys - first : key_block;
-      gather(block, k, v);
-      for (int64_t t = 0; t < tile1 - tile0; ++t)
-        if (!hidden(block.position[0], tile[t].query + tile[t].count - 1)) {
-          score(block, tile[t], b, h);
-          absorb(block, tile[t]);
-        }
-    }
-    for (int64_t t = 0; t < tile1 - tile0; ++t) close(tile[t], b, h);
-  }
-
-  bool hidden(int64_t key, int64_t query) const {
-    return p.causal && key > query + p.keys - p.queries;
-  }
-
-  // The keys that any query up to `last_query` may attend, ascending.
-  int64_t visible_keys(int64_t b, int64_t last_query, std::int32_t* position) const {
-    int64_t count = 0;
-    for (int64_t j = 0; j < p.keys && !hidden(j, last_query); ++j)
-      if (!p.key_mask || p.key_mask[b * p.keys + j])
-        position[count++] = static_cast<std::int32_t>(j);
-    return count;
-  }
-
-  Tile open(Arena& arena, int64_t b, int64_t h, int64_t query) const {
-    const int64_t left = p.queries - query;
-    Tile tile{arena.take(p.dim * tile_queries),
-              arena.take(p.dim * tile_queries),
-              arena.take(tile_queries),
-              arena.take(tile_queries),
-              query,
-              static_cast<int>(left < tile_queries ? left : tile_queries)};
-    const float* q = p.q + b * p.q_stride.batch + h * p.q_stride.head + query * p.q_stride.row;
-    for (int64_t i = 0; i < p.dim * tile_queries; ++i) tile.q[i] = tile.o[i] = 0;
-    for (int i = 0; i < tile_queries; ++i) {
-      tile.top[i] = -__builtin_inff();
-      tile.sum[i] = 0;
-    }
-    pack([&](int i) { return q + i * p.q_stride.row; }, tile.count, p.dim, p.scale * log2_e, tile.q,
-         tile_queries);
-    return tile;
-  }
-
-  void gather(Block& block, const float* k, const float* v) const {
-    const int64_t parts = ceil_div(block.count, tile_rows);
-    for (int64_t i = 0; i < parts; ++i) {
-      const int64_t first = cut(block.count, parts, i);
-      const int rows = static_cast<int>(cut(block.count, parts, i + 1) - first);
-      const auto key = [&](int j) { return k + block.position[first + j] * p.k_stride.row; };
-      pack(key, rows, p.dim, 1, block.k + first * p.dim, rows);
-    }
-    for (int64_t j = 0; j < block.count; ++j)
-      __builtin_memcpy(block.v + j * p.dim, v + block.position[j] * p.v_stride.row,
-                       static_cast<std::size_t>(p.dim) * sizeof(float));
-  }
-
-  // c (+)= a^T w for `rows` columns of a, in panels.
-  static void product(Panel<float> panel, int64_t rows, bool packed) {
-    static constexpr std::int32_t whole = 0;
-    panel.index = &whole;
-    panel.blocks = 1;
-    panel.w_stride = panel.c_stride = tile_queries;
-    const float* a = panel.a;
-    float* c = panel.c;
-    const int64_t parts = ceil_div(rows, tile_rows);
-    for (int64_t i = 0; i < parts; ++i) {
-      const int64_t first = cut(rows, parts, i), height = cut(rows, parts, i + 1) - first;
-      panel.a = a + first * (packed ? panel.depth : 1);
-      if (packed) panel.a_stride = height;
-      panel.c = c + first * tile_queries;
-      panel_for<float, NV, false>(static_cast<int>(height))(panel);
-    }
-  }
-
-  void score(const Block& block, const Tile& tile, int64_t b, int64_t h) const {
-    Panel<float> panel{};
-    panel.a = block.k;
-    panel.depth = p.dim;
-    panel.w = tile.q;
-    panel.c = block.s;
-    product(panel, block.count, true);
-    if (p.mask) {
-      const float* mask = p.mask + b * p.mask_stride.batch + h * p.mask_stride.head;
-      for (int i = 0; i < tile.count; ++i) {
-        const float* row = mask + (tile.query + i) * p.mask_stride.row;
-        for (int64_t j = 0; j < block.count; ++j)
-          block.s[j * tile_queries + i] += row[block.position[j]] * log2_e;
+    const int64_t last = tile1 * tile_queries < p.queries ? tile1 * tile_queries : p.queries;
+    const Head<T> head(p, b, h, position, place_keys(b, last - 1, position, padded));
+    Method method(head, piece, resident, arena);
+    int64_t begin = 0;
+    do {
+      const int64_t end = head.slots - begin < resident ? head.slots : begin + resident;
+      for (int64_t i = 0; i < units; ++i) packed[i] = false;
+      method.place(begin);
+      for (int64_t t = tile0; t < tile1; ++t) {
+        const int64_t query = t * tile_queries, left = p.queries - query;
+        method.enter(state + (t - tile0) % states * tile_floats, query,
+                     static_cast<int>(left < tile_queries ? left : tile_queries), begin == 0);
+        for_each_piece(head, query, begin, end, [&](int64_t slot, const bool* allowed) {
+          const int64_t reach = slot - begin + (piece < unit ? unit : piece);
+          for (int64_t i = (slot - begin) / unit; i * unit < reach; ++i)
+            if (!packed[i]) {
+              method.pack_keys(begin + i * unit);
+              packed[i] = true;
+            }
+          method.visit(slot, allowed);
+        });
+        method.leave(end == head.slots);
       }
-    }
-    if (!p.causal) return;
-    const F query = iota() + set1(static_cast<float>(tile.query + p.keys - p.queries));
-    for (int64_t j = block.count; j-- && hidden(block.position[j], tile.query);)
-      for (int v = 0; v < NV; ++v) {
-        float* s = block.s + j * tile_queries + v * F::width;
-        const Mask past = query + set1(static_cast<float>(v * F::width)) <
-                          set1(static_cast<float>(block.position[j]));
-        store(s, select(past, set1(-__builtin_inff()), load(s)));
-      }
+      method.drain();
+      begin = end;
+    } while (begin < head.slots);
   }
 
-  // Scores become probabilities relative to the largest so far, and the values they weigh are added
-  // up.
-  void absorb(const Block& block, const Tile& tile) const {
-    for (int v = 0; v < NV; ++v) {
-      float* s = block.s + v * F::width;
-      float *top = tile.top + v * F::width, *sum = tile.sum + v * F::width;
-      const F before = load(top);
-      F now = before;
-      for (int64_t j = 0; j < block.count; ++j) now = max(load(s + j * tile_queries), now);
-      // Where all is hidden so far, any finite number will do.
-      const F base = select(now < set1(-__FLT_MAX__), zero(), now);
-      const F shrink = exp2(before - base);
-      F total = load(sum) * shrink;
-      for (int64_t j = 0; j < block.count; ++j) {
-        const F weight = exp2(load(s + j * tile_queries) - base);
-        total = total + weight;
-        store(s + j * tile_queries, weight);
-      }
-      store(top, now);
-      store(sum, total);
-      for (int64_t d = 0; d < p.dim; ++d) {
-        float* o = tile.o + d * tile_queries + v * F::width;
-        store(o, load(o) * shrink);
-      }
-    }
-    Panel<float> panel{};
-    panel.a = block.v;
-    panel.a_stride = p.dim;
-    panel.depth = block.count;
-    panel.w = block.s;
-    panel.c = tile.o;
-    panel.accumulate = true;
-    product(panel, p.dim, false);
+  // Which key each slot holds, ascending where there is no pattern; the number of slots.
+  int64_t place_keys(int64_t b, int64_t last_query, std::int32_t* position, int64_t padded) const {
+    const bool* seen = p.key_mask ? p.key_mask + b * p.keys : nullptr;
+    const int64_t limit = p.causal ? last_query + p.keys - p.queries + 1 : p.keys;
+    int64_t slots = 0;
+    for (int64_t j = 0; j < p.keys && j < limit; ++j)
+      if (!seen || seen[j])
+        position[slots++] = static_cast<std::int32_t>(j);
+      else if (p.pattern.indptr)
+        position[slots++] = no_key;
+    for (int64_t i = slots; i < padded; ++i) position[i] = no_key;
+    return slots;
   }
 
-  void close(const Tile& tile, int64_t b, int64_t h) const {
-    for (int v = 0; v < NV; ++v) {
-      // The largest score alone contributes 1; only where no key was seen is the sum 0.
-      const F inverse = set1(1) / max(set1(1e-30f), load(tile.sum + v * F::width));
-      for (int64_t d = 0; d < p.dim; ++d) {
-        float* o = tile.o + d * tile_queries + v * F::width;
-        store(o, load(o) * inverse);
-      }
+  // Calls visit(slot, mask) for what the tile of queries from `query` on may see between two slots.
+  template <class Visit>
+  void for_each_piece(const Head<T>& head, int64_t query, int64_t begin, int64_t end,
+                      const Visit& visit) const {
+    const int64_t last = query + tile_queries < p.queries ? query + tile_queries : p.queries;
+    const int64_t limit = head.last_key(last - 1);
+    if (!p.pattern.indptr) {
+      for (int64_t s = begin; s < end && head.position[s] <= limit; s += piece) visit(s, nullptr);
+      return;
     }
-    float* out = p.out + ((b * p.queries + tile.query) * p.heads + h) * p.dim;
-    pack([&](int d) { return tile.o + d * tile_queries; }, static_cast<int>(p.dim), tile.count, 1,
-         out, p.heads * p.dim);
+    const BlockPattern& pattern = p.pattern;
+    const int64_t block = pattern.block, inside = query % block;
+    const std::int32_t* row =
+        pattern.indptr + (pattern.per_head ? head.h * (pattern.rows + 1) : 0) + query / block;
+    for (int64_t n = row[0]; n < row[1]; ++n)
+      for (int64_t part = 0; part < block; part += piece) {
+        const int64_t s = pattern.indices[n] * block + part;
+        if (s < begin || s >= end || s > limit) continue;
+        const int64_t which = pattern.partial[n];
+        visit(s, which < 0 ? nullptr : pattern.masks + (which * block + inside) * block + part);
+      }
   }
 };
 
-void attention(const Attention<float>& p) {
-  if (!p.batch || !p.heads || !p.queries || !p.dim) return;
-  if (p.queries <= F::width)
-    AttentionSolver<1>(p).run();
+// A tile of queries lies in one row of blocks, and one vector is enough for few.
+template <class Wide, class Narrow, class T>
+void solve_attention(const Attention<T>& p) {
+  if (p.queries <= Narrow::tile_queries ||
+      (p.pattern.indptr && p.pattern.block < Wide::tile_queries))
+    AttentionSolver<Narrow>(p).run();
   else
-    AttentionSolver<2>(p).run();
+    AttentionSolver<Wide>(p).run();
+}
+
+template <class T>
+void attention(const Attention<T>& p) {
+  if (!p.batch || !p.heads || !p.queries || !p.dim) return;
+  if (p.queries <= most_rows) return RowAttention<T>(p).run();
+#ifdef SECATEURS_TILES
+  if constexpr (sizeof(T) == sizeof(bf16))
+    return solve_attention<TileAttention<2>, TileAttention<1>>(p);
+#endif
+  solve_attention<PanelAttention<T, 2>, PanelAttention<T, 1>>(p);
 }
 
 }  // namespace

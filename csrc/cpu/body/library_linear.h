@@ -20,7 +20,7 @@ namespace {
 constexpr int cell = 16;               // weights
 constexpr int64_t run_length = 64;     // outputs whose sums wait for the epilogue
 constexpr int64_t bytes_ahead = 6144;  // weights come from memory; hardware stops at each page
-constexpr int most_rows = 16;          // of x
+constexpr int library_rows = 16;          // of x
 
 template <class T, int P>
 class LibrarySolver {
@@ -64,7 +64,7 @@ class LibrarySolver {
   }
 
   void solve(int64_t output) const {
-    float sums[most_rows * run_length];
+    float sums[library_rows * run_length];
     const int64_t width = p.n - output < run_length ? p.n - output : run_length;
     for (int64_t j = 0; j < width; j += P) {
       const int64_t row = (output + j) / P;

@@ -15,14 +15,13 @@ inline F polynomial(F x, const float (&c)[N]) {
   return y;
 }
 
-// 2^x = 2^n 2^f, n whole, |f| <= 1/2. The clamp lies where the result is 0 or infinite, and passes
-// NaN.
+// 2^x = 2^n 2^f, n whole, |f| <= 1/2; 2^0 is 1 exactly. Below 2^-126 it is 0: numbers that small
+// take a hundred times as long. The upper clamp lies where the result is infinite; NaN passes.
 inline F exp2(F x) {
-  constexpr float c[] = {1.0000001f,   0.69314694f,  0.2402212f,
-                         0.055507135f, 0.009675541f, 0.0013276465f};
-  x = min(set1(130), max(set1(-152), x));
-  const F n = round(x);
-  return ldexp(polynomial(x - n, c), n);
+  constexpr float c[] = {1.0f,          0.693147004f,   0.240222439f,
+                         0.0555073358f, 0.00967144221f, 0.00132645108f};
+  const F y = min(set1(130), max(set1(-126), x)), n = round(y);
+  return select(x < set1(-126), zero(), ldexp(polynomial(y - n, c), n));
 }
 
 // e^x = 2^n e^r. ln 2 is subtracted in two parts, the first so short that n times it is exact.

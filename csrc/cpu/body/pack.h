@@ -8,9 +8,9 @@ namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
 
 // to[p * to_stride + i] = adjust(from(i)[p]) for i < rows, p < depth. `from` gives the address of a
-// row; `adjust` takes and returns vectors.
-template <class From, class Adjust>
-inline void pack(From from, int rows, int64_t depth, float* to, int64_t to_stride, Adjust adjust) {
+// row; `adjust` takes and returns vectors. Either side may be stored as bfloat16.
+template <class From, class To, class Adjust>
+inline void pack(From from, int rows, int64_t depth, To* to, int64_t to_stride, Adjust adjust) {
   constexpr int W = F::width;
   for (int i0 = 0; i0 < rows; i0 += W) {
     const int height = rows - i0 < W ? rows - i0 : W;
@@ -25,7 +25,7 @@ inline void pack(From from, int rows, int64_t depth, float* to, int64_t to_strid
       else
         for (int i = 0; i < W; ++i) r[i] = adjust(load(row[i] + p0, width));
       transpose(r);
-      float* column = to + p0 * to_stride + i0;
+      To* column = to + p0 * to_stride + i0;
       if (height == W && width == W)
 #pragma GCC unroll 16
         for (int p = 0; p < W; ++p) store(column + p * to_stride, r[p]);
@@ -36,8 +36,8 @@ inline void pack(From from, int rows, int64_t depth, float* to, int64_t to_strid
 }
 
 // The same, scaled.
-template <class From>
-inline void pack(From from, int rows, int64_t depth, float scale, float* to, int64_t to_stride) {
+template <class From, class To>
+inline void pack(From from, int rows, int64_t depth, float scale, To* to, int64_t to_stride) {
   const F factor = set1(scale);
   pack(from, rows, depth, to, to_stride, [factor](F x) { return x * factor; });
 }

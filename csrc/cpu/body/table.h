@@ -21,7 +21,7 @@ extern const Kernels kernels;
 const Kernels kernels{
     SECATEURS_NAME(SECATEURS_ISA),
     &block_sparse_linear, &block_sparse_linear_bf16,
-    &attention,
+    &attention<float>, &attention<bf16>,
     &pattern_linear<float>, &pattern_linear<bf16>, bf16_together,
     &library_linear<float>, &library_linear<bf16>,
     &add_norm<float>, &add_norm<bf16>,

@@ -1,4 +1,4 @@
-"""float32 on the CPU by our own kernel (csrc/cpu/body/attention.h)."""
+"""float32 and bfloat16 on the CPU by our own kernels (csrc/cpu/body/attention.h)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from secateurs.errors import OperandError
 from secateurs.ops import cpu
 from secateurs.ops._dispatch import Backend
 
+_DTYPES = (torch.float32, torch.bfloat16)  # in the order of Dtype in csrc/cpu/kernels.h
 
-def _refuse(q: Tensor, *rest: object) -> str | None:
-    if any(tensor is not None for tensor in rest[7:]):
-        return "has no kernel for block patterns"
+
+def _refuse(q: Tensor, *_: object) -> str | None:
     if q.device.type != "cpu":
         return f"runs on the CPU, got tensors on {q.device}"
-    if q.dtype != torch.float32:
-        return f"takes float32, got {q.dtype}"
+    if q.dtype not in _DTYPES:
+        return f"takes float32 and bfloat16, got {q.dtype}"
     return None
 
 
@@ -32,7 +32,7 @@ def _run(
     mask: Tensor | None,
     causal: bool,
     scale: float,
-    *_no_pattern: None,
+    *pattern: Tensor | None,
 ) -> Tensor:
     (b, hq, tq, d), (hkv, tk) = q.shape, k.shape[1:3]
     out = q.new_empty((b, tq, hq, d))
@@ -40,9 +40,11 @@ def _run(
     kv_of = _groups(hq, hkv) if kv_of is None else kv_of.contiguous()
     key_mask = None if key_mask is None else key_mask.contiguous()
     mask = None if mask is None else _additive(mask, (b, hq, tq, tk))
+    blocks = [tensor.contiguous() for tensor in pattern if tensor is not None]
     try:
         _C_cpu.attention(
             cpu.isa_number(),
+            _DTYPES.index(q.dtype),
             q.data_ptr(),
             q.stride()[:3],
             k.data_ptr(),
@@ -61,12 +63,30 @@ def _run(
             (0, 0, 0) if mask is None else mask.stride()[:3],
             causal,
             scale,
+            _pattern(blocks),
             out.data_ptr(),
             torch.get_num_threads(),
         )
     except ValueError as error:
         raise OperandError(str(error)) from None
     return out
+
+
+def _pattern(blocks: list[Tensor]) -> tuple[int, int, int, int, int, int, bool]:
+    """Where the tensors of a pattern lie, its block, block rows, and whether heads differ."""
+    if not blocks:
+        return (0, 0, 0, 0, 0, 0, False)
+    indptr, indices, partial, masks = blocks
+    heads, ends = indptr.shape
+    return (
+        indptr.data_ptr(),
+        indices.data_ptr(),
+        partial.data_ptr(),
+        masks.data_ptr(),
+        masks.shape[-1],
+        ends - 1,
+        heads > 1,
+    )
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -82,6 +102,7 @@ def _groups(hq: int, hkv: int) -> Tensor:
 def _additive(mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+    mask = mask.float()
     if mask.dim() == 0 or mask.shape[-1] != shape[3]:
         mask = mask.expand(*mask.shape[:-1], shape[3]).contiguous()
     return _rows(mask.expand(shape))
