@@ -1,6 +1,7 @@
 """Our kernels against the fastest dense peer of each shape, interleaved, checked in float64.
 
-    python benchmarks/kernels.py --op block_sparse_linear --dtype fp32 --json kernels.jsonl
+    python benchmarks/kernels.py --device cpu --all --json kernels.jsonl
+    python benchmarks/kernels.py --op block_sparse_linear --dtype bf16 --json kernels.jsonl
 
 A row's `baseline` is the fastest peer found for its shape; `vs_linear` is the speedup over plain
 F.linear. `goal` is the ratio over F.linear that an untuned prototype of the kernel reached.
@@ -33,6 +34,7 @@ from secateurs.measure import append_rows, measure, relative_error, row
 from secateurs.patterns import Library, TwoFour, VectorNM
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ALL_DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 LINEAR_SHAPES = (  # M, K, N
@@ -67,7 +69,7 @@ GOALS = {
 
 HEADER = (
     f"{'op':<24}{'shape':<16}{'kept':>5}{'ms':>9}{'p20..p80':>17}  {'fastest peer':<16}{'ms':>9}"
-    f"{'speedup':>9}{'vs linear':>10}{'goal':>6}{'% FMA':>7}{'% read':>8}{'rel err':>9}"
+    f"{'speedup':>9}{'vs linear':>10}{'goal':>6}{'% ops':>7}{'% read':>8}{'rel err':>9}"
 )
 
 
@@ -102,6 +104,8 @@ def linear_cases(options: argparse.Namespace) -> Iterator[Case]:
                 keep = _random_blocks(n // block[0], k // block[1], density).to(options.device)
                 weight = dense * keep.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
                 packed = BlockSparseWeight.pack(weight, keep, block)
+            if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+                packed = packed.paired()
             yield Case(
                 op="block_sparse_linear",
                 shape=shape,
@@ -362,7 +366,7 @@ def run(case: Case, options: argparse.Namespace, peak: Peak | None) -> dict[str,
         vs_linear=vs_linear,
         goal=goal,
         gflops=case.flops / seconds / 1e9,
-        fma_share=None if peak is None else case.flops / seconds / 1e9 / peak.gflops,
+        fma_share=None if peak is None else case.flops / seconds / 1e9 / peak.of(options.dtype),
         read_share=None if peak is None else case.nbytes / seconds / 1e9 / peak.gbytes,
     )
     print(_line(record), flush=True)
@@ -373,17 +377,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    on_cpu = torch.device(options.device).type == "cpu"
-    peak = measure_peak(torch.get_num_threads()) if on_cpu and options.dtype.itemsize == 4 else None
+    peak = None
+    if torch.device(options.device).type == "cpu":
+        peak = measure_peak(torch.get_num_threads())
     if peak is not None:
         print(
             f"{torch.get_num_threads()} threads, measured peaks: {peak.gflops:.0f} GFLOP/s fp32, "
-            f"{peak.gbytes:.1f} GB/s read"
+            f"{peak.gflops_bf16:.0f} bf16, {peak.gbytes:.1f} GB/s read"
         )
-    print(HEADER)
-    names = list(CASES) if options.op == "all" else [options.op]
-    with torch.inference_mode():
-        records = [run(c, options, peak) for name in names for c in CASES[name](options)]
+    names = list(CASES) if options.all or options.op == "all" else [options.op]
+    records = []
+    for dtype in ALL_DTYPES if options.all else [options.dtype]:
+        options.dtype = dtype
+        print(HEADER)
+        with torch.inference_mode():
+            records += [run(c, options, peak) for name in names for c in CASES[name](options)]
     if options.json:
         append_rows(options.json, records)
     wrong = [r for r in records if not r["ok"]]
@@ -438,6 +446,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--op", choices=[*CASES, "all"], default="all")
+    parser.add_argument("--all", action="store_true", help="every op in fp32 and in bf16")
     parser.add_argument(
         "--dtype", type=DTYPES.__getitem__, default=torch.float32, metavar="|".join(DTYPES)
     )

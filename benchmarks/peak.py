@@ -17,8 +17,14 @@ import torch
 class Peak:
     gflops: float
     """fp32 fused multiply-adds counted as two operations, all threads."""
+    gflops_bf16: float
+    """The same for products of bf16; those of fp32 where the CPU has none of its own."""
     gbytes: float
     """Reads from memory, all threads, in GB/s."""
+
+    def of(self, dtype: torch.dtype) -> float:
+        """GFLOP/s of products of `dtype`."""
+        return self.gflops_bf16 if dtype == torch.bfloat16 else self.gflops
 
 
 def measure_peak(threads: int) -> Peak | None:
@@ -35,15 +41,19 @@ def measure_peak(threads: int) -> Peak | None:
             if subprocess.run([compiler, *step]).returncode:
                 return None
         lib = ctypes.CDLL(str(library))
-    lib.peak_fma.restype = ctypes.c_double
     sink = ctypes.c_float()
-    gflops = gbytes = 0.0
+    best = {"peak_fma": 0.0, "peak_bf16": 0.0}
+    gbytes = 0.0
     data = torch.ones(32 << 20)
     for _ in range(30):
-        start = time.perf_counter()
-        operations = lib.peak_fma(ctypes.c_long(1_000_000), threads, ctypes.byref(sink))
-        gflops = max(gflops, operations / (time.perf_counter() - start) / 1e9)
+        for name in best:
+            loop = lib[name]
+            loop.restype = ctypes.c_double
+            start = time.perf_counter()
+            operations = loop(ctypes.c_long(1_000_000), threads, ctypes.byref(sink))
+            best[name] = max(best[name], operations / (time.perf_counter() - start) / 1e9)
         start = time.perf_counter()
         lib.peak_read(ctypes.c_void_p(data.data_ptr()), ctypes.c_size_t(data.numel()), threads)
         gbytes = max(gbytes, data.nbytes / (time.perf_counter() - start) / 1e9)
-    return Peak(gflops, gbytes)
+    fp32 = best["peak_fma"]
+    return Peak(fp32, best["peak_bf16"] or fp32, gbytes)

@@ -172,11 +172,15 @@ def test_every_activation_fused_or_not(batch, activation):
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_bfloat16(batch, kind):
-    model, plan = tiny_model(kind).bfloat16(), SparsityPlan(PLANS["uneven"])
+@pytest.mark.parametrize("name", ["empty", "uneven", "blocks"])
+def test_bfloat16(batch, kind, name):
+    model, plan = tiny_model(kind).bfloat16(), SparsityPlan(PLANS[name])
     fast = convert(model, plan)
     want = answer(apply(tiny_model(kind), plan), batch)
     assert relative(answer(fast, batch).float(), want) < 5e-2
+    actions = {report.site: report.action for report in explain(fast)}
+    assert actions["layers.2.output"] == "dense panels"
+    assert actions["layers.1.up"] == ("block-sparse" if name == "blocks" else "dense panels")
 
 
 def test_explain_says_what_was_done_and_why():

@@ -12,8 +12,12 @@ from torch import Tensor, nn
 
 
 def build(model: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[..., Any]:
-    """A callable on the model's own inputs. Raises ImportError if a package is not installed."""
+    """A callable on the model's own inputs. Raises ImportError if a package is not installed,
+    NotImplementedError for another dtype."""
     import onnxruntime
+
+    if model.dtype != torch.float32:
+        raise NotImplementedError(f"it runs float32 here, the model is {model.dtype}")
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

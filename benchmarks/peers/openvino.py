@@ -1,7 +1,8 @@
-"""OpenVINO on the CPU, in fp32."""
+"""OpenVINO on the CPU, in the precision of the model."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,8 +14,12 @@ def build(model: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[..., Any]:
     """A callable on the model's own inputs. Raises ImportError if the package is not installed."""
     import openvino
 
-    traced = openvino.convert_model(_Positional(model), example_input=tuple(inputs.values()))
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    # Traced in float32: the precision is the runtime's choice.
+    traced = openvino.convert_model(
+        _Positional(copy.deepcopy(model).float()), example_input=tuple(inputs.values())
+    )
+    hint = "bf16" if model.dtype == torch.bfloat16 else "f32"
+    options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = openvino.compile_model(traced, "CPU", options)
     request = compiled.create_infer_request()
 

@@ -286,7 +286,7 @@ class _LayerBuilder:
         elif any(role in self.keep.blocks for role in roles):
             notes.append("blocks no longer align once heads or neurons are sliced off")
         for form, stored in packed.items():
-            module = PackedLinear(stored, bias, activation)
+            module = PackedLinear(_as_read(stored), bias, activation)
             refusal = module.refusal()
             if refusal is None:
                 forms[form] = module
@@ -300,6 +300,16 @@ class _LayerBuilder:
     def _report(self, part: str, module: nn.Module | None, action: str, reason: str) -> nn.Module:
         self.reports.append(SiteReport(f"layers.{self.index}.{part}", action, reason))
         return module  # type: ignore[return-value]
+
+
+def _as_read(weight: BlockSparseWeight) -> BlockSparseWeight:
+    """The weight in the order in which the kernels of its device read it, where it has that
+    order."""
+    values = weight.values
+    if values.device.type != "cpu" or values.dtype != torch.bfloat16:
+        return weight
+    odd = weight.block[1] % 2 and weight.block[1] != weight.shape[1]
+    return weight if odd else weight.paired()
 
 
 def _common_grid(
