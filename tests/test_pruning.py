@@ -13,20 +13,27 @@ from models import answer, relative
 
 from secateurs import METHODS, Budget, Gates, SparsityPlan, apply, convert, find_sites, prune
 from secateurs.errors import BudgetError, DataError, MethodError, PlanError
+from secateurs.pruning import Needs
 from secateurs.pruning.allocation import allocate
 from secateurs.pruning.gradient import GradientPruner
 
+ONE_SHOT = [name for name, row in METHODS.items() if Needs.TRAINING not in row.needs]
 BUDGETS = {
     "heads": "heads=0.4",
     "neurons": "neurons=0.3",
     "heads and neurons": "heads=0.25,neurons=0.6",
     "parameters": "parameters=0.45",
     "macs": "macs=0.3,seq_len=16",
+    "modules": "modules=0.5",
     "blocks": "blocks=0.5,block=16",
+    "weights": "weights=0.7",
+    "vector patterns": "patterns=0.75,vector=16",
+    "2:4": "patterns=0.5,pattern=2:4",
+    "library": "patterns=0.25,pattern=library",
 }
 
 
-@pytest.fixture(params=list(METHODS))
+@pytest.fixture(params=ONE_SHOT)
 def method(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -54,9 +61,13 @@ def test_masks_fit_and_the_budget_is_met_to_one_unit(method, model, batches):
             if kind in ("parameters", "macs"):
                 check_total(sites, plan, kind, 1 - fraction, budget.seq_len)
                 continue
-            site_kind = "linear" if kind == "blocks" else kind
-            masks = [plan.masks[s.name] for s in sites.of_kind(site_kind)]
+            linear = kind in ("blocks", "weights", "patterns")
+            site_kind = (
+                "linear" if linear else kind.removesuffix("s") if kind == "modules" else kind
+            )
+            masks = [m for s in sites.of_kind(site_kind) if (m := plan.masks.get(s.name))]
             total = sum(m.keep.numel() for m in masks)
+            assert len(masks) == len(found) - (len(sites.layers) if kind == "modules" else 0)
             gone = total - sum(int(m.keep.sum()) for m in masks)
             assert abs(gone - fraction * total) <= 0.5
 
@@ -84,9 +95,9 @@ def test_one_seed_gives_one_plan(method, model, batches):
 def test_a_bigger_budget_never_keeps_more(method, model, batches):
     sites = find_sites(model)
     for unit in sorted(METHODS[method].produces):
-        size = ",block=16" if unit == "blocks" else ""
+        size = {"blocks": ",block=16", "patterns": ",vector=8"}.get(unit, "")
         kept = []
-        for fraction in (0.1, 0.35, 0.6, 0.9):
+        for fraction in (0.25, 0.5, 0.75) if unit == "patterns" else (0.1, 0.35, 0.6, 0.9):
             plan = planned(method, model, batches, f"{unit}={fraction}{size}")
             kept.append(plan)
         for less, more in itertools.pairwise(kept):
@@ -116,9 +127,10 @@ def test_the_plan_survives_save_load_and_merge(method, model, batches, tmp_path)
 
 
 def test_the_plan_converts(method, model, batches, batch):
-    plan = planned(method, model, batches, "heads=0.5")
-    want = answer(apply(model, plan), batch)
-    assert relative(answer(convert(model, plan), batch), want) < 1e-5
+    for budget in budgets_of(method):
+        plan = planned(method, model, batches, budget)
+        want = answer(apply(model, plan), batch)
+        assert relative(answer(convert(model, plan), batch), want) < 1e-5
 
 
 def test_weights_that_are_not_finite_are_refused(method, model, batches):
@@ -170,6 +182,10 @@ def test_empty_and_malformed_data_is_refused(batches):
         ("seq_len=5", "got none"),
         ("parameters=0.5,heads=0.5", "stand alone"),
         ("heads=0.5,block=0", "at least 1"),
+        ("blocks=0.5,weights=0.5", "expected one of blocks, weights, patterns"),
+        ("patterns=0.4", "multiples of 1/4"),
+        ("patterns=0.5,pattern=paisley", "expected a pattern in"),
+        ("patterns=0.25,pattern=2:4", "removes half"),
     ],
 )
 def test_bad_budgets_are_refused(text, words):
@@ -299,7 +315,7 @@ def test_a_budget_of_parameters_takes_the_fewest_units():
     scores = {f"layers.{i}.neurons": torch.rand(96) for i in range(3)}
     total = 3 * (4 * 64 * 64 + 2 * 64 * 96)
     for fraction in (0.01, 0.1, 0.25, 0.4):
-        plan = allocate(scores, sites, {"parameters": fraction})
+        plan = allocate(scores, sites, Budget(parameters=fraction))
         gone = sum(int((~mask.keep).sum()) for mask in plan.masks.values())
         assert gone == math.ceil(fraction * total / (2 * 64))
 

@@ -145,7 +145,7 @@ def slice_linear(
     rows, columns = (side.to(linear.weight.device) for side in keep.sides(role))
     weight, bias = linear.weight.detach(), linear.bias
     grid, block = compact_blocks(keep, role)
-    if role in keep.blocks:
+    if role in keep.weights:
         weight = weight * keep.elements(role).to(weight)
     return CompactLinear(
         weight[rows][:, columns], None if bias is None else bias.detach()[rows], grid, block

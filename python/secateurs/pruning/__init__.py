@@ -12,13 +12,14 @@ from torch import nn
 from secateurs.calibration import Batch, check_batches, shown
 from secateurs.errors import MethodError
 from secateurs.plan import SparsityPlan
-from secateurs.pruning.base import Budget, Needs, Pruner
+from secateurs.pruning.base import Needs, Pruner
+from secateurs.pruning.budget import Budget
 from secateurs.pruning.gradient import GradientPruner
 from secateurs.pruning.magnitude import MagnitudePruner
 from secateurs.pruning.random import RandomPruner
 from secateurs.sites import find_sites
 
-__all__ = ["METHODS", "Budget", "Method", "Needs", "Pruner", "prune"]
+__all__ = ["METHODS", "Budget", "Method", "Needs", "Pruner", "make_pruner", "prune"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,18 @@ METHODS: dict[str, Method] = {
 }
 
 
+def make_pruner(method: str, **options: Any) -> Pruner:
+    """The method `method` of METHODS. Raises MethodError for an unknown method or option."""
+    if method not in METHODS:
+        raise MethodError(f"expected a method in {', '.join(METHODS)}; got {method!r}")
+    pruner = METHODS[method].pruner
+    known = inspect.signature(pruner).parameters
+    for name in options:
+        if name not in known:
+            raise MethodError(f"{method} has the options {list(known)}, got {name!r}")
+    return pruner(**options)
+
+
 def prune(
     model: nn.Module,
     batches: Iterable[Batch] | None = None,
@@ -76,20 +89,17 @@ def prune(
         options: of the method.
 
     Raises:
-        MethodError: unknown method or option, a budget the method cannot serve, scores that are not
-        finite. FamilyError, BudgetError, DataError: as their names say.
+        MethodError: unknown method or option, a method that trains, a budget the method cannot
+        serve, scores that are not finite. FamilyError, BudgetError, DataError: as their names say.
     """
-    if method not in METHODS:
-        raise MethodError(f"expected a method in {', '.join(METHODS)}; got {method!r}")
-    row = METHODS[method]
-    known = inspect.signature(row.pruner).parameters
-    for name in options:
-        if name not in known:
-            raise MethodError(f"{method} has the options {list(known)}, got {name!r}")
+    pruner = make_pruner(method, **options)
+    if Needs.TRAINING in pruner.needs:
+        raise MethodError(
+            f"{method} decides while the model trains: expected it in a Session or PruningTrainer"
+        )
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
-    pruner = row.pruner(**options)
     pruner.start(model, find_sites(model), budget, seed)
-    if row.needs & (Needs.ACTIVATIONS | Needs.GRADIENTS):
+    if pruner.needs & (Needs.ACTIVATIONS | Needs.GRADIENTS):
         found = check_batches(batches)
         for number in range(pruner.rounds):
             label = f"{method} {number + 1}/{pruner.rounds}" if pruner.rounds > 1 else method

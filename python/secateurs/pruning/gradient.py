@@ -26,7 +26,6 @@ from secateurs.calibration import Batch, batch_size, main_output, run, to_device
 from secateurs.errors import DataError, MethodError
 from secateurs.gates import Gates
 from secateurs.plan import SparsityPlan
-from secateurs.pruning.allocation import allocate
 from secateurs.pruning.base import Needs, Pruner
 
 
@@ -111,8 +110,7 @@ class GradientPruner(Pruner):
         return torch.where(self._gone.masks[name].keep, score, -1.0)
 
     def _allocated(self, part: float) -> SparsityPlan:
-        budget = {name: fraction * part for name, fraction in self.budget.asked().items()}
-        return allocate(self.scores(), self.sites, budget, self.budget.seq_len)
+        return self.allocated({name: f * part for name, f in self.budget.asked().items()})
 
 
 @contextmanager
