@@ -61,11 +61,9 @@ def test_masks_fit_and_the_budget_is_met_to_one_unit(method, model, batches):
             if kind in ("parameters", "macs"):
                 check_total(sites, plan, kind, 1 - fraction, budget.seq_len)
                 continue
-            linear = kind in ("blocks", "weights", "patterns")
-            site_kind = (
-                "linear" if linear else kind.removesuffix("s") if kind == "modules" else kind
-            )
-            masks = [m for s in sites.of_kind(site_kind) if (m := plan.masks.get(s.name))]
+            unit = {"heads": "heads", "neurons": "neurons", "modules": "module"}.get(kind)
+            found = sites.of_kind(unit or "linear")
+            masks = [m for s in found if (m := plan.masks.get(s.name))]
             total = sum(m.keep.numel() for m in masks)
             assert len(masks) == len(found) - (len(sites.layers) if kind == "modules" else 0)
             gone = total - sum(int(m.keep.sum()) for m in masks)
