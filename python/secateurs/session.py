@@ -127,18 +127,19 @@ class Session:
         """Gradients are complete: unscaled, summed over micro-batches and processes, not clipped.
 
         Args:
-            finite: whether all of them are, if the caller knows.
+            finite: whether all of the model's are, if the caller knows.
 
         Raises MethodError after 25 steps in a row without finite gradients.
         """
         if self._steps is None:
             raise MethodError("expected the number of steps before the first one: call begin")
-        groups = [{"params": list(self.model.parameters())}, *self.pruner.parameter_groups()]
-        parameters = [p for group in groups for p in group["params"] if p.grad is not None]
-        if finite is None:
-            finite = all(bool(torch.isfinite(p.grad).all()) for p in parameters)
-        self._finite = finite
-        if finite:
+        own = [p for group in self.pruner.parameter_groups() for p in group["params"]]
+        parameters = [p for p in (*self.model.parameters(), *own) if p.grad is not None]
+        unknown = own if finite else [] if finite is False else parameters
+        self._finite = finite is not False and all(
+            bool(torch.isfinite(p.grad).all()) for p in unknown if p.grad is not None
+        )
+        if self._finite:
             self._left_out = 0
             self.pruner.after_backward(self.step)
             return

@@ -152,13 +152,17 @@ class PruningTrainer(Trainer):
         loss, outputs = super().compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
+        # A loss over `num_items_in_batch` is already a share of the accumulated batch's; what is
+        # added to it must be one, too.
+        shared = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        share = self.current_gradient_accumulation_steps if shared and model.training else 1
         if imitates:
             with torch.no_grad():
                 wanted = self.teacher(**{k: v for k, v in inputs.items() if k != "labels"})
             loss = self.distillation.labels * loss
-            loss = loss + self.distillation.loss(outputs, wanted, inputs)
+            loss = loss + self.distillation.loss(outputs, wanted, inputs) / share
         if self.session is not None and model.training:
-            loss = loss + self.session.penalty()
+            loss = loss + self.session.penalty() / share
         return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:

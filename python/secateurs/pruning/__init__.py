@@ -12,11 +12,17 @@ from torch import nn
 from secateurs.calibration import Batch, check_batches, shown
 from secateurs.errors import MethodError
 from secateurs.plan import SparsityPlan
+from secateurs.pruning.admm_pattern import AdmmPatternPruner
 from secateurs.pruning.base import Needs, Pruner
 from secateurs.pruning.budget import Budget
+from secateurs.pruning.dsp import DSPPruner
 from secateurs.pruning.gradient import GradientPruner
 from secateurs.pruning.magnitude import MagnitudePruner
 from secateurs.pruning.random import RandomPruner
+from secateurs.pruning.seven import SevenPrePruner, SevenPruner
+from secateurs.pruning.smp import SMPPruner
+from secateurs.pruning.snip_identity import SnipIdentityPruner
+from secateurs.pruning.voita import VoitaPruner
 from secateurs.sites import find_sites
 
 __all__ = ["METHODS", "Budget", "Method", "Needs", "Pruner", "make_pruner", "prune"]
@@ -50,6 +56,13 @@ METHODS: dict[str, Method] = {
             GradientPruner,
             "units the loss, or the distance to the dense model, is least sensitive to",
         ),
+        Method("dsp", DSPPruner, "a differentiable choice of exactly k heads"),
+        Method("voita", VoitaPruner, "heads whose stochastic gates close under an L0 penalty"),
+        Method("snip_identity", SnipIdentityPruner, "heads or sub-layers whose outputs stay small"),
+        Method("smp", SMPPruner, "heads whose attention maps a trained network scores low"),
+        Method("admm_pattern", AdmmPatternPruner, "weights off a pattern the loss is drawn to"),
+        Method("seven", SevenPruner, "weights without a steady say in the loss, while training"),
+        Method("seven_pre", SevenPrePruner, "the same before training, weights frozen"),
     )
 }
 
@@ -101,6 +114,7 @@ def prune(
     pruner.start(model, find_sites(model), budget, seed)
     if pruner.needs & (Needs.ACTIVATIONS | Needs.GRADIENTS):
         found = check_batches(batches)
+        pruner.batches = len(found)
         for number in range(pruner.rounds):
             label = f"{method} {number + 1}/{pruner.rounds}" if pruner.rounds > 1 else method
             for batch in shown(found, len(found), label, progress):

@@ -29,6 +29,14 @@ class Needs(Flag):
     TRAINING = auto()
 
 
+def averaged(tensor: Tensor) -> Tensor:
+    """The mean of `tensor` over all processes, so that every one decides alike."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+        tensor /= torch.distributed.get_world_size()
+    return tensor
+
+
 class Pruner:
     """One pruning method. A subclass is one file, one row in METHODS, and fills in what it needs
     of:
@@ -53,6 +61,8 @@ class Pruner:
     gates: Gates
     steps: int
     rounds: int = 1
+    batches: int = 1
+    """Batches of one round of a method that observes."""
     trains_model: bool = True
     """Whether the model's own parameters are trained beside what the method trains."""
 
