@@ -20,12 +20,10 @@ def open_model(path: str | Path) -> nn.Module:
     """
     if is_pruned(path):
         return checkpoint.load(path)
-    names = _config(path).get("architectures") or [None]
-    cls = getattr(transformers, str(names[0]), None)
+    name, _ = architecture(path)
+    cls = getattr(transformers, name, None)
     if cls is None:
-        raise CheckpointError(
-            f"expected an architecture of transformers in {path}, got {names[0]!r}"
-        )
+        raise CheckpointError(f"expected an architecture of transformers in {path}, got {name!r}")
     try:
         return cls.from_pretrained(path, local_files_only=True).eval()
     except (OSError, ValueError, RuntimeError) as error:
@@ -43,6 +41,13 @@ def open_tokenizer(path: str | Path) -> Any:
 def is_pruned(path: str | Path) -> bool:
     """Whether a model folder was written by `save`. Raises CheckpointError for any other path."""
     return "secateurs" in _config(path)
+
+
+def architecture(path: str | Path) -> tuple[str, dict[str, Any]]:
+    """The architecture a model folder names, and its whole config. Raises CheckpointError for a
+    path without one."""
+    config = _config(path)
+    return str((config.get("architectures") or [None])[0]), config
 
 
 def _config(path: str | Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def lowest(
         threshold = _threshold_by_histogram(scores, count)
     else:
         threshold = torch.cat([score.flatten() for score in scores]).kthvalue(count).values
-    below = [score < threshold for score in scores]
+    below = [(score < threshold).contiguous() for score in scores]
     missing = count - sum(int(part.sum()) for part in below)
     for part, score in zip(below, scores, strict=True):
         ties = (score == threshold).flatten()

@@ -175,7 +175,7 @@ class PruningTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = self._get_grad_norm(model)
         nn.utils.clip_grads_with_norm_(
-            model.parameters(), self.args.max_grad_norm, torch.tensor(norm)
+            model.parameters(), self.args.max_grad_norm, torch.as_tensor(norm)
         )
         return norm
 
