@@ -153,9 +153,13 @@ class Session:
             parameter.grad = None
 
     def after_step(self) -> None:
-        """The optimizer has stepped; call before the gradients are dropped."""
+        """The optimizer has stepped; call before the model's gradients are dropped. Those of the
+        method's own parameters are dropped here: not every loop knows of them."""
         if self._finite:
             self.pruner.after_step(self.step)
+        for group in self.pruner.parameter_groups():
+            for parameter in group["params"]:
+                parameter.grad = None
         self.step += 1
 
     @property

@@ -120,6 +120,9 @@ class PruningTrainer(Trainer):
     ) -> None:
         super().__init__(*args, **options)
         self.session, self.teacher = session, teacher
+        # Classifiers take `num_items_in_batch` and ignore it: their loss is a mean over the batch
+        # at hand, as are a penalty and a distance, and all are divided under accumulation.
+        self.model_accepts_loss_kwargs = False
         self.distillation = distillation or Distillation()
         if teacher is not None:
             teacher.eval().requires_grad_(False).to(self.args.device)
@@ -152,17 +155,13 @@ class PruningTrainer(Trainer):
         loss, outputs = super().compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
-        # A loss over `num_items_in_batch` is already a share of the accumulated batch's; what is
-        # added to it must be one, too.
-        shared = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        share = self.current_gradient_accumulation_steps if shared and model.training else 1
         if imitates:
             with torch.no_grad():
                 wanted = self.teacher(**{k: v for k, v in inputs.items() if k != "labels"})
             loss = self.distillation.labels * loss
-            loss = loss + self.distillation.loss(outputs, wanted, inputs) / share
+            loss = loss + self.distillation.loss(outputs, wanted, inputs)
         if self.session is not None and model.training:
-            loss = loss + self.session.penalty() / share
+            loss = loss + self.session.penalty()
         return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
