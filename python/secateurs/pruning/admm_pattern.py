@@ -186,11 +186,10 @@ class AdmmPatternPruner(Pruner):
     def plan(self) -> SparsityPlan:
         masks: dict[str, Mask] = {}
         for name, weight in self._weights().items():
-            keep = self._keep(name, weight)
-            regular = not self.region
-            masks[name] = (
-                PatternMask(keep, self.budget.pattern_block) if regular else BlockMask(keep, (1, 1))
-            )
+            frozen = self._imposed and not self.sr_ste
+            keep = self.gates[name] != 0 if frozen else self._keep(name, weight)
+            block = self.budget.pattern_block
+            masks[name] = BlockMask(keep, (1, 1)) if self.region else PatternMask(keep, block)
         return SparsityPlan(masks, self.sites.fingerprint())
 
     def state_dict(self) -> dict[str, Any]:

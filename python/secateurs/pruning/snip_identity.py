@@ -211,32 +211,35 @@ class SnipIdentityPruner(Pruner):
         """The norms of the mappings at one site from what its gate multiplies."""
         if not self.model.training:
             return
-        layer = name.split(".")[1]
-        if name.endswith(".heads"):
-            shape = self.sites.layers[int(layer)]
-            weight = self._effective(f"layers.{layer}.output")
-            parts = weight.unflatten(1, (shape.heads, shape.head_dim))  # [d, H, D]
-            context = produced.unflatten(-1, (shape.heads, shape.head_dim))
-            tokens = torch.einsum("...hd,nhd->...hn", context, parts)  # [B, T, H, d]
-        else:
-            tokens = produced[..., None, :]
-        tokens = tokens.float()
-        if self._real is not None and self._real.shape == tokens.shape[:2]:
-            tokens = tokens[self._real]
-        tokens = tokens.reshape(-1, *tokens.shape[-2:])  # [tokens, units, d]
+        real = self._real
+        if real is not None and real.shape != produced.shape[:2]:
+            real = None
+
+        def tokens(x: Tensor) -> Tensor:
+            """Real tokens of `x` `[B, T, C]` as rows, float32."""
+            return (x.flatten(0, 1) if real is None else x[real]).float()
+
+        mapped = self._mapped(name, tokens(produced))  # [units, tokens, d]
         if self.estimator == "linf":
-            norms = _quantile(tokens.abs())
+            norms = _quantile(mapped.abs())
         else:
             # The root is not differentiable at 0: an output of zeros has no say.
-            lengths = tokens.square().sum(-1).clamp_min(1e-24).sqrt()
+            lengths = mapped.square().sum(-1).clamp_min(1e-24).sqrt()
             if self.estimator == "l2":
-                norms = lengths.mean(0) / tokens.shape[-1] ** 0.5
+                norms = lengths.mean(1) / mapped.shape[-1] ** 0.5
             else:
-                x = self._inputs[name].detach().float()
-                if self._real is not None and self._real.shape == x.shape[:2]:
-                    x = x[self._real]
-                norms = (lengths / x.reshape(-1, 1, x.shape[-1]).norm(dim=-1)).mean(0)
+                norms = (lengths / tokens(self._inputs[name].detach()).norm(dim=-1)).mean(1)
         self._now[name] = norms if name.endswith(".heads") else norms[0]
+
+    def _mapped(self, name: str, produced: Tensor) -> Tensor:
+        """What each mapping at a site adds to the residual, `[units, tokens, d]`."""
+        if not name.endswith(".heads"):
+            return produced[None]
+        layer = name.split(".")[1]
+        shape = self.sites.layers[int(layer)]
+        weight = self._effective(f"layers.{layer}.output").float()
+        heads = produced.unflatten(1, (shape.heads, shape.head_dim)).transpose(0, 1)
+        return heads @ weight.unflatten(1, (shape.heads, shape.head_dim)).permute(1, 2, 0)
 
     def _effective(self, name: str) -> Tensor:
         _, layer, role = name.split(".")
@@ -302,7 +305,7 @@ class SnipIdentityPruner(Pruner):
 
 
 def _quantile(sizes: Tensor) -> Tensor:
-    """The 99.9th percentile of `sizes` `[tokens, units, d]`, for each unit."""
-    flat = sizes.transpose(0, 1).flatten(1)
+    """The 99.9th percentile of `sizes` `[units, tokens, d]`, for each unit."""
+    flat = sizes.flatten(1)
     rank = max(1, round(QUANTILE * flat.shape[1]))
     return flat.kthvalue(rank, dim=1).values
