@@ -39,9 +39,10 @@ FLOORS = {
     "measure": {"environment"},
     "cost": {"ops", "environment"},
     "text": set(),
+    "tasks": set(),
     "capture": set(),
 }
-TOP = {"__init__", "cli", "demo", "evaluation", "pretrained", "report"}  # may import all
+TOP = {"__init__", "cli", "demo", "evaluation", "pretrained", "recipe", "report"}  # may import all
 
 # Packages that only some parts may import; those not listed here are free to all.
 OUTSIDE = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,15 +52,14 @@ def _prune(options: argparse.Namespace) -> tuple[int, Any]:
     from secateurs.convert import convert
     from secateurs.pretrained import open_model, open_tokenizer
     from secateurs.pruning import METHODS, Needs, prune
-    from secateurs.report import table
     from secateurs.sites import find_sites
     from secateurs.text import batches, read_examples, read_text
     from secateurs.training import distill
 
     _quiet()
-    out = Path(options.out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError(f"expected --out to be a new or empty directory, got {out}")
+    out = _new_directory(options.out)
+    if options.task:
+        return _prune_on_task(options, out)
     model = open_model(options.model)
     tokenizer, training = None, []
     if options.text or options.data:
@@ -87,7 +87,7 @@ def _prune(options: argparse.Namespace) -> tuple[int, Any]:
             plan,
             training,
             steps=options.distill,
-            lr=options.lr,
+            lr=options.lr or 1e-3,
             seed=options.seed,
             progress=options.progress,
         )
@@ -95,19 +95,97 @@ def _prune(options: argparse.Namespace) -> tuple[int, Any]:
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
     density = find_sites(model).density(plan)
-    print(
-        table(
-            [{"part": k, "kept": v} for k, v in density.items()],
-            {"part": "part", "kept": "kept:.1%"},
-        )
-    )
-    print(f"\nsaved to {out}")
+    _print_density(density, out)
     return OK, {
         "out": str(out),
         "method": options.method,
         "budget": options.budget,
         "density": density,
     }
+
+
+def _prune_on_task(options: argparse.Namespace, out: Path) -> tuple[int, Any]:
+    from secateurs.checkpoint import save
+    from secateurs.convert import convert
+    from secateurs.pretrained import open_classifier, open_tokenizer
+    from secateurs.recipe import Settings, TaskData, evaluate, prune_on_task, train
+    from secateurs.report import table
+    from secateurs.sites import find_sites
+    from secateurs.tasks import find_task
+    from secateurs.trainer import Distillation
+
+    task, tokenizer = find_task(options.task), open_tokenizer(options.model)
+    model = open_classifier(options.model, task.labels, options.seed)
+    sites = find_sites(model)
+    data = TaskData.read(
+        task, tokenizer, options.data_dir, options.max_length, options.train_examples
+    )
+    settings = Settings(
+        lr=options.lr or 2e-5,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        precision=options.precision,
+        distillation=Distillation() if options.imitate else None,
+    )
+    work, progress = Path(options.checkpoints or f"{out}-checkpoints"), options.progress
+    seconds = {}
+    if options.dense_epochs:
+        seconds["dense"] = train(
+            model, data, options.dense_epochs, work / "dense", settings, progress=progress
+        )
+    dense = evaluate(model, data)
+    outcome = prune_on_task(
+        model,
+        data,
+        options.method,
+        options.budget,
+        work,
+        settings,
+        prune_epochs=options.prune_epochs,
+        recover_epochs=options.recover_epochs,
+        examples=options.examples,
+        progress=progress,
+        options=dict(options.option),
+    )
+    fast = convert(outcome.model, outcome.plan)
+    converted = evaluate(fast, data)
+    save(fast, out)
+    tokenizer.save_pretrained(out)
+    shutil.rmtree(work, ignore_errors=True)
+    seconds |= outcome.seconds
+    rows = [
+        {"metric": name, "dense": dense[name], "pruned": outcome.metrics[name], "saved": value}
+        for name, value in converted.items()
+    ]
+    columns = {"metric": "metric"} | {k: f"{k}:.4f" for k in ("dense", "pruned", "saved")}
+    print(f"{table(rows, columns)}\n")
+    print("seconds: " + ", ".join(f"{phase} {s:.0f}" for phase, s in seconds.items()) + "\n")
+    density = sites.density(outcome.plan)
+    _print_density(density, out)
+    return OK, {
+        "out": str(out),
+        "task": task.name,
+        "method": options.method,
+        "budget": options.budget,
+        "metrics": {"dense": dense, "pruned": outcome.metrics, "saved": converted},
+        "seconds": seconds,
+        "density": density,
+    }
+
+
+def _new_directory(path: str) -> Path:
+    out = Path(path)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError(f"expected --out to be a new or empty directory, got {out}")
+    return out
+
+
+def _print_density(density: dict[str, float], out: Path) -> None:
+    from secateurs.report import table
+
+    rows = [{"part": part, "kept": kept} for part, kept in density.items()]
+    print(table(rows, {"part": "part", "kept": "kept:.1%"}))
+    print(f"\nsaved to {out}")
 
 
 def _measure(options: argparse.Namespace) -> tuple[int, Any]:
@@ -248,8 +326,29 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument(
         "--distill", type=_positive, default=0, metavar="STEPS", help="recover by distillation"
     )
-    prune.add_argument("--lr", type=float, default=1e-3, help="of the distillation")
+    prune.add_argument(
+        "--lr", type=float, help="of the distillation (1e-3) or of training on a task (2e-5)"
+    )
     prune.add_argument("--seed", type=int, default=0)
+    task = prune.add_argument_group("pruning on a task, where methods may train the model")
+    data.add_argument("--task", metavar="NAME", help="a GLUE task: cola, sst2, stsb, qnli, ...")
+    task.add_argument(
+        "--data-dir", metavar="DIR", help="its JSON lines; by default fetched by datasets"
+    )
+    task.add_argument("--train-examples", type=_positive, help="the first so many; default: all")
+    for phase, epochs, what in (
+        ("dense", 0.0, "before anything goes"),
+        ("prune", 2.0, "while a method that trains decides"),
+        ("recover", 1.0, "with the plan decided"),
+    ):
+        task.add_argument(
+            f"--{phase}-epochs", type=_epochs, default=epochs, help=f"{what}; default: %(default)g"
+        )
+    task.add_argument("--imitate", action="store_true", help="the dense model's logits, too")
+    task.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    task.add_argument(
+        "--checkpoints", metavar="DIR", help="where to go on from; default: OUT-checkpoints"
+    )
 
     measure = command("measure", _measure, "time a pruned model folder against a dense one")
     measure.add_argument("model", metavar="DIR")
@@ -282,6 +381,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def _epochs(text: str) -> float:
+    try:
+        epochs = float(text)
+    except ValueError:
+        epochs = -1.0
+    if not 0 <= epochs < 1e6:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
+    return epochs
 
 
 def _shape(text: str) -> tuple[int, int]:

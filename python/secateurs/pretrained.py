@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 
@@ -20,7 +21,7 @@ def open_model(path: str | Path) -> nn.Module:
     """
     if is_pruned(path):
         return checkpoint.load(path)
-    name, _ = architecture(path)
+    name, _ = _architecture(path)
     cls = getattr(transformers, name, None)
     if cls is None:
         raise CheckpointError(f"expected an architecture of transformers in {path}, got {name!r}")
@@ -28,6 +29,36 @@ def open_model(path: str | Path) -> nn.Module:
         return cls.from_pretrained(path, local_files_only=True).eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"cannot read the model in {path}: {_first_line(error)}") from error
+
+
+def open_classifier(path: str | Path, labels: int, seed: int = 0) -> nn.Module:
+    """The model in a folder with a head for so many `labels` (1: a score): its own, or a new one
+    made from `seed` where it has none; in evaluation mode.
+
+    Raises CheckpointError for a folder without a model, DataError for a pruned model or a head with
+    other labels.
+    """
+    if is_pruned(path):
+        raise DataError(f"expected a dense model to prune, got one that is pruned in {path}")
+    name, config = _architecture(path)
+    settings: dict[str, Any] = {"num_labels": labels}
+    if name.endswith("ForSequenceClassification"):
+        has = len(config.get("id2label") or (0, 1))
+        if has != labels:
+            raise DataError(f"expected a head with {labels} labels, got one with {has} in {path}")
+        settings = {}
+    kind = "regression" if labels == 1 else "single_label_classification"
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            auto = transformers.AutoModelForSequenceClassification
+            return auto.from_pretrained(
+                path, problem_type=kind, local_files_only=True, **settings
+            ).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"cannot read a classifier from {path}: {_first_line(error)}"
+        ) from error
 
 
 def open_tokenizer(path: str | Path) -> Any:
@@ -43,9 +74,8 @@ def is_pruned(path: str | Path) -> bool:
     return "secateurs" in _config(path)
 
 
-def architecture(path: str | Path) -> tuple[str, dict[str, Any]]:
-    """The architecture a model folder names, and its whole config. Raises CheckpointError for a
-    path without one."""
+def _architecture(path: str | Path) -> tuple[str, dict[str, Any]]:
+    """The architecture a model folder names, and its whole config."""
     config = _config(path)
     return str((config.get("architectures") or [None])[0]), config
 

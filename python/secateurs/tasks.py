@@ -1,4 +1,4 @@
-"""Tasks: labelled sentences in files, a model with a head for them, and what counts as good.
+"""Tasks: labelled sentences in files, and what counts as good on them.
 
 A task's files are JSON lines, gzipped or not, with the column names of GLUE on the Hugging Face
 hub: `train*.jsonl[.gz]` and `validation*.jsonl[.gz]` (or `heldout*`).
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from secateurs.errors import DataError
 
@@ -145,40 +144,6 @@ def encode(
         label = row["label"]
         examples.append({**example, "labels": float(label) if task.labels == 1 else label})
     return examples
-
-
-def open_for_task(path: str | Path, task: Task, seed: int = 0) -> nn.Module:
-    """The model in a folder with a head for `task`: its own, or a new one where it has none.
-
-    Raises CheckpointError for a folder without a model, DataError for a head with other labels.
-    """
-    import torch
-    import transformers
-
-    from secateurs.errors import CheckpointError
-    from secateurs.pretrained import architecture, is_pruned
-
-    if is_pruned(path):
-        raise DataError(f"expected a dense model to prune, got one that is pruned in {path}")
-    settings: dict[str, Any] = {"local_files_only": True}
-    name, config = architecture(path)
-    if name.endswith("ForSequenceClassification"):
-        has = len(config.get("id2label", (0, 1)))
-        if has != task.labels:
-            raise DataError(
-                f"expected a head with {task.labels} labels for {task.name}, got one with {has} in "
-                f"{path}"
-            )
-    else:
-        settings["num_labels"] = task.labels
-    kind = "regression" if task.labels == 1 else "single_label_classification"
-    torch.manual_seed(seed)  # of a new head
-    try:
-        auto = transformers.AutoModelForSequenceClassification
-        return auto.from_pretrained(path, problem_type=kind, **settings).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"cannot read a classifier from {path}: {first}") from error
 
 
 def _file(task: Task, split: str, directory: Path) -> Path:
