@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_model
-from models import relative
+from models import answer, relative
 from torch.nn import functional as F
 from training import classifier, labelled
 from transformers import TrainingArguments
 
+from secateurs import apply, convert
 from secateurs.errors import CheckpointError, DataError, MethodError
 from secateurs.session import Session
 from secateurs.trainer import STATE, Distillation, PruningTrainer
@@ -187,6 +188,9 @@ def test_bfloat16_autocast(tmp_path):
     model = classifier()
     with Session(model, "snip_identity", budget="modules=0.5") as session:
         trainer(model, tmp_path, session, bf16=True).train()
+    batch = {k: v for k, v in labelled(1)[0].items() if k != "labels"}
+    fast = convert(model.eval(), session.plan)  # in float32 again
+    assert relative(answer(fast, batch), answer(apply(model, session.plan), batch)) < 1e-5
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert session.plan.masks
 

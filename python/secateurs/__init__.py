@@ -26,7 +26,7 @@ from secateurs.plan import (
     PatternMask,
     SparsityPlan,
 )
-from secateurs.pruning import METHODS, Budget, prune
+from secateurs.pruning import METHODS, Budget, Needs, prune
 from secateurs.session import Session
 from secateurs.sites import find_sites
 from secateurs.training import distill
@@ -41,6 +41,7 @@ __all__ = [
     "Gates",
     "HeadMask",
     "ModuleMask",
+    "Needs",
     "NeuronMask",
     "PatternMask",
     "SecateursError",

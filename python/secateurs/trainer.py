@@ -129,6 +129,12 @@ class PruningTrainer(Trainer):
         if session is not None:
             self.add_callback(_Steps(session))
 
+    def train(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().train(*args, **options)
+        finally:  # mixed precision wraps the model's forward pass, and would outlast the training
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.session is not None:
             groups = self.session.pruner.parameter_groups()
