@@ -42,7 +42,16 @@ FLOORS = {
     "tasks": set(),
     "capture": set(),
 }
-TOP = {"__init__", "cli", "demo", "evaluation", "pretrained", "recipe", "report"}  # may import all
+TOP = {
+    "__init__",
+    "arguments",
+    "cli",
+    "demo",
+    "evaluation",
+    "pretrained",
+    "recipe",
+    "report",
+}  # may import all
 
 # Packages that only some parts may import; those not listed here are free to all.
 OUTSIDE = {

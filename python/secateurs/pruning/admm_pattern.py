@@ -130,7 +130,7 @@ class AdmmPatternPruner(Pruner):
         (fraction,) = self.budget.asked().values()
         self._kept = self.budget.kept_in_pattern(fraction)
         with torch.no_grad():
-            for name, weight in self._weights().items():
+            for name, weight in self.linear_weights().items():
                 if self.budget.pattern != "library":
                     self._families[name] = self.budget.family(weight, self._kept)
                 self._z[name] = self._project(name, weight.float())
@@ -153,12 +153,12 @@ class AdmmPatternPruner(Pruner):
                 return None
             masked = [
                 (weight * (1 - self.gates[name])).square().sum()
-                for name, weight in self._weights().items()
+                for name, weight in self.linear_weights().items()
             ]
             return self.decay / 2 * torch.stack(masked).sum()
         distances = [
             (weight.float() - self._z[name] + self._u[name]).square().sum()
-            for name, weight in self._weights().items()
+            for name, weight in self.linear_weights().items()
         ]
         return self._rho() / 2 * torch.stack(distances).sum()
 
@@ -185,7 +185,7 @@ class AdmmPatternPruner(Pruner):
     @torch.no_grad()
     def plan(self) -> SparsityPlan:
         masks: dict[str, Mask] = {}
-        for name, weight in self._weights().items():
+        for name, weight in self.linear_weights().items():
             frozen = self._imposed and not self.sr_ste
             keep = self.gates[name] != 0 if frozen else self._keep(name, weight)
             block = self.budget.pattern_block
@@ -211,15 +211,9 @@ class AdmmPatternPruner(Pruner):
         self._updates, self._imposed = state["updates"], state["imposed"]
         self._residual = state["residual"]
         self._families |= {name: Library(p.cpu()) for name, p in state["libraries"].items()}
-        weights = self._weights()
+        weights = self.linear_weights()
         for name, gate in state["gates"].items():
             self.gates.set(name, gate.to(weights[name]), straight_through=self.sr_ste)
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {
-            site.name: self.sites.linear(self.model, site.layer, site.name.rsplit(".")[-1]).weight
-            for site in self.sites.of_kind("linear")
-        }
 
     def _rho(self) -> float:
         return self.rho * 10 ** min(self._updates // self.updates, self.stages - 1)
@@ -228,7 +222,7 @@ class AdmmPatternPruner(Pruner):
         """One Z- and U-step, and the next rho."""
         residuals, before = [], self._rho()
         self._updates += 1
-        for name, weight in self._weights().items():
+        for name, weight in self.linear_weights().items():
             moved = weight.float() + self._u[name]
             if name not in self._families:
                 self._families[name] = self.budget.family(moved, self._kept)
@@ -252,7 +246,7 @@ class AdmmPatternPruner(Pruner):
         return keep
 
     def _impose(self) -> None:
-        for name, weight in self._weights().items():
+        for name, weight in self.linear_weights().items():
             gate = self._keep(name, weight).to(weight)
             if self.bits:
                 levels = quantised(weight * gate, self.bits)

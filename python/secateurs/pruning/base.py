@@ -161,6 +161,30 @@ class Pruner:
                 shapes[site.name] = (n // bn, k // bk) if blocks else (n, k)
         return shapes
 
+    def linear_weights(self) -> dict[str, nn.Parameter]:
+        """The weight of every linear, by site."""
+        found: dict[str, nn.Parameter] = {}
+        for site in self.sites.of_kind("linear"):
+            role = site.name.rsplit(".", 1)[1]
+            weight = self.sites.linear(self.model, site.layer, role).weight
+            assert isinstance(weight, nn.Parameter)
+            found[site.name] = weight
+        return found
+
+    def one_per_head(self) -> Tensor:
+        """Uniform start of one number per head of the model, `[heads]`, float64, after Xavier for
+        the matrix of layers by heads (Glorot and Bengio 2010)."""
+        sizes = [shape.heads for shape in self.sites.layers]
+        bound = (6 / (len(sizes) + sizes[0])) ** 0.5
+        start = torch.rand(sum(sizes), generator=self.generator, dtype=torch.float64)
+        device = next(self.model.parameters()).device
+        return start.mul_(2).sub_(1).mul_(bound).to(device)
+
+    def heads_by_site(self, values: Tensor) -> dict[str, Tensor]:
+        """One number per head of the model, `[heads]`, as one tensor per layer."""
+        sizes = [shape.heads for shape in self.sites.layers]
+        return {f"layers.{i}.heads": part for i, part in enumerate(torch.split(values, sizes))}
+
     def _tile(self) -> tuple[int, int]:
         if self.budget.patterns is not None:
             return self.budget.pattern_block

@@ -21,7 +21,6 @@ gates exceed 1 midway (by the method, not by mistake): `figures` reports the lar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -106,11 +105,7 @@ class DSPPruner(Pruner):
 
     def open(self, gates: Gates) -> None:
         super().open(gates)
-        sizes = [shape.heads for shape in self.sites.layers]
-        bound = math.sqrt(6 / (len(sizes) + sizes[0]))  # Xavier of an [L, H] matrix
-        start = torch.rand(sum(sizes), generator=self.generator, dtype=torch.float64)
-        device = next(self.model.parameters()).device
-        self.importance = nn.Parameter(((2 * start - 1) * bound).to(device))
+        self.importance = nn.Parameter(self.one_per_head())
 
     def begin(self, steps: int) -> None:
         super().begin(steps)
@@ -140,7 +135,7 @@ class DSPPruner(Pruner):
             if self.model.training:
                 gates = straight_through(gates, self.importance)
         self._largest = float(gates.detach().max())
-        for name, part in self._by_site(gates).items():
+        for name, part in self.heads_by_site(gates).items():
             self.gates[name] = part
 
     def after_backward(self, step: int) -> None:
@@ -156,7 +151,7 @@ class DSPPruner(Pruner):
         return {"temperature": self._temperature, "largest_gate": self._largest}
 
     def scores(self) -> Mapping[str, Tensor]:
-        return self._by_site(self.importance.detach())
+        return self.heads_by_site(self.importance.detach())
 
     def state_dict(self) -> dict[str, Any]:
         return {"importance": self.importance.detach(), "done": self._done}
@@ -167,7 +162,3 @@ class DSPPruner(Pruner):
         self._done = state["done"]
         if self._schedule is not None:
             self._temperature = self._schedule(self._done)
-
-    def _by_site(self, values: Tensor) -> dict[str, Tensor]:
-        sizes = [shape.heads for shape in self.sites.layers]
-        return {f"layers.{i}.heads": part for i, part in enumerate(values.split(sizes))}

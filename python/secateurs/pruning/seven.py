@@ -90,17 +90,11 @@ class _Seven(Pruner):
         self._settings = (decay, decay_square, bool(signed))
         self._sensitivities: dict[str, Sensitivity] = {}
 
-    def _weights(self) -> dict[str, Tensor]:
-        """The weights scored, by site."""
-        return {
-            site.name: self.sites.linear(self.model, site.layer, site.name.rsplit(".")[-1]).weight
-            for site in self.sites.of_kind("linear")
-        }
-
     def _track(self) -> None:
         self.units()  # refuses blocks and patterns that do not fit
         self._sensitivities = {
-            name: Sensitivity(weight, *self._settings) for name, weight in self._weights().items()
+            name: Sensitivity(weight, *self._settings)
+            for name, weight in self.linear_weights().items()
         }
 
     def _accumulate(self, gates: Gates) -> None:
@@ -231,7 +225,7 @@ class SevenPrePruner(_Seven):
     def observe(self, batch: Batch) -> None:
         if not self._sensitivities:
             self._track()
-        weights = self._weights()
+        weights = self.linear_weights()
         with evaluating(self.model), Gates(self.model, self.sites) as gates:
             for name, gate in self._shut.items():
                 gates[name] = gate

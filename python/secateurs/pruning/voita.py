@@ -75,10 +75,7 @@ class VoitaPruner(Pruner):
 
     def open(self, gates: Gates) -> None:
         super().open(gates)
-        sizes = [shape.heads for shape in self.sites.layers]
-        bound = math.sqrt(6 / (len(sizes) + sizes[0]))
-        start = (2 * torch.rand(sum(sizes), generator=self.generator) - 1) * bound
-        self.location = nn.Parameter(start.to(next(self.model.parameters()).device))
+        self.location = nn.Parameter(self.one_per_head().float())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": [self.location], "lr": self.lr, "weight_decay": 0.0}]
@@ -91,7 +88,7 @@ class VoitaPruner(Pruner):
             gates = hard_concrete(self.location, uniform)
         else:
             gates = _stretched(self.location.detach().sigmoid())
-        for name, part in self._by_site(gates).items():
+        for name, part in self.heads_by_site(gates).items():
             self.gates[name] = part
 
     def penalty(self) -> Tensor:
@@ -105,7 +102,7 @@ class VoitaPruner(Pruner):
         return {"expected_heads": float(expected_open(self.location.detach()).sum())}
 
     def scores(self) -> Mapping[str, Tensor]:
-        return self._by_site(self.location.detach())
+        return self.heads_by_site(self.location.detach())
 
     def state_dict(self) -> dict[str, Any]:
         return {"location": self.location.detach()}
@@ -113,7 +110,3 @@ class VoitaPruner(Pruner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         with torch.no_grad():
             self.location.copy_(state["location"])
-
-    def _by_site(self, values: Tensor) -> dict[str, Tensor]:
-        sizes = [shape.heads for shape in self.sites.layers]
-        return {f"layers.{i}.heads": part for i, part in enumerate(values.split(sizes))}
