@@ -159,10 +159,11 @@ def test_watchers_see_what_the_gate_multiplies_and_callbacks_the_inputs(batch):
     ]
     with Gates(model, find_sites(model)) as gates:
         gates.on_forward(lambda inputs: asked.append(inputs["attention_mask"]))
-        gates["layers.0.heads"] = torch.zeros(4)  # a gate before its watcher
+        gates["layers.0.heads"] = torch.zeros(4)  # gates before their watchers
+        gates["layers.2.attention"] = torch.tensor(0.0)
         for name in names:
             gates.watch(name, lambda value, name=name: seen.__setitem__(name, value))
-        gates["layers.2.ffn"] = torch.tensor(0.0)  # and one after it
+        gates["layers.2.ffn"] = torch.tensor(0.0)  # and one after its own
         model(**batch)
     assert len(asked) == 1
     assert torch.equal(asked[0], batch["attention_mask"])

@@ -134,6 +134,18 @@ def test_gradients_are_read_complete_and_before_clipping(tmp_path):
         assert relative(seen[key], first) < 1e-5, key
 
 
+def test_gradients_are_clipped_all_the_same(tmp_path):
+    model = classifier()
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    with Session(model, "seven", budget="weights=0.5") as session:
+        trainer(
+            model, tmp_path, session, optim="sgd", learning_rate=1.0, max_grad_norm=1e-2,
+            max_steps=9, lr_scheduler_type="constant",
+        ).train()  # fmt: skip
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert 0 < float((after - before).norm()) <= 9 * 1.001e-2
+
+
 def test_a_penalty_weighs_the_same_under_accumulation(tmp_path):
     """Without gates, the locations get gradients from the penalty alone."""
     moved = []
@@ -280,6 +292,7 @@ def test_two_processes_decide_alike(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert ranks[0]["seen"] != ranks[1]["seen"]
+    assert all(rank["mean"].tolist() == [0.5, 1.5] for rank in ranks)
     for method, first in ranks[0]["results"].items():
         second = ranks[1]["results"][method]
         assert first.keys() == second.keys()

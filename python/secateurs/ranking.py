@@ -63,8 +63,7 @@ def _bin_of(scores: Sequence[Tensor], count: int, digit) -> tuple[int, int]:  # 
     histogram = torch.zeros(_BINS, dtype=torch.int64, device=scores[0].device)
     for score in scores:
         for part in score.flatten().split(_CHUNK):
-            # Adding 0 makes the two zeros one.
-            key = _flip((part + 0.0).view(torch.int32))
+            key = _flip(part.view(torch.int32))
             histogram += torch.bincount((digit(key) + _BINS // 2).long(), minlength=_BINS)
     reached = histogram.cumsum(0)
     index = int((reached >= count).nonzero()[0])
