@@ -229,9 +229,12 @@ def test_equal_epochs_for_every_method_and_going_on_after_an_interruption(model_
                 prune_epochs=2, recover_epochs=1, progress=False,
             )  # fmt: skip
             state = {k: v.clone() for k, v in outcome.model.state_dict().items()}
+            files = work.joinpath(method).glob("*/checkpoint-*/trainer_state.json")
+            written = {path: path.stat().st_mtime_ns for path in files}
             if attempt:
-                assert all(torch.equal(state[k], ends[method][k]) for k in state)
-            ends[method] = state
+                assert all(torch.equal(state[k], ends[method][0][k]) for k in state)
+                assert written == ends[method][1], "nothing is trained again"
+            ends[method] = (state, written)
         folders = {path.parent.name: path.name for path in (work / method).glob("*/checkpoint-*")}
         one_shot = {"recover": "checkpoint-15"}
         assert folders == (
