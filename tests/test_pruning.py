@@ -236,6 +236,11 @@ def test_magnitude_removes_the_smallest(batches):
     assert (~neurons.masks["layers.2.neurons"].keep).nonzero().tolist() == [[7]]
     blocks = prune(model, method="magnitude", budget="blocks=0.002,block=16")
     assert not blocks.masks["layers.0.key"].keep[2, 0]
+    with torch.no_grad():
+        for role in ("up", "down"):
+            sites.linear(model, 1, role).weight.mul_(0.9)
+    modules = prune(model, method="magnitude", budget="modules=0.17")
+    assert [name for name, mask in modules.masks.items() if not mask.keep] == ["layers.1.ffn"]
 
 
 def per_example_gradients(model, batch, name) -> torch.Tensor:
@@ -356,3 +361,16 @@ def test_inputs_the_model_does_not_take_are_refused(batch):
     for wrong in ({"tokens": batch["input_ids"]}, {"input_ids": batch["input_ids"] + 1000}):
         with pytest.raises(DataError, match="expected a batch that BertModel takes"):
             planned("gradient", tiny_model("bert"), [wrong], "heads=0.5")
+
+
+def test_a_vector_pattern_keeps_the_inputs_whose_scores_sum_highest():
+    """Of four inputs two stay for two outputs: sums 4, 3, 1, 3.6; the second has the largest
+    square."""
+    model = tiny_model("bert")
+    sites = find_sites(model)
+    scores = {site.name: torch.rand(site.shape) for site in sites.of_kind("linear")}
+    scores["layers.0.up"][:2, :4] = torch.tensor([[2.0, 3.0, 0.0, 1.8], [2.0, 0.0, 1.0, 1.8]])
+    budget = Budget(patterns=0.5, vector=2)
+    keep = allocate(scores, sites, budget).masks["layers.0.up"].keep
+    assert keep[:2, :4].tolist() == [[True, False, False, True]] * 2
+    assert keep[2:4].sum() == 64

@@ -213,3 +213,20 @@ def test_the_penalty_is_the_weighted_norm_and_pulls_outputs_down():
             adam.zero_grad()
         assert all(float(v.detach()) < before[n] for n, v in session.pruner._now.items())
         trained(session, 20)
+
+
+def test_one_power_iteration_a_step_follows_the_weight():
+    model = classifier()
+    name = "layers.1.up"
+    with Session(model, "snip_identity", budget="modules=0.5", steps=5, bound=1.0) as session:
+        session.pruner._u[name] = torch.nn.functional.normalize(torch.ones(96), dim=0)
+        first = session.pruner._u[name]
+        model.eval()(**labelled(1)[0])
+        assert torch.equal(session.pruner._u[name], first), "evaluation changes nothing"
+        model.train()
+        for _ in range(60):
+            model(**labelled(1)[0])
+        gate = session.pruner.gates[name].detach()
+        want = 1 / largest(find_sites(model).linear(model, 1, "up"))
+        assert relative(gate, torch.full_like(gate, want)) < 0.01
+        trained(session, 5)
