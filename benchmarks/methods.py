@@ -204,7 +204,7 @@ def _print(record: Mapping[str, Any]) -> None:
     kept = list(record["kept"].values())
     step = record["step_over_plain"]
     print(
-        f"  {record['method']:<14}{record['budget']:<14}{str(record['options'] or ''):<16}"
+        f"  {record['method']:<14}{record['budget']:<14}{record['options'] or ''!s:<16}"
         f"{record['metric']} {record['pruned']:.4f} (dense {record['dense']:.4f})  kept "
         f"{kept[0]:.2f} {kept[1]:.2f} {kept[2]:.2f}  speedup {record['latency']['speedup']:.2f}  "
         f"{sum(record['seconds'].values()):.0f} s"
