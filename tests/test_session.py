@@ -243,8 +243,10 @@ def test_what_a_session_lacks_is_said():
             session.after_backward()
         with pytest.raises(MethodError, match="at least one step, got 0"):
             session.begin(0)
-        with pytest.raises(MethodError, match="expected a session that is over"):
+        with pytest.raises(MethodError, match="expected a session that has trained"):
             _ = session.plan
+    with pytest.raises(MethodError, match="has trained and was left, got one at step 0"):
+        _ = session.plan
     plan = SparsityPlan({"layers.9.heads": HeadMask(torch.ones(4).bool())})
     with pytest.raises(PlanError, match="does not have"), Session(model, plan):
         pass

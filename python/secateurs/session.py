@@ -13,7 +13,7 @@ plan = session.plan
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -101,7 +101,8 @@ class Session:
         assert self._stack is not None
         with self._stack:
             if kind is None:
-                self._plan = self.current_plan()
+                if self.step or not self.method:
+                    self._plan = self.current_plan()
                 self.pruner.close()
 
     def begin(self, steps: int) -> None:
@@ -134,11 +135,9 @@ class Session:
         if self._steps is None:
             raise MethodError("expected the number of steps before the first one: call begin")
         own = [p for group in self.pruner.parameter_groups() for p in group["params"]]
-        parameters = [p for p in (*self.model.parameters(), *own) if p.grad is not None]
-        unknown = own if finite else [] if finite is False else parameters
-        self._finite = finite is not False and all(
-            bool(torch.isfinite(p.grad).all()) for p in unknown if p.grad is not None
-        )
+        if finite is None:
+            finite = _finite(self.model.parameters())
+        self._finite = finite and _finite(own)
         if self._finite:
             self._left_out = 0
             self.pruner.after_backward(self.step)
@@ -149,7 +148,7 @@ class Session:
                 f"expected finite gradients, got NaN or infinity in {GIVE_UP} steps in a row; "
                 "the last checkpoint is still good"
             )
-        for parameter in parameters:
+        for parameter in (*self.model.parameters(), *own):
             parameter.grad = None
 
     def after_step(self) -> None:
@@ -164,9 +163,12 @@ class Session:
 
     @property
     def plan(self) -> SparsityPlan:
-        """What the method decided. Raises MethodError before the training is over."""
+        """What the method decided. Raises MethodError before the training is over, and after none
+        at all."""
         if self._plan is None:
-            raise MethodError("expected a session that is over: the plan is made when it is left")
+            raise MethodError(
+                f"expected a session that has trained and was left, got one at step {self.step}"
+            )
         return self._plan
 
     def current_plan(self) -> SparsityPlan:
@@ -208,6 +210,10 @@ class Session:
         options = ", ".join(f"{k}={v}" for k, v in sorted(self.options.items()))
         budget = None if self.budget is None else repr(self.budget)
         return {"method": self.method, "budget": budget, "seed": self.seed, "options": options}
+
+
+def _finite(parameters: Iterable[nn.Parameter]) -> bool:
+    return all(bool(torch.isfinite(p.grad).all()) for p in parameters if p.grad is not None)
 
 
 class _Decided(Pruner):
