@@ -70,13 +70,11 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], Any]]) -> argparse.
     )
     task.add_argument("--train-examples", type=_positive, help="the first so many; default: all")
     for phase, epochs, what in (
-        ("dense", 0.0, "before anything goes"),
-        ("prune", 2.0, "while a method that trains decides"),
-        ("recover", 1.0, "with the plan decided"),
+        ("dense", None, "before anything goes; default: 3 if the model has no head, else 0"),
+        ("prune", 2.0, "while a method that trains decides; default: 2"),
+        ("recover", 1.0, "with the plan decided; default: 1"),
     ):
-        task.add_argument(
-            f"--{phase}-epochs", type=_epochs, default=epochs, help=f"{what}; default: %(default)g"
-        )
+        task.add_argument(f"--{phase}-epochs", type=_epochs, default=epochs, help=what)
     task.add_argument("--imitate", action="store_true", help="the dense model's logits, too")
     task.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     task.add_argument(

@@ -108,7 +108,7 @@ def _prune(options: argparse.Namespace) -> tuple[int, Any]:
 def _prune_on_task(options: argparse.Namespace, out: Path) -> tuple[int, Any]:
     from secateurs.checkpoint import save
     from secateurs.convert import convert
-    from secateurs.pretrained import open_classifier, open_tokenizer
+    from secateurs.pretrained import has_classifier, open_classifier, open_tokenizer
     from secateurs.recipe import Settings, TaskData, evaluate, prune_on_task, train
     from secateurs.report import table
     from secateurs.sites import find_sites
@@ -130,10 +130,11 @@ def _prune_on_task(options: argparse.Namespace, out: Path) -> tuple[int, Any]:
     )
     work, progress = Path(options.checkpoints or f"{out}-checkpoints"), options.progress
     seconds = {}
-    if options.dense_epochs:
-        seconds["dense"] = train(
-            model, data, options.dense_epochs, work / "dense", settings, progress=progress
-        )
+    before = options.dense_epochs
+    if before is None:
+        before = 0.0 if has_classifier(options.model) else 3.0
+    if before:
+        seconds["dense"] = train(model, data, before, work / "dense", settings, progress=progress)
     dense = evaluate(model, data)
     outcome = prune_on_task(
         model,

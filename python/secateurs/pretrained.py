@@ -31,6 +31,11 @@ def open_model(path: str | Path) -> nn.Module:
         raise CheckpointError(f"cannot read the model in {path}: {_first_line(error)}") from error
 
 
+def has_classifier(path: str | Path) -> bool:
+    """Whether the model in a folder has a head that classifies sequences."""
+    return _architecture(path)[0].endswith("ForSequenceClassification")
+
+
 def open_classifier(path: str | Path, labels: int, seed: int = 0) -> nn.Module:
     """The model in a folder with a head for so many `labels` (1: a score): its own, or a new one
     made from `seed` where it has none; in evaluation mode.
@@ -40,9 +45,9 @@ def open_classifier(path: str | Path, labels: int, seed: int = 0) -> nn.Module:
     """
     if is_pruned(path):
         raise DataError(f"expected a dense model to prune, got one that is pruned in {path}")
-    name, config = _architecture(path)
+    _, config = _architecture(path)
     settings: dict[str, Any] = {"num_labels": labels}
-    if name.endswith("ForSequenceClassification"):
+    if has_classifier(path):
         has = len(config.get("id2label") or (0, 1))
         if has != labels:
             raise DataError(f"expected a head with {labels} labels, got one with {has} in {path}")
