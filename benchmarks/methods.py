@@ -40,6 +40,7 @@ RUNS: tuple[Run, ...] = (
     *((method, f"heads={f}", {}) for f in (0.5, 0.75) for method in HEADS),
     *((method, "modules=0.5", {}) for method in ("random", "magnitude", "snip_identity")),
     ("snip_identity", "modules=0.5", {"spectral": 0}),
+    ("snip_identity", "modules=0.5", {"estimator": "l2"}),
     *((method, "patterns=0.5", {}) for method in ("random", "magnitude", "admm_pattern")),
     *((method, f"weights={f}", {}) for f in (0.5, 0.7, 0.9) for method in WEIGHTS),
 )

@@ -12,13 +12,16 @@ mapping holds, can be added to the loss.
     l2: mean over tokens of |F|_2 / sqrt(d)      rel: mean over tokens of |F|_2 / |x|_2
     linf: 99.9th percentile of |F| over tokens and coordinates
 
+With l2 every attention of MiniLM goes before any but one FFN, half of the sub-layers, and no token
+sees another any more; with rel and spectral normalisation as many of each go.
+
 Prunes heads or modules. Needs a labelled loss, a training, and what the mappings put out while it
 runs. Cost of a step: norms of the outputs; with spectral normalisation one power iteration and one
 product for each normalised weight.
 
 There is no public code and no full text at hand: the set of mappings, the operator, the use of
 spectral normalisation and its aim are from the paper's abstract and a survey, everything else is
-rebuilt: the estimators, the schedule, the defaults (l2, 5 rounds, cubic, no penalty), the
+rebuilt: the estimators, the schedule, the defaults (rel, 5 rounds, cubic, no penalty), the
 normalised weights (those of a co-author's later BERT), c (the median of the largest singular values
 at the start), clipping only above c so that a trained model stays itself. The budget counts heads
 or sub-layers, not their parameters. Norms are taken in the training passes, with dropout of the
@@ -66,7 +69,7 @@ class SnipIdentityPruner(Pruner):
     """Identity priors.
 
     Args:
-        estimator: of a mapping's norm: l2, linf or rel.
+        estimator: of a mapping's norm: rel, l2 or linf.
         spectral: whether to normalise.
         bound: c; by default the median of the largest singular values at the start.
         penalty: weight of the norms in the loss.
@@ -80,7 +83,7 @@ class SnipIdentityPruner(Pruner):
 
     def __init__(
         self,
-        estimator: str = "l2",
+        estimator: str = "rel",
         spectral: bool = True,
         bound: float | None = None,
         penalty: float = 0.0,
