@@ -18,8 +18,16 @@ from secateurs.formats import BlockSparseWeight
 from secateurs.gates import Gates
 from secateurs.measure import measure
 from secateurs.ops import use_backend
-from secateurs.plan import BlockMask, HeadMask, ModuleMask, NeuronMask, SparsityPlan
-from secateurs.pruning import METHODS, Budget, prune
+from secateurs.plan import (
+    BlockMask,
+    HeadMask,
+    ModuleMask,
+    NeuronMask,
+    PatternMask,
+    SparsityPlan,
+)
+from secateurs.pruning import METHODS, Budget, Needs, prune
+from secateurs.session import Session
 from secateurs.sites import find_sites
 from secateurs.training import distill
 
@@ -33,8 +41,11 @@ __all__ = [
     "Gates",
     "HeadMask",
     "ModuleMask",
+    "Needs",
     "NeuronMask",
+    "PatternMask",
     "SecateursError",
+    "Session",
     "SparsityPlan",
     "apply",
     "capture",

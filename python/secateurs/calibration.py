@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -77,3 +78,19 @@ def token_weights(output: Tensor, batch: Batch) -> Tensor:
     if mask is None or output.dim() < 3 or mask.shape != output.shape[:2]:
         return torch.ones((), dtype=output.dtype, device=output.device)
     return mask.to(output.dtype).view(*mask.shape, *[1] * (output.dim() - 2))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradients for the parameters; both as before afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.eval().requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, flag in wanted.items():
+            parameter.requires_grad_(flag)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from secateurs.arguments import parser
 from secateurs.errors import DataError, SecateursError
 
 # argparse answers a command line it cannot read with 2, and we one whose input we cannot use.
@@ -17,7 +19,7 @@ OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 only on success."""
-    options = _parser().parse_args(arguments)
+    options = parser(_COMMANDS).parse_args(arguments)
     try:
         _check_writable(options.json)
         status, result = options.run(options)
@@ -51,15 +53,14 @@ def _prune(options: argparse.Namespace) -> tuple[int, Any]:
     from secateurs.convert import convert
     from secateurs.pretrained import open_model, open_tokenizer
     from secateurs.pruning import METHODS, Needs, prune
-    from secateurs.report import table
     from secateurs.sites import find_sites
     from secateurs.text import batches, read_examples, read_text
     from secateurs.training import distill
 
     _quiet()
-    out = Path(options.out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError(f"expected --out to be a new or empty directory, got {out}")
+    out = _new_directory(options.out)
+    if options.task:
+        return _prune_on_task(options, out)
     model = open_model(options.model)
     tokenizer, training = None, []
     if options.text or options.data:
@@ -87,7 +88,7 @@ def _prune(options: argparse.Namespace) -> tuple[int, Any]:
             plan,
             training,
             steps=options.distill,
-            lr=options.lr,
+            lr=options.lr or 1e-3,
             seed=options.seed,
             progress=options.progress,
         )
@@ -95,19 +96,98 @@ def _prune(options: argparse.Namespace) -> tuple[int, Any]:
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
     density = find_sites(model).density(plan)
-    print(
-        table(
-            [{"part": k, "kept": v} for k, v in density.items()],
-            {"part": "part", "kept": "kept:.1%"},
-        )
-    )
-    print(f"\nsaved to {out}")
+    _print_density(density, out)
     return OK, {
         "out": str(out),
         "method": options.method,
         "budget": options.budget,
         "density": density,
     }
+
+
+def _prune_on_task(options: argparse.Namespace, out: Path) -> tuple[int, Any]:
+    from secateurs.checkpoint import save
+    from secateurs.convert import convert
+    from secateurs.pretrained import has_classifier, open_classifier, open_tokenizer
+    from secateurs.recipe import Settings, TaskData, evaluate, prune_on_task, train
+    from secateurs.report import table
+    from secateurs.sites import find_sites
+    from secateurs.tasks import find_task
+    from secateurs.trainer import Distillation
+
+    task, tokenizer = find_task(options.task), open_tokenizer(options.model)
+    model = open_classifier(options.model, task.labels, options.seed)
+    sites = find_sites(model)
+    data = TaskData.read(
+        task, tokenizer, options.data_dir, options.max_length, options.train_examples
+    )
+    settings = Settings(
+        lr=options.lr or 2e-5,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        precision=options.precision,
+        distillation=Distillation() if options.imitate else None,
+    )
+    work, progress = Path(options.checkpoints or f"{out}-checkpoints"), options.progress
+    seconds = {}
+    before = options.dense_epochs
+    if before is None:
+        before = 0.0 if has_classifier(options.model) else 3.0
+    if before:
+        seconds["dense"] = train(model, data, before, work / "dense", settings, progress=progress)
+    dense = evaluate(model, data)
+    outcome = prune_on_task(
+        model,
+        data,
+        options.method,
+        options.budget,
+        work,
+        settings,
+        prune_epochs=options.prune_epochs,
+        recover_epochs=options.recover_epochs,
+        examples=options.examples,
+        progress=progress,
+        options=dict(options.option),
+    )
+    fast = convert(outcome.model, outcome.plan)
+    converted = evaluate(fast, data)
+    save(fast, out)
+    tokenizer.save_pretrained(out)
+    shutil.rmtree(work, ignore_errors=True)
+    seconds |= outcome.seconds
+    rows = [
+        {"metric": name, "dense": dense[name], "pruned": outcome.metrics[name], "saved": value}
+        for name, value in converted.items()
+    ]
+    columns = {"metric": "metric"} | {k: f"{k}:.4f" for k in ("dense", "pruned", "saved")}
+    print(f"{table(rows, columns)}\n")
+    print("seconds: " + ", ".join(f"{phase} {s:.0f}" for phase, s in seconds.items()) + "\n")
+    density = sites.density(outcome.plan)
+    _print_density(density, out)
+    return OK, {
+        "out": str(out),
+        "task": task.name,
+        "method": options.method,
+        "budget": options.budget,
+        "metrics": {"dense": dense, "pruned": outcome.metrics, "saved": converted},
+        "seconds": seconds,
+        "density": density,
+    }
+
+
+def _new_directory(path: str) -> Path:
+    out = Path(path)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError(f"expected --out to be a new or empty directory, got {out}")
+    return out
+
+
+def _print_density(density: dict[str, float], out: Path) -> None:
+    from secateurs.report import table
+
+    rows = [{"part": part, "kept": kept} for part, kept in density.items()]
+    print(table(rows, {"part": "part", "kept": "kept:.1%"}))
+    print(f"\nsaved to {out}")
 
 
 def _measure(options: argparse.Namespace) -> tuple[int, Any]:
@@ -197,110 +277,6 @@ def _env(options: argparse.Namespace) -> tuple[int, Any]:
     return OK, found
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", metavar="FILE", help="also write the result to this file")
-    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    common.add_argument(
-        "--no-progress", dest="progress", action="store_false", help="no progress bars"
-    )
-    parser = argparse.ArgumentParser(
-        prog="secateurs", description="Prune trained Transformers and run them faster."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, parents=[common], help=summary, description=summary)
-        added.set_defaults(run=run)
-        return added
-
-    demo = command("demo", _demo, "prune a real model, measure it, reload it (about 4 minutes)")
-    demo.add_argument("--out", default="secateurs-demo", metavar="DIR", help="default: %(default)s")
-    demo.add_argument("--quick", action="store_true", help="a short form, under a minute")
-
-    prune = command("prune", _prune, "prune a model folder and save the fast model")
-    prune.add_argument("--model", required=True, metavar="DIR", help="a transformers model folder")
-    prune.add_argument("--out", required=True, metavar="DIR")
-    prune.add_argument(
-        "--budget", required=True, help="fractions to remove, as heads=0.5,neurons=0.5"
-    )
-    prune.add_argument("--method", default="gradient", type=_method, help="default: %(default)s")
-    prune.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        type=_option,
-        metavar="NAME=VALUE",
-        help="of the method",
-    )
-    data = prune.add_mutually_exclusive_group()
-    data.add_argument(
-        "--text", metavar="FILE", help="plain text to calibrate on, sentence by sentence"
-    )
-    data.add_argument(
-        "--data", metavar="FILE", help="JSON lines with text, and maybe text_pair and label"
-    )
-    prune.add_argument(
-        "--examples", type=_positive, default=256, help="examples that decide what goes"
-    )
-    prune.add_argument("--batch-size", type=_positive, default=16)
-    prune.add_argument("--max-length", type=_positive, default=128, metavar="TOKENS")
-    prune.add_argument(
-        "--distill", type=_positive, default=0, metavar="STEPS", help="recover by distillation"
-    )
-    prune.add_argument("--lr", type=float, default=1e-3, help="of the distillation")
-    prune.add_argument("--seed", type=int, default=0)
-
-    measure = command("measure", _measure, "time a pruned model folder against a dense one")
-    measure.add_argument("model", metavar="DIR")
-    measure.add_argument("--baseline", required=True, metavar="DIR", help="the dense model folder")
-    measure.add_argument(
-        "--shapes", type=_shape, nargs="+", default=[(1, 32), (8, 128)], metavar="BxT"
-    )
-    measure.add_argument(
-        "--min-time", type=float, default=2.0, metavar="SECONDS", help="of sampling a row"
-    )
-    measure.add_argument("--text", metavar="FILE", help="also compare outputs on this text")
-
-    inspect = command("inspect", _inspect, "what a model folder has, or a pruned one kept, and why")
-    inspect.add_argument("model", metavar="DIR")
-
-    command("methods", _methods, "list the pruning methods")
-    command("env", _env, "versions, instruction sets, CUDA, devices, threads")
-    return parser
-
-
-def _method(text: str) -> str:
-    from secateurs.pruning import METHODS
-
-    if text not in METHODS:
-        raise argparse.ArgumentTypeError(f"expected one of {', '.join(METHODS)}, got {text!r}")
-    return text
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def _shape(text: str) -> tuple[int, int]:
-    batch, _, tokens = text.partition("x")
-    return _positive(batch), _positive(tokens)
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            pass
-    return name, value
-
-
 def _check_writable(path: str | None) -> None:
     """Before minutes of work, not after."""
     if path is not None and not Path(path).absolute().parent.is_dir():
@@ -314,6 +290,15 @@ def _quiet() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
+
+_COMMANDS = {
+    "demo": _demo,
+    "prune": _prune,
+    "measure": _measure,
+    "inspect": _inspect,
+    "methods": _methods,
+    "env": _env,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

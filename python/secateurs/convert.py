@@ -14,8 +14,8 @@ from transformers.activations import ACT2FN
 from secateurs import interface
 from secateurs.apply import check_finite
 from secateurs.cost import CostTable, FormPicker
-from secateurs.errors import PlanError
-from secateurs.formats import BlockSparseWeight
+from secateurs.errors import FormatError, PlanError
+from secateurs.formats import BlockSparseWeight, LibraryWeight, VectorWeight
 from secateurs.modules import (
     Attention,
     Constant,
@@ -27,6 +27,7 @@ from secateurs.modules import (
     Skip,
     layer_class,
 )
+from secateurs.patterned import PatternLinear, pack
 from secateurs.plan import SparsityPlan
 from secateurs.sites import Family, LayerKeep, Sites, find_sites
 
@@ -146,7 +147,7 @@ def slice_linear(
     rows, columns = (side.to(linear.weight.device) for side in keep.sides(role))
     weight, bias = linear.weight.detach(), linear.bias
     grid, block = compact_blocks(keep, role)
-    if role in keep.blocks:
+    if role in keep.weights:
         weight = weight * keep.elements(role).to(weight)
     return CompactLinear(
         weight[rows][:, columns], None if bias is None else bias.detach()[rows], grid, block
@@ -277,16 +278,25 @@ class _LayerBuilder:
         biases = [part.bias for part in parts if part.bias is not None]
         bias = torch.cat(biases) if biases else None
         forms: dict[str, nn.Module] = {"torch": DenseLinear(weight, bias, activation)}
-        packed = {"dense panels": BlockSparseWeight.pack_dense(weight)}
+        panels = _as_read(BlockSparseWeight.pack_dense(weight))
+        packed: dict[str, Any] = {"dense panels": PackedLinear(panels, bias, activation)}
         notes, name = [], "+".join(roles)
         grid, block = _common_grid(parts)
         if grid is not None and block is not None:
-            sparse = packed["block-sparse"] = BlockSparseWeight.pack(weight, grid, block)
+            sparse = _as_read(BlockSparseWeight.pack(weight, grid, block))
+            packed["block-sparse"] = PackedLinear(sparse, bias, activation)
             notes.append(f"{sparse.density:.2f} of the {block[0]}x{block[1]} blocks are stored")
         elif any(role in self.keep.blocks for role in roles):
             notes.append("blocks no longer align once heads or neurons are sliced off")
-        for form, stored in packed.items():
-            module = PackedLinear(_as_read(stored), bias, activation)
+        if any(role in self.keep.patterns for role in roles):
+            try:
+                regular = self._patterned(roles, weight)
+                p, q = next(self.keep.patterns[r].block for r in roles)
+                form = f"pattern {p}x{q} at {regular.density:.2f}"
+                packed[form] = PatternLinear(regular, bias, activation)
+            except FormatError as error:
+                notes.append(f"no one pattern is left to pack ({error})")
+        for form, module in packed.items():
             refusal = module.refusal()
             if refusal is None:
                 forms[form] = module
@@ -296,6 +306,20 @@ class _LayerBuilder:
             f"layers.{self.index}.{name}", forms, with_residual=roles[0] in ("output", "down")
         )
         return self._report(name, forms[form], form, "; ".join(filter(None, (*notes, why))))
+
+    def _patterned(self, roles: tuple[str, ...], weight: Tensor) -> VectorWeight | LibraryWeight:
+        """The stacked weight of `roles` by the pattern they share. Raises FormatError if they share
+        none, or slicing broke it."""
+        masks = [self.keep.patterns.get(role) for role in roles]
+        blocks = {None if mask is None else mask.block for mask in masks}
+        block = blocks.pop()
+        if blocks or block is None:
+            raise FormatError(f"expected one kind of pattern in {', '.join(roles)}")
+        kept = []
+        for role, mask in zip(roles, masks, strict=True):
+            rows, columns = self.keep.sides(role)
+            kept.append(mask.keep[rows][:, columns])  # type: ignore[union-attr]
+        return pack(weight, torch.cat(kept), block)
 
     def _report(self, part: str, module: nn.Module | None, action: str, reason: str) -> nn.Module:
         self.reports.append(SiteReport(f"layers.{self.index}.{part}", action, reason))

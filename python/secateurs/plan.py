@@ -105,9 +105,8 @@ class ModuleMask(Mask):
 
 
 @dataclass(frozen=True, eq=False)
-class BlockMask(Mask):
-    """Tiles of a linear weight `[N, K]`: `keep[i, j]` is the tile at rows `i*bn`, columns
-    `j*bk`."""
+class _TiledMask(Mask):
+    """A mask of a linear weight `[N, K]` that is laid out in tiles of size `block`."""
 
     block: tuple[int, int] = (32, 32)
     kind: ClassVar[str] = "linear"
@@ -125,6 +124,22 @@ class BlockMask(Mask):
             raise PlanError(f"block {self.block} does not divide {site.name} of shape {(n, k)}")
         return (n // bn, k // bk)
 
+    def equal(self, other: Mask) -> bool:
+        return super().equal(other) and self.block == getattr(other, "block", None)
+
+    def header(self) -> dict[str, Any]:
+        return {"kind": self.kind, "block": list(self.block)}
+
+    def elements(self) -> Tensor:
+        """Bool `[N, K]`, True where an element of the weight stays."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMask(_TiledMask):
+    """Tiles of a linear weight `[N, K]`: `keep[i, j]` is the tile at rows `i*bn`, columns `j*bk`.
+    Tiles of `(1, 1)` are single weights."""
+
     def merge(self, other: Mask) -> Mask:
         self._check_mergeable(other)
         assert isinstance(other, BlockMask)
@@ -135,14 +150,39 @@ class BlockMask(Mask):
             )
         return BlockMask(self.keep & other.keep, self.block)
 
-    def equal(self, other: Mask) -> bool:
-        return super().equal(other) and self.block == getattr(other, "block", None)
+    def elements(self) -> Tensor:
+        bn, bk = self.block
+        return self.keep.repeat_interleave(bn, 0).repeat_interleave(bk, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class PatternMask(_TiledMask):
+    """A regular choice of the elements of a linear weight: `keep` is `[N, K]`, a member of a family
+    of `secateurs.patterns`.
+
+    `block` is what repeats. `(v, 1)`: every `v` neighbouring outputs keep the same inputs, each
+    group equally many (vector N:M; 2:4 with v = 1). `(p, q)`: each block of `p` outputs by `q`
+    inputs follows one of a few patterns with equally many elements.
+    """
+
+    def expected_shape(self, site: Site) -> tuple[int, ...]:
+        super().expected_shape(site)
+        return site.shape
+
+    def merge(self, other: Mask) -> Mask:
+        """Itself where both are equal; else what both keep, as single weights without a pattern."""
+        self._check_mergeable(other)
+        return self if self.equal(other) else BlockMask(self.keep & other.keep, (1, 1))
 
     def header(self) -> dict[str, Any]:
-        return {"kind": self.kind, "block": list(self.block)}
+        return {"kind": "pattern", "block": list(self.block)}
+
+    def elements(self) -> Tensor:
+        return self.keep
 
 
 _MASKS: dict[str, type[Mask]] = {m.kind: m for m in (HeadMask, NeuronMask, ModuleMask, BlockMask)}
+_MASKS["pattern"] = PatternMask
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +280,7 @@ class SparsityPlan:
 
 def _read_mask(keep: Tensor, header: Mapping[str, Any]) -> Mask:
     kind = _MASKS[header["kind"]]
-    return BlockMask(keep, tuple(header["block"])) if kind is BlockMask else kind(keep)
+    return kind(keep, tuple(header["block"])) if issubclass(kind, _TiledMask) else kind(keep)
 
 
 def _brief(model: Mapping[str, Any]) -> str:

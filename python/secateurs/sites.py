@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.errors import FamilyError
-from secateurs.plan import BlockMask, Site, SparsityPlan
+from secateurs.plan import BlockMask, PatternMask, Site, SparsityPlan
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class LayerShape:
 
 @dataclass(frozen=True, eq=False)
 class LayerKeep:
-    """What a plan leaves of one layer: bool vectors, and block masks by role. A removed module
+    """What a plan leaves of one layer: bool vectors, and masks of weights by role. A removed module
     keeps nothing."""
 
     shape: LayerShape
@@ -146,6 +146,12 @@ class LayerKeep:
     heads: Tensor  # [H]
     neurons: Tensor  # [F]
     blocks: Mapping[str, BlockMask]
+    patterns: Mapping[str, PatternMask]
+
+    @property
+    def weights(self) -> dict[str, BlockMask | PatternMask]:
+        """Every mask of a linear, by role."""
+        return {**self.blocks, **self.patterns}
 
     @property
     def kv_heads(self) -> Tensor:
@@ -173,9 +179,8 @@ class LayerKeep:
         """Bool `[N, K]`, True where an element of the linear stays."""
         rows, columns = self.sides(role)
         keep = rows[:, None] & columns
-        if role in self.blocks:
-            bn, bk = self.blocks[role].block
-            keep &= self.blocks[role].keep.repeat_interleave(bn, 0).repeat_interleave(bk, 1)
+        if role in self.weights:
+            keep &= self.weights[role].elements()
         return keep
 
     def parameters(self) -> int:
@@ -188,7 +193,7 @@ class LayerKeep:
         return self.parameters() + 2 * seq_len * self.shape.head_dim * int(self.heads.sum())
 
     def _count(self, role: str) -> int:
-        if role in self.blocks:
+        if role in self.weights:
             return int(self.elements(role).sum())
         rows, columns = self.sides(role)
         return int(rows.sum()) * int(columns.sum())
@@ -246,10 +251,10 @@ class Sites:
 
         whole = bool(mask("layer"))
         attention, ffn = whole and bool(mask("attention")), whole and bool(mask("ffn"))
-        blocks = {
+        weights = {
             role: found
             for role in shape.linears()
-            if isinstance(found := masks.get(f"layers.{index}.{role}"), BlockMask)
+            if (found := masks.get(f"layers.{index}.{role}")) is not None
         }
         return LayerKeep(
             shape,
@@ -257,7 +262,8 @@ class Sites:
             ffn,
             mask("heads", shape.heads) & attention,
             mask("neurons", shape.neurons) & ffn,
-            blocks,
+            {role: m for role, m in weights.items() if isinstance(m, BlockMask)},
+            {role: m for role, m in weights.items() if isinstance(m, PatternMask)},
         )
 
     def density(self, plan: SparsityPlan, seq_len: int = 128) -> dict[str, float]:

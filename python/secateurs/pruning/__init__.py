@@ -12,13 +12,20 @@ from torch import nn
 from secateurs.calibration import Batch, check_batches, shown
 from secateurs.errors import MethodError
 from secateurs.plan import SparsityPlan
-from secateurs.pruning.base import Budget, Needs, Pruner
+from secateurs.pruning.admm_pattern import AdmmPatternPruner
+from secateurs.pruning.base import Needs, Pruner
+from secateurs.pruning.budget import Budget
+from secateurs.pruning.dsp import DSPPruner
 from secateurs.pruning.gradient import GradientPruner
 from secateurs.pruning.magnitude import MagnitudePruner
 from secateurs.pruning.random import RandomPruner
+from secateurs.pruning.seven import SevenPrePruner, SevenPruner
+from secateurs.pruning.smp import SMPPruner
+from secateurs.pruning.snip_identity import SnipIdentityPruner
+from secateurs.pruning.voita import VoitaPruner
 from secateurs.sites import find_sites
 
-__all__ = ["METHODS", "Budget", "Method", "Needs", "Pruner", "prune"]
+__all__ = ["METHODS", "Budget", "Method", "Needs", "Pruner", "make_pruner", "prune"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,27 @@ METHODS: dict[str, Method] = {
             GradientPruner,
             "units the loss, or the distance to the dense model, is least sensitive to",
         ),
+        Method("dsp", DSPPruner, "a differentiable choice of exactly k heads"),
+        Method("voita", VoitaPruner, "heads whose stochastic gates close under an L0 penalty"),
+        Method("snip_identity", SnipIdentityPruner, "heads or sub-layers whose outputs stay small"),
+        Method("smp", SMPPruner, "heads whose attention maps a trained network scores low"),
+        Method("admm_pattern", AdmmPatternPruner, "weights off a pattern the loss is drawn to"),
+        Method("seven", SevenPruner, "weights without a steady say in the loss, while training"),
+        Method("seven_pre", SevenPrePruner, "the same before training, weights frozen"),
     )
 }
+
+
+def make_pruner(method: str, **options: Any) -> Pruner:
+    """The method `method` of METHODS. Raises MethodError for an unknown method or option."""
+    if method not in METHODS:
+        raise MethodError(f"expected a method in {', '.join(METHODS)}; got {method!r}")
+    pruner = METHODS[method].pruner
+    known = inspect.signature(pruner).parameters
+    for name in options:
+        if name not in known:
+            raise MethodError(f"{method} has the options {list(known)}, got {name!r}")
+    return pruner(**options)
 
 
 def prune(
@@ -76,21 +102,19 @@ def prune(
         options: of the method.
 
     Raises:
-        MethodError: unknown method or option, a budget the method cannot serve, scores that are not
-        finite. FamilyError, BudgetError, DataError: as their names say.
+        MethodError: unknown method or option, a method that trains, a budget the method cannot
+        serve, scores that are not finite. FamilyError, BudgetError, DataError: as their names say.
     """
-    if method not in METHODS:
-        raise MethodError(f"expected a method in {', '.join(METHODS)}; got {method!r}")
-    row = METHODS[method]
-    known = inspect.signature(row.pruner).parameters
-    for name in options:
-        if name not in known:
-            raise MethodError(f"{method} has the options {list(known)}, got {name!r}")
+    pruner = make_pruner(method, **options)
+    if Needs.TRAINING in pruner.needs:
+        raise MethodError(
+            f"{method} decides while the model trains: expected it in a Session or PruningTrainer"
+        )
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
-    pruner = row.pruner(**options)
     pruner.start(model, find_sites(model), budget, seed)
-    if row.needs & (Needs.ACTIVATIONS | Needs.GRADIENTS):
+    if pruner.needs & (Needs.ACTIVATIONS | Needs.GRADIENTS):
         found = check_batches(batches)
+        pruner.batches = len(found)
         for number in range(pruner.rounds):
             label = f"{method} {number + 1}/{pruner.rounds}" if pruner.rounds > 1 else method
             for batch in shown(found, len(found), label, progress):

@@ -5,10 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from secateurs.plan import BlockMask, HeadMask, Mask, NeuronMask, SparsityPlan
+from secateurs.errors import BudgetError
+from secateurs.plan import (
+    BlockMask,
+    HeadMask,
+    Mask,
+    ModuleMask,
+    NeuronMask,
+    PatternMask,
+    SparsityPlan,
+)
+from secateurs.pruning.budget import Budget
+from secateurs.ranking import lowest
 from secateurs.sites import Sites
 
 
@@ -17,64 +27,78 @@ def removed(fraction: float, total: int) -> int:
     return math.floor(fraction * total + 0.5)
 
 
+def kept_heads(sites: Sites, fraction: float) -> int:
+    """Attention heads that stay when `fraction` goes. Raises BudgetError if that is none, or
+    all."""
+    total = sum(shape.heads for shape in sites.layers)
+    kept = total - removed(fraction, total)
+    if not 0 < kept < total:
+        raise BudgetError(
+            f"expected to keep between 1 and {total - 1} of {total} heads, got heads={fraction:g}, "
+            f"which keeps {kept}"
+        )
+    return kept
+
+
 def allocate(
     scores: Mapping[str, Tensor],
     sites: Sites,
-    budget: Mapping[str, float],
-    seq_len: int = 128,
-    block: tuple[int, int] = (32, 32),
+    budget: Budget,
+    fractions: Mapping[str, float] | None = None,
 ) -> SparsityPlan:
     """Remove the lowest scores over the whole model.
 
-    A budget of units (`heads`, `neurons`, `blocks`) removes that share of each kind, to one unit. A
-    budget of `parameters` or `macs` removes equal shares of every kind scored, the fewest units
-    that meet it. Ties go by position, so one set of scores gives one plan, and a larger budget
-    removes a superset.
+    A budget of units (`heads`, `neurons`, `modules`, `blocks`, `weights`) removes that share of
+    each kind, to one unit. One of `patterns` removes it from every repetition of the pattern, what
+    is removed scoring least in sum. One of `parameters` or `macs` removes equal shares of heads and
+    neurons, the fewest units that meet it. Ties go by position, so one set of scores gives one
+    plan, and a larger budget removes a superset.
 
     Args:
-        scores: by site name: `layers.I.heads` `[H]`, `layers.I.neurons` `[F]`, `layers.I.ROLE`
-            `[N/bn, K/bk]`.
-        budget: fractions to remove, by what they count.
-        seq_len: tokens at which MACs are counted.
-        block: size of the tiles, where linears are scored.
+        scores: by site name: `layers.I.heads` `[H]`, `layers.I.neurons` `[F]`, `layers.I.attention`
+            `[]`, `layers.I.ROLE` `[N/bn, K/bk]`; for patterns `[N, K]`, not negative.
+        fractions: to remove, by what they count; by default those the budget asks for.
     """
-    kinds = _by_kind(scores)
-    order = {kind: _ascending(found) for kind, found in kinds.items()}
-    total = budget.keys() & {"parameters", "macs"}
+    fractions = budget.asked() if fractions is None else fractions
+    kinds = _by_kind(scores, budget)
+    total = fractions.keys() & set(Budget.TOTALS)
 
     def plan(counts: Mapping[str, int]) -> SparsityPlan:
         masks: dict[str, Mask] = {}
         for kind, found in kinds.items():
-            masks |= _lowest_removed(found, order[kind][: counts[kind]], kind, block)
+            if kind == "patterns":
+                kept = budget.kept_in_pattern(fractions[kind])
+                masks |= {name: _pattern(score, budget, kept) for name, score in found.items()}
+                continue
+            gone = lowest([score.detach() for score in found.values()], counts[kind])
+            for name, removed in zip(found, gone, strict=True):
+                masks[name] = _mask(kind, ~removed, budget)
         return SparsityPlan(masks, sites.fingerprint())
 
+    sizes = {kind: sum(s.numel() for s in found.values()) for kind, found in kinds.items()}
     if not total:
-        return plan({kind: removed(budget[kind], len(units)) for kind, units in order.items()})
+        return plan({kind: removed(fractions[kind], size) for kind, size in sizes.items()})
     (measure,) = total
-    sequence = _interleaved({kind: len(units) for kind, units in order.items()})
+    sequence = _interleaved(sizes)
     low, high = 0, len(sequence)
     while low < high:  # the fewest units whose removal leaves at most what the budget allows
         middle = (low + high) // 2
-        candidate = plan({kind: sequence[:middle].count(kind) for kind in order})
-        if sites.density(candidate, seq_len)[measure] <= 1 - budget[measure]:
+        candidate = plan({kind: sequence[:middle].count(kind) for kind in sizes})
+        if sites.density(candidate, budget.seq_len)[measure] <= 1 - fractions[measure]:
             high = middle
         else:
             low = middle + 1
-    return plan({kind: sequence[:low].count(kind) for kind in order})
+    return plan({kind: sequence[:low].count(kind) for kind in sizes})
 
 
-def _by_kind(scores: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def _by_kind(scores: Mapping[str, Tensor], budget: Budget) -> dict[str, dict[str, Tensor]]:
+    """Scores by kind of unit; what is scored of a linear is what the budget asks of linears."""
+    of_linears = next((k for k in Budget.OF_LINEARS if k in budget.kinds()), "blocks")
+    known = {"heads": "heads", "neurons": "neurons", "attention": "modules", "ffn": "modules"}
     kinds: dict[str, dict[str, Tensor]] = {}
     for name, score in scores.items():
-        part = name.rsplit(".", 1)[1]
-        kinds.setdefault(part if part in ("heads", "neurons") else "blocks", {})[name] = score
+        kinds.setdefault(known.get(name.rsplit(".", 1)[1], of_linears), {})[name] = score
     return kinds
-
-
-def _ascending(scores: Mapping[str, Tensor]) -> Tensor:
-    """Positions, in all scores of a kind laid end to end, from the lowest score to the highest."""
-    joined = torch.cat([score.detach().double().cpu().flatten() for score in scores.values()])
-    return torch.sort(joined, stable=True).indices
 
 
 def _interleaved(sizes: Mapping[str, int]) -> list[str]:
@@ -84,18 +108,14 @@ def _interleaved(sizes: Mapping[str, int]) -> list[str]:
     return [kind for _, kind in sorted(steps)]
 
 
-def _lowest_removed(
-    scores: Mapping[str, Tensor], gone: Tensor, kind: str, block: tuple[int, int]
-) -> dict[str, Mask]:
-    keep = torch.ones(sum(score.numel() for score in scores.values()), dtype=torch.bool)
-    keep[gone] = False
-    parts = keep.split([score.numel() for score in scores.values()])
-    masks: dict[str, Mask] = {}
-    for (name, score), part in zip(scores.items(), parts, strict=True):
-        if kind == "heads":
-            masks[name] = HeadMask(part.clone())
-        elif kind == "neurons":
-            masks[name] = NeuronMask(part.clone())
-        else:
-            masks[name] = BlockMask(part.clone().view(score.shape), block)
-    return masks
+def _mask(kind: str, keep: Tensor, budget: Budget) -> Mask:
+    if kind == "blocks":
+        return BlockMask(keep, (budget.block, budget.block))
+    if kind == "weights":
+        return BlockMask(keep, (1, 1))
+    return {"heads": HeadMask, "neurons": NeuronMask, "modules": ModuleMask}[kind](keep)
+
+
+def _pattern(score: Tensor, budget: Budget, kept: int) -> PatternMask:
+    importance = score.detach().float().sqrt()  # families keep the largest sums of squares
+    return PatternMask(budget.family(importance, kept).keep(importance), budget.pattern_block)

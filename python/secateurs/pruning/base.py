@@ -1,20 +1,21 @@
-"""What a pruning method is: a scorer of units, driven over calibration data, that ends in a
-plan."""
+"""What a pruning method is: a scorer of units, driven over calibration data or along a training,
+that ends in a plan."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from enum import Flag, auto
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.calibration import Batch
 from secateurs.errors import BudgetError, MethodError
+from secateurs.gates import Gates
 from secateurs.plan import SparsityPlan
 from secateurs.pruning.allocation import allocate
+from secateurs.pruning.budget import Budget
 from secateurs.sites import Sites
 
 
@@ -28,79 +29,12 @@ class Needs(Flag):
     TRAINING = auto()
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How much must go, as fractions removed, each strictly between 0 and 1.
-
-    Args:
-        heads: of all attention heads.
-        neurons: of all FFN neurons.
-        blocks: of all tiles of size `block` in the layers' linears.
-        parameters: of the weights in the layers' linears; heads and neurons go in equal shares.
-        macs: of the layers' multiply-accumulates at `seq_len` tokens; likewise.
-
-    Raises BudgetError for no fraction, one out of range, or `parameters` or `macs` beside any
-    other.
-    """
-
-    heads: float | None = None
-    neurons: float | None = None
-    blocks: float | None = None
-    parameters: float | None = None
-    macs: float | None = None
-    seq_len: int = 128
-    block: int = 32
-
-    FRACTIONS: ClassVar[tuple[str, ...]] = ("heads", "neurons", "blocks", "parameters", "macs")
-
-    def __post_init__(self) -> None:
-        asked = self.asked()
-        if not asked:
-            raise BudgetError(f"expected a budget in {', '.join(self.FRACTIONS)}, got none")
-        for name, fraction in asked.items():
-            if not (isinstance(fraction, (int, float)) and 0 < fraction < 1):
-                raise BudgetError(
-                    f"expected {name} to remove a fraction between 0 and 1, got {fraction}"
-                )
-        if len(asked) > 1 and asked.keys() & {"parameters", "macs"}:
-            raise BudgetError(
-                f"parameters and macs each stand alone in a budget, got {', '.join(asked)}"
-            )
-        if self.seq_len < 1 or self.block < 1:
-            raise BudgetError(
-                f"expected seq_len and block of at least 1, got {self.seq_len} and {self.block}"
-            )
-
-    def asked(self) -> dict[str, float]:
-        """The fractions given, by name."""
-        return {n: f for n in self.FRACTIONS if (f := getattr(self, n)) is not None}
-
-    def kinds(self) -> frozenset[str]:
-        """Kinds of units that may go."""
-        total = self.asked().keys() & {"parameters", "macs"}
-        return frozenset(("heads", "neurons") if total else self.asked())
-
-    @classmethod
-    def parse(cls, text: str) -> Budget:
-        """Read `heads=0.5,neurons=0.5`."""
-        known = {f.name: f for f in fields(cls)}
-        values: dict[str, float | int] = {}
-        for item in text.split(","):
-            name, _, value = item.partition("=")
-            name = name.strip()
-            if name not in known:
-                raise BudgetError(
-                    f"expected a budget like heads=0.5,neurons=0.5 in {', '.join(known)}, "
-                    f"got {item!r}"
-                )
-            try:
-                values[name] = int(value) if name in ("seq_len", "block") else float(value)
-            except ValueError:
-                raise BudgetError(f"expected a number for {name}, got {value!r}") from None
-        return cls(**values)  # type: ignore[arg-type]
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name}={fraction:g}" for name, fraction in self.asked().items())
+def averaged(tensor: Tensor) -> Tensor:
+    """The mean of `tensor` over all processes, so that every one decides alike."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+        tensor /= torch.distributed.get_world_size()
+    return tensor
 
 
 class Pruner:
@@ -109,7 +43,12 @@ class Pruner:
 
     `start` (called once), `observe` (each calibration batch, `rounds` times over), `end_round`, and
     `scores`. Scores are tensors by site name (`layers.I.heads` `[H]`, `layers.I.neurons` `[F]`,
-    `layers.I.ROLE` `[N/bn, K/bk]`); the lowest go first, compared over the whole model.
+    `layers.I.attention` and `.ffn` `[]`, `layers.I.ROLE` `[N/bn, K/bk]`); the lowest go first,
+    compared over the whole model.
+
+    A method that trains is driven by a `Session` instead, which calls, after `start`: `open` once,
+    with gates on the live model; for each step `before_forward`, `penalty`, `after_backward` and
+    `after_step`; `close` once. What it must remember to go on exactly is its `state_dict`.
     """
 
     produces: ClassVar[frozenset[str]]
@@ -119,7 +58,13 @@ class Pruner:
     sites: Sites
     budget: Budget
     generator: torch.Generator
+    gates: Gates
+    steps: int
     rounds: int = 1
+    batches: int = 1
+    """Batches of one round of a method that observes."""
+    trains_model: bool = True
+    """Whether the model's own parameters are trained beside what the method trains."""
 
     def start(self, model: nn.Module, sites: Sites, budget: Budget, seed: int) -> None:
         unable = budget.kinds() - self.produces
@@ -137,24 +82,64 @@ class Pruner:
     def end_round(self) -> None:
         """A pass over the batches is complete."""
 
+    def open(self, gates: Gates) -> None:
+        """The gates are open, nothing has run; parameters of the method's own are made here."""
+        self.gates = gates
+
+    def begin(self, steps: int) -> None:
+        """A training of `steps` optimizer steps begins. Raises MethodError for schedules that do
+        not fit into it."""
+        self.steps = steps
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters of the method's own, as groups of an optimizer."""
+        return []
+
+    def before_forward(self, inputs: Mapping[str, Any]) -> None:
+        """The model is about to run on these keyword inputs, in training or evaluation mode."""
+
+    def penalty(self) -> Tensor | None:
+        """What to add to the loss of the forward pass just made."""
+        return None
+
+    def after_backward(self, step: int) -> None:
+        """Gradients of step `step`, from 0, are complete: finite, unscaled, not yet clipped."""
+
+    def after_step(self, step: int) -> None:
+        """The weights have moved; the gradients are still there, clipped."""
+
+    def close(self) -> None:
+        """Training is over: fold what only training needed into the weights."""
+
+    def figures(self) -> dict[str, float]:
+        """What is worth logging."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the method has learnt: tensors, numbers, strings, and lists and dicts of them."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+
     def scores(self) -> Mapping[str, Tensor]:
         raise NotImplementedError
 
     def plan(self) -> SparsityPlan:
         """The plan that meets the budget. Raises MethodError for scores that are not finite."""
+        return self.allocated(self.budget.asked())
+
+    def allocated(self, fractions: Mapping[str, float]) -> SparsityPlan:
+        """The plan that removes `fractions` of the kinds of the budget by the scores as they are.
+
+        Raises MethodError for scores that are not finite."""
         scores = self.scores()
         for name, score in scores.items():
             if not bool(torch.isfinite(score).all()):
                 raise MethodError(
                     f"expected finite scores, but those of {name} hold NaN or infinity"
                 )
-        return allocate(
-            scores,
-            self.sites,
-            self.budget.asked(),
-            self.budget.seq_len,
-            (self.budget.block, self.budget.block),
-        )
+        return allocate(scores, self.sites, self.budget, fractions)
 
     def units(self) -> dict[str, tuple[int, ...]]:
         """Score shape of every site the budget lets this method prune, in model order.
@@ -164,9 +149,43 @@ class Pruner:
         for site in self.sites:
             if site.kind in ("heads", "neurons") and site.kind in kinds:
                 shapes[site.name] = site.shape
-            if site.kind == "linear" and "blocks" in kinds:
-                (n, k), b = site.shape, self.budget.block
-                if n % b or k % b:
-                    raise BudgetError(f"block {b} does not divide {site.name} of shape {(n, k)}")
-                shapes[site.name] = (n // b, k // b)
+            if site.kind == "module" and "modules" in kinds and not site.name.endswith(".layer"):
+                shapes[site.name] = site.shape
+            if site.kind == "linear" and kinds & set(Budget.OF_LINEARS):
+                bn, bk = self._tile()
+                (n, k) = site.shape
+                if n % bn or k % bk:
+                    what = f"block {bn}" if bn == bk else f"block {(bn, bk)}"
+                    raise BudgetError(f"{what} does not divide {site.name} of shape {(n, k)}")
+                blocks = "blocks" in kinds
+                shapes[site.name] = (n // bn, k // bk) if blocks else (n, k)
         return shapes
+
+    def linear_weights(self) -> dict[str, nn.Parameter]:
+        """The weight of every linear, by site."""
+        found: dict[str, nn.Parameter] = {}
+        for site in self.sites.of_kind("linear"):
+            role = site.name.rsplit(".", 1)[1]
+            weight = self.sites.linear(self.model, site.layer, role).weight
+            assert isinstance(weight, nn.Parameter)
+            found[site.name] = weight
+        return found
+
+    def one_per_head(self) -> Tensor:
+        """Uniform start of one number per head of the model, `[heads]`, float64, after Xavier for
+        the matrix of layers by heads (Glorot and Bengio 2010)."""
+        sizes = [shape.heads for shape in self.sites.layers]
+        bound = (6 / (len(sizes) + sizes[0])) ** 0.5
+        start = torch.rand(sum(sizes), generator=self.generator, dtype=torch.float64)
+        device = next(self.model.parameters()).device
+        return start.mul_(2).sub_(1).mul_(bound).to(device)
+
+    def heads_by_site(self, values: Tensor) -> dict[str, Tensor]:
+        """One number per head of the model, `[heads]`, as one tensor per layer."""
+        sizes = [shape.heads for shape in self.sites.layers]
+        return {f"layers.{i}.heads": part for i, part in enumerate(torch.split(values, sizes))}
+
+    def _tile(self) -> tuple[int, int]:
+        if self.budget.patterns is not None:
+            return self.budget.pattern_block
+        return (self.budget.block,) * 2 if self.budget.blocks is not None else (1, 1)

@@ -17,16 +17,22 @@ calibration batches. Defaults: one round; per-layer norm, as in the paper.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from secateurs.calibration import Batch, batch_size, main_output, run, to_device, token_weights
+from secateurs.calibration import (
+    Batch,
+    batch_size,
+    evaluating,
+    main_output,
+    run,
+    to_device,
+    token_weights,
+)
 from secateurs.errors import DataError, MethodError
 from secateurs.gates import Gates
 from secateurs.plan import SparsityPlan
-from secateurs.pruning.allocation import allocate
 from secateurs.pruning.base import Needs, Pruner
 
 
@@ -56,7 +62,7 @@ class GradientPruner(Pruner):
     def observe(self, batch: Batch) -> None:
         batch = to_device(batch, self.model)
         size = batch_size(batch)
-        with _evaluating(self.model), Gates(self.model, self.sites) as gates:
+        with evaluating(self.model), Gates(self.model, self.sites) as gates:
             gates.set_plan(self._gone)
             like = next(self.model.parameters())
             leaves = {}
@@ -111,21 +117,4 @@ class GradientPruner(Pruner):
         return torch.where(self._gone.masks[name].keep, score, -1.0)
 
     def _allocated(self, part: float) -> SparsityPlan:
-        budget = {name: fraction * part for name, fraction in self.budget.asked().items()}
-        return allocate(self.scores(), self.sites, budget, self.budget.seq_len)
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module):  # type: ignore[no-untyped-def]
-    """Evaluation mode, without gradients for the parameters; both as before afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.eval().requires_grad_(False)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, flag in wanted.items():
-            parameter.requires_grad_(flag)
+        return self.allocated({name: f * part for name, f in self.budget.asked().items()})

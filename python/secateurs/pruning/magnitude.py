@@ -3,8 +3,9 @@ structured groups).
 
 score = root mean square of the group: a head's rows of q, k, v (its share of them where key/value
 heads are shared) and columns of the output projection; a neuron's rows of up and gate and column of
-down; a block's elements. Prunes heads, neurons, blocks. Needs weights only. Cost: one pass over the
-weights.
+down; a sub-layer's linears; a block's elements. A pattern keeps the largest sum of squares: it is
+the one-shot projection. Prunes heads, neurons, modules, blocks, weights, patterns. Needs weights
+only. Cost: one pass over the weights.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from secateurs.pruning.base import Needs, Pruner
 class MagnitudePruner(Pruner):
     """Root mean square of each unit's weights."""
 
-    produces = frozenset({"heads", "neurons", "blocks"})
+    produces = frozenset({"heads", "neurons", "modules", "blocks", "weights", "patterns"})
     needs = Needs.WEIGHTS
 
     @torch.no_grad()
@@ -32,8 +33,12 @@ class MagnitudePruner(Pruner):
                 scores[name] = self._heads(int(index))
             elif part == "neurons":
                 scores[name] = self._neurons(int(index))
-            else:
+            elif part in ("attention", "ffn"):
+                scores[name] = self._module(int(index), part)
+            elif self.budget.blocks is not None:
                 scores[name] = self._blocks(int(index), part, shape)
+            else:
+                scores[name] = self._squares(int(index), part)
         return scores
 
     def _squares(self, index: int, role: str) -> Tensor:
@@ -56,6 +61,11 @@ class MagnitudePruner(Pruner):
         roles = ("up", "gate") if self.sites.layers[index].gated else ("up",)
         parts = [self._squares(index, role).mean(1) for role in roles]
         return torch.stack([*parts, self._squares(index, "down").mean(0)]).mean(0).sqrt()
+
+    def _module(self, index: int, part: str) -> Tensor:
+        roles = self.sites.layers[index].linears()
+        own = [r for r in roles if (r in ("up", "gate", "down")) == (part == "ffn")]
+        return torch.cat([self._squares(index, role).flatten() for role in own]).mean().sqrt()
 
     def _blocks(self, index: int, role: str, shape: tuple[int, ...]) -> Tensor:
         squares = self._squares(index, role)

@@ -1,6 +1,6 @@
 """Random scores: the floor that every method must beat.
 
-Prunes heads, neurons, blocks. Needs nothing. Cost: none.
+Prunes heads, neurons, modules, blocks, weights, patterns. Needs nothing. Cost: none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from secateurs.pruning.base import Needs, Pruner
 class RandomPruner(Pruner):
     """Uniform scores from the seed."""
 
-    produces = frozenset({"heads", "neurons", "blocks"})
+    produces = frozenset({"heads", "neurons", "modules", "blocks", "weights", "patterns"})
     needs = Needs.NOTHING
 
     def scores(self) -> Mapping[str, Tensor]:

@@ -1,0 +1,72 @@
+"""Training in tests: a tiny classifier, labelled batches, the plainest loop around a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from conftest import tiny_model
+from torch import Tensor, nn
+
+from secateurs import METHODS
+from secateurs.pruning import Needs
+from secateurs.session import Session
+
+# Every method that trains, with each kind of budget it serves.
+TRAINED = {
+    "dsp": ["heads=0.5"],
+    "voita": ["heads=0.5"],
+    "snip_identity": ["heads=0.4", "modules=0.5"],
+    "admm_pattern": ["patterns=0.5,vector=16", "patterns=0.5,pattern=2:4",
+                     "patterns=0.25,pattern=library"],
+    "seven": ["weights=0.7", "blocks=0.5,block=16", "patterns=0.75,vector=16"],
+}  # fmt: skip
+assert TRAINED.keys() == {n for n, row in METHODS.items() if Needs.TRAINING in row.needs}
+CASES = [(method, budget) for method, budgets in TRAINED.items() for budget in budgets]
+
+
+def classifier() -> nn.Module:
+    return tiny_model("roberta")
+
+
+def labelled(count: int = 4, seed: int = 1) -> list[dict[str, Tensor]]:
+    """Batches of four padded sequences; a sequence's label is whether it begins with a high id."""
+    random = torch.Generator().manual_seed(seed)
+    batches = []
+    for _ in range(count):
+        ids = torch.randint(3, 100, (4, 9), generator=random)
+        mask = torch.ones_like(ids)
+        mask[0, 6:] = 0
+        batches.append(
+            {"input_ids": ids, "attention_mask": mask, "labels": (ids[:, 0] > 50).long()}
+        )
+    return batches
+
+
+def optimizer(session: Session, lr: float = 1e-3) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(session.parameter_groups(lr=lr), weight_decay=0.0)
+
+
+def steps(
+    session: Session,
+    adam: torch.optim.Optimizer,
+    batches: list[Mapping[str, Tensor]],
+    count: int,
+    start: int = 0,
+) -> Iterator[int]:
+    """Train, yielding the number of each step once it is done."""
+    for i in range(start, start + count):
+        session.model.train()
+        loss = session.model(**batches[i % len(batches)]).loss + session.penalty()
+        if loss.requires_grad:
+            loss.backward()
+        session.after_backward()
+        adam.step()
+        session.after_step()
+        adam.zero_grad()
+        yield i
+
+
+def trained(session: Session, count: int, lr: float = 1e-3) -> None:
+    for _ in steps(session, optimizer(session, lr), labelled(), count):
+        pass
