@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,38 +26,63 @@ FLAGS = {
     "address": (["-O1", "-fsanitize=address"], []),
     "thread": (["-O1", "-DEMULATOR_TSAN"], ["-fsanitize=thread"]),
 }
+# What the binding wants to know of its build.
+RECORD = [
+    f'-DSECATEURS_{name}="emulated"' for name in ("VERSION", "COMMIT", "COMPILER", "CUDA_ARCHS")
+]
 
 
 def build(folder: Path, kind: str = "plain") -> Path:
     """Compile what is older than its sources and return the program."""
-    folder.mkdir(parents=True, exist_ok=True)
     everywhere, kernels_only = FLAGS[kind]
     sources = _broken(folder / "csrc") if kind in ("faulty", "thread") else CSRC
-    compiler = os.environ.get("CXX") or shutil.which("g++") or "c++"
-    include = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{sources}"]
-    headers = [*HERE.rglob("*.h"), *(sources / "cuda").glob("*.h"), *sources.rglob("*.cuh")]
-    newest = max(path.stat().st_mtime for path in headers)
+    objects = [
+        *_compile(folder, _kernels(sources), sources, [*everywhere, *kernels_only]),
+        *_compile(folder, [*_emulator(), HERE / "main.cpp"], sources, everywhere),
+        *_compile(folder, sorted((HERE / "cases").glob("*.cpp")), sources, everywhere),
+    ]
+    return _link(folder / "emulate", objects, [*everywhere, *kernels_only])
 
-    def compiled(source: Path) -> Path:
-        kernel = source.is_relative_to(sources)
-        target = folder / f"{source.parent.name}_{source.name}.o"
-        if target.exists() and target.stat().st_mtime > max(newest, source.stat().st_mtime):
-            return target
-        flags = [*COMMON, *everywhere, *(kernels_only if kernel else []), *include]
-        _run([compiler, *flags, "-x", "c++", "-c", str(source), "-o", str(target)])
+
+def build_module(folder: Path) -> Path:
+    """`_C_cuda` for CPU tensors: the binding and the kernels on the emulator."""
+    import torch  # brings pybind11's headers
+
+    units = [CSRC / "bindings" / "cuda.cpp", HERE / "module" / "device.cpp"]
+    headers = [sysconfig.get_path("include"), Path(torch.__file__).parent / "include"]
+    flags = ["-O1", "-fPIC", *RECORD, *(f"-isystem{path}" for path in headers)]
+    objects = _compile(folder, units + _kernels(CSRC) + _emulator(), CSRC, flags)
+    return _link(folder / "_C_cuda.so", objects, ["-shared"])
+
+
+def _kernels(sources: Path) -> list[Path]:
+    units = [*(sources / "cuda").glob("*.cu"), *(sources / "cuda").glob("*.cpp")]
+    return sorted(unit for unit in units if unit.name != "device.cu")  # asks CUDA's runtime
+
+
+def _emulator() -> list[Path]:
+    return sorted((HERE / "emulator").glob("*.cpp"))
+
+
+def _compile(folder: Path, units: list[Path], sources: Path, flags: list[str]) -> list[Path]:
+    headers = [*HERE.rglob("*.h"), *(sources / "cuda").glob("*.h"), *sources.rglob("*.cuh")]
+    newest = max(path.stat().st_mtime for path in [*headers, HERE / "build.py"])
+    include = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{sources}"]
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def compiled(unit: Path) -> Path:
+        target = folder / f"{unit.parent.name}_{unit.name}.o"
+        if not target.exists() or target.stat().st_mtime < max(newest, unit.stat().st_mtime):
+            _run([*COMMON, *flags, *include, "-x", "c++", "-c", str(unit), "-o", str(target)])
         return target
 
-    units = [
-        *sorted((sources / "cuda").glob("*.cu")),
-        *sorted((sources / "cuda").glob("*.cpp")),
-        *sorted(HERE.rglob("*.cpp")),
-    ]
-    units = [unit for unit in units if unit.name != "device.cu"]  # asks CUDA's runtime, no kernels
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compiled, units))
-    program = folder / "emulate"
-    _run([compiler, *everywhere, *kernels_only, *map(str, objects), "-o", str(program)])
-    return program
+        return list(pool.map(compiled, units))
+
+
+def _link(target: Path, objects: list[Path], flags: list[str]) -> Path:
+    _run([*flags, *map(str, objects), "-o", str(target)])
+    return target
 
 
 def _broken(folder: Path) -> Path:
@@ -74,7 +100,8 @@ def _broken(folder: Path) -> Path:
     return folder
 
 
-def _run(command: list[str]) -> None:
+def _run(arguments: list[str]) -> None:
+    command = [os.environ.get("CXX") or shutil.which("g++") or "c++", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-4000:]}")

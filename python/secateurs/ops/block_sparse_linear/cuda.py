@@ -1,0 +1,66 @@
+"""float16 and bfloat16 on NVIDIA GPUs by our own kernels (csrc/cuda/stacked_linear.h)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from secateurs.ops import cuda
+from secateurs.ops._dispatch import Backend
+
+BLOCKS = (16, 32, 64, 128)
+
+
+def _refuse(x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, *_: object) -> str | None:
+    _, bk, bn = values.shape
+    if bn not in BLOCKS or bk not in BLOCKS:
+        return f"it takes blocks of 16, 32, 64 or 128 by the same, got {(bn, bk)}"
+    if not (indptr.is_contiguous() and indices.is_contiguous()):
+        return "it takes contiguous indptr and indices"
+    return cuda.refuse(x) or cuda.refuse_unaligned(values=values)
+
+
+def _run(
+    x: Tensor,  # [..., K]
+    values: Tensor,  # [nnz, bk, bn]
+    indptr: Tensor,
+    indices: Tensor,
+    out_features: int,
+    *finish: object,
+) -> Tensor:
+    y = x.new_empty((*x.shape[:-1], out_features))
+    if not y.numel():
+        return y
+    x = cuda.rows_of(x)
+    (nnz, bk, bn), rows = values.shape, indptr.shape[0] - 1
+    weight = (*map(cuda.address, (values, indptr, indices)), rows, nnz, bn, bk)
+    run_stacks("block_sparse_linear", x, x.stride(0), weight, y, finish)
+    return y
+
+
+def run_stacks(
+    kernel: str,
+    x: Tensor,
+    x_stride: int,
+    weight: tuple[int, ...],  # values, indptr, indices, rows, blocks, bn, bk
+    y: Tensor,
+    finish: tuple[object, ...],
+) -> None:
+    """Launch a kernel of csrc/cuda/stacked_linear.h, with working memory where it cuts rows."""
+    where, numbers = cuda.place(x), weight[3:]
+    given, _kept = cuda.epilogue(y, finish)  # type: ignore[arg-type]
+    bm, parts, floats = cuda.kernels().cut_linear(where[0], given[5], *numbers)
+    partial = x.new_empty(floats, dtype=torch.float32)
+    getattr(cuda.kernels(), kernel)(
+        where,
+        cuda.dtype(x),
+        x.data_ptr(),
+        x_stride,
+        weight,
+        given,
+        (bm, parts),
+        partial.data_ptr(),
+    )
+
+
+BACKEND = Backend("cuda", _refuse, _run)

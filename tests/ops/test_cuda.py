@@ -1,0 +1,156 @@
+"""The `cuda` backend as Python sees it, on CPU tensors: its module built on the emulator."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+import oracles
+import pytest
+import torch
+
+from ops.conftest import random_weight
+from secateurs import ops
+from secateurs.errors import BackendError
+from secateurs.ops import cuda, use_backend
+
+EMULATOR = Path(__file__).parents[1] / "emulator"
+HEADER = Path(sysconfig.get_path("include")) / "Python.h"
+
+needs_compiler = pytest.mark.skipif(
+    platform.system() != "Linux" or not shutil.which("g++") or not HEADER.exists(),
+    reason="the emulator needs Linux, g++ and Python's headers",
+)
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory):
+    sys.path.insert(0, str(EMULATOR))
+    try:
+        from build import build_module
+    finally:
+        sys.path.remove(str(EMULATOR))
+    folder = os.environ.get("SECATEURS_EMULATOR") or tmp_path_factory.mktemp("emulated")
+    path = build_module(Path(folder) / "module")
+    spec = importlib.util.spec_from_file_location("_C_cuda", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def emulated(module, monkeypatch):
+    monkeypatch.setattr(cuda, "_C_cuda", module)
+    with use_backend("cuda"):
+        yield
+
+
+@pytest.fixture(params=["float16", "bfloat16"])
+def dtype(request):
+    return getattr(torch, request.param)
+
+
+def assert_near(got, truth):
+    assert got.is_contiguous()
+    name = str(got.dtype).removeprefix("torch.")
+    assert oracles.relative_error(got.float(), truth) < oracles.TOLERANCE[name]
+
+
+def linear_oracle(x, weight, *finish):
+    """What the formula says of the very numbers the kernel is given."""
+    up = [t.float() if isinstance(t, torch.Tensor) else t for t in finish]
+    exact = type(weight)(**{**vars(weight), "values": weight.values.float()})
+    return oracles.block_sparse_linear(x.float(), exact, *up)
+
+
+@needs_compiler
+@pytest.mark.parametrize("block", [(16, 16), (32, 64), (64, 32), (128, 128)])
+@pytest.mark.parametrize("m", [1, 7, 40])
+def test_emulated_block_sparse_linear(emulated, dtype, block, m):
+    n = 256
+    weight = random_weight(n, 512, block, 0.5, dtype)
+    x, bias = torch.randn(m, 512).to(dtype), torch.randn(n).to(dtype)
+    gate, residual = torch.randn(2, m, n).to(dtype)
+    finish = (bias, "gelu", gate, residual)
+    assert_near(ops.block_sparse_linear(x, weight, *finish), linear_oracle(x, weight, *finish))
+
+
+@needs_compiler
+def test_emulated_block_sparse_linear_takes_views(emulated):
+    """Rows apart, a start off the 16-byte boundary, column-major gates: copied or not, the same."""
+    weight = random_weight(64, 64, (16, 16), 0.5, torch.float16)
+    wide = torch.randn(2, 5, 80).half()
+    bias = torch.randn(64, 2).half()[:, 0]
+    gate = torch.randn(2, 64, 5).half().transpose(1, 2)
+    for x in (wide[..., :64], wide[..., 3:67], wide[..., 8:72].transpose(0, 1), wide[0, 0, :64]):
+        rows = x if x.dim() == 3 else x[None]
+        finish = (bias, "silu", gate if rows.shape[:2] == (2, 5) else None, None)
+        assert_near(ops.block_sparse_linear(x, weight, *finish), linear_oracle(x, weight, *finish))
+
+
+@needs_compiler
+def test_emulated_linear_without_blocks_inputs_or_rows(emulated):
+    bias, residual = torch.randn(64).half(), torch.randn(3, 64).half()
+    empty = random_weight(64, 64, (16, 16), 0, torch.float16)
+    y = ops.block_sparse_linear(torch.randn(3, 64).half(), empty, bias, "none", None, residual)
+    assert torch.equal(y, bias + residual)
+    y = ops.block_sparse_linear(
+        torch.randn(3, 0).half(), random_weight(64, 0, (16, 16), 0, torch.float16), bias
+    )
+    assert torch.equal(y, bias.expand(3, 64))
+    assert ops.block_sparse_linear(torch.randn(0, 64).half(), empty).shape == (0, 64)
+
+
+@needs_compiler
+def test_emulated_pruned_block_ignores_infinity(emulated):
+    weight = random_weight(64, 128, (32, 32), 0.4, torch.float16)
+    weight.indices[:] = weight.indices // 2  # nobody reads the last two columns of blocks
+    weight.indices[:] = 0
+    x = torch.randn(4, 128).half()
+    clean = ops.block_sparse_linear(x, weight)
+    x[:, 32:] = torch.inf
+    assert torch.equal(ops.block_sparse_linear(x, weight), clean)
+
+
+@needs_compiler
+def test_cuda_backend_refuses_in_words(emulated):
+    x = torch.randn(3, 64)
+    cases = [
+        (x, random_weight(64, 64, (32, 32)), "takes float16, bfloat16, got float32"),
+        (x.half(), random_weight(64, 64, (8, 8), dtype=torch.float16), r"got \(8, 8\)"),
+    ]
+    unaligned = random_weight(64, 64, (32, 32), 1, torch.float16)
+    unaligned.values = (
+        torch.randn(1 + unaligned.values.numel()).half()[1:].view_as(unaligned.values)
+    )
+    cases.append((x.half(), unaligned, "values contiguous and on a 16-byte boundary"))
+    for x, weight, message in cases:
+        with pytest.raises(BackendError, match=message):
+            ops.block_sparse_linear(x, weight)
+
+
+def test_cuda_backend_runs_on_gpus_only(monkeypatch):
+    weight = random_weight(64, 64, (32, 32), 0.5, torch.float16)
+    refusal = ops.explain_choice(ops.block_sparse_linear, torch.randn(3, 64).half(), weight)
+    assert refusal.backend == "reference"
+    here = "on NVIDIA GPUs, the tensors are on cpu" if cuda.kernels() else "built without CUDA"
+    assert here in refusal.refusals["cuda"]
+
+
+@pytest.mark.parametrize(
+    ("archs", "runs", "does_not"),
+    [
+        ("80-real 90a-real", [(8, 0), (8, 6), (8, 9), (9, 0)], [(7, 5), (10, 0), (12, 0)]),
+        ("89-real", [(8, 9)], [(8, 0), (8, 6), (9, 0)]),
+        ("90-virtual", [(9, 0), (10, 0), (12, 0)], [(8, 9)]),
+        ("86", [(8, 6), (8, 9), (9, 0)], [(8, 0)]),
+    ],
+)
+def test_cuda_backend_knows_which_gpus_it_was_compiled_for(archs, runs, does_not):
+    assert all(cuda._compiled_for(archs, capability) for capability in runs)
+    assert not any(cuda._compiled_for(archs, capability) for capability in does_not)
