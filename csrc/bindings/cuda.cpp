@@ -2,6 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+
+#include "cuda/attention.h"
 #include "cuda/device.h"
 #include "cuda/stacked_linear.h"
 
@@ -96,6 +99,45 @@ void stacked_linear(const Place& place, const std::string& dtype, Address x, std
   run(p, {bm, parts, (p.epilogue.m + bm - 1) / bm}, launch_on(place));
 }
 
+// A tensor [batch, heads, length, dim] with contiguous rows: address and the other strides.
+using Heads = std::tuple<Address, std::int64_t, std::int64_t, std::int64_t>;
+// (indptr, indices, partial, masks, block, rows, per head); 0: without.
+using Pattern = std::tuple<Address, Address, Address, Address, int, int, bool>;
+
+Attention::Strides strides(const Heads& t) {
+  return {std::get<1>(t), std::get<2>(t), std::get<3>(t)};
+}
+
+void run_attention(const Place& place, const std::string& dtype, const Heads& q, const Heads& k,
+                   const Heads& v, const std::array<int, 6>& sizes, Address kv_of, Address key_mask,
+                   bool causal, float scale, const Pattern& pattern, Address out) {
+  Attention p{};
+  p.q = at<const void>(std::get<0>(q));
+  p.k = at<const void>(std::get<0>(k));
+  p.v = at<const void>(std::get<0>(v));
+  p.q_stride = strides(q);
+  p.k_stride = strides(k);
+  p.v_stride = strides(v);
+  std::tie(p.batch, p.heads, p.kv_heads, p.queries, p.keys, p.dim) = std::tuple_cat(sizes);
+  p.kv_of = at<const std::int32_t>(kv_of);
+  p.key_mask = at<const bool>(key_mask);
+  p.causal = causal;
+  p.scale = scale;
+  const auto& [indptr, indices, partial, masks, block, rows, per_head] = pattern;
+  p.pattern = {at<const std::int32_t>(indptr),
+               at<const std::int32_t>(indices),
+               at<const std::int32_t>(partial),
+               at<const bool>(masks),
+               block,
+               rows,
+               per_head};
+  p.out = at<void>(out);
+  p.dtype = dtype_of(dtype);
+  const py::gil_scoped_release released;
+  const OnDevice on(place.first);
+  attention(p, launch_on(place));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C_cuda, m) {
@@ -120,5 +162,6 @@ PYBIND11_MODULE(_C_cuda, m) {
       "The GPUs in sight. Raises RuntimeError with a sentence where CUDA cannot be used.");
   m.def("cut_linear", &cut_linear);
   m.def("block_sparse_linear", &stacked_linear<&block_sparse_linear>);
+  m.def("attention", &run_attention);
   m.def("vector_linear", &stacked_linear<&vector_linear>);
 }

@@ -43,7 +43,7 @@ def seeded(file: str, text: str) -> str:
     return text
 
 
-STACKED = "stacked_linear.cuh"
+STACKED, ATTENTION = "stacked_linear.cuh", "attention.cu"
 TILE, EPILOGUE, NUMBER = "tile.cuh", "epilogue.cuh", "number.cuh"
 WAIT = "ptx::wait_copies<C::STAGES - 2>();"
 BARRIER = "ptx::sync_block();"
@@ -109,4 +109,46 @@ FAULTS = (
         "to[i] = from_float<T>(x[i]);",
         "linear",
     ),
+    # Attention: order.
+    Fault(ATTENTION, BARRIER, ";", "attention", True, "ptx::wait_copies<0>();\n    "),
+    Fault(ATTENTION, "ptx::wait_copies<0>();", ";", "attention", behind="++step) {\n    "),
+    Fault(ATTENTION, BARRIER, ";", "attention", True, "ptx::wait_copies<0>();\n  "),
+    Fault(ATTENTION, "ptx::sync_warp();", ";", "attention", True),
+    Fault(
+        ATTENTION,
+        "places[(step + 2) % C::LOOK_UPS]",
+        "places[(step + 1) % C::LOOK_UPS]",
+        "attention",
+    ),
+    Fault(ATTENTION, "stack.look_up(1, places[1]);", ";", "attention"),
+    # What is seen.
+    Fault(ATTENTION, "key <= row + offset", "key < row + offset", "causal"),
+    Fault(
+        ATTENTION,
+        "min(p.keys, first + C::QUERIES + offset)",
+        "min(p.keys, first + offset)",
+        "causal",
+    ),
+    Fault(ATTENTION, "key >= p.keys || (key_mask && !key_mask[key])", "key >= p.keys", "padded"),
+    Fault(ATTENTION, "h * (p.pattern.rows + 1)", "0", "block=16"),
+    Fault(
+        ATTENTION, "row % p.pattern.block * p.pattern.block", "row * p.pattern.block", "block=64"
+    ),
+    Fault(
+        ATTENTION,
+        "which * p.pattern.block * p.pattern.block + inside",
+        "which * p.pattern.block * p.pattern.block",
+        "block=64",
+    ),
+    Fault(ATTENTION, "first / p.pattern.block", "blockIdx.x", "block=128"),
+    Fault(ATTENTION, "p.kv_of[h]", "0", "mapped"),
+    Fault(ATTENTION, "first + row < p.queries", "true", "attention"),
+    Fault(ATTENTION, "at < p.queries", "true", "attention"),
+    # The running softmax.
+    Fault(ATTENTION, "total[i] *= shrink;", ";", "attention"),
+    Fault(ATTENTION, "out[d][i * 2 + 1] *= shrink;", ";", "attention"),
+    Fault(ATTENTION, "ptx::shuffle_xor(highest[i], 2)", "highest[i]", "attention"),
+    Fault(ATTENTION, "total[i] += ptx::shuffle_xor(total[i], 1);", ";", "attention"),
+    Fault(ATTENTION, "highest[i] == -INFINITY ? 0.f : highest[i]", "highest[i]", "attention"),
+    Fault(ATTENTION, "total[i] == 0 ? 0.f : 1 / total[i]", "1 / total[i]", "attention"),
 )

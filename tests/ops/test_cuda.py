@@ -16,6 +16,7 @@ import torch
 
 from ops.conftest import random_weight
 from secateurs import ops
+from secateurs.attention_patterns import Local, Sinks, Strided, layout
 from secateurs.errors import BackendError
 from secateurs.ops import cuda, use_backend
 
@@ -132,6 +133,73 @@ def test_cuda_backend_refuses_in_words(emulated):
     for x, weight, message in cases:
         with pytest.raises(BackendError, match=message):
             ops.block_sparse_linear(x, weight)
+
+
+def heads(b, hq, hkv, tq, tk, d, dtype):
+    return torch.randn(b, hq, tq, d).to(dtype), *torch.randn(2, b, hkv, tk, d).to(dtype)
+
+
+def attention_oracle(q, k, v, **kwargs):
+    return oracles.attention(q.float(), k.float(), v.float(), **kwargs)
+
+
+@needs_compiler
+@pytest.mark.parametrize("d", [32, 64, 80, 96, 128])
+@pytest.mark.parametrize(("tq", "tk"), [(1, 70), (90, 90), (50, 20)])
+def test_emulated_attention(emulated, dtype, d, tq, tk):
+    q, k, v = heads(2, 4, 2, tq, tk, d, dtype)
+    padding = torch.rand(2, tk) < 0.8
+    for kwargs in (dict(causal=True), dict(key_mask=padding, scale=0.3)):
+        assert_near(ops.attention(q, k, v, **kwargs), attention_oracle(q, k, v, **kwargs))
+    kv_of = torch.tensor([1, 1, 0, 1], dtype=torch.int32)
+    assert_near(ops.attention(q, k, v, kv_of=kv_of), attention_oracle(q, k, v, kv_of=kv_of))
+
+
+@needs_compiler
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+@pytest.mark.parametrize("shared", [False, True])
+def test_emulated_attention_patterns(emulated, block, shared):
+    tq, tk = 70, 150
+    q, k, v = heads(1, 2, 1, tq, tk, 32, torch.float16)
+    rules = [Local(9) | Sinks(2)] if shared else [Strided(5), Local(40)]
+    at = torch.arange(tq)[:, None] + tk - tq
+    mask = torch.stack([rule.allows(at, torch.arange(tk)) for rule in rules])[None]
+    blocks = layout(rules if len(rules) > 1 else rules[0], tq, tk, block=block, causal=True)
+    truth = attention_oracle(q, k, v, mask=mask.expand(-1, 2, -1, -1), causal=True)
+    assert_near(ops.attention(q, k, v, causal=True, pattern=blocks), truth)
+
+
+@needs_compiler
+def test_emulated_attention_takes_views(emulated):
+    """Slices of a fused projection as they are; rows off the 16-byte boundary by a copy."""
+    joint = torch.randn(2, 20, 8, 40).half()
+    for wide in (
+        joint[..., :32],
+        joint[..., 3:35],
+        joint[..., 8:].transpose(1, 3).contiguous().transpose(1, 3),
+    ):
+        q, k, v = (t.transpose(1, 2) for t in wide.split([4, 2, 2], dim=2))
+        assert_near(ops.attention(q, k, v), attention_oracle(q, k, v))
+
+
+@needs_compiler
+def test_emulated_attention_without_keys_heads_or_queries(emulated):
+    none = ops.attention(*heads(2, 3, 3, 5, 0, 32, torch.float16))
+    assert torch.equal(none, torch.zeros(2, 5, 3, 32).half())
+    assert ops.attention(*heads(2, 0, 0, 5, 5, 32, torch.float16)).shape == (2, 5, 0, 32)
+    assert ops.attention(*heads(2, 3, 3, 0, 5, 32, torch.float16)).shape == (2, 0, 3, 32)
+
+
+@needs_compiler
+def test_cuda_attention_refuses_in_words(emulated):
+    q, k, v = heads(1, 2, 2, 5, 5, 32, torch.float16)
+    cases = [
+        (dict(mask=torch.ones(5, 5, dtype=torch.bool)), "no explicit mask"),
+        (dict(q=q[..., :8], k=k[..., :8], v=v[..., :8]), "heads of 32, .* got 8"),
+    ]
+    for change, message in cases:
+        with pytest.raises(BackendError, match=message):
+            ops.attention(**{"q": q, "k": k, "v": v, **change})
 
 
 def test_cuda_backend_runs_on_gpus_only(monkeypatch):

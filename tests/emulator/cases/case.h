@@ -22,6 +22,7 @@ struct Case {
   std::function<void(std::uint64_t seed)> run;  // throws std::runtime_error, in words
 };
 
+std::vector<Case> attention_cases();
 std::vector<Case> linear_cases();
 
 using Numbers = std::vector<double>;
