@@ -6,6 +6,8 @@
 
 #include "cuda/attention.h"
 #include "cuda/device.h"
+#include "cuda/library_linear.h"
+#include "cuda/sparse_linear.h"
 #include "cuda/stacked_linear.h"
 
 namespace py = pybind11;
@@ -99,6 +101,39 @@ void stacked_linear(const Place& place, const std::string& dtype, Address x, std
   run(p, {bm, parts, (p.epilogue.m + bm - 1) / bm}, launch_on(place));
 }
 
+void run_sparse_linear(const Place& place, const std::string& dtype, Address x,
+                       std::int64_t x_stride, int k, Address values, Address kept,
+                       const Finish& finish) {
+  const SparseLinear p{
+      at<const void>(x),   x_stride,       at<const void>(values), at<const std::uint32_t>(kept), k,
+      epilogue_of(finish), dtype_of(dtype)};
+  const py::gil_scoped_release released;
+  const OnDevice on(place.first);
+  sparse_linear(p, launch_on(place));
+}
+
+// sizes: p, q, patterns, ones.
+void run_library_linear(const Place& place, const std::string& dtype, Address x,
+                        std::int64_t x_stride, int k, Address values, Address codes,
+                        Address library, const std::array<int, 4>& sizes, const Finish& finish) {
+  const auto [rows, columns, patterns, ones] = sizes;
+  const LibraryLinear p{at<const void>(x),
+                        x_stride,
+                        at<const void>(values),
+                        at<const std::uint8_t>(codes),
+                        at<const bool>(library),
+                        k,
+                        rows,
+                        columns,
+                        patterns,
+                        ones,
+                        epilogue_of(finish),
+                        dtype_of(dtype)};
+  const py::gil_scoped_release released;
+  const OnDevice on(place.first);
+  library_linear(p, launch_on(place));
+}
+
 // A tensor [batch, heads, length, dim] with contiguous rows: address and the other strides.
 using Heads = std::tuple<Address, std::int64_t, std::int64_t, std::int64_t>;
 // (indptr, indices, partial, masks, block, rows, per head); 0: without.
@@ -163,5 +198,7 @@ PYBIND11_MODULE(_C_cuda, m) {
   m.def("cut_linear", &cut_linear);
   m.def("block_sparse_linear", &stacked_linear<&block_sparse_linear>);
   m.def("attention", &run_attention);
+  m.def("library_linear", &run_library_linear);
+  m.def("sparse_linear", &run_sparse_linear);
   m.def("vector_linear", &stacked_linear<&vector_linear>);
 }

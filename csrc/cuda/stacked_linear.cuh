@@ -234,10 +234,7 @@ __global__ void __launch_bounds__(C::THREADS) stacked_linear(StackedParameters s
     for (int t = threadIdx.x; t < C::BM * C::W_CHUNKS; t += C::THREADS) {
       const int m = t / C::W_CHUNKS, n = t % C::W_CHUNKS * 8;
       float total[8] = {};
-#pragma unroll
-      for (int wk = 0; wk < C::WK; ++wk)
-#pragma unroll
-        for (int i = 0; i < 8; ++i) total[i] += sums[(wk * C::BM + m) * C::ROW + n + i];
+      add8<C::WK, C::BM, C::ROW>(total, sums, m, n);
       if (whole) {
         finish8<typename C::T>(s.p.epilogue, s.aligned, tile_m * C::BM + m,
                                std::int64_t{row} * C::BN + n, total);

@@ -37,4 +37,21 @@ __device__ inline void load_pair(std::uint32_t (&b)[4], const uint4* tile, int k
   ptx::load_matrices_transposed(b, tile + swizzled<CHUNKS>(k + lane % 16, chunk + lane / 16));
 }
 
+// The fragment of b [32, 8] for a sparse product from a tile of rows: b's columns are rows
+// row .. row + 8, its inputs chunks chunk .. chunk + 4.
+template <int CHUNKS>
+__device__ inline void load_long(std::uint32_t (&b)[4], const uint4* tile, int row, int chunk) {
+  const int lane = threadIdx.x % 32;
+  ptx::load_matrices(b, tile + swizzled<CHUNKS>(row + lane % 8, chunk + lane / 8));
+}
+
+// Sums n .. n + 8 of row m, added up over WK copies of [BM][ROW] floats.
+template <int WK, int BM, int ROW>
+__device__ inline void add8(float (&total)[8], const float* sums, int m, int n) {
+#pragma unroll
+  for (int wk = 0; wk < WK; ++wk)
+#pragma unroll
+    for (int i = 0; i < 8; ++i) total[i] += sums[(wk * BM + m) * ROW + n + i];
+}
+
 }  // namespace secateurs::cuda

@@ -44,6 +44,7 @@ def seeded(file: str, text: str) -> str:
 
 
 STACKED, ATTENTION = "stacked_linear.cuh", "attention.cu"
+SPARSE, LIBRARY = "sparse_linear.cu", "library_linear.cu"
 TILE, EPILOGUE, NUMBER = "tile.cuh", "epilogue.cuh", "number.cuh"
 WAIT = "ptx::wait_copies<C::STAGES - 2>();"
 BARRIER = "ptx::sync_block();"
@@ -79,7 +80,7 @@ FAULTS = (
     Fault(TILE, "chunk + lane / 8 % 2", "chunk + lane / 16", "vector"),
     Fault(STACKED, "lane / 4 + i / 2 * 8", "lane / 4 + i % 2 * 8", "linear"),
     # Rows that were cut.
-    Fault(STACKED, "wk < C::WK", "wk < 1", "few"),
+    Fault(TILE, "wk < WK", "wk < 1", "few"),
     Fault(STACKED, "row_begin >= first && row_end <= stop", "row_end <= stop", "linear"),
     Fault(
         STACKED,
@@ -151,4 +152,29 @@ FAULTS = (
     Fault(ATTENTION, "total[i] += ptx::shuffle_xor(total[i], 1);", ";", "attention"),
     Fault(ATTENTION, "highest[i] == -INFINITY ? 0.f : highest[i]", "highest[i]", "attention"),
     Fault(ATTENTION, "total[i] == 0 ? 0.f : 1 / total[i]", "1 / total[i]", "attention"),
+    # 2:4.
+    Fault(SPARSE, BARRIER, ";", "sparse_linear few", True, f"{WAIT}\n    "),
+    Fault(SPARSE, BARRIER, ";", ": bfloat m=1 n=48", True, "every copy has landed.\n  "),
+    Fault(SPARSE, BARRIER, ";", ": bfloat m=1 n=48", True, "sum[nt][mt][i];\n      }\n  "),
+    Fault(SPARSE, "step * C::STEP + k * 32 >= p.k", "false", "sparse_linear"),
+    Fault(SPARSE, "first_n + tile * 16 >= p.epilogue.n", "false", "sparse_linear"),
+    Fault(SPARSE, "lane / 4 * 2 + lane % 2", "lane / 4 * 2", "sparse_linear"),
+    Fault(SPARSE, "(std::int64_t{first_n} / 16 + tile)", "std::int64_t{tile}", "sparse_linear"),
+    Fault(
+        TILE,
+        "swizzled<CHUNKS>(row + lane % 8, chunk + lane / 8)",
+        "swizzled<CHUNKS>(row, chunk + lane / 8)",
+        "sparse_linear",
+    ),
+    # Libraries of block patterns.
+    Fault(LIBRARY, BARRIER, ";", "library", True, "last step's tiles any more.\n    "),
+    Fault(LIBRARY, BARRIER, ";", "library", True, "= {0, 0, 0, 0};\n    "),
+    Fault(LIBRARY, BARRIER, ";", "library", True, "ptx::wait_copies<1>();\n    "),
+    Fault(LIBRARY, BARRIER, ";", "library", True, "ptx::wait_copies<0>();\n  "),
+    Fault(LIBRARY, "ptx::wait_copies<1>();", ";", "library"),
+    Fault(LIBRARY, "w[threadIdx.x + i * THREADS] = {0, 0, 0, 0};", ";", "library"),
+    Fault(LIBRARY, "(entry + i) % p.ones", "entry % p.ones", "library"),
+    Fault(LIBRARY, "i / p.q * STEP + i % p.q", "i", "library"),
+    Fault(LIBRARY, "block * p.q + place % STEP", "place % STEP", "library"),
+    Fault(LIBRARY, "min(STEP / p.q, across - first)", "STEP / p.q", "library"),
 )

@@ -18,7 +18,9 @@ from ops.conftest import random_weight
 from secateurs import ops
 from secateurs.attention_patterns import Local, Sinks, Strided, layout
 from secateurs.errors import BackendError
+from secateurs.formats import LibraryWeight, VectorWeight
 from secateurs.ops import cuda, use_backend
+from secateurs.patterns import VectorNM
 
 EMULATOR = Path(__file__).parents[1] / "emulator"
 HEADER = Path(sysconfig.get_path("include")) / "Python.h"
@@ -133,6 +135,59 @@ def test_cuda_backend_refuses_in_words(emulated):
     for x, weight, message in cases:
         with pytest.raises(BackendError, match=message):
             ops.block_sparse_linear(x, weight)
+
+
+def product_oracle(x, weight, bias, residual):
+    return (x.double() @ weight.to_dense().double().T + bias.double() + residual.double()).numpy()
+
+
+@needs_compiler
+@pytest.mark.parametrize("vector", [1, 16, 32, 64, 128])
+@pytest.mark.parametrize("m", [1, 16, 21])
+def test_emulated_vector_patterns(emulated, dtype, vector, m):
+    """One output at a time is 2:4 on the sparse tensor cores."""
+    dense = torch.randn(256, 192) / 10
+    weight = VectorWeight.pack(dense.to(dtype), VectorNM(2, 4, vector).keep(dense), vector)
+    x, residual = torch.randn(m, 192).to(dtype), torch.randn(m, 256).to(dtype)
+    bias = torch.randn(256).to(dtype)
+    got = ops.pattern_linear(x, weight, bias, "none", None, residual)
+    assert_near(got, product_oracle(x, weight, bias, residual))
+
+
+@needs_compiler
+@pytest.mark.parametrize(("p", "q", "ones"), [(4, 4, 8), (8, 2, 3), (16, 16, 100)])
+def test_emulated_library_patterns(emulated, dtype, p, q, ones):
+    library = torch.stack([torch.randperm(p * q) < ones for _ in range(5)]).view(5, p, q)
+    codes = torch.randint(5, (96 // p, 320 // q))
+    weight = LibraryWeight.pack((torch.randn(96, 320) / 10).to(dtype), codes, library)
+    for m in (1, 16):
+        x, bias, residual = torch.randn(m, 320), torch.randn(96), torch.randn(m, 96)
+        x, bias, residual = (t.to(dtype) for t in (x, bias, residual))
+        got = ops.pattern_linear(x, weight, bias, "none", None, residual)
+        assert_near(got, product_oracle(x, weight, bias, residual))
+
+
+@needs_compiler
+def test_cuda_pattern_linear_refuses_in_words(emulated):
+    dense = torch.randn(32, 64).half()
+    library = torch.zeros(1, 4, 4, dtype=torch.bool)
+    library[0, 0] = True
+    packed = LibraryWeight.pack(dense, torch.zeros(8, 16), library)
+    uneven = VectorNM(2, 4, 1).keep(dense.float())
+    uneven[0, :8] = torch.tensor([1, 1, 1, 0, 1, 0, 0, 0], dtype=torch.bool)
+    cases = [
+        (packed, 17, "at most 16 rows of x, got 17"),
+        (
+            VectorWeight.pack(dense, VectorNM(2, 4, 8).keep(dense.float()), 8),
+            3,
+            "same inputs, got 8",
+        ),
+        (VectorWeight.pack(dense, VectorNM(1, 4, 1).keep(dense.float()), 1), 3, "with 16 kept"),
+        (VectorWeight.pack(dense, uneven, 1), 3, "of every four inputs"),
+    ]
+    for weight, m, message in cases:
+        with pytest.raises(BackendError, match=message):
+            ops.pattern_linear(torch.randn(m, 64).half(), weight)
 
 
 def heads(b, hq, hkv, tq, tk, d, dtype):

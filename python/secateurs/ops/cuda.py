@@ -132,3 +132,28 @@ def epilogue(y: Tensor, finish: Epilogue) -> tuple[tuple[int, ...], list[Tensor 
     n = y.shape[-1]
     a, b, c = map(address, kept)
     return (a, _NUMBER[activation], b, c, y.data_ptr(), y.numel() // n, n), kept
+
+
+def run_stacks(
+    kernel: str,
+    x: Tensor,
+    x_stride: int,
+    weight: tuple[int, ...],  # values, indptr, indices, rows, blocks, bn, bk
+    y: Tensor,
+    finish: Any,  # bias, activation, gate, residual
+) -> None:
+    """Launch a kernel of csrc/cuda/stacked_linear.h, with working memory where it cuts rows."""
+    where, numbers = place(x), weight[3:]
+    given, _kept = epilogue(y, finish)
+    bm, parts, floats = kernels().cut_linear(where[0], given[5], *numbers)
+    partial = x.new_empty(floats, dtype=torch.float32)
+    getattr(kernels(), kernel)(
+        where,
+        dtype(x),
+        x.data_ptr(),
+        x_stride,
+        weight,
+        given,
+        (bm, parts),
+        partial.data_ptr(),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from secateurs.ops import cuda
@@ -34,33 +33,8 @@ def _run(
     x = cuda.rows_of(x)
     (nnz, bk, bn), rows = values.shape, indptr.shape[0] - 1
     weight = (*map(cuda.address, (values, indptr, indices)), rows, nnz, bn, bk)
-    run_stacks("block_sparse_linear", x, x.stride(0), weight, y, finish)
+    cuda.run_stacks("block_sparse_linear", x, x.stride(0), weight, y, finish)
     return y
-
-
-def run_stacks(
-    kernel: str,
-    x: Tensor,
-    x_stride: int,
-    weight: tuple[int, ...],  # values, indptr, indices, rows, blocks, bn, bk
-    y: Tensor,
-    finish: tuple[object, ...],
-) -> None:
-    """Launch a kernel of csrc/cuda/stacked_linear.h, with working memory where it cuts rows."""
-    where, numbers = cuda.place(x), weight[3:]
-    given, _kept = cuda.epilogue(y, finish)  # type: ignore[arg-type]
-    bm, parts, floats = cuda.kernels().cut_linear(where[0], given[5], *numbers)
-    partial = x.new_empty(floats, dtype=torch.float32)
-    getattr(cuda.kernels(), kernel)(
-        where,
-        cuda.dtype(x),
-        x.data_ptr(),
-        x_stride,
-        weight,
-        given,
-        (bm, parts),
-        partial.data_ptr(),
-    )
 
 
 BACKEND = Backend("cuda", _refuse, _run)

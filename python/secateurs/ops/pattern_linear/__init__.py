@@ -13,7 +13,7 @@ from secateurs.ops._dispatch import Op
 from secateurs.ops._epilogue import check_epilogue
 from secateurs.ops._gpu import triton_backend
 from secateurs.ops._register import register
-from secateurs.ops.pattern_linear import reference
+from secateurs.ops.pattern_linear import cuda, reference
 
 
 class Vector(Protocol):
@@ -42,7 +42,8 @@ def pattern_linear(
     """act(x W^T + bias) * gate + residual, shape `[..., N]`.
 
     Only stored weights are multiplied: an infinity or NaN in `x` does not pass through a pruned one
-    (the reference, which expands the weight, lets it pass).
+    (the reference, which expands the weight, lets it pass, as does a CUDA kernel that expands a
+    library's blocks).
 
     Args:
         x: `[..., K]`.
@@ -113,7 +114,13 @@ def check(
     check_epilogue(x, n, values, (index, library), bias, activation, gate, residual)
 
 
-OP = Op("pattern_linear", check, triton_backend("pattern_linear"), reference.BACKEND)
+OP = Op(
+    "pattern_linear",
+    check,
+    cuda.BACKEND,
+    triton_backend("pattern_linear"),
+    reference.BACKEND,
+)
 _call = register(
     OP,
     "(Tensor x, Tensor values, Tensor index, Tensor? library, Tensor? bias, str activation, "
