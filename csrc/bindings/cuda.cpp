@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "cuda/add_norm.h"
 #include "cuda/attention.h"
 #include "cuda/device.h"
 #include "cuda/library_linear.h"
@@ -134,6 +135,27 @@ void run_library_linear(const Place& place, const std::string& dtype, Address x,
   library_linear(p, launch_on(place));
 }
 
+// arrays: x, residual, weight, bias, sum, y; 0: without.
+void run_add_norm(const Place& place, const std::string& dtype,
+                  const std::array<Address, 6>& arrays, float eps, bool rms, std::int64_t rows,
+                  int width) {
+  const auto [x, residual, weight, bias, sum, y] = arrays;
+  const AddNorm p{at<const void>(x),
+                  at<const void>(residual),
+                  at<const void>(weight),
+                  at<const void>(bias),
+                  eps,
+                  rms,
+                  at<void>(sum),
+                  at<void>(y),
+                  rows,
+                  width,
+                  dtype_of(dtype)};
+  const py::gil_scoped_release released;
+  const OnDevice on(place.first);
+  add_norm(p, launch_on(place));
+}
+
 // A tensor [batch, heads, length, dim] with contiguous rows: address and the other strides.
 using Heads = std::tuple<Address, std::int64_t, std::int64_t, std::int64_t>;
 // (indptr, indices, partial, masks, block, rows, per head); 0: without.
@@ -197,6 +219,8 @@ PYBIND11_MODULE(_C_cuda, m) {
       "The GPUs in sight. Raises RuntimeError with a sentence where CUDA cannot be used.");
   m.def("cut_linear", &cut_linear);
   m.def("block_sparse_linear", &stacked_linear<&block_sparse_linear>);
+  m.attr("widest_norm") = WIDEST_NORM;
+  m.def("add_norm", &run_add_norm);
   m.def("attention", &run_attention);
   m.def("library_linear", &run_library_linear);
   m.def("sparse_linear", &run_sparse_linear);

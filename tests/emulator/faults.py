@@ -44,7 +44,7 @@ def seeded(file: str, text: str) -> str:
 
 
 STACKED, ATTENTION = "stacked_linear.cuh", "attention.cu"
-SPARSE, LIBRARY = "sparse_linear.cu", "library_linear.cu"
+SPARSE, LIBRARY, NORM = "sparse_linear.cu", "library_linear.cu", "add_norm.cu"
 TILE, EPILOGUE, NUMBER = "tile.cuh", "epilogue.cuh", "number.cuh"
 WAIT = "ptx::wait_copies<C::STAGES - 2>();"
 BARRIER = "ptx::sync_block();"
@@ -177,4 +177,28 @@ FAULTS = (
     Fault(LIBRARY, "i / p.q * STEP + i % p.q", "i", "library"),
     Fault(LIBRARY, "block * p.q + place % STEP", "place % STEP", "library"),
     Fault(LIBRARY, "min(STEP / p.q, across - first)", "STEP / p.q", "library"),
+    # Residual and normalisation.
+    Fault(NORM, BARRIER, ";", "add_norm", True),
+    Fault(
+        NORM,
+        "sum_of_block(square, partial + WARPS)",
+        "sum_of_block(square, partial)",
+        "add_norm",
+        True,
+    ),
+    Fault(NORM, "h[j] += residual[j];", ";", "add_norm"),
+    Fault(
+        NORM,
+        "p.rms ? 0.f : sum_of_block(sum, partial) / p.width",
+        "sum_of_block(sum, partial) / p.width",
+        "rms",
+    ),
+    Fault(NORM, "(row[j] - mean) * (row[j] - mean)", "row[j] * row[j]", "layer"),
+    Fault(
+        NORM,
+        "x += ptx::shuffle_xor(x, lanes);",
+        "if (lanes > 1) x += ptx::shuffle_xor(x, lanes);",
+        "add_norm",
+    ),
+    Fault(NORM, "blockIdx.x * std::int64_t{p.width}", "std::int64_t{0}", "add_norm"),
 )
