@@ -78,7 +78,7 @@ __device__ inline void load_rows(uint4* tile, const typename C::T* from, std::in
 }
 
 template <class C>
-__global__ void __launch_bounds__(C::THREADS) attention_forward(Attention p) {
+__global__ void __launch_bounds__(C::THREADS, 2) attention_forward(Attention p) {
   using T = typename C::T;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int h = blockIdx.y, b = blockIdx.z;
