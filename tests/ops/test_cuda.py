@@ -1,4 +1,5 @@
-"""The `cuda` backend as Python sees it, on CPU tensors: its module built on the emulator."""
+"""The `cuda` backend as Python sees it: on CPU tensors, its module built on the emulator, and on a
+GPU where there is one. SECATEURS_REQUIRE=cuda turns the skips of the latter into failures."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import platform
 import shutil
 import sys
 import sysconfig
+from copy import copy
 from pathlib import Path
 
 import oracles
@@ -25,11 +27,6 @@ from secateurs.patterns import VectorNM
 EMULATOR = Path(__file__).parents[1] / "emulator"
 HEADER = Path(sysconfig.get_path("include")) / "Python.h"
 
-needs_compiler = pytest.mark.skipif(
-    platform.system() != "Linux" or not shutil.which("g++") or not HEADER.exists(),
-    reason="the emulator needs Linux, g++ and Python's headers",
-)
-
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory):
@@ -46,11 +43,38 @@ def module(tmp_path_factory):
     return module
 
 
-@pytest.fixture
-def emulated(module, monkeypatch):
-    monkeypatch.setattr(cuda, "_C_cuda", module)
+@pytest.fixture(params=["emulator", "gpu"])
+def run(request, monkeypatch):
+    """Calls an operation on the backend `cuda`: takes tensors on the CPU and gives one back."""
+    device = "cpu"
+    if request.param == "emulator":
+        if platform.system() != "Linux" or not shutil.which("g++") or not HEADER.exists():
+            pytest.skip("the emulator needs Linux, g++ and Python's headers")
+        monkeypatch.setattr(cuda, "_C_cuda", request.getfixturevalue("module"))
+    else:
+        device = "cuda"
+        if cuda.kernels() is None or not torch.cuda.is_available():
+            required = "cuda" in os.environ.get("SECATEURS_REQUIRE", "").split(",")
+            (pytest.fail if required else pytest.skip)("no GPU here, or built without CUDA")
+
+    def run(op, *args, **kwargs):
+        args = [moved(value, device) for value in args]
+        kwargs = {name: moved(value, device) for name, value in kwargs.items()}
+        return op(*args, **kwargs).cpu()
+
     with use_backend("cuda"):
-        yield
+        yield run
+
+
+def moved(value, device):
+    """A tensor, or a copy of what holds tensors, on a device."""
+    if isinstance(value, torch.Tensor):
+        return value if value.device.type == device else value.to(device)
+    if device != "cpu" and hasattr(value, "__dict__"):
+        value = copy(value)
+        for name, held in vars(value).items():
+            object.__setattr__(value, name, moved(held, device))
+    return value
 
 
 @pytest.fixture(params=["float16", "bfloat16"])
@@ -71,20 +95,18 @@ def linear_oracle(x, weight, *finish):
     return oracles.block_sparse_linear(x.float(), exact, *up)
 
 
-@needs_compiler
 @pytest.mark.parametrize("block", [(16, 16), (32, 64), (64, 32), (128, 128)])
 @pytest.mark.parametrize("m", [1, 7, 40])
-def test_emulated_block_sparse_linear(emulated, dtype, block, m):
+def test_block_sparse_linear(run, dtype, block, m):
     n = 256
     weight = random_weight(n, 512, block, 0.5, dtype)
     x, bias = torch.randn(m, 512).to(dtype), torch.randn(n).to(dtype)
     gate, residual = torch.randn(2, m, n).to(dtype)
     finish = (bias, "gelu", gate, residual)
-    assert_near(ops.block_sparse_linear(x, weight, *finish), linear_oracle(x, weight, *finish))
+    assert_near(run(ops.block_sparse_linear, x, weight, *finish), linear_oracle(x, weight, *finish))
 
 
-@needs_compiler
-def test_emulated_block_sparse_linear_takes_views(emulated):
+def test_block_sparse_linear_takes_views(run):
     """Rows apart, a start off the 16-byte boundary, column-major gates: copied or not, the same."""
     weight = random_weight(64, 64, (16, 16), 0.5, torch.float16)
     wide = torch.randn(2, 5, 80).half()
@@ -93,35 +115,37 @@ def test_emulated_block_sparse_linear_takes_views(emulated):
     for x in (wide[..., :64], wide[..., 3:67], wide[..., 8:72].transpose(0, 1), wide[0, 0, :64]):
         rows = x if x.dim() == 3 else x[None]
         finish = (bias, "silu", gate if rows.shape[:2] == (2, 5) else None, None)
-        assert_near(ops.block_sparse_linear(x, weight, *finish), linear_oracle(x, weight, *finish))
+        assert_near(
+            run(ops.block_sparse_linear, x, weight, *finish), linear_oracle(x, weight, *finish)
+        )
 
 
-@needs_compiler
-def test_emulated_linear_without_blocks_inputs_or_rows(emulated):
+def test_linear_without_blocks_inputs_or_rows(run):
     bias, residual = torch.randn(64).half(), torch.randn(3, 64).half()
     empty = random_weight(64, 64, (16, 16), 0, torch.float16)
-    y = ops.block_sparse_linear(torch.randn(3, 64).half(), empty, bias, "none", None, residual)
+    y = run(ops.block_sparse_linear, torch.randn(3, 64).half(), empty, bias, "none", None, residual)
     assert torch.equal(y, bias + residual)
-    y = ops.block_sparse_linear(
-        torch.randn(3, 0).half(), random_weight(64, 0, (16, 16), 0, torch.float16), bias
+    y = run(
+        ops.block_sparse_linear,
+        torch.randn(3, 0).half(),
+        random_weight(64, 0, (16, 16), 0, torch.float16),
+        bias,
     )
     assert torch.equal(y, bias.expand(3, 64))
-    assert ops.block_sparse_linear(torch.randn(0, 64).half(), empty).shape == (0, 64)
+    assert run(ops.block_sparse_linear, torch.randn(0, 64).half(), empty).shape == (0, 64)
 
 
-@needs_compiler
-def test_emulated_pruned_block_ignores_infinity(emulated):
+def test_pruned_block_ignores_infinity(run):
     weight = random_weight(64, 128, (32, 32), 0.4, torch.float16)
     weight.indices[:] = weight.indices // 2  # nobody reads the last two columns of blocks
     weight.indices[:] = 0
     x = torch.randn(4, 128).half()
-    clean = ops.block_sparse_linear(x, weight)
+    clean = run(ops.block_sparse_linear, x, weight)
     x[:, 32:] = torch.inf
-    assert torch.equal(ops.block_sparse_linear(x, weight), clean)
+    assert torch.equal(run(ops.block_sparse_linear, x, weight), clean)
 
 
-@needs_compiler
-def test_cuda_backend_refuses_in_words(emulated):
+def test_cuda_backend_refuses_in_words(run):
     x = torch.randn(3, 64)
     cases = [
         (x, random_weight(64, 64, (32, 32)), "takes float16, bfloat16, got float32"),
@@ -134,41 +158,38 @@ def test_cuda_backend_refuses_in_words(emulated):
     cases.append((x.half(), unaligned, "values contiguous and on a 16-byte boundary"))
     for x, weight, message in cases:
         with pytest.raises(BackendError, match=message):
-            ops.block_sparse_linear(x, weight)
+            run(ops.block_sparse_linear, x, weight)
 
 
 def product_oracle(x, weight, bias, residual):
     return (x.double() @ weight.to_dense().double().T + bias.double() + residual.double()).numpy()
 
 
-@needs_compiler
 @pytest.mark.parametrize("vector", [1, 16, 32, 64, 128])
 @pytest.mark.parametrize("m", [1, 16, 21])
-def test_emulated_vector_patterns(emulated, dtype, vector, m):
+def test_vector_patterns(run, dtype, vector, m):
     """One output at a time is 2:4 on the sparse tensor cores."""
     dense = torch.randn(256, 192) / 10
     weight = VectorWeight.pack(dense.to(dtype), VectorNM(2, 4, vector).keep(dense), vector)
     x, residual = torch.randn(m, 192).to(dtype), torch.randn(m, 256).to(dtype)
     bias = torch.randn(256).to(dtype)
-    got = ops.pattern_linear(x, weight, bias, "none", None, residual)
+    got = run(ops.pattern_linear, x, weight, bias, "none", None, residual)
     assert_near(got, product_oracle(x, weight, bias, residual))
 
 
-@needs_compiler
 @pytest.mark.parametrize(("p", "q", "ones"), [(4, 4, 8), (8, 2, 3), (16, 16, 100)])
-def test_emulated_library_patterns(emulated, dtype, p, q, ones):
+def test_library_patterns(run, dtype, p, q, ones):
     library = torch.stack([torch.randperm(p * q) < ones for _ in range(5)]).view(5, p, q)
     codes = torch.randint(5, (96 // p, 320 // q))
     weight = LibraryWeight.pack((torch.randn(96, 320) / 10).to(dtype), codes, library)
     for m in (1, 16):
         x, bias, residual = torch.randn(m, 320), torch.randn(96), torch.randn(m, 96)
         x, bias, residual = (t.to(dtype) for t in (x, bias, residual))
-        got = ops.pattern_linear(x, weight, bias, "none", None, residual)
+        got = run(ops.pattern_linear, x, weight, bias, "none", None, residual)
         assert_near(got, product_oracle(x, weight, bias, residual))
 
 
-@needs_compiler
-def test_cuda_pattern_linear_refuses_in_words(emulated):
+def test_cuda_pattern_linear_refuses_in_words(run):
     dense = torch.randn(32, 64).half()
     library = torch.zeros(1, 4, 4, dtype=torch.bool)
     library[0, 0] = True
@@ -187,7 +208,7 @@ def test_cuda_pattern_linear_refuses_in_words(emulated):
     ]
     for weight, m, message in cases:
         with pytest.raises(BackendError, match=message):
-            ops.pattern_linear(torch.randn(m, 64).half(), weight)
+            run(ops.pattern_linear, torch.randn(m, 64).half(), weight)
 
 
 def heads(b, hq, hkv, tq, tk, d, dtype):
@@ -198,22 +219,20 @@ def attention_oracle(q, k, v, **kwargs):
     return oracles.attention(q.float(), k.float(), v.float(), **kwargs)
 
 
-@needs_compiler
 @pytest.mark.parametrize("d", [32, 64, 80, 96, 128])
 @pytest.mark.parametrize(("tq", "tk"), [(1, 70), (90, 90), (50, 20)])
-def test_emulated_attention(emulated, dtype, d, tq, tk):
+def test_attention(run, dtype, d, tq, tk):
     q, k, v = heads(2, 4, 2, tq, tk, d, dtype)
     padding = torch.rand(2, tk) < 0.8
     for kwargs in (dict(causal=True), dict(key_mask=padding, scale=0.3)):
-        assert_near(ops.attention(q, k, v, **kwargs), attention_oracle(q, k, v, **kwargs))
+        assert_near(run(ops.attention, q, k, v, **kwargs), attention_oracle(q, k, v, **kwargs))
     kv_of = torch.tensor([1, 1, 0, 1], dtype=torch.int32)
-    assert_near(ops.attention(q, k, v, kv_of=kv_of), attention_oracle(q, k, v, kv_of=kv_of))
+    assert_near(run(ops.attention, q, k, v, kv_of=kv_of), attention_oracle(q, k, v, kv_of=kv_of))
 
 
-@needs_compiler
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
 @pytest.mark.parametrize("shared", [False, True])
-def test_emulated_attention_patterns(emulated, block, shared):
+def test_attention_patterns(run, block, shared):
     tq, tk = 70, 150
     q, k, v = heads(1, 2, 1, tq, tk, 32, torch.float16)
     rules = [Local(9) | Sinks(2)] if shared else [Strided(5), Local(40)]
@@ -221,11 +240,10 @@ def test_emulated_attention_patterns(emulated, block, shared):
     mask = torch.stack([rule.allows(at, torch.arange(tk)) for rule in rules])[None]
     blocks = layout(rules if len(rules) > 1 else rules[0], tq, tk, block=block, causal=True)
     truth = attention_oracle(q, k, v, mask=mask.expand(-1, 2, -1, -1), causal=True)
-    assert_near(ops.attention(q, k, v, causal=True, pattern=blocks), truth)
+    assert_near(run(ops.attention, q, k, v, causal=True, pattern=blocks), truth)
 
 
-@needs_compiler
-def test_emulated_attention_takes_views(emulated):
+def test_attention_takes_views(run):
     """Slices of a fused projection as they are; rows off the 16-byte boundary by a copy."""
     joint = torch.randn(2, 20, 8, 40).half()
     for wide in (
@@ -234,19 +252,17 @@ def test_emulated_attention_takes_views(emulated):
         joint[..., 8:].transpose(1, 3).contiguous().transpose(1, 3),
     ):
         q, k, v = (t.transpose(1, 2) for t in wide.split([4, 2, 2], dim=2))
-        assert_near(ops.attention(q, k, v), attention_oracle(q, k, v))
+        assert_near(run(ops.attention, q, k, v), attention_oracle(q, k, v))
 
 
-@needs_compiler
-def test_emulated_attention_without_keys_heads_or_queries(emulated):
-    none = ops.attention(*heads(2, 3, 3, 5, 0, 32, torch.float16))
+def test_attention_without_keys_heads_or_queries(run):
+    none = run(ops.attention, *heads(2, 3, 3, 5, 0, 32, torch.float16))
     assert torch.equal(none, torch.zeros(2, 5, 3, 32).half())
-    assert ops.attention(*heads(2, 0, 0, 5, 5, 32, torch.float16)).shape == (2, 5, 0, 32)
-    assert ops.attention(*heads(2, 3, 3, 0, 5, 32, torch.float16)).shape == (2, 0, 3, 32)
+    assert run(ops.attention, *heads(2, 0, 0, 5, 5, 32, torch.float16)).shape == (2, 5, 0, 32)
+    assert run(ops.attention, *heads(2, 3, 3, 0, 5, 32, torch.float16)).shape == (2, 0, 3, 32)
 
 
-@needs_compiler
-def test_cuda_attention_refuses_in_words(emulated):
+def test_cuda_attention_refuses_in_words(run):
     q, k, v = heads(1, 2, 2, 5, 5, 32, torch.float16)
     cases = [
         (dict(mask=torch.ones(5, 5, dtype=torch.bool)), "no explicit mask"),
@@ -254,7 +270,7 @@ def test_cuda_attention_refuses_in_words(emulated):
     ]
     for change, message in cases:
         with pytest.raises(BackendError, match=message):
-            ops.attention(**{"q": q, "k": k, "v": v, **change})
+            run(ops.attention, **{"q": q, "k": k, "v": v, **change})
 
 
 def test_cuda_backend_runs_on_gpus_only(monkeypatch):
