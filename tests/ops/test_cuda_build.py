@@ -81,5 +81,5 @@ def test_cuda_kernels_keep_out_of_local_memory(code):
         spilled = [m for m in mnemonics if m.startswith(("LDL", "STL"))]
         assert not spilled, f"{name} for {arch} has {spilled}"
     usage = [line for line in dump("-res-usage") if "REG:" in line]
-    assert len(usage) == len(code)
+    assert len(usage) >= len(code)  # finish_pieces is in two files
     assert [line for line in usage if "STACK:0 " not in line or "LOCAL:0 " not in line] == []
