@@ -59,8 +59,9 @@ def instances(program: Path) -> set[str]:
             re.findall(r"__global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(", source.read_text())
         )
     symbols = subprocess.run(["nm", "-C", str(program)], capture_output=True, text=True, check=True)
-    kernel = re.compile(rf" [TtWw] .*secateurs::cuda::({'|'.join(names)})[<(].*")
-    return {line for line in symbols.stdout.splitlines() if kernel.match(line[16:])}
+    space = r"void secateurs::cuda::(?:\(anonymous namespace\)::)?"
+    kernel = re.compile(rf"\b[TtWw] ({space}(?:{'|'.join(names)})<.*>\(.*\))$", re.MULTILINE)
+    return set(kernel.findall(symbols.stdout))
 
 
 def check(report, lines, status):
