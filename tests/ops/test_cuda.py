@@ -112,7 +112,9 @@ def test_block_sparse_linear_takes_views(run):
     wide = torch.randn(2, 5, 80).half()
     bias = torch.randn(64, 2).half()[:, 0]
     gate = torch.randn(2, 64, 5).half().transpose(1, 2)
-    for x in (wide[..., :64], wide[..., 3:67], wide[..., 8:72].transpose(0, 1), wide[0, 0, :64]):
+    uneven = torch.randn(2, 5, 84).half()[..., :64]
+    views = (wide[..., :64], wide[..., 3:67], wide[..., 8:72].transpose(0, 1), wide[0, 0, :64])
+    for x in (*views, uneven):
         rows = x if x.dim() == 3 else x[None]
         finish = (bias, "silu", gate if rows.shape[:2] == (2, 5) else None, None)
         assert_near(
@@ -273,7 +275,7 @@ def test_cuda_attention_refuses_in_words(run):
             run(ops.attention, **{"q": q, "k": k, "v": v, **change})
 
 
-def test_cuda_backend_runs_on_gpus_only(monkeypatch):
+def test_cuda_backend_runs_on_gpus_only():
     weight = random_weight(64, 64, (32, 32), 0.5, torch.float16)
     refusal = ops.explain_choice(ops.block_sparse_linear, torch.randn(3, 64).half(), weight)
     assert refusal.backend == "reference"

@@ -55,30 +55,35 @@ def refuse(x: Tensor, dtypes: tuple[torch.dtype, ...] = DTYPES) -> str | None:
     """Why no CUDA kernel of ours takes a call on `x`, whatever the operation."""
     if _C_cuda is None:
         return _MISSING
-    info = _C_cuda.build_info()
-    if x.device.type != ("cpu" if info["toolkit"] == EMULATOR else "cuda"):
-        return f"it runs on NVIDIA GPUs, the tensors are on {x.device}"
-    if x.device.type == "cuda":
-        if torch.version.cuda is None:
-            return "it is written for NVIDIA GPUs"
-        capability = torch.cuda.get_device_capability(x.device)
-        if capability < OLDEST:
-            return (
-                f"it needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer, "
-                f"{torch.cuda.get_device_name(x.device)} has {capability[0]}.{capability[1]}"
-            )
-        if not _compiled_for(info["archs"], capability):
-            return (
-                f"it was compiled for {info['archs']}, not for compute capability "
-                f"{capability[0]}.{capability[1]}"
-            )
     if x.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         return f"it takes {names}, got {str(x.dtype).removeprefix('torch.')}"
-    return None
+    return _refuse_device(_C_cuda, x.device)
 
 
 @cache
+def _refuse_device(module: Any, device: torch.device) -> str | None:
+    info = module.build_info()
+    if device.type != ("cpu" if info["toolkit"] == EMULATOR else "cuda"):
+        return f"it runs on NVIDIA GPUs, the tensors are on {device}"
+    if device.type != "cuda":
+        return None
+    if torch.version.cuda is None:
+        return "it is written for NVIDIA GPUs"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST:
+        return (
+            f"it needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer, "
+            f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}"
+        )
+    if not _compiled_for(info["archs"], capability):
+        return (
+            f"it was compiled for {info['archs']}, not for compute capability "
+            f"{capability[0]}.{capability[1]}"
+        )
+    return None
+
+
 def _compiled_for(archs: str, capability: tuple[int, int]) -> bool:
     """Machine code runs on its generation from its own revision on, PTX on everything later; that
     of "90a" and the like on that very revision."""

@@ -24,6 +24,7 @@ struct Case {
 
 std::vector<Case> attention_cases();
 std::vector<Case> linear_cases();
+std::vector<Case> machine_cases();
 std::vector<Case> norm_cases();
 std::vector<Case> pattern_cases();
 
