@@ -252,6 +252,7 @@ def test_attention_takes_views(run):
         joint[..., :32],
         joint[..., 3:35],
         joint[..., 8:].transpose(1, 3).contiguous().transpose(1, 3),
+        torch.randn(2, 20, 8, 32, 8).half()[..., 0],
     ):
         q, k, v = (t.transpose(1, 2) for t in wide.split([4, 2, 2], dim=2))
         assert_near(run(ops.attention, q, k, v), attention_oracle(q, k, v))
