@@ -11,7 +11,7 @@ from secateurs.errors import OperandError
 from secateurs.ops._dispatch import Op
 from secateurs.ops._gpu import triton_backend
 from secateurs.ops._register import register
-from secateurs.ops.attention import cpu, reference
+from secateurs.ops.attention import cpu, cuda, reference
 
 
 class Pattern(Protocol):
@@ -180,7 +180,14 @@ def _check_pattern(
         )
 
 
-OP = Op("attention", check, triton_backend("attention"), cpu.BACKEND, reference.BACKEND)
+OP = Op(
+    "attention",
+    check,
+    cuda.BACKEND,
+    triton_backend("attention"),
+    cpu.BACKEND,
+    reference.BACKEND,
+)
 _call = register(
     OP,
     "(Tensor q, Tensor k, Tensor v, Tensor? kv_of, Tensor? key_mask, Tensor? mask, bool causal, "

@@ -12,7 +12,7 @@ from secateurs.ops._dispatch import Op
 from secateurs.ops._epilogue import check_epilogue
 from secateurs.ops._gpu import triton_backend
 from secateurs.ops._register import register
-from secateurs.ops.block_sparse_linear import cpu, reference
+from secateurs.ops.block_sparse_linear import cpu, cuda, reference
 
 
 class Weight(Protocol):
@@ -109,6 +109,7 @@ def check(
 OP = Op(
     "block_sparse_linear",
     check,
+    cuda.BACKEND,
     triton_backend("block_sparse_linear"),
     cpu.BACKEND,
     reference.BACKEND,

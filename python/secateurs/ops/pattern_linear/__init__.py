@@ -13,7 +13,7 @@ from secateurs.ops._dispatch import Op
 from secateurs.ops._epilogue import check_epilogue
 from secateurs.ops._gpu import triton_backend
 from secateurs.ops._register import register
-from secateurs.ops.pattern_linear import cpu, reference
+from secateurs.ops.pattern_linear import cpu, cuda, reference
 
 
 class Vector(Protocol):
@@ -125,7 +125,14 @@ def check(
     check_epilogue(x, n, values, (index, library), bias, activation, gate, residual)
 
 
-OP = Op("pattern_linear", check, triton_backend("pattern_linear"), cpu.BACKEND, reference.BACKEND)
+OP = Op(
+    "pattern_linear",
+    check,
+    cuda.BACKEND,
+    triton_backend("pattern_linear"),
+    cpu.BACKEND,
+    reference.BACKEND,
+)
 _call = register(
     OP,
     "(Tensor x, Tensor values, Tensor index, Tensor? library, Tensor? bias, str activation, "

@@ -1,0 +1,166 @@
+// 2:4 weights on the sparse tensor cores (mma.sp).
+//
+// The sparse operand stands on the left, so it is y^T = W x^T that is computed: a tile is BN outputs
+// by BM rows of x, and turned round on its way out.
+#include "cuda/sparse_linear.h"
+
+#include "cuda/epilogue.cuh"
+#include "cuda/tile.cuh"
+
+namespace secateurs::cuda {
+namespace {
+
+// As for StackedTile: warps share a tile by WN outputs and WM rows, or with WK by inputs.
+template <class T_, int BM_, int BN_, int STEP_, int STAGES_, int WM_, int WN_, int WK_>
+struct SparseTile {
+  using T = T_;
+  static constexpr int BM = BM_, BN = BN_, STEP = STEP_, STAGES = STAGES_;
+  static constexpr int WM = WM_, WN = WN_, WK = WK_, THREADS = WM * WN * WK * 32;
+  static constexpr int NT = BN / WN / 16, MT = BM / WM / 8;  // fragments of a warp
+
+  // Chunks of 16 bytes.
+  static constexpr int X_CHUNKS = STEP / 8, W_CHUNKS = STEP / 16, KEPT_CHUNKS = STEP / 32 * 4;
+  static constexpr int X_TILE = BM * X_CHUNKS, W_TILE = BN * W_CHUNKS;
+  static constexpr int KEPT_TILE = BN / 16 * KEPT_CHUNKS, STAGE = X_TILE + W_TILE + KEPT_TILE;
+
+  static constexpr int ROW = BN + 4;
+  static constexpr int PIPELINE_BYTES = STAGES * STAGE * 16, SUM_BYTES = WK * BM * ROW * 4;
+  static constexpr int BYTES = PIPELINE_BYTES > SUM_BYTES ? PIPELINE_BYTES : SUM_BYTES;
+  static_assert(X_TILE % THREADS == 0 && W_TILE % THREADS == 0 && STEP / 32 % WK == 0);
+  static_assert(BYTES <= 99 * 1024);
+};
+
+struct SparseParameters {
+  SparseLinear p;
+  bool aligned;
+};
+
+template <class C>
+__device__ inline void load_step(const SparseLinear& p, uint4* stage, std::int64_t first_m,
+                                 int first_n, int step) {
+  using T = typename C::T;
+  const int k = step * C::STEP;
+#pragma unroll
+  for (int i = 0; i < C::X_TILE / C::THREADS; ++i) {
+    const int t = threadIdx.x + i * C::THREADS, row = t / C::X_CHUNKS, chunk = t % C::X_CHUNKS;
+    const bool live = first_m + row < p.epilogue.m && k + chunk * 8 < p.k;
+    ptx::copy_async16(stage + swizzled<C::X_CHUNKS>(row, chunk),
+                      static_cast<const T*>(p.x) + (first_m + row) * p.x_stride + k + chunk * 8,
+                      live);
+  }
+#pragma unroll
+  for (int i = 0; i < C::W_TILE / C::THREADS; ++i) {
+    const int t = threadIdx.x + i * C::THREADS, row = t / C::W_CHUNKS, chunk = t % C::W_CHUNKS;
+    const bool live = first_n + row < p.epilogue.n && k + chunk * 16 < p.k;
+    const std::int64_t from = (std::int64_t{first_n} + row) * (p.k / 2) + k / 2 + chunk * 8;
+    ptx::copy_async16(stage + C::X_TILE + swizzled<C::W_CHUNKS>(row, chunk),
+                      static_cast<const T*>(p.values) + from, live);
+  }
+  for (int t = threadIdx.x; t < C::KEPT_TILE; t += C::THREADS) {
+    const int tile = t / C::KEPT_CHUNKS, chunk = t % C::KEPT_CHUNKS;
+    const bool live = first_n + tile * 16 < p.epilogue.n && k + chunk / 4 * 32 < p.k;
+    const std::int64_t from =
+        (std::int64_t{first_n} / 16 + tile) * (p.k / 32) * 16 + k / 2 + chunk * 4;
+    ptx::copy_async16(stage + C::X_TILE + C::W_TILE + t, p.kept + from, live);
+  }
+}
+
+template <class C>
+__global__ void __launch_bounds__(C::THREADS) sparse_product(SparseParameters s) {
+  const SparseLinear& p = s.p;
+  auto* memory = reinterpret_cast<uint4*>(ptx::dyn_smem<16>());
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int wm = warp % C::WM, wn = warp / C::WM % C::WN, wk = warp / (C::WM * C::WN);
+  const std::int64_t tiles_m = (p.epilogue.m + C::BM - 1) / C::BM;
+  const std::int64_t first_m = blockIdx.x % tiles_m * C::BM;
+  const int first_n = static_cast<int>(blockIdx.x / tiles_m) * C::BN;
+  const int steps = (p.k + C::STEP - 1) / C::STEP;
+
+  float sum[C::NT][C::MT][4] = {};
+#pragma unroll
+  for (int step = 0; step < C::STAGES - 1; ++step) {
+    if (step < steps) load_step<C>(p, memory + step * C::STAGE, first_m, first_n, step);
+    ptx::commit_copies();
+  }
+  for (int step = 0; step < steps; ++step) {
+    ptx::wait_copies<C::STAGES - 2>();
+    ptx::sync_block();
+    const int ahead = step + C::STAGES - 1;
+    if (ahead < steps)
+      load_step<C>(p, memory + ahead % C::STAGES * C::STAGE, first_m, first_n, ahead);
+    ptx::commit_copies();
+    const uint4* x = memory + step % C::STAGES * C::STAGE;
+    const uint4* w = x + C::X_TILE;
+    const auto* kept = reinterpret_cast<const std::uint32_t*>(w + C::W_TILE);
+#pragma unroll
+    for (int i = 0; i < C::STEP / 32 / C::WK; ++i) {
+      const int k = i * C::WK + wk;  // 32 inputs
+      // Behind the end there are no places, and mma.sp must not see what are none.
+      if (step * C::STEP + k * 32 >= p.k) break;
+      std::uint32_t b[C::MT][4];
+#pragma unroll
+      for (int mt = 0; mt < C::MT; ++mt)
+        load_long<C::X_CHUNKS>(b[mt], x, (wm * C::MT + mt) * 8, k * 4);
+#pragma unroll
+      for (int nt = 0; nt < C::NT; ++nt) {
+        const int tile = wn * C::NT + nt;
+        if (first_n + tile * 16 >= p.epilogue.n) break;
+        std::uint32_t a[4];
+        load_rows<C::W_CHUNKS>(a, w, tile * 16, k * 2);
+        const std::uint32_t places =
+            kept[(tile * (C::STEP / 32) + k) * 16 + lane / 4 * 2 + lane % 2];
+#pragma unroll
+        for (int mt = 0; mt < C::MT; ++mt)
+          ptx::multiply_sparse<typename C::T>(sum[nt][mt], a, b[mt], places);
+      }
+    }
+  }
+  // Every stage is read, every copy has landed.
+  ptx::sync_block();
+  auto* sums = reinterpret_cast<float*>(memory);  // [WK][BM][ROW]
+#pragma unroll
+  for (int nt = 0; nt < C::NT; ++nt)
+#pragma unroll
+    for (int mt = 0; mt < C::MT; ++mt)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int n = (wn * C::NT + nt) * 16 + lane / 4 + i / 2 * 8;
+        const int m = (wm * C::MT + mt) * 8 + lane % 4 * 2 + i % 2;
+        sums[(wk * C::BM + m) * C::ROW + n] = sum[nt][mt][i];
+      }
+  ptx::sync_block();
+  for (int t = threadIdx.x; t < C::BM * C::BN / 8; t += C::THREADS) {
+    const int m = t / (C::BN / 8), n = t % (C::BN / 8) * 8;
+    float total[8] = {};
+    add8<C::WK, C::BM, C::ROW>(total, sums, m, n);
+    finish8<typename C::T>(p.epilogue, s.aligned, first_m + m, first_n + n, total);
+  }
+}
+
+template <class C>
+void of_tile(const SparseLinear& p, const Launch& where) {
+  const std::int64_t tiles =
+      (p.epilogue.m + C::BM - 1) / C::BM * ((p.epilogue.n + C::BN - 1) / C::BN);
+  launch(sparse_product<C>, dim3(static_cast<unsigned>(tiles)), C::THREADS, C::BYTES, where,
+         SparseParameters{p, p.epilogue.aligned()}, [&] { return p.text(); });
+}
+
+template <class T>
+void of_type(const SparseLinear& p, const Launch& where) {
+  if (p.epilogue.m <= 16) {
+    of_tile<SparseTile<T, 16, 32, 256, 4, 1, 1, 4>>(p, where);
+  } else {
+    of_tile<SparseTile<T, 128, 128, 64, 3, 2, 4, 1>>(p, where);
+  }
+}
+
+}  // namespace
+
+void sparse_linear(const SparseLinear& p, const Launch& where) {
+  if (!p.epilogue.m || !p.epilogue.n) return;
+  if (p.k % 32 || p.epilogue.n % 16)
+    throw std::invalid_argument("expected n a multiple of 16 and k of 32, got " + p.text());
+  p.dtype == DType::float16 ? of_type<ptx::Half>(p, where) : of_type<ptx::BFloat>(p, where);
+}
+
+}  // namespace secateurs::cuda

@@ -1,0 +1,31 @@
+#include "cuda/stacked_linear.h"
+
+#include <algorithm>
+
+namespace secateurs::cuda {
+
+std::string StackedLinear::text() const {
+  const auto number = [](std::int64_t n) { return std::to_string(n); };
+  return "m=" + number(epilogue.m) + " n=" + number(epilogue.n) + " rows=" + number(rows) +
+         " blocks=" + number(blocks) + " of " + number(bn) + "x" + number(bk);
+}
+
+Cut cut(const StackedLinear& p, int multiprocessors) {
+  Cut cut{p.epilogue.m <= 16 ? 16 : 128, 0, 0};
+  cut.tiles_m = (p.epilogue.m + cut.bm - 1) / cut.bm;
+  const std::int64_t resident = (cut.bm == 16 ? 3 : 2) * std::int64_t{multiprocessors};
+  const std::int64_t tiles = cut.tiles_m * p.rows;
+  // Two rounds of tiles even out by themselves.
+  if (tiles >= 2 * resident) return cut;
+  constexpr int SHORTEST = 256;  // inputs that are worth a thread block
+  const std::int64_t parts = std::min<std::int64_t>(
+      {resident / cut.tiles_m, std::int64_t{p.blocks} * p.bk / SHORTEST, p.blocks});
+  if (parts > 1) cut.parts = static_cast<int>(parts);
+  return cut;
+}
+
+std::int64_t partial_sums(const StackedLinear& p, const Cut& cut) {
+  return 2 * cut.parts * cut.tiles_m * cut.bm * p.bn;
+}
+
+}  // namespace secateurs::cuda

@@ -1,0 +1,132 @@
+"""float16 and bfloat16 on NVIDIA GPUs by our own kernels: vector N:M as dense products of gathered
+inputs (csrc/cuda/stacked_linear.h), 2:4 on the sparse tensor cores (sparse_linear.h), and libraries
+of block patterns for few rows of x (library_linear.h)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from secateurs.ops import cuda
+from secateurs.ops._dispatch import Backend
+
+VECTORS = (16, 32, 64, 128)
+FEW = 16  # rows of x that the kernel for libraries takes
+
+# What mma.sp wants to know of the columns of a 2:4 weight, derived once for each; None: not 2:4.
+_PLACES = WeakTensorKeyDictionary()
+
+
+def _refuse(
+    x: Tensor, values: Tensor, index: Tensor, library: Tensor | None, *_: object
+) -> str | None:
+    if values.dim() != 3:
+        return "it takes the inputs of an output one by one, got several side by side"
+    if library is not None:
+        reason = _refuse_library(x, values, index, library)
+    elif values.shape[2] == 1:
+        reason = _refuse_shape_of_2_4(x, values)
+    elif values.shape[2] not in VECTORS:
+        reason = (
+            "it takes 2:4, or 16, 32, 64 or 128 outputs that keep the same inputs, got "
+            f"{values.shape[2]}"
+        )
+    else:
+        reason = None
+    reason = reason or cuda.refuse(x) or cuda.refuse_unaligned(values=values)
+    if reason is None and not index.is_contiguous():
+        reason = "it takes contiguous columns or codes"
+    if reason is None and library is None and values.shape[2] == 1 and _places(index) is None:
+        reason = "of every four inputs an output must keep two"
+    return reason
+
+
+def _refuse_shape_of_2_4(x: Tensor, values: Tensor) -> str | None:
+    n, kept, _ = values.shape
+    if n % 16 or x.shape[-1] % 32 or kept * 2 != x.shape[-1]:
+        return (
+            "it takes 2:4 weights of a multiple of 16 outputs by one of 32 inputs, got "
+            f"{(n, x.shape[-1])} with {kept} kept"
+        )
+    return None
+
+
+def _refuse_library(x: Tensor, values: Tensor, codes: Tensor, library: Tensor) -> str | None:
+    count, p, q = library.shape
+    ones, across = values.shape[2], codes.shape[1]
+    if x.numel() > FEW * x.shape[-1]:
+        return f"it takes libraries with at most {FEW} rows of x, got {_rows(x)}"
+    if 32 % p or 256 % q or count > 16 or ones > 256:
+        return f"it takes at most 16 patterns, of 1 to 32 by 1 to 256, got {tuple(library.shape)}"
+    if x.shape[-1] % 8 or across * ones % 8 or 256 // q * ones % 8:
+        return f"it reads eight weights at a time, got rows of {across} blocks of {ones}"
+    return None
+
+
+def _run(
+    x: Tensor,  # [..., K]
+    values: Tensor,  # [groups, kept, v], or [N / p, K / q, ones]
+    index: Tensor,  # [groups, kept], or [N / p, K / q]
+    library: Tensor | None,
+    *finish: object,
+) -> Tensor:
+    groups, kept, v = values.shape
+    y = x.new_empty((*x.shape[:-1], groups * (v if library is None else library.shape[1])))
+    if not y.numel():
+        return y
+    if library is None and v > 1:
+        x = _transposed(x)
+        weight = (values.data_ptr(), 0, index.data_ptr(), groups, groups * kept, v, 1)
+        cuda.run_stacks("vector_linear", x, x.stride(0), weight, y, finish)
+        return y
+    x = cuda.rows_of(x)
+    given, _kept = cuda.epilogue(y, finish)  # type: ignore[arg-type]
+    call = (cuda.place(x), cuda.dtype(x), x.data_ptr(), x.stride(0), x.shape[1], values.data_ptr())
+    if library is None:
+        places = _places(index)
+        assert places is not None
+        cuda.kernels().sparse_linear(*call, places.data_ptr(), given)
+    else:
+        library = library.contiguous()
+        count, p, q = library.shape
+        patterns = (index.data_ptr(), library.data_ptr(), (p, q, count, v))
+        cuda.kernels().library_linear(*call, *patterns, given)
+    return y
+
+
+def _rows(x: Tensor) -> int:
+    return x.shape[:-1].numel()
+
+
+def _transposed(x: Tensor) -> Tensor:
+    """`[K, M']` with M' >= M a multiple of 8, so that every row starts on a 16-byte boundary, and
+    zeros beyond M: an input that is kept is then a contiguous run."""
+    m, k = _rows(x), x.shape[-1]
+    padded = x.new_empty(k, (m + 7) // 8 * 8)
+    padded[:, :m].copy_(x.reshape(m, k).t())
+    padded[:, m:].zero_()
+    return padded
+
+
+def _places(columns: Tensor) -> Tensor | None:
+    """The places of kept inputs as `csrc/cuda/sparse_linear.h` lays them out, int32
+    `[N / 16, K / 32, 8, 2]`; None unless two of every four are kept."""
+    if columns not in _PLACES:
+        _PLACES[columns] = _pack_places(columns)
+    return _PLACES[columns]
+
+
+def _pack_places(columns: Tensor) -> Tensor | None:
+    n, kept = columns.shape
+    fours = torch.arange(kept, device=columns.device) // 2
+    if not bool((columns // 4 == fours).all()):
+        return None
+    shifts = 2 * torch.arange(8, device=columns.device)
+    halves = ((columns % 4).view(n // 16, 2, 8, kept // 16, 2, 8).long() << shifts).sum(-1)
+    words = halves[:, 0] | halves[:, 1] << 16  # [N / 16, 8, K / 32, 2]
+    words = torch.where(words >= 1 << 31, words - (1 << 32), words)  # the bits of an uint32
+    return words.permute(0, 2, 1, 3).to(torch.int32).contiguous()
+
+
+BACKEND = Backend("cuda", _refuse, _run)

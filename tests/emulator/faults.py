@@ -1,0 +1,207 @@
+"""Faults to seed into the CUDA sources: the emulator must notice each of them.
+
+Every fault replaces one piece of one file, an expression or whole statements, by another. All are
+built into one program, `old` where the fault is off, and switched on one at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old` becomes `new` in a file of csrc/cuda; `cases` is part of the name of those that run.
+    `races`: two threads then touch the same memory with nothing to order them."""
+
+    file: str
+    old: str
+    new: str
+    cases: str = ""
+    races: bool = False
+    silent: bool = False  # a race that leaves the results right, and only ThreadSanitizer sees
+    behind: str = ""  # what `old` stands right behind, where it stands in the file more than once
+
+
+def seeded(file: str, text: str) -> str:
+    """The text of a file with all its faults in it, asleep."""
+    places = []
+    for number, fault in enumerate(FAULTS, 1):
+        if fault.file == file:
+            found = text.count(fault.behind + fault.old)
+            if found != 1:
+                raise ValueError(f"expected once in {file}, found {found} times: {fault.old!r}")
+            places.append((text.index(fault.behind + fault.old) + len(fault.behind), number))
+    for place, number in sorted(places, reverse=True):
+        fault, on = FAULTS[number - 1], f"::emulator::fault == {number}"
+        if fault.old.endswith(";"):
+            both = f"if ({on}) {{ {fault.new} }} else {{ {fault.old} }}"
+        else:
+            both = f"({on} ? ({fault.new}) : ({fault.old}))"
+        if not text.startswith(fault.old, place):
+            raise ValueError(f"another fault in {file} overlaps {fault.old!r}")
+        text = text[:place] + both + text[place + len(fault.old) :]
+    return text
+
+
+STACKED, ATTENTION = "stacked_linear.cuh", "attention.cu"
+SPARSE, LIBRARY, NORM = "sparse_linear.cu", "library_linear.cu", "add_norm.cu"
+TILE, EPILOGUE, NUMBER = "tile.cuh", "epilogue.cuh", "number.cuh"
+WAIT = "ptx::wait_copies<C::STAGES - 2>();"
+BARRIER = "ptx::sync_block();"
+AHEAD = "if (step + C::STAGES - 1 < steps) loader.load(step + C::STAGES - 1);"
+
+FAULTS = (
+    # Linear: a barrier or a wait is missing, or waits for too little.
+    Fault(STACKED, BARRIER, ";", "linear", True, behind=f"{WAIT}\n    "),
+    Fault(STACKED, WAIT, "ptx::wait_copies<C::STAGES - 1>();", "linear"),
+    Fault(
+        STACKED, BARRIER, ";", "linear", True, behind="last copies landed with the last step.\n  "
+    ),
+    Fault(STACKED, BARRIER, ";", "linear", True, behind="lay_out<C>(sums, sum);\n    "),
+    Fault(STACKED, BARRIER, ";", "linear", True, behind="land where the sums are.\n    "),
+    Fault(STACKED, "ptx::commit_copies();", ";", "linear", behind=f"{AHEAD}\n    "),
+    # Copies that go where they should not, or come from there.
+    Fault(STACKED, "step % C::STAGES * C::STAGE", "step % (C::STAGES - 1) * C::STAGE", "linear"),
+    Fault(STACKED, "x + swizzled<C::X_CHUNKS>(row, chunk)", "x + t", "linear"),
+    Fault(STACKED, "w + swizzled<C::W_CHUNKS>(k, chunk)", "w + t", "linear"),
+    Fault(STACKED, "step * C::STEP + k < inputs", "true", "linear"),
+    Fault(
+        STACKED, "at >= 0 && m < (C::SINGLE ? s.p.x_stride : s.p.epilogue.m)", "at >= 0", "linear"
+    ),
+    Fault(STACKED, "(k & ((1 << log) - 1))", "0", "block_sparse"),
+    Fault(STACKED, "look_up(step + 1);", "look_up(step);", "linear"),
+    Fault(STACKED, "(loader.inputs + C::STEP - 1) / C::STEP", "loader.inputs / C::STEP", "linear"),
+    Fault(STACKED, "(i * C::WK + wk) * 16", "(i * C::WK) * 16", "few"),
+    # Fragments read from the wrong place.
+    Fault(
+        TILE,
+        "tile + swizzled<CHUNKS>(row + lane % 16, chunk + lane / 16)",
+        "tile + swizzled<CHUNKS>(row + lane % 16, chunk)",
+        "block_sparse",
+    ),
+    Fault(TILE, "chunk + lane / 8 % 2", "chunk + lane / 16", "vector"),
+    Fault(STACKED, "lane / 4 + i / 2 * 8", "lane / 4 + i % 2 * 8", "linear"),
+    # Rows that were cut.
+    Fault(TILE, "wk < WK", "wk < 1", "few"),
+    Fault(STACKED, "row_begin >= first && row_end <= stop", "row_end <= stop", "linear"),
+    Fault(
+        STACKED,
+        "piece(s, blockIdx.x / s.cut.tiles_m, row_begin >= first, tile_m)",
+        "piece(s, blockIdx.x / s.cut.tiles_m, 1, tile_m)",
+        "linear",
+    ),
+    Fault(STACKED, "piece(s, part, part == first, tile_m)", "piece(s, part, 1, tile_m)", "linear"),
+    Fault(
+        STACKED,
+        "(block + std::int64_t{1}) * s.cut.parts - 1",
+        "(block + std::int64_t{1}) * s.cut.parts",
+        "linear",
+    ),
+    Fault(STACKED, "in_group % height", "in_group % GROUP", "linear"),
+    # The epilogue.
+    Fault(
+        EPILOGUE, "erfcf(x * -0.70710678118654752f)", "erfcf(x * 0.70710678118654752f)", "linear"
+    ),
+    Fault(EPILOGUE, "1.595769121606f", "1.6f", "linear"),
+    Fault(EPILOGUE, "sum[i] *= operand[i];", "sum[i] += operand[i];", "linear"),
+    Fault(EPILOGUE, "static_cast<const T*>(e.bias) + n", "static_cast<const T*>(e.bias)", "linear"),
+    Fault(EPILOGUE, "m >= e.m || count <= 0", "count <= 0", "linear"),
+    Fault(
+        NUMBER,
+        "if (i < count) to[i] = from_float<T>(x[i]);",
+        "to[i] = from_float<T>(x[i]);",
+        "linear",
+    ),
+    # Attention: order.
+    Fault(ATTENTION, BARRIER, ";", "attention", True, behind="ptx::wait_copies<0>();\n    "),
+    Fault(ATTENTION, "ptx::wait_copies<0>();", ";", "attention", behind="++step) {\n    "),
+    Fault(ATTENTION, BARRIER, ";", "attention", True, True, "ptx::wait_copies<0>();\n  "),
+    Fault(ATTENTION, "ptx::sync_warp();", ";", "attention", True),
+    Fault(
+        ATTENTION,
+        "places[(step + 2) % C::LOOK_UPS]",
+        "places[(step + 1) % C::LOOK_UPS]",
+        "attention",
+    ),
+    Fault(ATTENTION, "stack.look_up(1, places[1]);", ";", "attention"),
+    # What is seen.
+    Fault(ATTENTION, "key <= row + offset", "key < row + offset", "causal"),
+    Fault(
+        ATTENTION,
+        "min(p.keys, first + C::QUERIES + offset)",
+        "min(p.keys, first + offset)",
+        "causal",
+    ),
+    Fault(ATTENTION, "key >= p.keys || (key_mask && !key_mask[key])", "key >= p.keys", "padded"),
+    Fault(ATTENTION, "h * (p.pattern.rows + 1)", "0", "block=16"),
+    Fault(
+        ATTENTION, "row % p.pattern.block * p.pattern.block", "row * p.pattern.block", "block=64"
+    ),
+    Fault(
+        ATTENTION,
+        "which * p.pattern.block * p.pattern.block + inside",
+        "which * p.pattern.block * p.pattern.block",
+        "block=64",
+    ),
+    Fault(ATTENTION, "first / p.pattern.block", "blockIdx.x", "block=128"),
+    Fault(ATTENTION, "p.kv_of[h]", "0", "mapped"),
+    Fault(ATTENTION, "first + row < p.queries", "true", "attention"),
+    Fault(ATTENTION, "at < p.queries", "true", "attention"),
+    # The running softmax.
+    Fault(ATTENTION, "total[i] *= shrink;", ";", "attention"),
+    Fault(ATTENTION, "out[d][i * 2 + 1] *= shrink;", ";", "attention"),
+    Fault(ATTENTION, "ptx::shuffle_xor(highest[i], 2)", "highest[i]", "attention"),
+    Fault(ATTENTION, "total[i] += ptx::shuffle_xor(total[i], 1);", ";", "attention"),
+    Fault(ATTENTION, "highest[i] == -INFINITY ? 0.f : highest[i]", "highest[i]", "attention"),
+    Fault(ATTENTION, "total[i] == 0 ? 0.f : 1 / total[i]", "1 / total[i]", "attention"),
+    # 2:4.
+    Fault(SPARSE, BARRIER, ";", "sparse_linear few", True, behind=f"{WAIT}\n    "),
+    Fault(SPARSE, BARRIER, ";", ": bfloat m=1 n=48", True, behind="every copy has landed.\n  "),
+    Fault(SPARSE, BARRIER, ";", ": bfloat m=1 n=48", True, behind="sum[nt][mt][i];\n      }\n  "),
+    Fault(SPARSE, "step * C::STEP + k * 32 >= p.k", "false", "sparse_linear"),
+    Fault(SPARSE, "first_n + tile * 16 >= p.epilogue.n", "false", "sparse_linear"),
+    Fault(SPARSE, "lane / 4 * 2 + lane % 2", "lane / 4 * 2", "sparse_linear"),
+    Fault(SPARSE, "(std::int64_t{first_n} / 16 + tile)", "std::int64_t{tile}", "sparse_linear"),
+    Fault(
+        TILE,
+        "swizzled<CHUNKS>(row + lane % 8, chunk + lane / 8)",
+        "swizzled<CHUNKS>(row, chunk + lane / 8)",
+        "sparse_linear",
+    ),
+    # Libraries of block patterns.
+    Fault(LIBRARY, BARRIER, ";", "library", True, behind="last step's tiles any more.\n    "),
+    Fault(LIBRARY, BARRIER, ";", "library", True, behind="= {0, 0, 0, 0};\n    "),
+    Fault(LIBRARY, BARRIER, ";", "library", True, behind="ptx::wait_copies<1>();\n    "),
+    Fault(LIBRARY, BARRIER, ";", "library", True, behind="ptx::wait_copies<0>();\n  "),
+    Fault(LIBRARY, "ptx::wait_copies<1>();", ";", "library"),
+    Fault(LIBRARY, "w[threadIdx.x + i * THREADS] = {0, 0, 0, 0};", ";", "library"),
+    Fault(LIBRARY, "(entry + i) % p.ones", "entry % p.ones", "library"),
+    Fault(LIBRARY, "i / p.q * STEP + i % p.q", "i", "library"),
+    Fault(LIBRARY, "block * p.q + place % STEP", "place % STEP", "library"),
+    Fault(LIBRARY, "min(STEP / p.q, across - first)", "STEP / p.q", "library"),
+    # Residual and normalisation.
+    Fault(NORM, BARRIER, ";", "add_norm", True),
+    Fault(
+        NORM,
+        "sum_of_block(square, partial + WARPS)",
+        "sum_of_block(square, partial)",
+        "add_norm",
+        True,
+    ),
+    Fault(NORM, "h[j] += residual[j];", ";", "add_norm"),
+    Fault(
+        NORM,
+        "p.rms ? 0.f : sum_of_block(sum, partial) / p.width",
+        "sum_of_block(sum, partial) / p.width",
+        "rms",
+    ),
+    Fault(NORM, "(row[j] - mean) * (row[j] - mean)", "row[j] * row[j]", "layer"),
+    Fault(
+        NORM,
+        "x += ptx::shuffle_xor(x, lanes);",
+        "if (lanes > 1) x += ptx::shuffle_xor(x, lanes);",
+        "add_norm",
+    ),
+    Fault(NORM, "blockIdx.x * std::int64_t{p.width}", "std::int64_t{0}", "add_norm"),
+)

@@ -1,0 +1,298 @@
+"""The `cuda` backend as Python sees it: on CPU tensors, its module built on the emulator, and on a
+GPU where there is one. SECATEURS_REQUIRE=cuda turns the skips of the latter into failures."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+from copy import copy
+from pathlib import Path
+
+import oracles
+import pytest
+import torch
+
+from ops.conftest import random_weight
+from secateurs import ops
+from secateurs.attention_patterns import Local, Sinks, Strided, layout
+from secateurs.errors import BackendError
+from secateurs.formats import LibraryWeight, VectorWeight
+from secateurs.ops import cuda, use_backend
+from secateurs.patterns import VectorNM
+
+EMULATOR = Path(__file__).parents[1] / "emulator"
+HEADER = Path(sysconfig.get_path("include")) / "Python.h"
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory):
+    sys.path.insert(0, str(EMULATOR))
+    try:
+        from build import build_module
+    finally:
+        sys.path.remove(str(EMULATOR))
+    folder = os.environ.get("SECATEURS_EMULATOR") or tmp_path_factory.mktemp("emulated")
+    path = build_module(Path(folder) / "module")
+    spec = importlib.util.spec_from_file_location("_C_cuda", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=["emulator", "gpu"])
+def run(request, monkeypatch):
+    """Calls an operation on the backend `cuda`: takes tensors on the CPU and gives one back."""
+    device = "cpu"
+    if request.param == "emulator":
+        if platform.system() != "Linux" or not shutil.which("g++") or not HEADER.exists():
+            pytest.skip("the emulator needs Linux, g++ and Python's headers")
+        monkeypatch.setattr(cuda, "_C_cuda", request.getfixturevalue("module"))
+    else:
+        device = "cuda"
+        if cuda.kernels() is None or not torch.cuda.is_available():
+            required = "cuda" in os.environ.get("SECATEURS_REQUIRE", "").split(",")
+            (pytest.fail if required else pytest.skip)("no GPU here, or built without CUDA")
+
+    def run(op, *args, **kwargs):
+        args = [moved(value, device) for value in args]
+        kwargs = {name: moved(value, device) for name, value in kwargs.items()}
+        return op(*args, **kwargs).cpu()
+
+    with use_backend("cuda"):
+        yield run
+
+
+def moved(value, device):
+    """A tensor, or a copy of what holds tensors, on a device."""
+    if isinstance(value, torch.Tensor):
+        return value if value.device.type == device else value.to(device)
+    if device != "cpu" and hasattr(value, "__dict__"):
+        value = copy(value)
+        for name, held in vars(value).items():
+            object.__setattr__(value, name, moved(held, device))
+    return value
+
+
+@pytest.fixture(params=["float16", "bfloat16"])
+def dtype(request):
+    return getattr(torch, request.param)
+
+
+def assert_near(got, truth):
+    assert got.is_contiguous()
+    name = str(got.dtype).removeprefix("torch.")
+    assert oracles.relative_error(got.float(), truth) < oracles.TOLERANCE[name]
+
+
+def linear_oracle(x, weight, *finish):
+    """What the formula says of the very numbers the kernel is given."""
+    up = [t.float() if isinstance(t, torch.Tensor) else t for t in finish]
+    exact = type(weight)(**{**vars(weight), "values": weight.values.float()})
+    return oracles.block_sparse_linear(x.float(), exact, *up)
+
+
+@pytest.mark.parametrize("block", [(16, 16), (32, 64), (64, 32), (128, 128)])
+@pytest.mark.parametrize("m", [1, 7, 40])
+def test_block_sparse_linear(run, dtype, block, m):
+    n = 256
+    weight = random_weight(n, 512, block, 0.5, dtype)
+    x, bias = torch.randn(m, 512).to(dtype), torch.randn(n).to(dtype)
+    gate, residual = torch.randn(2, m, n).to(dtype)
+    finish = (bias, "gelu", gate, residual)
+    assert_near(run(ops.block_sparse_linear, x, weight, *finish), linear_oracle(x, weight, *finish))
+
+
+def test_block_sparse_linear_takes_views(run):
+    """Rows apart, a start off the 16-byte boundary, column-major gates: copied or not, the same."""
+    weight = random_weight(64, 64, (16, 16), 0.5, torch.float16)
+    wide = torch.randn(2, 5, 80).half()
+    bias = torch.randn(64, 2).half()[:, 0]
+    gate = torch.randn(2, 64, 5).half().transpose(1, 2)
+    uneven = torch.randn(2, 5, 84).half()[..., :64]
+    views = (wide[..., :64], wide[..., 3:67], wide[..., 8:72].transpose(0, 1), wide[0, 0, :64])
+    for x in (*views, uneven):
+        rows = x if x.dim() == 3 else x[None]
+        finish = (bias, "silu", gate if rows.shape[:2] == (2, 5) else None, None)
+        assert_near(
+            run(ops.block_sparse_linear, x, weight, *finish), linear_oracle(x, weight, *finish)
+        )
+
+
+def test_linear_without_blocks_inputs_or_rows(run):
+    bias, residual = torch.randn(64).half(), torch.randn(3, 64).half()
+    empty = random_weight(64, 64, (16, 16), 0, torch.float16)
+    y = run(ops.block_sparse_linear, torch.randn(3, 64).half(), empty, bias, "none", None, residual)
+    assert torch.equal(y, bias + residual)
+    y = run(
+        ops.block_sparse_linear,
+        torch.randn(3, 0).half(),
+        random_weight(64, 0, (16, 16), 0, torch.float16),
+        bias,
+    )
+    assert torch.equal(y, bias.expand(3, 64))
+    assert run(ops.block_sparse_linear, torch.randn(0, 64).half(), empty).shape == (0, 64)
+
+
+def test_pruned_block_ignores_infinity(run):
+    weight = random_weight(64, 128, (32, 32), 0.4, torch.float16)
+    weight.indices[:] = weight.indices // 2  # nobody reads the last two columns of blocks
+    weight.indices[:] = 0
+    x = torch.randn(4, 128).half()
+    clean = run(ops.block_sparse_linear, x, weight)
+    x[:, 32:] = torch.inf
+    assert torch.equal(run(ops.block_sparse_linear, x, weight), clean)
+
+
+def test_cuda_backend_refuses_in_words(run):
+    x = torch.randn(3, 64)
+    cases = [
+        (x, random_weight(64, 64, (32, 32)), "takes float16, bfloat16, got float32"),
+        (x.half(), random_weight(64, 64, (8, 8), dtype=torch.float16), r"got \(8, 8\)"),
+    ]
+    unaligned = random_weight(64, 64, (32, 32), 1, torch.float16)
+    unaligned.values = (
+        torch.randn(1 + unaligned.values.numel()).half()[1:].view_as(unaligned.values)
+    )
+    cases.append((x.half(), unaligned, "values contiguous and on a 16-byte boundary"))
+    for x, weight, message in cases:
+        with pytest.raises(BackendError, match=message):
+            run(ops.block_sparse_linear, x, weight)
+
+
+def product_oracle(x, weight, bias, residual):
+    return (x.double() @ weight.to_dense().double().T + bias.double() + residual.double()).numpy()
+
+
+@pytest.mark.parametrize("vector", [1, 16, 32, 64, 128])
+@pytest.mark.parametrize("m", [1, 16, 21])
+def test_vector_patterns(run, dtype, vector, m):
+    """One output at a time is 2:4 on the sparse tensor cores."""
+    dense = torch.randn(256, 192) / 10
+    weight = VectorWeight.pack(dense.to(dtype), VectorNM(2, 4, vector).keep(dense), vector)
+    x, residual = torch.randn(m, 192).to(dtype), torch.randn(m, 256).to(dtype)
+    bias = torch.randn(256).to(dtype)
+    got = run(ops.pattern_linear, x, weight, bias, "none", None, residual)
+    assert_near(got, product_oracle(x, weight, bias, residual))
+
+
+@pytest.mark.parametrize(("p", "q", "ones"), [(4, 4, 8), (8, 2, 3), (16, 16, 100)])
+def test_library_patterns(run, dtype, p, q, ones):
+    library = torch.stack([torch.randperm(p * q) < ones for _ in range(5)]).view(5, p, q)
+    codes = torch.randint(5, (96 // p, 320 // q))
+    weight = LibraryWeight.pack((torch.randn(96, 320) / 10).to(dtype), codes, library)
+    for m in (1, 16):
+        x, bias, residual = torch.randn(m, 320), torch.randn(96), torch.randn(m, 96)
+        x, bias, residual = (t.to(dtype) for t in (x, bias, residual))
+        got = run(ops.pattern_linear, x, weight, bias, "none", None, residual)
+        assert_near(got, product_oracle(x, weight, bias, residual))
+
+
+def test_cuda_pattern_linear_refuses_in_words(run):
+    dense = torch.randn(32, 64).half()
+    library = torch.zeros(1, 4, 4, dtype=torch.bool)
+    library[0, 0] = True
+    packed = LibraryWeight.pack(dense, torch.zeros(8, 16), library)
+    uneven = VectorNM(2, 4, 1).keep(dense.float())
+    uneven[0, :8] = torch.tensor([1, 1, 1, 0, 1, 0, 0, 0], dtype=torch.bool)
+    cases = [
+        (packed, 17, "at most 16 rows of x, got 17"),
+        (
+            VectorWeight.pack(dense, VectorNM(2, 4, 8).keep(dense.float()), 8),
+            3,
+            "same inputs, got 8",
+        ),
+        (VectorWeight.pack(dense, VectorNM(1, 4, 1).keep(dense.float()), 1), 3, "with 16 kept"),
+        (VectorWeight.pack(dense, uneven, 1), 3, "of every four inputs"),
+    ]
+    for weight, m, message in cases:
+        with pytest.raises(BackendError, match=message):
+            run(ops.pattern_linear, torch.randn(m, 64).half(), weight)
+
+
+def heads(b, hq, hkv, tq, tk, d, dtype):
+    return torch.randn(b, hq, tq, d).to(dtype), *torch.randn(2, b, hkv, tk, d).to(dtype)
+
+
+def attention_oracle(q, k, v, **kwargs):
+    return oracles.attention(q.float(), k.float(), v.float(), **kwargs)
+
+
+@pytest.mark.parametrize("d", [32, 64, 80, 96, 128])
+@pytest.mark.parametrize(("tq", "tk"), [(1, 70), (90, 90), (50, 20)])
+def test_attention(run, dtype, d, tq, tk):
+    q, k, v = heads(2, 4, 2, tq, tk, d, dtype)
+    padding = torch.rand(2, tk) < 0.8
+    for kwargs in (dict(causal=True), dict(key_mask=padding, scale=0.3)):
+        assert_near(run(ops.attention, q, k, v, **kwargs), attention_oracle(q, k, v, **kwargs))
+    kv_of = torch.tensor([1, 1, 0, 1], dtype=torch.int32)
+    assert_near(run(ops.attention, q, k, v, kv_of=kv_of), attention_oracle(q, k, v, kv_of=kv_of))
+
+
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+@pytest.mark.parametrize("shared", [False, True])
+def test_attention_patterns(run, block, shared):
+    tq, tk = 70, 150
+    q, k, v = heads(1, 2, 1, tq, tk, 32, torch.float16)
+    rules = [Local(9) | Sinks(2)] if shared else [Strided(5), Local(40)]
+    at = torch.arange(tq)[:, None] + tk - tq
+    mask = torch.stack([rule.allows(at, torch.arange(tk)) for rule in rules])[None]
+    blocks = layout(rules if len(rules) > 1 else rules[0], tq, tk, block=block, causal=True)
+    truth = attention_oracle(q, k, v, mask=mask.expand(-1, 2, -1, -1), causal=True)
+    assert_near(run(ops.attention, q, k, v, causal=True, pattern=blocks), truth)
+
+
+def test_attention_takes_views(run):
+    """Slices of a fused projection as they are; rows off the 16-byte boundary by a copy."""
+    joint = torch.randn(2, 20, 8, 40).half()
+    for wide in (
+        joint[..., :32],
+        joint[..., 3:35],
+        joint[..., 8:].transpose(1, 3).contiguous().transpose(1, 3),
+        torch.randn(2, 20, 8, 32, 8).half()[..., 0],
+    ):
+        q, k, v = (t.transpose(1, 2) for t in wide.split([4, 2, 2], dim=2))
+        assert_near(run(ops.attention, q, k, v), attention_oracle(q, k, v))
+
+
+def test_attention_without_keys_heads_or_queries(run):
+    none = run(ops.attention, *heads(2, 3, 3, 5, 0, 32, torch.float16))
+    assert torch.equal(none, torch.zeros(2, 5, 3, 32).half())
+    assert run(ops.attention, *heads(2, 0, 0, 5, 5, 32, torch.float16)).shape == (2, 5, 0, 32)
+    assert run(ops.attention, *heads(2, 3, 3, 0, 5, 32, torch.float16)).shape == (2, 0, 3, 32)
+
+
+def test_cuda_attention_refuses_in_words(run):
+    q, k, v = heads(1, 2, 2, 5, 5, 32, torch.float16)
+    cases = [
+        (dict(mask=torch.ones(5, 5, dtype=torch.bool)), "no explicit mask"),
+        (dict(q=q[..., :8], k=k[..., :8], v=v[..., :8]), "heads of 32, .* got 8"),
+    ]
+    for change, message in cases:
+        with pytest.raises(BackendError, match=message):
+            run(ops.attention, **{"q": q, "k": k, "v": v, **change})
+
+
+def test_cuda_backend_runs_on_gpus_only():
+    weight = random_weight(64, 64, (32, 32), 0.5, torch.float16)
+    refusal = ops.explain_choice(ops.block_sparse_linear, torch.randn(3, 64).half(), weight)
+    assert refusal.backend == "reference"
+    here = "on NVIDIA GPUs, the tensors are on cpu" if cuda.kernels() else "built without CUDA"
+    assert here in refusal.refusals["cuda"]
+
+
+@pytest.mark.parametrize(
+    ("archs", "runs", "does_not"),
+    [
+        ("80-real 90a-real", [(8, 0), (8, 6), (8, 9), (9, 0)], [(7, 5), (10, 0), (12, 0)]),
+        ("89-real", [(8, 9)], [(8, 0), (8, 6), (9, 0)]),
+        ("90-virtual", [(9, 0), (10, 0), (12, 0)], [(8, 9)]),
+        ("86", [(8, 6), (8, 9), (9, 0)], [(8, 0)]),
+    ],
+)
+def test_cuda_backend_knows_which_gpus_it_was_compiled_for(archs, runs, does_not):
+    assert all(cuda._compiled_for(archs, capability) for capability in runs)
+    assert not any(cuda._compiled_for(archs, capability) for capability in does_not)
