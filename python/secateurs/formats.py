@@ -102,7 +102,7 @@ class BlockSparseWeight:
             values = nn.functional.pad(values, (0, 0, 0, -bk % TILE_INPUTS))
         elif bk % 2:
             raise FormatError(f"blocks of {bn} outputs by {bk} inputs have an input without a pair")
-        pairs = values.unflatten(1, (values.shape[1] // 2, 2)).transpose(2, 3).contiguous()
+        pairs = values.view(len(values), values.shape[1] // 2, 2, bn).transpose(2, 3).contiguous()
         return BlockSparseWeight(pairs, self.indptr, self.indices, self.shape)
 
     def to_dense(self) -> Tensor:
@@ -226,7 +226,8 @@ class VectorWeight:
         values = inputs.gather(1, columns[:, :, None].expand(-1, -1, vector))
         if together > 1:
             values = nn.functional.pad(values, (0, 0, 0, -kept % together))
-            values = values.unflatten(1, (-1, together)).transpose(2, 3)
+            steps = values.shape[1] // together
+            values = values.view(len(values), steps, together, vector).transpose(2, 3)
         return cls(values.contiguous(), columns.to(torch.int32), (n, k))
 
     def to_dense(self) -> Tensor:

@@ -20,7 +20,7 @@ namespace {
 constexpr int cell = 16;               // weights
 constexpr int64_t run_length = 64;     // outputs whose sums wait for the epilogue
 constexpr int64_t bytes_ahead = 6144;  // weights come from memory; hardware stops at each page
-constexpr int library_rows = 16;          // of x
+constexpr int library_rows = 16;       // of x
 
 template <class T, int P>
 class LibrarySolver {
