@@ -111,6 +111,8 @@ def test_strided_operands(isa, view):
     x, r, _, _ = operands((2, 9, 50))
     w, b = torch.randn(50, 2)[:, 0], torch.randn(50, 2)[:, 1]
     assert_exact((cast(x), cast(r), w, b))
+    assert_exact((cast(x), r, w, b))
+    assert_exact((x, cast(r), w, b))
 
 
 def test_output_is_written_once_and_whole(isa, monkeypatch):

@@ -80,8 +80,9 @@ def test_lengths(isa, dtype, tq, tk, causal):
 
 
 @pytest.mark.parametrize("d", [1, 8, 24, 31, 32, 64, 80, 96, 128, 256])
-def test_head_dims(isa, dtype, d):
-    assert_exact(*map(guarded, qkv(1, 2, 2, 40, 50, d, dtype)))
+@pytest.mark.parametrize("tq", [2, 40])
+def test_head_dims(isa, dtype, tq, d):
+    assert_exact(*map(guarded, qkv(1, 2, 2, tq, 50, d, dtype)))
 
 
 @pytest.mark.parametrize("scale", [0.7, -0.3, 0.0])
@@ -180,6 +181,27 @@ def test_large_scores_do_not_overflow(isa, dtype, tq):
     rounding = float((q.float() @ k.float().transpose(2, 3)).abs().max()) * 16**-0.5 * 2**-24
     truth = truth_of(q, k, v)
     assert oracles.relative_error(attention(q, k, v).float(), truth) < tolerance(dtype) + rounding
+
+
+@pytest.mark.parametrize("largest", [100, 1500, 2900])
+def test_shares_of_keys_far_apart(isa, dtype, largest):
+    """One key, in any share, has all the weight; relative to other shares it would overflow."""
+    q, k, v = qkv(1, 1, 1, 2, 3000, dtype=dtype)
+    q, k = torch.ones_like(q), -torch.ones_like(k)
+    k[:, :, largest] = 100
+    assert torch.equal(attention(q, k, v)[:, :, 0], v[:, 0, largest, None].expand(1, 2, 16))
+
+
+@pytest.mark.parametrize("block", [16, 32, 128])
+@pytest.mark.parametrize("tq", [2, 40])
+def test_memory_of_an_earlier_call_does_not_show(isa, dtype, tq, block):
+    """That call leaves NaN wherever this one works; blocks in part, keys hidden and missing."""
+    attention(*(torch.full_like(t, torch.nan) for t in qkv(1, 1, 1, 300, 600, 48, dtype)))
+    attention(*(torch.full_like(t, torch.nan) for t in qkv(1, 1, 1, 2, 600, 48, dtype)))
+    q, k, v = qkv(1, 1, 1, tq, 75, 40, dtype)
+    seen = torch.arange(75)[None] % 3 > 0
+    pattern = layout(Local(20) | Strided(5), tq, 75, block=block)
+    assert_exact(q, k, v, key_mask=seen, pattern=pattern)
 
 
 @pytest.mark.parametrize("tq", [2, 40])

@@ -212,6 +212,24 @@ def test_nothing_outside_the_operands_is_read(isa, dtype, k, m):
     assert error(y, x, weight, bias, "none", None, residual.to(dtype)) < BF16
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("k", [7, 90])
+@pytest.mark.parametrize("m", [1, 17])
+def test_memory_of_an_earlier_call_does_not_show(isa, dtype, m, k):
+    """Behind inputs that end within a step stand zeros, though an earlier call left NaN there; and
+    a row of x is followed by NaN."""
+
+    def packed(n, k):
+        weight = random_weight(n, k, (32, k), density=1)
+        return paired(weight) if dtype == torch.bfloat16 else weight
+
+    nan = torch.full((m, 128), torch.nan, dtype=dtype)
+    assert block_sparse_linear(nan, packed(32, 128)).isnan().all()
+    x, weight = nan[:, :k], packed(32, k)
+    x.copy_(torch.randn(m, k))
+    assert error(block_sparse_linear(x, weight), x, weight) < BF16
+
+
 @pytest.mark.parametrize("view", ["rows apart", "column major", "batch apart", "expanded"])
 def test_strided_operands(isa, check, view):
     def cast(t):  # [2, 9, n] -> the same values in another layout

@@ -142,7 +142,7 @@ def test_epilogue(isa, activation, packed, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 7, 8, 11, 16])
-@pytest.mark.parametrize(("n", "k"), [(4, 4), (64, 16), (68, 36), (140, 100)])
+@pytest.mark.parametrize(("n", "k"), [(4, 4), (64, 16), (68, 36), (72, 44), (140, 104)])
 @pytest.mark.parametrize(("block", "ones"), [((4, 4), 8), ((4, 4), 3), ((1, 4), 2), ((1, 4), 1)])
 def test_library(isa, block, ones, n, k, m, dtype):
     weight = library_weight(n, k, block, ones, dtype, patterns=1 + n % 16)
@@ -183,6 +183,41 @@ def test_infinity_and_nan_pass_through_kept_inputs_only(isa, m, dtype):
         assert torch.equal(y[1:], clean[1:])
         if column not in weight.columns[1].tolist():
             assert torch.equal(y[0, 32:], clean[0, 32:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kept", [1, 3, 31, 33, 65])
+@pytest.mark.parametrize("m", [1, 40])
+def test_a_group_does_not_meet_the_first_input_of_the_next(isa, m, kept, dtype):
+    """The last step of a group is unfinished; behind its inputs in the index stands a NaN."""
+    dense, keep = random(64, 70, dtype=dtype), torch.zeros(64, 70, dtype=torch.bool)
+    keep[:32, :kept], keep[32:, 70 - kept :] = True, True
+    weight = VectorWeight.pack(dense, keep, 32, inputs_together(torch.device("cpu"), dtype))
+    x = random(m, 70, dtype=dtype)
+    clean = pattern_linear(x, weight)
+    x[:, max(kept, 70 - kept) :] = torch.nan
+    weight.columns[1] = weight.columns[1].flip(0)  # the last input, a NaN, comes first
+    assert torch.equal(pattern_linear(x, weight)[:, :32], clean[:, :32])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [20, 24, 36])
+@pytest.mark.parametrize("block", [(4, 4), (1, 4)])
+def test_library_leaves_no_nan_to_the_next_call(isa, block, k, dtype):
+    """Zeros stand behind the inputs of a row, whatever the memory held before."""
+    weight = library_weight(8, 64, block, 2, dtype)
+    assert pattern_linear(torch.full((3, 64), torch.nan, dtype=dtype), weight).isnan().all()
+    assert_exact(random(3, k, dtype=dtype), library_weight(8, k, block, 2, dtype))
+
+
+def test_single_rows_that_are_packed_by_themselves(isa):
+    """Two rows of more than 16 MB together are taken one after the other."""
+    k, columns = 2**21 + 1, torch.tensor([[0, 5, 2**21]], dtype=torch.int32)
+    weight = VectorWeight(torch.randn(1, 3, 32), columns, (32, k))
+    x = torch.randn(2, k)
+    few = replace(weight, columns=torch.arange(3, dtype=torch.int32)[None], shape=(32, 3))
+    expected = truth(x[:, columns[0].long()], few)
+    assert oracles.relative_error(pattern_linear(x, weight), expected) < 1e-6
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
