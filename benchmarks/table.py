@@ -24,8 +24,11 @@ def main() -> None:
     _, end, after = rest.partition(END)
     if not end:
         raise SystemExit(f"expected {BEGIN} and {END} in {readme}")
-    models, kernels = read("models.jsonl"), read("kernels.jsonl")
-    parts = [where(models), models_table(models), where(kernels), kernels_table(kernels)]
+    models = read("models.jsonl")
+    parts = [where(models), models_table(models)]
+    for name in ("kernels.jsonl", "kernels_bf16.jsonl"):
+        kernels = read(name)
+        parts += [where(kernels), kernels_table(kernels)]
     body = "\n\n".join([BEGIN, *parts, END])
     readme.write_text(before + body + after, encoding="utf-8")
 
