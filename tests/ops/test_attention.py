@@ -345,6 +345,20 @@ def test_blocks_outside_a_pattern_are_not_read(isa, dtype):
     assert_exact(q, k, v, pattern=pattern)
 
 
+def test_a_whole_block_of_16_keys_by_itself(isa, dtype):
+    """Nothing but the pattern hides its neighbour, whose keys would take all the weight."""
+    q, k, v = qkv(1, 1, 1, 48, 48, 32, dtype)
+    pattern = BlockLayout(
+        torch.tensor([[0, 1, 3, 3]], dtype=torch.int32),
+        torch.tensor([0, 0, 2], dtype=torch.int32),
+        torch.full((3,), -1, dtype=torch.int32),
+        torch.zeros(0, 16, 16, dtype=torch.bool),
+        (48, 48),
+    )
+    k[:, :, 16:32] *= 100
+    assert_exact(q, k, v, pattern=pattern)
+
+
 def test_the_instruction_set_asked_for_is_the_one_that_runs(isa, dtype, monkeypatch):
     ran, kernel = [], _C_cpu.attention
     monkeypatch.setattr(_C_cpu, "attention", lambda *args: ran.append(kernel(*args)))
