@@ -40,8 +40,9 @@ def attention(
     """Attention of every query head over its key/value head: `[B, Tq, Hq, D]`, contiguous.
 
     A query that may attend to nothing yields zeros. What stands at a key that `key_mask` hides does
-    not matter, NaN included. That does not hold for a pattern: in bfloat16 on AMX the 16 keys beside
-    a stored block of 16 meet weights of zero, which a NaN or infinity among their values outlives.
+    not matter, NaN included. That does not hold for a pattern: in bfloat16 on AMX the 16 keys
+    beside a stored block of 16 meet weights of zero, which a NaN or infinity among their values
+    outlives.
 
     Args:
         q: `[B, Hq, Tq, D]`, any strides; so are k and v.
