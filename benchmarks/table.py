@@ -14,6 +14,9 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: python benchmarks/table.py -->", "<!-- /results -->"
 
+MODELS = ("models.jsonl", "models_xeon_bf16.jsonl", "models_xeon_fp32.jsonl")
+KERNELS = ("kernels.jsonl", "kernels_xeon_bf16.jsonl")
+
 Row = Mapping[str, Any]
 
 
@@ -24,11 +27,10 @@ def main() -> None:
     _, end, after = rest.partition(END)
     if not end:
         raise SystemExit(f"expected {BEGIN} and {END} in {readme}")
-    models = read("models.jsonl")
-    parts = [where(models), models_table(models)]
-    for name in ("kernels.jsonl", "kernels_bf16.jsonl"):
-        kernels = read(name)
-        parts += [where(kernels), kernels_table(kernels)]
+    parts = []
+    for files, table in ((MODELS, models_table), (KERNELS, kernels_table)):
+        for rows in map(read, files):
+            parts += [where(rows), table(rows)]
     body = "\n\n".join([BEGIN, *parts, END])
     readme.write_text(before + body + after, encoding="utf-8")
 
