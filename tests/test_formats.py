@@ -49,6 +49,14 @@ def test_pairs_of_inputs_hold_the_same_weight(n, k, block):
     assert paired.block == (block or (32, -(-k // 32) * 32))
 
 
+def test_weights_come_in_pairs_where_kernels_read_pairs():
+    low = weight(32, 6).bfloat16()
+    assert not BlockSparseWeight.pack_dense(weight(32, 6)).as_read().in_pairs
+    assert BlockSparseWeight.pack_dense(low).as_read().in_pairs
+    assert BlockSparseWeight.pack(low, block=(32, 2)).as_read().in_pairs
+    assert not BlockSparseWeight.pack(low, block=(32, 3)).as_read().in_pairs
+
+
 def test_blocks_of_an_odd_number_of_inputs_have_no_pairs():
     with pytest.raises(FormatError, match="32 outputs by 3 inputs have an input without a pair"):
         BlockSparseWeight.pack(weight(32, 6), block=(32, 3)).paired()

@@ -278,12 +278,12 @@ class _LayerBuilder:
         biases = [part.bias for part in parts if part.bias is not None]
         bias = torch.cat(biases) if biases else None
         forms: dict[str, nn.Module] = {"torch": DenseLinear(weight, bias, activation)}
-        panels = _as_read(BlockSparseWeight.pack_dense(weight))
+        panels = BlockSparseWeight.pack_dense(weight).as_read()
         packed: dict[str, Any] = {"dense panels": PackedLinear(panels, bias, activation)}
         notes, name = [], "+".join(roles)
         grid, block = _common_grid(parts)
         if grid is not None and block is not None:
-            sparse = _as_read(BlockSparseWeight.pack(weight, grid, block))
+            sparse = BlockSparseWeight.pack(weight, grid, block).as_read()
             packed["block-sparse"] = PackedLinear(sparse, bias, activation)
             notes.append(f"{sparse.density:.2f} of the {block[0]}x{block[1]} blocks are stored")
         elif any(role in self.keep.blocks for role in roles):
@@ -324,16 +324,6 @@ class _LayerBuilder:
     def _report(self, part: str, module: nn.Module | None, action: str, reason: str) -> nn.Module:
         self.reports.append(SiteReport(f"layers.{self.index}.{part}", action, reason))
         return module  # type: ignore[return-value]
-
-
-def _as_read(weight: BlockSparseWeight) -> BlockSparseWeight:
-    """The weight in the order in which the kernels of its device read it, where it has that
-    order."""
-    values = weight.values
-    if values.device.type != "cpu" or values.dtype != torch.bfloat16:
-        return weight
-    odd = weight.block[1] % 2 and weight.block[1] != weight.shape[1]
-    return weight if odd else weight.paired()
 
 
 def _common_grid(

@@ -105,6 +105,14 @@ class BlockSparseWeight:
         pairs = values.view(len(values), values.shape[1] // 2, 2, bn).transpose(2, 3).contiguous()
         return BlockSparseWeight(pairs, self.indptr, self.indices, self.shape)
 
+    def as_read(self) -> BlockSparseWeight:
+        """The weight in the order in which kernels read it where it is and in its dtype: in pairs
+        for bfloat16 on a CPU, unless its blocks have none."""
+        if self.values.device.type != "cpu" or self.values.dtype != torch.bfloat16:
+            return self
+        odd = self.block[1] % 2 and self.block[1] != self.shape[1]
+        return self if odd else self.paired()
+
     def to_dense(self) -> Tensor:
         """The weight `[N, K]` with zeros where no tile is stored."""
         (n, k), (bn, bk) = self.shape, self.block

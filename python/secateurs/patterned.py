@@ -70,9 +70,7 @@ class PatternLinear(nn.Module):
         """Why none of our kernels would run this where it is, if so."""
         x = self.values.new_empty(1, self.shape[1])
         choice = ops.explain_choice(ops.pattern_linear, x, self.weight, self.bias, self.activation)
-        if choice.backend not in (None, "reference"):
-            return None
-        return "; ".join(f"{backend}: {reason}" for backend, reason in choice.refusals.items())
+        return choice.why_no_kernel()
 
     def extra_repr(self) -> str:
         kind = "vectors" if self.library is None else "library"

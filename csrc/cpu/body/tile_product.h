@@ -18,6 +18,7 @@ class TileProduct {
   static constexpr int inputs_in_word = 2;
   static constexpr int strip = NT * 16;
   static constexpr int tile_rows = 32;
+  // By 32 outputs: 16 KB of weights stay in L1 while as much of x streams past them from L2.
   static constexpr int64_t resident_inputs = 256;
   static constexpr int64_t items_per_thread = 2;
   static constexpr bool sums_in_y = false;

@@ -8,7 +8,7 @@
 namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
 
-// Row i of x as words, from input `begin` on.
+// A row of x as the vectors of floats that loads move, whatever the bits mean.
 inline const float* words_of(const float* x) { return x; }
 inline const float* words_of(const bf16* x) { return reinterpret_cast<const float*>(x); }
 

@@ -41,6 +41,12 @@ class Choice:
     backend: str | None
     refusals: dict[str, str]
 
+    def why_no_kernel(self) -> str | None:
+        """Why no backend but the reference would run the call; None if one would."""
+        if self.backend not in (None, "reference"):
+            return None
+        return "; ".join(f"{backend}: {reason}" for backend, reason in self.refusals.items())
+
 
 class Op:
     """An operation and the backends that implement it, in order of preference.
