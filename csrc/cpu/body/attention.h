@@ -17,6 +17,7 @@
 #include "cpu/body/attention_head.h"
 #include "cpu/body/attention_panels.h"
 #include "cpu/body/attention_rows.h"
+#include "cpu/body/share.h"
 #ifdef SECATEURS_TILES
   #include "cpu/body/attention_tiles.h"
 #endif
@@ -50,14 +51,14 @@ class AttentionSolver {
   }
 
   void run() const {
-    const int64_t items = p.batch * p.heads * chunks;
+    SharedItems items(p.batch * p.heads * chunks, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
       [[maybe_unused]] const typename Method::Session session;
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t i = 0; i < items; ++i)
+      items.visit([&](int64_t i) {
         solve(i / chunks / p.heads, i / chunks % p.heads, cut(tiles, chunks, i % chunks),
               cut(tiles, chunks, i % chunks + 1));
+      });
     }
   }
 

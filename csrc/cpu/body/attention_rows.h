@@ -14,6 +14,7 @@
 #include "cpu/body/arithmetic.h"
 #include "cpu/body/attention_head.h"
 #include "cpu/body/math.h"
+#include "cpu/body/share.h"
 #include "cpu/scratch.h"
 
 namespace secateurs::cpu::SECATEURS_ISA {
@@ -36,11 +37,12 @@ class RowAttention {
 
   void run() const {
     const int64_t heads = p.batch * p.heads;
+    SharedItems items(heads * shares, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t i = 0; i < heads * shares; ++i)
-        solve(i / shares / p.heads, i / shares % p.heads, i % shares);
+      items.visit(
+          [&](int64_t i) { solve(i / shares / p.heads, i / shares % p.heads, i % shares); });
+#pragma omp barrier
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < heads * p.queries; ++i)
         merge(i / p.queries / p.heads, i / p.queries % p.heads, i % p.queries);

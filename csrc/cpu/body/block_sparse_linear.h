@@ -1,6 +1,7 @@
 // y = act(x W^T + bias) * gate + residual, W block-sparse, float or bf16 with sums in float.
 //
-// Rows of x are packed into tiles as the product wants them (see vector_product.h, tile_product.h).
+// Rows of x are packed into tiles as the product wants them (see vector_product.h, tile_product.h),
+// or read as they lie where it can do that and would not do it too often.
 // Threads take items, each a group of tiles times a group of block rows, which nobody else writes:
 //
 //   for each strip of outputs     the tiles of the group are in L2
@@ -16,6 +17,7 @@
 
 #include "cpu/body/arithmetic.h"
 #include "cpu/body/epilogue.h"
+#include "cpu/body/share.h"
 #include "cpu/body/vector_product.h"
 #ifdef SECATEURS_TILES
   #include "cpu/body/tile_product.h"
@@ -42,11 +44,11 @@ class LinearSolver {
   LinearSolver(const BlockSparseLinear<T>& p, int64_t m0, int64_t m)
       : p(p), product(p), m0(m0), m(m) {
     tiles = ceil_div(m, Product::tile_rows);
-    lower = m / tiles;
-    taller = m % tiles;
+    lower = Product::even_tiles ? m / tiles : Product::tile_rows;
+    taller = Product::even_tiles ? m % tiles : 0;
     block_words = ceil_div(p.bk, per_word);
     words = block_words ? ceil_div(p.k, p.bk) * block_words : 0;
-    tile_words = Product::padded(ceil_div(m, tiles)) * words;
+    tile_words = Product::padded(height(0)) * words;
     cuttable = p.bk >= p.k;
     has_epilogue = p.bias || p.gate || p.residual || p.activation != Activation::none;
 
@@ -66,21 +68,25 @@ class LinearSolver {
     if (!shared && tile_groups < items) tile_groups = items;
     if (!shared) tile_groups = clamp(ceil_div(tile_groups, threads) * threads, 1, tiles);
     row_groups = shared ? clamp(ceil_div(items, tile_groups), 1, rows) : 1;
-    in_place = shared && m == 1 && Product::padded(1) == 1 && words * per_word == p.k;
-    if (shared && !in_place) shared_x = words_at(0, tiles * tile_words);
+    // Reading x as it lies costs a little more each time than reading a packed copy.
+    const bool read_often = !shared && stored * block_words >= 64 * words;
+    packed_from = 0;
+    if (words * per_word == p.k && Product::reads_x(p) && !read_often)
+      packed_from = tiles - (height(tiles - 1) % Product::whole_rows != 0);
+    if (shared && packed_from < tiles) shared_x = words_at(0, (tiles - packed_from) * tile_words);
   }
 
   void run() {
-    const int64_t items = tile_groups * row_groups;
+    SharedItems items(tile_groups * row_groups, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
       [[maybe_unused]] const auto session = product.begin();
       if (shared_x) {
 #pragma omp for schedule(static)
-        for (int64_t t = 0; t < tiles; ++t) pack_tile(t, shared_x + t * tile_words);
+        for (int64_t t = packed_from; t < tiles; ++t)
+          pack_tile(t, shared_x + (t - packed_from) * tile_words);
       }
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t i = 0; i < items; ++i) solve(i / row_groups, i % row_groups);
+      items.visit([&](int64_t i) { solve(i / row_groups, i % row_groups); });
     }
   }
 
@@ -92,15 +98,16 @@ class LinearSolver {
   int threads;
   bool cuttable;  // one block spans all inputs: a chunk may end inside it
   bool has_epilogue;
-  bool shared;    // few rows: all threads read one packed copy of x
-  bool in_place;  // a single row needs no packing
+  bool shared;          // few rows: all threads read one packed copy of x
+  int64_t packed_from;  // tiles before it are read from x itself
   Word* shared_x = nullptr;
 
   // The tiles and the block rows of an item.
   struct Item {
     int64_t tile0, tile1, row0, row1;
-    const Word* x;  // its tiles, packed
-    float* sums;    // [padded rows][strip] for each tile, or for one where sums need not wait
+    int64_t packed_from;  // the first of its tiles that is packed
+    const Word* packed;
+    float* sums;  // [padded rows][strip] for each tile, or for one where sums need not wait
   };
 
   static Word* words_at(int slot, int64_t count) {
@@ -108,9 +115,12 @@ class LinearSolver {
     return reinterpret_cast<Word*>(scratch(slot, static_cast<std::size_t>(count)));
   }
 
-  // The first `taller` tiles have one row more than the others.
+  // Either even tiles, of which the first `taller` have one row more than the others, or full ones
+  // and what is left.
   int64_t row_of(int64_t tile) const { return tile * lower + (tile < taller ? tile : taller); }
-  int height(int64_t tile) const { return static_cast<int>(lower + (tile < taller)); }
+  int height(int64_t tile) const {
+    return static_cast<int>(clamp(m - row_of(tile), 0, lower + (tile < taller)));
+  }
 
   void pack_tile(int64_t t, Word* to) const {
     const T* x = p.x + (m0 + row_of(t)) * p.x_stride;
@@ -139,17 +149,13 @@ class LinearSolver {
     item.row0 = row_group_begin(row_group);
     item.row1 = row_group + 1 == row_groups ? p.rows : row_group_begin(row_group + 1);
     const int64_t count = item.tile1 - item.tile0;
-    const int64_t sums = Product::padded(ceil_div(m, tiles)) * strip * (chunks > 1 ? count : 1);
-    item.sums = scratch(1, static_cast<std::size_t>(sums + (shared ? 0 : count * tile_words)));
-    if (in_place) {
-      item.x = reinterpret_cast<const Word*>(p.x + m0 * p.x_stride);
-    } else if (shared) {
-      item.x = shared_x + item.tile0 * tile_words;
-    } else {
-      Word* own = reinterpret_cast<Word*>(item.sums + sums);
-      for (int64_t t = 0; t < count; ++t) pack_tile(item.tile0 + t, own + t * tile_words);
-      item.x = own;
-    }
+    item.packed_from = clamp(packed_from, item.tile0, item.tile1);
+    const int64_t own = shared ? 0 : item.tile1 - item.packed_from;
+    const int64_t sums = Product::padded(height(0)) * strip * (chunks > 1 ? count : 1);
+    item.sums = scratch(1, static_cast<std::size_t>(sums + own * tile_words));
+    Word* packed = reinterpret_cast<Word*>(item.sums + sums);
+    for (int64_t t = 0; t < own; ++t) pack_tile(item.packed_from + t, packed + t * tile_words);
+    item.packed = shared ? shared_x + (item.packed_from - packed_from) * tile_words : packed;
     for (int64_t row = item.row0; row < item.row1; ++row)
       for (int64_t j = 0; j < p.bn && row * p.bn + j < p.n; j += strip) solve_strip(item, row, j);
   }
@@ -158,7 +164,7 @@ class LinearSolver {
   void solve_strip(const Item& item, int64_t row, int64_t j) const {
     const int64_t column = row * p.bn + j;
     const bool in_y = Product::sums_in_y && column + strip <= p.n;
-    const int64_t size = Product::padded(ceil_div(m, tiles)) * strip;
+    const int64_t size = Product::padded(height(0)) * strip;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       const int64_t w0 = chunk * depth, w1 = words - w0 < depth ? words : w0 + depth;
       const bool last = chunk + 1 == chunks;
@@ -172,8 +178,16 @@ class LinearSolver {
       for (int64_t t = item.tile0; t < item.tile1; ++t) {
         const int rows = height(t);
         const int64_t i = m0 + row_of(t);
-        panel.a_stride = Product::padded(rows);
-        panel.a = item.x + (t - item.tile0) * tile_words + (cuttable ? w0 * panel.a_stride : 0);
+        if (t < item.packed_from) {
+          panel.a = reinterpret_cast<const Word*>(p.x + i * p.x_stride);
+          panel.a_stride = 1;
+          panel.a_row = p.x_stride / per_word;
+        } else {
+          panel.a = item.packed + (t - item.packed_from) * tile_words;
+          panel.a_stride = Product::padded(rows);
+          panel.a_row = product.packed_row();
+        }
+        if (cuttable) panel.a += w0 * panel.a_stride;
         panel.c = in_y ? reinterpret_cast<float*>(p.y + i * p.n + column)
                        : item.sums + (chunks > 1 ? t - item.tile0 : 0) * size;
         panel.c_stride = in_y ? p.n : strip;

@@ -19,7 +19,8 @@ namespace {
 template <class Word>
 struct Panel {
   const Word* a;
-  int64_t a_stride;
+  int64_t a_stride;           // from one input to the next
+  int64_t a_row;              // from one row to the next, in tiles; in panels rows are neighbours
   const std::int32_t* index;  // which block of inputs each block of w meets
   int64_t blocks, depth;
   const Word* w;

@@ -16,6 +16,7 @@
 #include "cpu/body/epilogue.h"
 #include "cpu/body/gather_panel.h"
 #include "cpu/body/gather_tiles.h"
+#include "cpu/body/share.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
 
@@ -57,7 +58,7 @@ class PatternSolver {
   }
 
   void run() const {
-    const int64_t items = tile_blocks * group_blocks;
+    SharedItems items(tile_blocks * group_blocks, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
       if (packed) {
@@ -67,8 +68,7 @@ class PatternSolver {
                              packed + t * packed_tile);
       }
       [[maybe_unused]] typename Product::Session session;
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t i = 0; i < items; ++i) solve(i / group_blocks, i % group_blocks);
+      items.visit([&](int64_t i) { solve(i / group_blocks, i % group_blocks); });
     }
   }
 

@@ -17,7 +17,8 @@ class TileProduct {
   using Word = Pair;
   static constexpr int inputs_in_word = 2;
   static constexpr int strip = NT * 16;
-  static constexpr int tile_rows = 32;
+  static constexpr int tile_rows = 32, whole_rows = 16;
+  static constexpr bool even_tiles = false;
   // By 32 outputs: 16 KB of weights stay in L1 while as much of x streams past them from L2.
   static constexpr int64_t resident_inputs = 256;
   static constexpr int64_t items_per_thread = 2;
@@ -36,6 +37,14 @@ class TileProduct {
     }
     return Session(config);
   }
+
+  // Whether tiles of whole 16 rows may be read from x itself. Rows of whole 2 KB, if many, would
+  // displace each other in L1.
+  static bool reads_x(const BlockSparseLinear<bf16>& p) {
+    return p.x_stride % 2 == 0 && p.x_stride % 1024 != 0;
+  }
+
+  int64_t packed_row() const { return depth; }
 
   static int64_t padded(int64_t rows) { return ceil_div(rows, 16) * 16; }
 
@@ -90,7 +99,7 @@ class TileProduct {
       if constexpr (MT > 1 && NT > 1) tile_zero<3>();
     }
     const Pair *w = p.w, *ahead = p.ahead;
-    const int64_t a_bytes = depth * 4, w_bytes = p.w_stride * 4;
+    const int64_t a_bytes = p.a_row * 4, w_bytes = p.w_stride * 4;
     const int64_t a_step = depth * p.a_stride, w_step = depth * p.w_stride;
     const Pair* ahead_end = ahead + p.ahead_words;
     for (int64_t b = 0; b < p.blocks; ++b) {
@@ -104,7 +113,7 @@ class TileProduct {
           tile_dot<1, 4, 7>();
         }
         if constexpr (MT > 1) {
-          tile_load<5>(a + 16 * depth, a_bytes);
+          tile_load<5>(a + 16 * p.a_row, a_bytes);
           tile_dot<2, 5, 6>();
           if constexpr (NT > 1) tile_dot<3, 5, 7>();
         }

@@ -27,7 +27,8 @@ class VectorProduct {
   using Word = W;
   static constexpr int inputs_in_word = sizeof(Word) / sizeof(T);
   static constexpr int strip = NV * F::width;
-  static constexpr int tile_rows = F::tile_rows(NV);
+  static constexpr int tile_rows = F::tile_rows(NV), whole_rows = 1;
+  static constexpr bool even_tiles = true;
   // Inputs by 32 outputs: 96 KB of weights, which come from L2 while the sums stay in registers.
   static constexpr int64_t resident_inputs = 768 * inputs_in_word;
   static constexpr int64_t items_per_thread = 4;
@@ -39,6 +40,12 @@ class VectorProduct {
   explicit VectorProduct(const BlockSparseLinear<T>&) {}
 
   Session begin() const { return {}; }
+
+  // Whether x may be read as it lies: a single row is packed already.
+  static bool reads_x(const BlockSparseLinear<T>& p) { return p.m == 1; }
+
+  // From one row of a packed tile to the next.
+  static int64_t packed_row() { return 1; }
 
   // Rows of a packed tile.
   static int64_t padded(int64_t rows) { return rows; }
