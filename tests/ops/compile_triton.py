@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,12 +26,14 @@ from triton.runtime.jit import JITFunction
 from secateurs.attention_patterns import Local, layout
 from secateurs.formats import BlockSparseWeight, VectorWeight
 from secateurs.ops import _gpu
+from secateurs.ops._tuning import trial
 from secateurs.ops.attention import triton as attention
 from secateurs.ops.block_sparse_linear import triton as block_sparse_linear
 from secateurs.ops.pattern_linear import triton as pattern_linear
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 INSTRUCTIONS = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
+ENGINE = "cp.async.bulk.tensor"  # copies what a tensor descriptor describes
 
 
 class Absent:
@@ -88,6 +91,31 @@ def linear_calls(op: str) -> Iterator[tuple[str, torch.dtype, int, object]]:
                 yield f"{op} {size}", dtype, rows, call
 
 
+def described(capability: int) -> Iterator[tuple[str, torch.dtype, int, object]]:
+    """The block-sparse rows of the table for 16-bit numbers, with operands by descriptors, and
+    where a GPU can, with warps that do nothing but copy."""
+    variants = {
+        80: {},
+        90: {"descriptors": {"descriptors": True}},
+        100: {
+            "descriptors": {"descriptors": True},
+            "specialised": {"descriptors": True, "specialised": True},
+        },
+    }
+    table = block_sparse_linear.TABLE
+    for name, dtype, rows, (run, args) in linear_calls("block_sparse_linear"):
+        if dtype != torch.bfloat16:
+            continue
+        config = table.choose(args[0].device, block_sparse_linear.key(*args))
+        for variant, changes in variants[capability].items():
+
+            def tried(*args, run=run, config=replace(config, **changes)):
+                with trial(config):
+                    run(*args)
+
+            yield f"{name} {variant}", dtype, rows, (tried, args)
+
+
 def attention_calls() -> Iterator[tuple[str, torch.dtype, int, object]]:
     """Every row of the table of attention, causal with padding; then decoding, and patterns."""
     padding = torch.ones(1, 512, dtype=torch.bool)
@@ -132,6 +160,7 @@ def main(capability: int) -> None:
         *linear_calls("block_sparse_linear"),
         *linear_calls("pattern_linear"),
         *attention_calls(),
+        *described(capability),
     ]
     calls += [(f"{n} tf32", d, r, c) for n, d, r, c in calls if n == "block_sparse_linear 64"
               and d == torch.float32 and r == 512]  # fmt: skip
@@ -143,6 +172,8 @@ def main(capability: int) -> None:
                 "call": f"{name} {str(dtype).removeprefix('torch.')} rows={rows}",
                 "kernel": kernel_name,
                 "matrix": [i for i in INSTRUCTIONS if i in kernel.asm["ptx"]],
+                "engine": ENGINE in kernel.asm["ptx"],
+                "warps": kernel.metadata.num_warps,
                 "shared": kernel.metadata.shared,
                 **resources(kernel),
             }

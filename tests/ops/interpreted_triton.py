@@ -7,11 +7,13 @@ address it loads from must lie in a buffer, and what is written to a guard regio
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 import numpy as np
 import oracles
 import pytest
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ops.conftest import random_weight
 from secateurs import ops
@@ -19,6 +21,7 @@ from secateurs.attention_patterns import Dense, Global, Local, Sinks, Strided, l
 from secateurs.errors import BackendError
 from secateurs.formats import LibraryWeight, VectorWeight
 from secateurs.ops import explain_choice, use_backend
+from secateurs.ops._tuning import Config, trial
 from secateurs.patterns import Library, TwoFour, VectorNM
 
 GUARD = 256  # elements on either side
@@ -29,10 +32,12 @@ class Guards:
     """Stands in for `launch`: runs the kernel on guarded copies of its buffers."""
 
     def __init__(self, launch):
-        self.launch, self.kernels = launch, []
+        self.launch, self.kernels, self.described = launch, [], []
         self.ranges: list[tuple[int, int]] = []  # addresses of the buffers of the kernel that runs
 
     def __call__(self, kernel, grid, *args, **meta):
+        descriptors = args
+        args = [a.base if isinstance(a, TensorDescriptor) else a for a in args]
         copies = [self._guarded(a) if isinstance(a, torch.Tensor) else a for a in args]
         whole = [
             None if not isinstance(a, torch.Tensor) else c[1]
@@ -40,6 +45,9 @@ class Guards:
         ]
         before = [None if w is None else w.clone() for w in whole]
         views = [c if w is None else c[0] for c, w in zip(copies, whole, strict=True)]
+        for i, given in enumerate(descriptors):
+            if isinstance(given, TensorDescriptor):
+                views[i] = replace(given, base=views[i])
         self.ranges = [
             (w[GUARD:].data_ptr(), w[w.numel() - GUARD :].data_ptr())
             for w in whole
@@ -47,6 +55,7 @@ class Guards:
         ]
         self.launch(kernel, grid, *views, **meta)
         self.kernels.append(kernel.fn.__name__)
+        self.described.append(any(isinstance(a, TensorDescriptor) for a in descriptors))
         for arg, now, then in zip(args, whole, before, strict=True):
             if now is None:
                 continue
@@ -57,13 +66,13 @@ class Guards:
     def watch(self, load):
         """The interpreter's load, once it is sure of the addresses."""
 
-        def checked(pointers, mask, *rest):
+        def checked(pointers, mask, *rest, **policies):
             at = pointers.data[np.broadcast_to(mask.data, pointers.data.shape).astype(bool)]
             inside = np.zeros(at.shape, bool)
             for start, end in self.ranges:
                 inside |= (at >= start) & (at < end)
             assert inside.all(), "read past a buffer"
-            return load(pointers, mask, *rest)
+            return load(pointers, mask, *rest, **policies)
 
         return checked
 
@@ -161,7 +170,7 @@ def test_outputs_that_end_inside_a_block():
 def test_strided_input_and_many_dimensions():
     x = torch.randn(3, 7, 200)[..., 40:168]
     gate = torch.randn(64, 3, 7).permute(1, 2, 0)
-    linear(x, random_weight(64, 128), None, "silu", gate)
+    linear(x, random_weight(64, 128), torch.randn(128)[::2], "silu", gate)
 
 
 def test_long_rows_are_split_and_added_in_order(guards):
@@ -170,6 +179,42 @@ def test_long_rows_are_split_and_added_in_order(guards):
     first = linear(x, weight, bias, "gelu", None, residual)
     assert guards.kernels == ["_product", "_finish"]
     assert torch.equal(first, ops.block_sparse_linear(x, weight, bias, "gelu", None, residual))
+
+
+def test_uneven_rows_are_shared_out_by_their_blocks(guards):
+    weight = random_weight(128, 4096, (32, 32), 1.0)
+    lengths = torch.tensor([0, 1, 128, 37])  # blocks of each row
+    column = torch.cat([torch.arange(n) for n in lengths]).to(torch.int32)
+    weight.indices, weight.values = column, weight.values[: len(column)]
+    weight.indptr[1:] = lengths.cumsum(0)
+    args = (weight, torch.randn(128), "silu", None, torch.randn(40, 128))
+    for m in (3, 40):
+        x = torch.randn(m, 4096)
+        first = linear(x, *args[:-1], args[-1][:m])
+        assert torch.equal(first, ops.block_sparse_linear(x, *args[:-1], args[-1][:m]))
+    assert set(guards.kernels) == {"_product", "_finish"}
+
+
+@pytest.mark.parametrize("block", [(16, 16), (64, 64), (128, 64), (32, 128)])
+@pytest.mark.parametrize("m", [1, 16, 41])
+@pytest.mark.parametrize("k", [128, 2048])
+def test_tensor_descriptors(guards, dtype, block, m, k):
+    weight = random_weight(128, k, block, 0.5, dtype)
+    x = torch.randn(m, k + 16).to(dtype)[:, 16:]
+    with trial(Config(64, 64, 4, 3, descriptors=True)):
+        linear(x, weight, torch.randn(128).to(dtype), "gelu")
+    assert guards.described[0]
+    assert ("_finish" in guards.kernels) == (k == 2048 and block[0] > 16)
+
+
+@pytest.mark.parametrize("where", [(slice(None), slice(1, 129)), (slice(None), slice(0, 128))])
+def test_what_the_copy_engine_cannot_read_goes_by_addresses(guards, where):
+    x, weight = torch.randn(20, 131)[where], random_weight(64, 128)
+    with trial(Config(32, 32, 4, 3, descriptors=True)):
+        linear(x, weight)
+        linear(torch.randn(1, 128).expand(20, 128), weight)
+        linear(torch.randn(20, 128), random_weight(64, 128, density=0.0))
+    assert guards.described == [False] * 3
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of what is tested here

@@ -19,6 +19,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +41,28 @@ class Config:
         step: how far the inner loop goes at once: inputs of a linear, keys of attention.
         warps: per program.
         stages: how many steps are in flight.
+        descriptors: operands come by tensor descriptors, which the copy engine of sm_90 and newer
+            reads, where the kernel can and they are aligned; else by addresses.
+        specialised: some warps copy while others multiply (sm_100, with descriptors: Triton 3.9
+            fails to build it for sm_90).
     """
 
     block_m: int
     step: int
     warps: int
     stages: int
+    descriptors: bool = False
+    specialised: bool = False
 
 
 class Table:
-    """The configurations of one kernel: `rows[architecture][key]`."""
+    """The configurations of one kernel: `rows[architecture][key]`; the first part of a key is the
+    kind of call. `descriptors`: the kernel can take its operands by them."""
 
-    def __init__(self, kernel: str, rows: Mapping[int, Mapping[Key, Config]]) -> None:
-        self.kernel, self.rows = kernel, rows
+    def __init__(
+        self, kernel: str, rows: Mapping[int, Mapping[Key, Config]], descriptors: bool = False
+    ) -> None:
+        self.kernel, self.rows, self.descriptors = kernel, rows, descriptors
 
     def choose(self, device: torch.device, key: Key) -> Config:
         """What was tuned for `key` on this device, else the table's own row."""
@@ -61,14 +71,20 @@ class Table:
         name = _name(self.kernel, key)
         return _tuned(device).get(name) or self.rows[_gpu.architecture(device)][key]
 
-    def candidates(self, device: torch.device) -> Iterable[Config]:
-        """Every configuration of the architecture's row, and its neighbours in warps and stages."""
-        found = dict.fromkeys(self.rows[_gpu.architecture(device)].values())
+    def candidates(self, device: torch.device, key: Key) -> Iterable[Config]:
+        """The architecture's configurations for calls of the same kind, and their neighbours."""
+        architecture = _gpu.architecture(device)
+        rows = self.rows[architecture].items()
+        found = dict.fromkeys(config for name, config in rows if name[0] == key[0])
+        copies = [{"descriptors": False}]
+        if self.descriptors and architecture >= 90:
+            copies.append({"descriptors": True})
+        if self.descriptors and architecture >= 100:
+            copies.append({"descriptors": True, "specialised": True})
         for config in list(found):
-            for warps in (4, 8):
-                for stages in (2, 3, 4, 5):
-                    for m in {config.block_m, max(16, config.block_m // 2), config.block_m * 2}:
-                        found[Config(m, config.step, warps, stages)] = None
+            for m in {config.block_m, max(16, config.block_m // 2), config.block_m * 2}:
+                for warps, stages, copy in product((4, 8), (2, 3, 4, 5), copies):
+                    found[Config(m, config.step, warps, stages, **copy)] = None
         return found
 
 
@@ -101,7 +117,7 @@ def autotune(op: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Config:
     unfit = importlib.import_module("secateurs.ops.triton").UNFIT
     table, key, device = kernels.TABLE, kernels.key(*given), given[0].device
     times: dict[Config, float] = {}
-    for config in table.candidates(device):
+    for config in table.candidates(device, key):
         with trial(config), suppress(*unfit):
             times[config] = _milliseconds(lambda: kernels.run(*given))
     if not times:

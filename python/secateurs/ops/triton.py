@@ -13,7 +13,6 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 UNFIT = (OutOfResources, PTXASError, CompilationError)  # a configuration this device cannot run
 
-MAX_SPLIT = 16  # programs that share a tile of the output
 INV_SQRT_2 = tl.constexpr(0.7071067811865476)
 GELU_SCALE = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
 
@@ -60,27 +59,46 @@ def store_output(y, acc, bias, gate, residual, m, n, M, N, ACTIVATION: tl.conste
 
 
 @triton.jit
+def first_share(indptr, row, split):
+    """Where the partial products of a row of tiles begin: `split` of them for each row, or, if the
+    rows are of different lengths, one for each `split` stored blocks and one more for each row."""
+    if indptr is None:
+        return row * split
+    else:
+        return tl.load(indptr + row) // split + row
+
+
+@triton.jit
+def store_share(partial, acc, share, m, M, BN: tl.constexpr):
+    """The partial product number `share` [M, BN], rows m."""
+    at = (share.to(tl.int64) * M + m)[:, None] * BN + tl.arange(0, BN)[None, :]
+    tl.store(partial + at, acc, mask=(m < M)[:, None])
+
+
+@triton.jit
 def _finish(
-    partial, bias, gate, residual, y, M, N,
-    SPLIT: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    partial, indptr, bias, gate, residual, y, M, N, split,
+    ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """The sum of the SPLIT partial products [SPLIT, M, N], always in the same order, and the
-    epilogue."""
+    """The sum of the partial products [shares, M, BN] of a row of tiles, always in the same order,
+    and the epilogue."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = (m < M)[:, None] & (n < N)[None, :]
-    at = m.to(tl.int64)[:, None] * N + n[None, :]
-    whole = tl.cast(M, tl.int64) * N
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    sums = partial + at
-    for _ in range(SPLIT):
-        acc += tl.load(sums, mask=inside, other=0)
+    row = tl.program_id(1)
+    start, stop = first_share(indptr, row, split), first_share(indptr, row + 1, split)
+    sums = partial + (start.to(tl.int64) * M + m)[:, None] * BN + tl.arange(0, BN)[None, :]
+    whole = tl.cast(M, tl.int64) * BN
+    acc = tl.zeros((BLOCK_M, BN), tl.float32)
+    for _ in tl.range(start, stop, num_stages=4):
+        acc += tl.load(sums, mask=(m < M)[:, None], other=0)
         sums += whole
+    n = row * BN + tl.arange(0, BN)
     store_output(y, acc, bias, gate, residual, m, n, M, N, ACTIVATION)
 
 
 def finish(
-    partial: Tensor,  # float32 [SPLIT, M, N]
+    partial: Tensor,  # float32 [shares, M, BN]
+    indptr: Tensor | None,
+    split: int,  # with indptr, says which shares are whose (`first_share`)
     bias: Tensor | None,
     gate: Tensor | None,
     residual: Tensor | None,
@@ -88,16 +106,18 @@ def finish(
     activation: str,
 ) -> None:
     """Reduce partial products into y."""
-    split, m, n = partial.shape
-    grid = (triton.cdiv(m, 16), triton.cdiv(n, 64))
-    meta = {"SPLIT": split, "ACTIVATION": activation, "BLOCK_M": 16, "BLOCK_N": 64}
-    launch(_finish, grid, partial, bias, gate, residual, y, m, n, **meta, num_warps=4)
+    (m, n), bn = y.shape, partial.shape[2]
+    grid = (triton.cdiv(m, 16), triton.cdiv(n, bn))
+    meta = {"ACTIVATION": activation, "BLOCK_M": 16, "BN": bn}
+    launch(
+        _finish, grid, partial, indptr, bias, gate, residual, y, m, n, split, **meta, num_warps=4
+    )
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
-    """Run a kernel on the device of its first argument and torch's current stream there."""
+    """Run a kernel on the device of its first tensor and torch's current stream there."""
     meta["enable_fp_fusion"] = True  # Triton 3.10 turns it off where nobody asks
-    device = args[0].device
+    device = next(a.device for a in args if isinstance(a, Tensor))
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             kernel[grid](*args, **meta)
@@ -116,10 +136,7 @@ def flat(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def splits(tiles: int, steps: int, multiprocessors: int) -> int:
-    """How many programs share a tile of `steps` steps: a power of two, so that the GPU is full if
-    the tiles allow it and nobody's share is shorter than four steps."""
-    split = 1
-    while split < MAX_SPLIT and tiles * split < multiprocessors and steps >= 8 * split:
-        split *= 2
-    return split
+def least_steps(m: int) -> int:
+    """The shortest share of a tile's steps that is worth a program of its own: with few rows of x
+    the partial sums are small beside the weight that they save waiting for."""
+    return 2 if m <= 16 else 4

@@ -35,7 +35,7 @@ TABLE = Table(
     {
         80: {
             ("half", 16): Config(128, 64, 4, 3),
-            ("half", 32): Config(128, 64, 4, 3),
+            ("half", 32): Config(128, 32, 4, 4),
             ("half", 64): Config(128, 32, 4, 4),
             ("half", 128): Config(128, 32, 8, 3),
             ("half", 256): Config(64, 32, 8, 2),
@@ -58,8 +58,8 @@ TABLE = Table(
             ("float", 256): Config(16, 16, 4, 3),
         },
         100: {
-            ("half", 16): Config(128, 64, 4, 4),
-            ("half", 32): Config(128, 64, 4, 4),
+            ("half", 16): Config(128, 64, 8, 4),
+            ("half", 32): Config(128, 64, 8, 4),
             ("half", 64): Config(128, 64, 4, 4),
             ("half", 128): Config(128, 64, 8, 3),
             ("half", 256): Config(128, 32, 8, 2),

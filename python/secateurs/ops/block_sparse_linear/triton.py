@@ -11,20 +11,37 @@ in x each block's inputs stand:
           . . [  ] . [  ] . . [  ]                   [ b2 ]
 
 Tiles of y go to programs in groups of rows (L2). Where those are too few to fill the GPU (few rows
-of x, long block rows), SPLIT programs share a tile: each writes its float32 sum, and a second
-kernel adds them in a fixed order.
+of x, long block rows), the stored blocks are shared out instead: a block row gets one program for
+each `split` of its blocks and one more, so that no program has more than `split` of them however
+uneven the rows are. Each writes its float32 sum, and a second kernel adds them in a fixed order.
+
+Both operands are regular, so where a Config asks for it they come by tensor descriptors, made on
+the host at each launch: nothing to allocate, and a CUDA graph keeps them as arguments.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from secateurs.ops import _gpu
 from secateurs.ops._tuning import Config, Table
-from secateurs.ops.triton import finish, flat, launch, rows_of, splits, store_output, tile_of
+from secateurs.ops.triton import (
+    finish,
+    first_share,
+    flat,
+    launch,
+    least_steps,
+    rows_of,
+    store_output,
+    store_share,
+    tile_of,
+)
 
 BLOCKS = (16, 32, 64, 128)
 GROUP = 8
@@ -73,20 +90,22 @@ TABLE = Table(
             ("few float", 128): Config(16, 32, 4, 4),
         },
         90: _HOPPER,
-        100: _HOPPER,  # as good a start as any until one is tuned there
+        # As good a start as any until one is tuned there, but for what spills on Triton 3.6.
+        100: {**_HOPPER, ("half", 128): Config(128, 32, 8, 5)},
     },
+    descriptors=True,
 )
 
 
 @triton.jit
-def _columns(indices, k, stop, BK: tl.constexpr, STEP: tl.constexpr):
-    """Where in x the inputs `k .. k + STEP` of a stack stand: where the one block they are in has
-    them, or the start of each one's block.
+def _columns(indices, k, stop, BK: tl.constexpr, STEP: tl.constexpr, DESCRIPTORS: tl.constexpr):
+    """Where in x the inputs `k .. k + STEP` of a stack stand: the first one, where a descriptor
+    takes the whole step from one block, or the start of each one's block.
 
     Looked up one step ahead: a load of x whose address comes from a load in the same step is hardly
-    pipelined.
+    pipelined. Triton 3.6 wants a tensor for that, even where all of it is the same.
     """
-    if STEP <= BK:
+    if DESCRIPTORS:
         return tl.load(indices + k // BK, mask=k < stop, other=0) * BK + k % BK
     else:
         each = k + tl.arange(0, STEP)
@@ -94,50 +113,67 @@ def _columns(indices, k, stop, BK: tl.constexpr, STEP: tl.constexpr):
 
 
 @triton.jit
+def _row_of(indptr, share, rows, split):
+    """The block row whose partial products include the number `share`."""
+    row = -1
+    for start in range(0, rows, 1024):
+        each = start + tl.arange(0, 1024)
+        begun = (first_share(indptr, tl.minimum(each, rows - 1), split) <= share) & (each < rows)
+        row += tl.sum(begun.to(tl.int32))
+    return row
+
+
+@triton.jit
 def _product(
-    x,  # [M, K], rows stride_x apart
-    values,  # [nnz * BK, BN]
+    x,  # [M, K], rows stride_x apart; or its descriptor, tiles [BLOCK_M, STEP]
+    values,  # [nnz * BK, BN]; or its descriptor, tiles [STEP, BN]
     indptr, indices, bias, gate, residual,
-    y,  # [M, N], or float32 [SPLIT, M, N]
-    M, N, stride_x, rows,
+    y,  # [M, N], or float32 [shares, M, BN]
+    M, N, stride_x, rows, split, shares,
     BN: tl.constexpr, BK: tl.constexpr, BLOCK_M: tl.constexpr, STEP: tl.constexpr,
-    GROUP: tl.constexpr, SPLIT: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    GROUP: tl.constexpr, SPLIT: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    SPECIALISED: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    tile_m, row = tile_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), rows, GROUP)
-    part = tl.program_id(1)
+    tile_m, share = tile_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), shares, GROUP)
+    row = _row_of(indptr, share, rows, split) if SPLIT else share
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.arange(0, BN)
     step = tl.arange(0, STEP)
 
     start, stop = tl.load(indptr + row) * BK, tl.load(indptr + row + 1) * BK
-    if SPLIT > 1:
-        share = tl.cdiv(tl.cdiv(stop - start, STEP), SPLIT) * STEP
-        start = start + part * share
-        stop = min(stop, start + share)
+    if SPLIT:
+        first = first_share(indptr, row, split)
+        sharers = first_share(indptr, row + 1, split) - first
+        length = tl.cdiv(tl.cdiv(stop - start, STEP), sharers) * STEP
+        start += (share - first) * length
+        stop = min(stop, start + length)
 
-    x_rows = x + m.to(tl.int64)[:, None] * stride_x
-    live = (m < M)[:, None]
-    stack = values + start.to(tl.int64) * BN + step[:, None] * BN + n[None, :]
-    column = _columns(indices, start, stop, BK, STEP)
+    column = _columns(indices, start, stop, BK, STEP, DESCRIPTORS)
     acc = tl.zeros((BLOCK_M, BN), tl.float32)
-    for k in range(start, stop, STEP):
-        w = stack + (k - start) * BN
-        if STEP <= BK:  # one block holds the whole step
-            a = tl.load(x_rows + (column + step)[None, :], mask=live, other=0)
-            b = tl.load(w)
+    if not DESCRIPTORS:
+        x_rows = x + m.to(tl.int64)[:, None] * stride_x
+        live = (m < M)[:, None]
+        stack = values + start.to(tl.int64) * BN + step[:, None] * BN + n[None, :]
+    for k in tl.range(start, stop, STEP, warp_specialize=SPECIALISED):
+        if DESCRIPTORS:
+            a = x.load([tile_m * BLOCK_M, column])
+            b = values.load([k, 0])
+        elif STEP <= BK:  # one block holds the whole step
+            at = tl.max_contiguous(tl.multiple_of(column + k % BK, STEP) + step, STEP)
+            a = tl.load(x_rows + at[None, :], mask=live, other=0)
+            b = tl.load(stack + (k - start) * BN)
         else:
             stored = k + step < stop
             at = tl.max_contiguous(tl.multiple_of(column, BK) + step % BK, BK)
             a = tl.load(x_rows + at[None, :], mask=live & stored[None, :], other=0)
-            b = tl.load(w, mask=stored[:, None], other=0)
-        column = _columns(indices, k + STEP, stop, BK, STEP)
+            b = tl.load(stack + (k - start) * BN, mask=stored[:, None], other=0)
+        column = _columns(indices, k + STEP, stop, BK, STEP, DESCRIPTORS)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
 
-    n += row * BN
-    if SPLIT > 1:
-        at = part.to(tl.int64) * M * N + m.to(tl.int64)[:, None] * N + n[None, :]
-        tl.store(y + at, acc, mask=live & (n < N)[None, :])
+    if SPLIT:
+        store_share(y, acc, share, m, M, BN)
     else:
+        n += row * BN
         store_output(y, acc, bias, gate, residual, m, n, M, N, ACTIVATION)
 
 
@@ -169,21 +205,32 @@ def run(
     rows_x = rows_of(x)
     (nnz, bk, bn), m, rows = values.shape, rows_x.shape[0], indptr.shape[0] - 1
     config = TABLE.choose(x.device, key(x, values))
-    tiles = triton.cdiv(m, config.block_m) * rows
-    split = splits(tiles, nnz * bk // (rows * config.step), _gpu.multiprocessors(x.device))
-    out = y if split == 1 else x.new_empty((split, m, out_features), dtype=torch.float32)
-    epilogue = (bias, flat(gate), flat(residual))
+    step = config.step
+    described = config.descriptors and nnz > 0 and _aligned(rows_x) and _aligned(values)
+    operands: tuple[Any, Any] = (rows_x, values)
+    if described:
+        step = min(step, bk)
+        operands = (
+            TensorDescriptor.from_tensor(rows_x, [config.block_m, step]),
+            TensorDescriptor.from_tensor(values.view(nnz * bk, bn), [step, bn]),
+        )
+    tiles_m = triton.cdiv(m, config.block_m)
+    least = triton.cdiv(least_steps(m) * step, bk)
+    split = _split(nnz, rows, tiles_m, least, _gpu.multiprocessors(x.device))
+    shares = nnz // split + rows if split else rows
+    out = x.new_empty((shares, m, bn), dtype=torch.float32) if split else y
+    epilogue = (flat(bias), flat(gate), flat(residual))
     launch(
         _product,
-        (tiles, split),
-        rows_x, values, indptr, indices, *epilogue, out,
-        m, out_features, rows_x.stride(0), rows,
-        BN=bn, BK=bk, BLOCK_M=config.block_m, STEP=config.step, GROUP=GROUP,
-        SPLIT=split, ACTIVATION=activation, PRECISION=_gpu.fp32_precision(),
-        num_warps=config.warps, num_stages=config.stages,
+        (tiles_m * shares,),
+        *operands, indptr, indices, *epilogue, out,
+        m, out_features, rows_x.stride(0), rows, split, shares,
+        BN=bn, BK=bk, BLOCK_M=config.block_m, STEP=step, GROUP=GROUP, SPLIT=split > 0,
+        DESCRIPTORS=described, SPECIALISED=config.specialised, ACTIVATION=activation,
+        PRECISION=_gpu.fp32_precision(), num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
-    if split > 1:
-        finish(out, *epilogue, y.view(m, out_features), activation)
+    if split:
+        finish(out, indptr, split, *epilogue, y.view(m, out_features), activation)
     return y
 
 
@@ -192,3 +239,16 @@ def key(x: Tensor, values: Tensor, *_: object) -> tuple[str, int]:
     width = "float" if x.dtype == torch.float32 else "half"
     few = x.numel() <= 16 * x.shape[-1]
     return (f"few {width}" if few else width, values.shape[2])
+
+
+def _split(nnz: int, rows: int, tiles_m: int, least: int, multiprocessors: int) -> int:
+    """How many stored blocks are worth a program, where the tiles do not fill the GPU; else 0."""
+    if tiles_m * rows >= multiprocessors or nnz < 2 * rows * least:
+        return 0
+    return max(least, triton.cdiv(nnz, 2 * multiprocessors // tiles_m - rows))
+
+
+def _aligned(x: Tensor) -> bool:
+    """Whether the copy engine takes a tensor of contiguous rows: in pieces of 16 bytes."""
+    width = x.element_size()
+    return x.data_ptr() % 16 == 0 and all(s >= 1 and s * width % 16 == 0 for s in x.stride()[:-1])

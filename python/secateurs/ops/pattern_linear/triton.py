@@ -21,7 +21,16 @@ from torch import Tensor
 
 from secateurs.ops import _gpu
 from secateurs.ops._tuning import Config, Table
-from secateurs.ops.triton import finish, flat, launch, rows_of, splits, store_output, tile_of
+from secateurs.ops.triton import (
+    finish,
+    flat,
+    launch,
+    least_steps,
+    rows_of,
+    store_output,
+    store_share,
+    tile_of,
+)
 
 VECTORS = (16, 32, 64, 128)
 GROUP = 8
@@ -68,7 +77,12 @@ TABLE = Table(
             ("few float", 128): Config(16, 32, 4, 4),
         },
         90: _HOPPER,
-        100: _HOPPER,  # as good a start as any until one is tuned there
+        # As good a start as any until one is tuned there, but for what spills on Triton 3.6.
+        100: {
+            **_HOPPER,
+            ("float", 64): Config(64, 32, 8, 4),
+            ("float", 128): Config(64, 16, 8, 4),
+        },
     },
 )
 
@@ -86,8 +100,8 @@ def _product(
     values,  # [groups, kept, V]
     columns,  # [groups, kept]
     bias, gate, residual,
-    y,  # [M, N], or float32 [SPLIT, M, N]
-    M, N, stride_x, groups, kept,
+    y,  # [M, N], or float32 [groups * split, M, V]
+    M, N, stride_x, groups, kept, split,
     V: tl.constexpr, BLOCK_M: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr,
     TRANSPOSED: tl.constexpr, SPLIT: tl.constexpr, ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -99,8 +113,8 @@ def _product(
     step = tl.arange(0, STEP)
 
     start, stop = 0, kept
-    if SPLIT > 1:
-        share = tl.cdiv(tl.cdiv(kept, STEP), SPLIT) * STEP
+    if SPLIT:
+        share = tl.cdiv(tl.cdiv(kept, STEP), split) * STEP
         start = part * share
         stop = min(kept, start + share)
 
@@ -122,11 +136,10 @@ def _product(
         chosen = _chosen(columns, k + STEP, stop, STEP)
         acc = tl.dot(a, w, acc, input_precision=PRECISION)
 
-    n += group * V
-    if SPLIT > 1:
-        at = part.to(tl.int64) * M * N + m.to(tl.int64)[:, None] * N + n[None, :]
-        tl.store(y + at, acc, mask=(m < M)[:, None] & (n < N)[None, :])
+    if SPLIT:
+        store_share(y, acc, group * split + part, m, M, V)
     else:
+        n += group * V
         store_output(y, acc, bias, gate, residual, m, n, M, N, ACTIVATION)
 
 
@@ -164,20 +177,21 @@ def run(
     if transposed:
         rows_x = _transposed(rows_x)
     tiles = triton.cdiv(m, config.block_m) * groups
-    split = splits(tiles, kept // config.step, _gpu.multiprocessors(x.device))
-    out = y if split == 1 else x.new_empty((split, m, groups * v), dtype=torch.float32)
-    epilogue = (bias, flat(gate), flat(residual))
+    wanted = triton.cdiv(_gpu.multiprocessors(x.device), tiles)
+    split = max(1, min(wanted, kept // (config.step * least_steps(m))))
+    out = y if split == 1 else x.new_empty((groups * split, m, v), dtype=torch.float32)
+    epilogue = (flat(bias), flat(gate), flat(residual))
     launch(
         _product,
         (tiles, split),
         rows_x, values, columns, *epilogue, out,
-        m, groups * v, rows_x.stride(0), groups, kept,
+        m, groups * v, rows_x.stride(0), groups, kept, split,
         V=v, BLOCK_M=config.block_m, STEP=config.step, GROUP=GROUP, TRANSPOSED=transposed,
-        SPLIT=split, ACTIVATION=activation, PRECISION=_gpu.fp32_precision(),
+        SPLIT=split > 1, ACTIVATION=activation, PRECISION=_gpu.fp32_precision(),
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     if split > 1:
-        finish(out, *epilogue, y.view(m, groups * v), activation)
+        finish(out, None, split, *epilogue, y.view(m, groups * v), activation)
     return y
 
 
