@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
             for run in RUNS:
                 key = {"task": name, "seed": seed, "method": run[0], "budget": run[1]}
                 key["options"] = run[2]
-                if (run[0] in options.methods or not options.methods) and _key(key) not in known:
+                if _wanted(run, options) and _key(key) not in known:
                     found = one(run, dense, data, work, settings, options)
                     record = {**key, **report(found, dense, data, metrics, per_step, options)}
                     append_rows(options.json, [record])
@@ -186,6 +186,11 @@ def _steps(data: TaskData, epochs: float, settings: Settings) -> int:
     return max(1, round(epochs * -(-len(data.train) // settings.batch_size)))
 
 
+def _wanted(run: Run, options: Any) -> bool:
+    method, budget, _ = run
+    return method in (options.methods or [method]) and budget in (options.budgets or [budget])
+
+
 def _known(path: str) -> set[str]:
     if not Path(path).is_file():
         return set()
@@ -220,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", help="a folder for each task; by default from the hub")
     parser.add_argument("--tasks", type=listed, default=["sst2", "cola", "stsb", "qnli"])
     parser.add_argument("--methods", type=listed, default=[], help="default: all")
+    parser.add_argument("--budgets", type=listed, default=[], help="default: all")
     parser.add_argument("--model", default="mini", help="mini, or a model folder")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--train-examples", type=int, default=8000)

@@ -196,6 +196,18 @@ def test_a_schedule_longer_than_training_is_refused(tmp_path):
         session.begin(100_000)
 
 
+def test_each_training_of_a_model_has_its_own_precision(tmp_path):
+    """A model that recovers was trained before, not always at the same precision."""
+    model, seen = classifier(), []
+    model.roberta.encoder.layer[0].output.dense.register_forward_hook(
+        lambda module, args, out: seen.append(out.dtype)
+    )
+    wanted = [torch.bfloat16, torch.bfloat16, torch.float32, torch.bfloat16]
+    for dtype in wanted:
+        trainer(model, tmp_path, max_steps=1, bf16=dtype == torch.bfloat16).train()
+    assert seen == wanted
+
+
 def test_bfloat16_autocast(tmp_path):
     model = classifier()
     with Session(model, "snip_identity", budget="modules=0.5") as session:

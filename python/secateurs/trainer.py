@@ -132,8 +132,10 @@ class PruningTrainer(Trainer):
     def train(self, *args: Any, **options: Any) -> Any:
         try:
             return super().train(*args, **options)
-        finally:  # mixed precision wraps the model's forward pass, and would outlast the training
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        finally:  # mixed precision wraps the model's forward pass, and would outlast the training;
+            # and a model still marked as prepared would not get the precision of the next one
+            model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            vars(model).pop("_is_accelerate_prepared", None)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.session is not None:
