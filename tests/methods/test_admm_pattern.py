@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_model
 from models import answer, relative
 from torch import nn
-from training import classifier, labelled, optimizer, steps, trained
+from training import classifier, interrupted, labelled, optimizer, steps, trained
 
 from secateurs import PatternMask, SparsityPlan, apply, convert, find_sites, load, save
 from secateurs.levels import Levels
@@ -340,6 +340,17 @@ def test_a_plan_with_levels_recovers_on_them():
         assert torch.equal(linear.weight, plan.levels[name].nearest(linear.weight))
         assert not torch.equal(linear.weight, before[name]), "some have moved to another level"
         assert not bool(linear.weight[~plan.masks[name].keep].any())
+
+
+def test_a_training_resumed_on_its_way_to_levels_goes_on_to_the_bit(tmp_path):
+    """Interrupted before the pattern is frozen, on the way to levels, and on them."""
+    budget, options = PATTERNS["vector"], {"bits": 3, "stages": 2, "updates": 1}
+    path = tmp_path / "state"
+    plan, state = interrupted("admm_pattern", budget, 24, (), path, **options)
+    again, resumed = interrupted("admm_pattern", budget, 24, (17, 20, 23), path, **options)
+    assert torch.load(path)["session"]["pruner"]["scales"]
+    assert again == plan
+    assert all(torch.equal(state[name], resumed[name]) for name in state)
 
 
 def test_a_plan_made_early_has_the_levels_of_that_moment():
