@@ -277,6 +277,48 @@ def test_the_command_prunes_on_a_task_and_saves_what_it_says(
     assert not Path(f"{out}-checkpoints").exists()
 
 
+def test_a_scorer_learns_from_tasks_and_prunes_another(model_folder, glue, tmp_path, capsys):
+    """Of a pair task `prune` takes the scorer's first output, of sst2 the second."""
+    rows = [{"sentence1": s["sentence"], "sentence2": "a river", "label": 0} for s in sentences(9)]
+    for split in ("train", "validation"):
+        write(glue / "rte" / f"{split}.jsonl", rows)
+    scorer, told = tmp_path / "scorer", tmp_path / "told.json"
+    common = ["--model", model_folder, "--data-dir", glue]
+    learning = ["--tasks", "rte,sst2", "--steps", 3, "--batch-size", 4, "--train-examples", 8]
+    assert run("meta-train", *common, *learning, "--out", scorer, "--json", told) == cli.OK
+    assert json.loads(told.read_text())["tasks"] == ["rte", "sst2"]
+    assert f"saved to {scorer}" in capsys.readouterr().out
+    method = ["--method", "smp", "--option", f"artifact={scorer}", "--budget", "heads=0.5"]
+    epochs = ["--dense-epochs", 0, "--prune-epochs", 0, "--recover-epochs", 0]
+    for task, pair in (("rte", True), ("sst2", False)):
+        out = tmp_path / task
+        assert run("prune", *common, "--task", task, *method, *epochs, "--out", out) == cli.OK
+        notes = secateurs.SparsityPlan.load(out / "plan.safetensors").notes
+        assert notes["options"] == {"pair": pair, "artifact": str(scorer)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--tasks", "rte,sst3"], "expected a task in"),
+        (["--tasks", "cola"], "expected one file train"),
+        (["--batch-size", "1"], "batches of two examples or more"),
+        (["--out", "."], "a new file in an existing folder"),
+        (["--out", "no/folder"], "a new file in an existing folder"),
+    ],
+)
+def test_meta_training_on_bad_input_is_one_sentence(
+    model_folder, glue, tmp_path, capsys, arguments, complaint
+):
+    usual = ["--model", model_folder, "--data-dir", glue, "--tasks", "sst2", "--steps", 2]
+    scorer = tmp_path / "scorer"
+    assert run("meta-train", *usual, "--out", scorer, *arguments) == cli.BAD_INPUT
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.strip().count("\n") == 0
+    assert not scorer.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
