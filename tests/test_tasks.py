@@ -6,6 +6,7 @@ import gzip
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -177,6 +178,38 @@ def test_without_files_or_datasets_it_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match="or the package datasets"):
         read_split(find_task("sst2"), "train")
+
+
+def test_the_hub_is_asked_for_glue_and_its_rows_are_checked(monkeypatch):
+    """A stand-in for `datasets`, with the splits and columns of nyu-mll/glue."""
+    pair = {"sentence1": "a", "sentence2": "b"}
+    rows = {
+        "cola": {"sentence": "a"}, "sst2": {"sentence": "a"}, "mrpc": pair, "stsb": pair,
+        "rte": pair, "wnli": pair, "qqp": {"question1": "a", "question2": "b"},
+        "qnli": {"question": "a", "sentence": "b"}, "mnli": {"premise": "a", "hypothesis": "b"},
+    }  # fmt: skip
+    hidden = False
+
+    def load_dataset(path, name, *, split):
+        assert path == "nyu-mll/glue"
+        known = ("validation_matched", "validation_mismatched") if name == "mnli" else (
+            "validation",
+        )  # fmt: skip
+        assert split in ("train", *known)
+        label = -1 if hidden else 2.5 if name == "stsb" else 1
+        return [{**rows[name], "label": label, "idx": 0}]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert rows.keys() == TASKS.keys()
+    for name, task in TASKS.items():
+        for split in ("train", "validation"):
+            (row,) = read_split(task, split)
+            assert row["text"] == "a"
+            assert row.get("text_pair") == ("b" if task.pair else None)
+            assert row["label"] == (2.5 if name == "stsb" else 1)
+    hidden = True
+    with pytest.raises(DataError, match="a label from 0 to 2 for mnli at mnli train, got -1"):
+        read_split(find_task("mnli"), "train")
 
 
 def test_heads_are_made_kept_or_refused(model_folder, tmp_path):

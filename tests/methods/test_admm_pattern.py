@@ -287,6 +287,20 @@ def test_the_splitting_of_levels_by_hand():
     assert relative(answer(model.eval(), labelled(1)[0]), gated) < 1e-6
 
 
+def test_a_frozen_pattern_gives_no_gradient_to_what_is_off_it():
+    model, (batch,) = classifier(), labelled(1)
+    options = {"stages": 1, "updates": 1, "bits": 4}
+    with Session(model, "admm_pattern", budget=PATTERNS["2:4"], steps=12, **options) as session:
+        for _ in steps(session, optimizer(session), [batch], 10):
+            pass
+        assert session.pruner._frozen
+        (model(**batch).loss + session.penalty()).backward()
+        for name, linear in linears(model).items():
+            off = session.pruner.gates[name] == 0
+            assert not bool(linear.weight.grad[off].any())
+            assert bool(linear.weight.grad[~off].any())
+
+
 def nearest_levels(weight, bits):
     """By a fine search over scales, the best one settled by least squares."""
     top, best = 2 ** (bits - 1) - 1, (np.inf, None)

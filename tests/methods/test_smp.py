@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_changes_nothing():
     start = {k: v.clone() for k, v in meta.scorer.named_parameters()}
     assert not np.isfinite(meta.step(batch, pair=False))
     assert all(torch.equal(v, start[k]) for k, v in meta.scorer.named_parameters())
-    with pytest.raises(MethodError, match="a finite loss .* got NaN or infinity in all of 1 batch"):
+    with pytest.raises(MethodError, match=r"a finite loss .* got NaN or infinity in all of 1"):
         meta.check()
 
 
