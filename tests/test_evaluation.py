@@ -6,6 +6,10 @@ from conftest import tiny_model
 
 from secateurs import HeadMask, SparsityPlan, apply, convert, use_backend
 from secateurs.evaluation import backend_of, embeddings, fidelity, speed, token_inputs
+from secateurs.formats import BlockSparseWeight
+from secateurs.modules import PackedLinear
+from secateurs.ops import Choice
+from secateurs.patterned import PatternLinear, pack
 
 PLAN = SparsityPlan({"layers.0.heads": HeadMask(torch.tensor([True, False, True, False]))})
 
@@ -67,3 +71,14 @@ def test_the_backend_is_the_one_that_runs():
     assert backend_of(fast) == "cpu"
     with use_backend("reference"):
         assert backend_of(fast) == "reference"
+
+
+def test_the_backend_of_patterns_is_told_beside_the_others(monkeypatch):
+    weight = torch.ones(16, 8)
+    panels = PackedLinear(BlockSparseWeight.pack_dense(weight), None)
+    pattern = PatternLinear(pack(weight, weight.bool(), (16, 1)), None)
+    assert backend_of(torch.nn.Sequential(pattern)) == "cpu"
+    monkeypatch.setattr(PatternLinear, "choice", lambda self: Choice("triton", {}))
+    assert backend_of(torch.nn.Sequential(panels, pattern, panels)) == "cpu+triton"
+    monkeypatch.setattr(PatternLinear, "choice", lambda self: Choice(None, {}))
+    assert backend_of(torch.nn.Sequential(pattern)) == "none"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from secateurs import HeadMask, NeuronMask, SparsityPlan, find_sites
+from secateurs import HeadMask, NeuronMask, PatternMask, SparsityPlan, find_sites
 from secateurs.errors import DataError
 from secateurs.report import draw, layers_kept, speed_table, table, write_json
 
@@ -40,12 +40,15 @@ def test_layers_kept_counts_both_sides():
         {
             "layers.0.heads": HeadMask(torch.tensor([True, False, True, False])),
             "layers.1.neurons": NeuronMask(torch.arange(96) < 10),
+            "layers.2.up": PatternMask(torch.arange(4).repeat(96, 16) < 1, (1, 1)),
         }
     )
     first, second, third = layers_kept(find_sites(model), plan)
-    assert first == {"layer": 0, "heads": 2, "heads_of": 4, "neurons": 96, "neurons_of": 96}
-    assert second == {"layer": 1, "heads": 4, "heads_of": 4, "neurons": 10, "neurons_of": 96}
-    assert (third["heads"], third["neurons"]) == (4, 96)
+    whole, half = {"heads": 4, "heads_of": 4, "neurons": 96, "neurons_of": 96}, 4 * 64 * 64 / 2
+    total = 4 * 64 * 64 + 2 * 64 * 96
+    assert first == {**whole, "layer": 0, "heads": 2, "weights": 1 - half / total}
+    assert second == {**whole, "layer": 1, "neurons": 10, "weights": 1 - 2 * 64 * 86 / total}
+    assert third == {**whole, "layer": 2, "weights": 1 - 0.75 * 64 * 96 / total}
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

@@ -6,6 +6,7 @@ import gzip
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -179,6 +180,38 @@ def test_without_files_or_datasets_it_says_so(monkeypatch):
         read_split(find_task("sst2"), "train")
 
 
+def test_the_hub_is_asked_for_glue_and_its_rows_are_checked(monkeypatch):
+    """A stand-in for `datasets`, with the splits and columns of nyu-mll/glue."""
+    pair = {"sentence1": "a", "sentence2": "b"}
+    rows = {
+        "cola": {"sentence": "a"}, "sst2": {"sentence": "a"}, "mrpc": pair, "stsb": pair,
+        "rte": pair, "wnli": pair, "qqp": {"question1": "a", "question2": "b"},
+        "qnli": {"question": "a", "sentence": "b"}, "mnli": {"premise": "a", "hypothesis": "b"},
+    }  # fmt: skip
+    hidden = False
+
+    def load_dataset(path, name, *, split):
+        assert path == "nyu-mll/glue"
+        known = ("validation_matched", "validation_mismatched") if name == "mnli" else (
+            "validation",
+        )  # fmt: skip
+        assert split in ("train", *known)
+        label = -1 if hidden else 2.5 if name == "stsb" else 1
+        return [{**rows[name], "label": label, "idx": 0}]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert rows.keys() == TASKS.keys()
+    for name, task in TASKS.items():
+        for split in ("train", "validation"):
+            (row,) = read_split(task, split)
+            assert row["text"] == "a"
+            assert row.get("text_pair") == ("b" if task.pair else None)
+            assert row["label"] == (2.5 if name == "stsb" else 1)
+    hidden = True
+    with pytest.raises(DataError, match="a label from 0 to 2 for mnli at mnli train, got -1"):
+        read_split(find_task("mnli"), "train")
+
+
 def test_heads_are_made_kept_or_refused(model_folder, tmp_path):
     first, again = (
         open_classifier(model_folder, 3, seed=1),
@@ -275,6 +308,48 @@ def test_the_command_prunes_on_a_task_and_saves_what_it_says(
     assert evaluate(secateurs.load(out), data) == result["metrics"]["saved"]
     assert "accuracy" in capsys.readouterr().out
     assert not Path(f"{out}-checkpoints").exists()
+
+
+def test_a_scorer_learns_from_tasks_and_prunes_another(model_folder, glue, tmp_path, capsys):
+    """Of a pair task `prune` takes the scorer's first output, of sst2 the second."""
+    rows = [{"sentence1": s["sentence"], "sentence2": "a river", "label": 0} for s in sentences(9)]
+    for split in ("train", "validation"):
+        write(glue / "rte" / f"{split}.jsonl", rows)
+    scorer, told = tmp_path / "scorer", tmp_path / "told.json"
+    common = ["--model", model_folder, "--data-dir", glue]
+    learning = ["--tasks", "rte,sst2", "--steps", 3, "--batch-size", 4, "--train-examples", 8]
+    assert run("meta-train", *common, *learning, "--out", scorer, "--json", told) == cli.OK
+    assert json.loads(told.read_text())["tasks"] == ["rte", "sst2"]
+    assert f"saved to {scorer}" in capsys.readouterr().out
+    method = ["--method", "smp", "--option", f"artifact={scorer}", "--budget", "heads=0.5"]
+    epochs = ["--dense-epochs", 0, "--prune-epochs", 0, "--recover-epochs", 0]
+    for task, pair in (("rte", True), ("sst2", False)):
+        out = tmp_path / task
+        assert run("prune", *common, "--task", task, *method, *epochs, "--out", out) == cli.OK
+        notes = secateurs.SparsityPlan.load(out / "plan.safetensors").notes
+        assert notes["options"] == {"pair": pair, "artifact": str(scorer)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--tasks", "rte,sst3"], "expected a task in"),
+        (["--tasks", "cola"], "expected one file train"),
+        (["--batch-size", "1"], "batches of two examples or more"),
+        (["--out", "."], "a new file in an existing folder"),
+        (["--out", "no/folder"], "a new file in an existing folder"),
+    ],
+)
+def test_meta_training_on_bad_input_is_one_sentence(
+    model_folder, glue, tmp_path, capsys, arguments, complaint
+):
+    usual = ["--model", model_folder, "--data-dir", glue, "--tasks", "sst2", "--steps", 2]
+    scorer = tmp_path / "scorer"
+    assert run("meta-train", *usual, "--out", scorer, *arguments) == cli.BAD_INPUT
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.strip().count("\n") == 0
+    assert not scorer.exists()
 
 
 @pytest.mark.parametrize(

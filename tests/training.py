@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from conftest import tiny_model
 from torch import Tensor, nn
 
-from secateurs import METHODS
+from secateurs import METHODS, SparsityPlan
 from secateurs.pruning import Needs
 from secateurs.session import Session
 
@@ -70,3 +72,32 @@ def steps(
 def trained(session: Session, count: int, lr: float = 1e-3) -> None:
     for _ in steps(session, optimizer(session, lr), labelled(), count):
         pass
+
+
+def interrupted(
+    method: str, budget: str, count: int, stops: tuple[int, ...], path: Path, **options: Any
+) -> tuple[SparsityPlan, dict[str, Tensor]]:
+    """The plan and the weights of a training of `count` steps that ends at each of `stops`, and
+    goes on from the file `path` in objects made anew."""
+    torch.manual_seed(3)
+    model, carried = classifier(), None
+    for begin, end in zip((0, *stops), (*stops, count), strict=True):
+        with Session(model, method, budget=budget, steps=count, **options) as session:
+            adam = optimizer(session)
+            if carried:
+                session.load_state_dict(carried["session"])
+                adam.load_state_dict(carried["adam"])
+                model.load_state_dict(carried["model"])
+                torch.set_rng_state(carried["rng"])
+            for _ in steps(session, adam, labelled(), end - begin, begin):
+                pass
+            torch.save(
+                {"session": session.state_dict(), "adam": adam.state_dict(),
+                 "model": model.state_dict(), "rng": torch.get_rng_state()},
+                path,
+            )  # fmt: skip
+            if end == count:
+                return session.current_plan(), model.state_dict()
+        carried = torch.load(path, weights_only=True)
+        model = classifier()
+    raise AssertionError("the last stop is the end")

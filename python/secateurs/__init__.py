@@ -16,6 +16,7 @@ from secateurs.environment import env_report
 from secateurs.errors import SecateursError
 from secateurs.formats import BlockSparseWeight
 from secateurs.gates import Gates
+from secateurs.levels import Levels
 from secateurs.measure import measure
 from secateurs.ops import use_backend
 from secateurs.plan import (
@@ -40,6 +41,7 @@ __all__ = [
     "Budget",
     "Gates",
     "HeadMask",
+    "Levels",
     "ModuleMask",
     "Needs",
     "NeuronMask",

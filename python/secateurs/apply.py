@@ -14,8 +14,8 @@ from secateurs.sites import find_sites
 
 @torch.no_grad()
 def apply(model: nn.Module, plan: SparsityPlan, *, inplace: bool = False) -> nn.Module:
-    """A stock model with zeros where `plan` removes: as slow as before, and the truth that
-    `convert` must match.
+    """A stock model with zeros where `plan` removes, and the rest on the levels it gives: as slow
+    as before, and the truth that `convert` must match.
 
     A removed head or neuron takes its rows, columns and biases along; the bias of the projection
     behind it stays. A removed sub-layer adds nothing: its last projection is zero, bias included;
@@ -39,6 +39,7 @@ def apply(model: nn.Module, plan: SparsityPlan, *, inplace: bool = False) -> nn.
         for role in keep.shape.linears():
             linear = sites.linear(model, i, role)
             linear.weight.mul_(keep.elements(role).to(linear.weight))
+            linear.weight.copy_(keep.rounded(role, linear.weight))
             rows, _ = keep.sides(role)
             if linear.bias is not None:
                 linear.bias.mul_(rows.to(linear.bias))

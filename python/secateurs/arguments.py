@@ -81,6 +81,23 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], Any]]) -> argparse.
         "--checkpoints", metavar="DIR", help="where to go on from; default: OUT-checkpoints"
     )
 
+    meta = command("meta-train", "train the scorer of method smp on tasks, without their labels")
+    meta.add_argument("--model", required=True, metavar="DIR", help="a transformers model folder")
+    meta.add_argument(
+        "--tasks", required=True, type=_names, help="GLUE tasks to learn from: mrpc,rte,cola,..."
+    )
+    meta.add_argument(
+        "--out", required=True, metavar="FILE", help="for prune --method smp --option artifact=FILE"
+    )
+    meta.add_argument(
+        "--data-dir", metavar="DIR", help="a folder for each task; by default fetched by datasets"
+    )
+    meta.add_argument("--steps", type=_positive, default=8000, help="default: %(default)s")
+    meta.add_argument("--train-examples", type=_positive, help="the first so many; default: all")
+    meta.add_argument("--batch-size", type=_positive, default=60)
+    meta.add_argument("--max-length", type=_positive, default=128, metavar="TOKENS")
+    meta.add_argument("--seed", type=int, default=0)
+
     measure = command("measure", "time a pruned model folder against a dense one")
     measure.add_argument("model", metavar="DIR")
     measure.add_argument("--baseline", required=True, metavar="DIR", help="the dense model folder")
@@ -106,6 +123,10 @@ def _method(text: str) -> str:
     if text not in METHODS:
         raise argparse.ArgumentTypeError(f"expected one of {', '.join(METHODS)}, got {text!r}")
     return text
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def _positive(text: str) -> int:

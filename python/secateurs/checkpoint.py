@@ -3,8 +3,8 @@ remote code.
 
 A saved directory holds `config.json` (the stock config and one `secateurs` block),
 `model.safetensors` (compact tensors under stock parameter names; a block-sparse weight as
-`NAME.values`, `.indptr`, `.indices`) and `plan.safetensors`. Kernels are chosen, and weights packed
-for them, on the machine that loads.
+`NAME.values`, `.indptr`, `.indices`; one on levels as their int8 codes) and `plan.safetensors`.
+Kernels are chosen, and weights packed for them, on the machine that loads.
 """
 
 from __future__ import annotations
@@ -156,11 +156,13 @@ def _layer_tensors(
         name = f"{path}.{names[role]}"
         if linear.bias is not None:
             tensors[f"{name}.bias"] = linear.bias
-        grid, block = linear.keep, linear.block
+        grid, block, weight = linear.keep, linear.block, linear.weight
+        if role in keep.levels:
+            weight = keep.levels[role].codes(weight)
         if grid is None or block is None:
-            tensors[f"{name}.weight"] = linear.weight
+            tensors[f"{name}.weight"] = weight
         else:
-            packed = BlockSparseWeight.pack(linear.weight, grid, block)
+            packed = BlockSparseWeight.pack(weight, grid, block)
             tensors[f"{name}.weight.values"] = packed.values
             tensors[f"{name}.weight.indptr"] = packed.indptr
             tensors[f"{name}.weight.indices"] = packed.indices
@@ -281,6 +283,10 @@ def _read_layer(
             raise FormatError(
                 f"{stem}.weight has shape {tuple(weight.shape)}, the plan says {(rows, columns)}"
             )
+        if role in keep.levels:
+            if weight.dtype != torch.int8:
+                raise FormatError(f"expected {stem}.weight as int8 codes, got {weight.dtype}")
+            weight = keep.levels[role].values(weight, template.get_submodule(name).weight.dtype)
         compact[role] = CompactLinear(weight, tensors.pop(f"{stem}.bias", None), grid, block)
     return compact
 

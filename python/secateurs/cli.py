@@ -109,6 +109,7 @@ def _prune_on_task(options: argparse.Namespace, out: Path) -> tuple[int, Any]:
     from secateurs.checkpoint import save
     from secateurs.convert import convert
     from secateurs.pretrained import has_classifier, open_classifier, open_tokenizer
+    from secateurs.pruning import METHODS
     from secateurs.recipe import Settings, TaskData, evaluate, prune_on_task, train
     from secateurs.report import table
     from secateurs.sites import find_sites
@@ -128,6 +129,8 @@ def _prune_on_task(options: argparse.Namespace, out: Path) -> tuple[int, Any]:
         precision=options.precision,
         distillation=Distillation() if options.imitate else None,
     )
+    # What the task knows and the method asks.
+    known = {"pair": task.pair} if "pair" in METHODS[options.method].options else {}
     work, progress = Path(options.checkpoints or f"{out}-checkpoints"), options.progress
     seconds = {}
     before = options.dense_epochs
@@ -147,7 +150,7 @@ def _prune_on_task(options: argparse.Namespace, out: Path) -> tuple[int, Any]:
         recover_epochs=options.recover_epochs,
         examples=options.examples,
         progress=progress,
-        options=dict(options.option),
+        options=known | dict(options.option),
     )
     fast = convert(outcome.model, outcome.plan)
     converted = evaluate(fast, data)
@@ -173,6 +176,38 @@ def _prune_on_task(options: argparse.Namespace, out: Path) -> tuple[int, Any]:
         "seconds": seconds,
         "density": density,
     }
+
+
+def _meta_train(options: argparse.Namespace) -> tuple[int, Any]:
+    from secateurs.pretrained import open_model, open_tokenizer
+    from secateurs.pruning.smp import meta_train, save_scorer
+    from secateurs.recipe import meta_task
+    from secateurs.tasks import find_task
+
+    _quiet()
+    out = Path(options.out)
+    if out.exists() or not out.absolute().parent.is_dir():
+        raise DataError(f"expected --out to be a new file in an existing folder, got {out}")
+    tasks = [find_task(name) for name in options.tasks]
+    model, tokenizer = open_model(options.model), open_tokenizer(options.model)
+    learnt = [
+        meta_task(
+            task,
+            tokenizer,
+            options.data_dir,
+            options.max_length,
+            options.train_examples,
+            options.batch_size,
+            options.seed,
+        )
+        for task in tasks
+    ]
+    scorer = meta_train(
+        model, learnt, steps=options.steps, seed=options.seed, progress=options.progress
+    )
+    save_scorer(scorer, out)
+    print(f"saved to {out}")
+    return OK, {"out": str(out), "tasks": options.tasks, "steps": options.steps}
 
 
 def _new_directory(path: str) -> Path:
@@ -294,6 +329,7 @@ def _quiet() -> None:
 _COMMANDS = {
     "demo": _demo,
     "prune": _prune,
+    "meta-train": _meta_train,
     "measure": _measure,
     "inspect": _inspect,
     "methods": _methods,

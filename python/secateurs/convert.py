@@ -142,13 +142,15 @@ def convert(
 def slice_linear(
     sites: Sites, model: nn.Module, plan: SparsityPlan, index: int, role: str
 ) -> CompactLinear:
-    """The rows and columns of one linear that `plan` keeps, with the zeros of its blocks."""
+    """The rows and columns of one linear that `plan` keeps, with the zeros of its blocks, on its
+    levels."""
     linear, keep = sites.linear(model, index, role), sites.keep(plan, index)
     rows, columns = (side.to(linear.weight.device) for side in keep.sides(role))
     weight, bias = linear.weight.detach(), linear.bias
     grid, block = compact_blocks(keep, role)
     if role in keep.weights:
         weight = weight * keep.elements(role).to(weight)
+    weight = keep.rounded(role, weight)
     return CompactLinear(
         weight[rows][:, columns], None if bias is None else bias.detach()[rows], grid, block
     )
@@ -280,7 +282,7 @@ class _LayerBuilder:
         forms: dict[str, nn.Module] = {"torch": DenseLinear(weight, bias, activation)}
         panels = BlockSparseWeight.pack_dense(weight).as_read()
         packed: dict[str, Any] = {"dense panels": PackedLinear(panels, bias, activation)}
-        notes, name = [], "+".join(roles)
+        notes, name = self._rounded(roles), "+".join(roles)
         grid, block = _common_grid(parts)
         if grid is not None and block is not None:
             sparse = BlockSparseWeight.pack(weight, grid, block).as_read()
@@ -306,6 +308,15 @@ class _LayerBuilder:
             f"layers.{self.index}.{name}", forms, with_residual=roles[0] in ("output", "down")
         )
         return self._report(name, forms[form], form, "; ".join(filter(None, (*notes, why))))
+
+    def _rounded(self, roles: tuple[str, ...]) -> list[str]:
+        """What there is to tell of the levels of `roles`."""
+        bits = {role: self.keep.levels[role].bits for role in roles if role in self.keep.levels}
+        if not bits:
+            return []
+        whose = "" if len(bits) == len(roles) else f" of {', '.join(bits)}"
+        sizes = " and ".join(f"{2**b - 1} levels of {b} bits" for b in sorted({*bits.values()}))
+        return [f"values{whose} on {sizes}"]
 
     def _patterned(self, roles: tuple[str, ...], weight: Tensor) -> VectorWeight | LibraryWeight:
         """The stacked weight of `roles` by the pattern they share. Raises FormatError if they share

@@ -14,6 +14,7 @@ from secateurs import ops
 from secateurs.calibration import Batch, main_output, shown, to_device, token_weights
 from secateurs.measure import Measurement, measure, row
 from secateurs.modules import PackedLinear
+from secateurs.patterned import PatternLinear
 
 Shape = tuple[int, int]
 
@@ -103,9 +104,7 @@ def token_inputs(model: nn.Module, shape: Shape, seed: int = 0) -> dict[str, Ten
 
 
 def backend_of(model: nn.Module) -> str:
-    """Which backend runs a model's packed products; "torch" for a model that has none."""
-    for module in model.modules():
-        if isinstance(module, PackedLinear):
-            x = module.values.new_zeros(1, module.shape[1])
-            return ops.explain_choice(ops.block_sparse_linear, x, module).backend or "none"
-    return "torch"
+    """Which backend runs a model's packed products, block-sparse and patterned ones, joined by +
+    where they differ; "torch" for a model that has none."""
+    packed = [m for m in model.modules() if isinstance(m, (PackedLinear, PatternLinear))]
+    return "+".join(sorted({module.choice().backend or "none" for module in packed})) or "torch"

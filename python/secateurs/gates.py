@@ -2,9 +2,10 @@
 
 A gate multiplies what a unit produces: the context of a head before the output projection, the
 activation of a neuron before the down projection, the result of a whole sub-layer before its
-residual is added, or the elements of a weight. Gates are differentiable, and may carry a leading
-batch dimension, so that a gradient with respect to a gate is one per example. Leaving restores the
-model exactly; what is saved in between has stock names, too.
+residual is added, or the elements of a weight, which may then be rounded to levels. Gates are
+differentiable, and may carry a leading batch dimension, so that a gradient with respect to a gate
+is one per example. Leaving restores the model exactly; what is saved in between has stock names,
+too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateurs.errors import PlanError
+from secateurs.levels import Levels
 from secateurs.plan import Site, SparsityPlan
 from secateurs.sites import Sites
 
@@ -44,6 +46,7 @@ class Gates(Mapping[str, Tensor]):
         self._by_name = {site.name: site for site in sites}
         self._gates: dict[str, Tensor] = {}
         self._straight_through: set[str] = set()
+        self._levels: dict[str, Levels] = {}
         self._stack: ExitStack | None = None
 
     def __enter__(self) -> Gates:
@@ -56,6 +59,7 @@ class Gates(Mapping[str, Tensor]):
         self._stack = None
         self._gates.clear()
         self._straight_through.clear()
+        self._levels.clear()
 
     def __getitem__(self, name: str) -> Tensor:
         return self._gates[name]
@@ -84,8 +88,18 @@ class Gates(Mapping[str, Tensor]):
         if not known:
             self._open(name, site)
 
+    def set_levels(self, name: str, levels: Levels) -> None:
+        """Round what the gate at the linear `name` lets through to `levels`; the gradient passes
+        as if it were not rounded. A gate that is not set yet is one."""
+        site = self._site(name)
+        if site.kind != "linear":
+            raise PlanError(f"levels are of a linear's weight, got some for site {name!r}")
+        if name not in self._gates:
+            self[name] = next(self._model.parameters()).new_ones(site.shape)
+        self._levels[name] = levels
+
     def set_plan(self, plan: SparsityPlan) -> None:
-        """Set hard gates: zero where `plan` removes, one where it keeps."""
+        """Set hard gates: zero where `plan` removes, one where it keeps; and its levels."""
         plan.validate(self._sites, self._sites.fingerprint())
         like = next(self._model.parameters())
         for i in range(len(self._sites.layers)):
@@ -97,6 +111,8 @@ class Gates(Mapping[str, Tensor]):
             for part, mask in gates.items():
                 if not bool(mask.all()):
                     self[f"layers.{i}.{part}"] = mask.to(like)
+        for name, levels in plan.levels.items():
+            self.set_levels(name, levels)
 
     def on_forward(self, callback: Callable[[Mapping[str, Any]], None]) -> None:
         """Call `callback` with the keyword inputs before each forward pass of the model."""
@@ -123,10 +139,12 @@ class Gates(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def fold(self, name: str) -> None:
-        """Multiply the gate at a linear into its weight, for good; the gate is one afterwards."""
+        """Let the weight of a linear be what its gate and levels make of it, for good; the gate is
+        one afterwards."""
         site = self._site(name)
         gate = self._gates[name]
-        self._sites.linear(self._model, site.layer, _part(name)).weight.mul_(gate)
+        weight = self._sites.linear(self._model, site.layer, _part(name)).weight
+        weight.copy_(self._gated(name, weight, gate))
         self.set(name, torch.ones_like(gate))
 
     def _opened(self) -> ExitStack:
@@ -176,7 +194,11 @@ class Gates(Mapping[str, Tensor]):
 
     def _gated(self, name: str, value: Tensor, gate: Tensor) -> Tensor:
         product = value * gate.to(value.dtype)
-        return straight_through(product, value) if name in self._straight_through else product
+        if name in self._straight_through:
+            product = straight_through(product, value)
+        if name in self._levels:
+            product = straight_through(self._levels[name].nearest(product), product)
+        return product
 
 
 def straight_through(value: Tensor, carrier: Tensor) -> Tensor:

@@ -66,11 +66,14 @@ class PatternLinear(nn.Module):
         """The weight `[N, K]`, zeros where the pattern has none."""
         return self.weight.to_dense()
 
+    def choice(self) -> ops.Choice:
+        """Which backend would run this where it is, and why not the others."""
+        x = self.values.new_empty(1, self.shape[1])
+        return ops.explain_choice(ops.pattern_linear, x, self.weight, self.bias, self.activation)
+
     def refusal(self) -> str | None:
         """Why none of our kernels would run this where it is, if so."""
-        x = self.values.new_empty(1, self.shape[1])
-        choice = ops.explain_choice(ops.pattern_linear, x, self.weight, self.bias, self.activation)
-        return choice.why_no_kernel()
+        return self.choice().why_no_kernel()
 
     def extra_repr(self) -> str:
         kind = "vectors" if self.library is None else "library"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from secateurs.errors import CheckpointError, PlanError
+from secateurs.levels import Levels
 
 FORMAT_VERSION = 1
 
@@ -195,24 +196,27 @@ class SparsityPlan:
         model: fingerprint of the model the plan was made for (`Sites.fingerprint()`); an empty one
             fits any model whose sites fit the masks.
         notes: how the plan came to be (method, budget, seed); JSON values only.
+        levels: name of a linear's site to the values that what stays of its weight is rounded to.
     """
 
     masks: Mapping[str, Mask] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    levels: Mapping[str, Levels] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, SparsityPlan)
             and self.masks.keys() == other.masks.keys()
             and all(mask.equal(other.masks[name]) for name, mask in self.masks.items())
+            and dict(self.levels) == dict(other.levels)
         )
 
     __hash__ = None  # type: ignore[assignment]
 
     def merge(self, other: SparsityPlan) -> SparsityPlan:
-        """The plan that keeps what both plans keep. Raises PlanError for plans of different
-        models."""
+        """The plan that keeps what both plans keep. Raises PlanError for plans of different models,
+        or with different levels for one weight."""
         if self.model and other.model and dict(self.model) != dict(other.model):
             raise PlanError(
                 f"plans to merge must be for one model, got {_brief(self.model)} and "
@@ -221,18 +225,28 @@ class SparsityPlan:
         masks = dict(self.masks)
         for name, mask in other.masks.items():
             masks[name] = masks[name].merge(mask) if name in masks else mask
+        levels = {**self.levels, **other.levels}
+        for name, mine in self.levels.items():
+            if levels[name] != mine:
+                raise PlanError(
+                    f"plans to merge must round {name} alike, got {mine} and {levels[name]}"
+                )
         notes = {**self.notes, **other.notes}
-        return SparsityPlan(masks, self.model or other.model, notes)
+        return SparsityPlan(masks, self.model or other.model, notes, levels)
 
     def validate(self, sites: Iterable[Site], model: Mapping[str, Any]) -> None:
         """Raise PlanError unless every mask fits a site of the model with fingerprint `model`."""
         if self.model and dict(self.model) != dict(model):
             raise PlanError(f"the plan is for {_brief(self.model)}, the model is {_brief(model)}")
         by_name = {site.name: site for site in sites}
-        for name, mask in self.masks.items():
+        for name in (*self.masks, *self.levels):
             if name not in by_name:
                 raise PlanError(f"the plan names site {name!r}, which the model does not have")
+        for name, mask in self.masks.items():
             mask.check(by_name[name])
+        for name in self.levels:
+            if by_name[name].kind != "linear":
+                raise PlanError(f"levels are of a linear's weight, got some for site {name!r}")
 
     def save(self, path: str | Path) -> None:
         """Write the plan as one safetensors file with a JSON header. Nothing half-written is left
@@ -243,6 +257,7 @@ class SparsityPlan:
             "masks": {name: mask.header() for name, mask in self.masks.items()},
             "model": dict(self.model),
             "notes": dict(self.notes),
+            "levels": {name: asdict(levels) for name, levels in self.levels.items()},
         }
         partial = path.with_name(path.name + ".partial")
         try:
@@ -273,7 +288,9 @@ class SparsityPlan:
                     f"{path} has plan format {version}, this version reads {FORMAT_VERSION}"
                 )
             masks = {name: _read_mask(tensors[name], h) for name, h in header["masks"].items()}
-            return cls(masks, header["model"], header["notes"])
+            written = header.get("levels", {})
+            levels = {name: Levels(**found) for name, found in written.items()}
+            return cls(masks, header["model"], header["notes"], levels)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError, PlanError) as error:
             raise CheckpointError(f"the plan in {path} is damaged: {error!r}") from error
 

@@ -19,6 +19,7 @@ from secateurs.calibration import to_device
 from secateurs.errors import DataError
 from secateurs.plan import SparsityPlan
 from secateurs.pruning import METHODS, Budget, Needs, prune
+from secateurs.pruning.smp import MetaTask
 from secateurs.session import Session
 from secateurs.tasks import Task, encode, read_split
 from secateurs.trainer import Distillation, PruningTrainer
@@ -214,3 +215,25 @@ def prune_on_task(
             )
         metrics = evaluate(model, data)
     return Outcome(model.eval(), plan, metrics, seconds)
+
+
+def meta_task(
+    task: Task,
+    tokenizer: Any,
+    directory: str | Path | None = None,
+    max_length: int = 128,
+    train_examples: int | None = None,
+    batch_size: int = 60,
+    seed: int = 0,
+) -> MetaTask:
+    """The inputs of a task's training split for `pruning.smp.meta_train`, shuffled, in padded
+    batches."""
+    rows = read_split(task, "train", directory)[:train_examples]
+    examples = encode(tokenizer, task, rows, max_length)
+    order = np.random.default_rng(seed).permutation(len(examples))
+    collate = DataCollatorWithPadding(tokenizer)
+    batches = [
+        dict(collate([examples[j] for j in order[i : i + batch_size]]))
+        for i in range(0, len(order), batch_size)
+    ]
+    return MetaTask(batches, task.pair)

@@ -64,11 +64,13 @@ LAYER_COLUMNS = {
     "heads_of": "of:d",
     "neurons": "neurons:d",
     "neurons_of": "of:d",
+    "weights": "weights:.1%",
 }
 
 
-def layers_kept(sites: Sites, plan: SparsityPlan) -> list[dict[str, int]]:
-    """Heads and neurons each layer keeps under `plan`, and how many it had."""
+def layers_kept(sites: Sites, plan: SparsityPlan) -> list[dict[str, int | float]]:
+    """Heads and neurons each layer keeps under `plan`, and how many it had; and the share of the
+    weights of its linears, which heads, neurons, blocks and patterns take away."""
     kept = [sites.keep(plan, i) for i in range(len(sites.layers))]
     return [
         {
@@ -77,6 +79,7 @@ def layers_kept(sites: Sites, plan: SparsityPlan) -> list[dict[str, int]]:
             "heads_of": keep.shape.heads,
             "neurons": int(keep.neurons.sum()),
             "neurons_of": keep.shape.neurons,
+            "weights": keep.parameters() / sum(n * k for n, k in keep.shape.linears().values()),
         }
         for i, keep in enumerate(kept)
     ]

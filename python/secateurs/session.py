@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -182,7 +183,7 @@ class Session:
             "seed": self.seed,
             "options": self.options,
         }
-        return SparsityPlan(plan.masks, plan.model, notes)
+        return replace(plan, notes=notes)
 
     def state_dict(self) -> dict[str, Any]:
         """All that an interrupted session needs to go on exactly: tensors, numbers and strings."""
@@ -233,6 +234,10 @@ class _Decided(Pruner):
     def open(self, gates: Gates) -> None:
         super().open(gates)
         gates.set_plan(self._decided)
+
+    def close(self) -> None:
+        for name in self._decided.levels:
+            self.gates.fold(name)
 
     def plan(self) -> SparsityPlan:
         return self._decided

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.errors import FamilyError
+from secateurs.levels import Levels
 from secateurs.plan import BlockMask, PatternMask, Site, SparsityPlan
 
 
@@ -137,8 +138,8 @@ class LayerShape:
 
 @dataclass(frozen=True, eq=False)
 class LayerKeep:
-    """What a plan leaves of one layer: bool vectors, and masks of weights by role. A removed module
-    keeps nothing."""
+    """What a plan leaves of one layer: bool vectors, and masks and levels of weights by role. A
+    removed module keeps nothing."""
 
     shape: LayerShape
     attention: bool
@@ -147,6 +148,7 @@ class LayerKeep:
     neurons: Tensor  # [F]
     blocks: Mapping[str, BlockMask]
     patterns: Mapping[str, PatternMask]
+    levels: Mapping[str, Levels]
 
     @property
     def weights(self) -> dict[str, BlockMask | PatternMask]:
@@ -182,6 +184,10 @@ class LayerKeep:
         if role in self.weights:
             keep &= self.weights[role].elements()
         return keep
+
+    def rounded(self, role: str, weight: Tensor) -> Tensor:
+        """The weight `[N, K]` of one linear with each entry on its nearest level, if it has any."""
+        return self.levels[role].nearest(weight) if role in self.levels else weight
 
     def parameters(self) -> int:
         """Weights of the linears that stay (biases and norms are not counted)."""
@@ -264,6 +270,11 @@ class Sites:
             mask("neurons", shape.neurons) & ffn,
             {role: m for role, m in weights.items() if isinstance(m, BlockMask)},
             {role: m for role, m in weights.items() if isinstance(m, PatternMask)},
+            {
+                role: levels
+                for role in shape.linears()
+                if (levels := plan.levels.get(f"layers.{index}.{role}")) is not None
+            },
         )
 
     def density(self, plan: SparsityPlan, seq_len: int = 128) -> dict[str, float]:

@@ -10,10 +10,11 @@ import torch
 from conftest import tiny_model
 from models import answer, relative
 from torch import nn
-from training import classifier, labelled, optimizer, steps, trained
+from training import classifier, interrupted, labelled, optimizer, steps, trained
 
-from secateurs import PatternMask, SparsityPlan, apply, convert, find_sites
-from secateurs.pruning.admm_pattern import _free, quantised, regional
+from secateurs import PatternMask, SparsityPlan, apply, convert, find_sites, load, save
+from secateurs.levels import Levels
+from secateurs.pruning.admm_pattern import _free, regional
 from secateurs.session import Session
 
 PATTERNS = {
@@ -59,31 +60,6 @@ def test_free_choice_keeps_the_largest_of_every_block():
         tile = (slice(4 * i, 4 * i + 4), slice(4 * j, 4 * j + 4))
         assert int(keep[tile].sum()) == 5
         assert weight[tile].abs()[keep[tile]].min() >= weight[tile].abs()[~keep[tile]].max()
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_levels_are_few_symmetric_and_hold_zero(bits):
-    weight = torch.randn(30, 20, generator=torch.Generator().manual_seed(bits))
-    weight[torch.rand(30, 20) < 0.5] = 0
-    got = quantised(weight, bits)
-    assert not bool(got[weight == 0].any())
-    step = got.abs()[got != 0].min()
-    levels = (got / step).double()
-    assert float((levels - levels.round()).abs().max()) < 1e-5
-    assert int(levels.abs().max().round()) <= 2 ** (bits - 1) - 1
-    # Alternating ends no worse than where it began, and alpha is the best for its levels.
-    top = 2 ** (bits - 1) - 1
-    alpha = weight.abs().max() / top
-    plain = alpha * (weight / alpha).round()
-    assert (weight - got).norm() <= (weight - plain).norm() + 1e-6
-    best = float((weight * levels).sum() / levels.square().sum())
-    assert float(step) == pytest.approx(best, rel=0.02)
-
-
-def test_levels_of_a_weight_made_of_levels_are_it():
-    made = 0.37 * torch.randint(-7, 8, (40, 40), generator=torch.Generator().manual_seed(0))
-    assert relative(quantised(made, 4), made) < 1e-6
-    assert not bool(quantised(torch.zeros(3, 3), 4).any())
 
 
 def nearest_vector(weight, vector):
@@ -240,26 +216,167 @@ def test_sr_ste_passes_the_gradient_and_decays_what_is_masked():
         assert relative(got[name], want) < 1e-4, name
 
 
-def test_regions_and_levels_hold_in_the_end():
-    model = classifier()
-    options = {"region": 6, "bits": 4}
+@pytest.mark.parametrize("sr_ste", [True, False])
+def test_regions_and_levels_hold_in_the_end(sr_ste, tmp_path):
+    model, batch = classifier(), labelled(1)[0]
+    options = {"region": 6, "bits": 4, "sr_ste": sr_ste}
     budget = "patterns=0.5,pattern=library"
-    with Session(model, "admm_pattern", budget=budget, steps=12, **options) as session:
-        trained(session, 12)
+    with Session(model, "admm_pattern", budget=budget, steps=60, **options) as session:
+        trained(session, 60)
         model.eval()
-        gated = answer(model, labelled(1)[0])
-    assert relative(answer(apply(model, session.plan), labelled(1)[0]), gated) < 1e-5
+        gated = answer(model, batch)
+    plan = session.plan
+    assert relative(answer(apply(model, plan), batch), gated) < 1e-6
+    fast = convert(model, plan)
+    assert relative(answer(fast, batch), gated) < 1e-5
+    save(fast, tmp_path / "saved")
+    assert torch.equal(answer(load(tmp_path / "saved"), batch), answer(fast, batch))
     for name, linear in linears(model).items():
-        weight = linear.weight.detach() * session.plan.masks[name].elements()
-        assert torch.equal(weight, linear.weight)
-        step = weight.abs()[weight != 0].min()
-        levels = weight / step
-        assert float((levels - levels.round()).abs().max()) < 1e-3
+        weight = linear.weight.detach()
+        assert not bool(weight[~plan.masks[name].elements()].any())
+        levels = weight.double() / plan.levels[name].scale
+        assert float((levels - levels.round()).abs().max()) < 1e-5
+        assert plan.levels[name].bits == 4
         assert float(levels.abs().max()) < 7.01
         n, k = weight.shape
         blocks = session.plan.masks[name].keep.view(n // 4, 4, k // 4, 4).any(3).any(1)
         regions = blocks.view(n // 16, 4, k // 16, 4).sum((1, 3))
         assert set(regions.flatten().tolist()) == {6}
+
+
+def test_the_splitting_of_levels_by_hand():
+    """After the pattern W stands still: Z, U and rho of two updates towards 3-bit levels, what is
+    off the pattern having no part in them, then weights on the levels of the last."""
+    model, name = classifier(), "layers.1.up"
+    weight = find_sites(model).linear(model, 1, "up").weight
+    options = {"stages": 2, "updates": 1, "share": 0.25, "rho": 0.5, "bits": 3}
+    with Session(model, "admm_pattern", budget=PATTERNS["vector"], steps=12, **options) as session:
+        pruner, still = session.pruner, torch.optim.SGD(model.parameters(), lr=0.0)
+        told = []
+        for _ in steps(session, still, labelled(), 6):  # 3 for the pattern, 3 to let it settle
+            told.append((pruner._imposed, pruner._frozen))
+        assert told == [(False, False)] * 2 + [(True, False)] * 3 + [(True, True)]
+        keep = pruner.gates[name].double().numpy()
+        w = weight.detach().double().numpy() * keep
+        z, u, rho = nearest_levels(w, 3), np.zeros_like(w), 0.5
+        for after in (5.0, 5.0):
+            np.testing.assert_allclose(pruner._z[name].numpy(), z, atol=1e-6)
+            np.testing.assert_allclose(pruner._u[name].numpy(), u, atol=1e-6)
+            penalty = session.penalty()
+            want = sum(
+                rho / 2 * float((m.weight.detach() * pruner.gates[n] - pruner._z[n]
+                                 + pruner._u[n]).double().square().sum())
+                for n, m in linears(model).items()
+            )  # fmt: skip
+            assert float(penalty.detach()) == pytest.approx(want, rel=1e-5)
+            assert pruner.figures()["rho"] == rho
+            before = pruner._updates
+            for _ in steps(session, still, labelled(), 2, session.step):
+                if pruner._updates > before:
+                    break
+            moved = w + u
+            z = nearest_levels(moved, 3)
+            u, rho = (moved - z) * rho / after, after
+        assert pruner.figures()["rounded"] == 1.0
+        assert session.penalty() == 0.0
+        model.eval()
+        gated = answer(model, labelled(1)[0])
+        for _ in steps(session, still, labelled(), 12 - session.step, session.step):
+            pass
+    np.testing.assert_allclose(weight.detach().numpy(), nearest_levels(w, 3), atol=1e-6)
+    assert relative(answer(model.eval(), labelled(1)[0]), gated) < 1e-6
+
+
+def test_a_frozen_pattern_gives_no_gradient_to_what_is_off_it():
+    model, (batch,) = classifier(), labelled(1)
+    options = {"stages": 1, "updates": 1, "bits": 4}
+    with Session(model, "admm_pattern", budget=PATTERNS["2:4"], steps=12, **options) as session:
+        for _ in steps(session, optimizer(session), [batch], 10):
+            pass
+        assert session.pruner._frozen
+        (model(**batch).loss + session.penalty()).backward()
+        for name, linear in linears(model).items():
+            off = session.pruner.gates[name] == 0
+            assert not bool(linear.weight.grad[off].any())
+            assert bool(linear.weight.grad[~off].any())
+
+
+def nearest_levels(weight, bits):
+    """By a fine search over scales, the best one settled by least squares."""
+    top, best = 2 ** (bits - 1) - 1, (np.inf, None)
+    for scale in np.linspace(0.05, 1.2, 2000) * np.abs(weight).max() / top:
+        q = np.clip(np.round(weight / scale), -top, top)
+        exact = (weight * q).sum() / (q * q).sum()
+        error = ((weight - exact * q) ** 2).sum()
+        best = min(best, (error, exact), key=lambda found: found[0])
+    for _ in range(5):
+        q = np.clip(np.round(weight / best[1]), -top, top)
+        best = (0, (weight * q).sum() / (q * q).sum())
+    return best[1] * np.clip(np.round(weight / best[1]), -top, top)
+
+
+def test_levels_pull_what_is_kept_until_they_almost_hold():
+    """With the loss left out and a strong pull; then they hold to the bit."""
+    model, residuals = classifier(), []
+    options = {"rho": 1.0, "stages": 1, "updates": 20, "share": 0.5, "bits": 4}
+    with Session(model, "admm_pattern", budget=PATTERNS["2:4"], steps=240, **options) as session:
+        sgd, pruner = torch.optim.SGD(model.parameters(), lr=0.2), session.pruner
+        for _ in range(240):
+            penalty = session.penalty()
+            if isinstance(penalty, torch.Tensor):
+                penalty.backward()
+            session.after_backward()
+            sgd.step()
+            session.after_step()
+            sgd.zero_grad()
+            if pruner._frozen:
+                residuals.append(pruner.figures()["residual"])
+            if pruner._levels:
+                break
+        assert residuals[-1] < 0.01 < 0.05 < next(r for r in residuals if r < float("inf"))
+        assert session.step < 200, "levels are final as soon as they almost hold"
+
+
+def test_a_plan_with_levels_recovers_on_them():
+    model, batch = classifier(), labelled(1)[0]
+    options = {"bits": 3, "stages": 1, "updates": 1}
+    with Session(model, "admm_pattern", budget=PATTERNS["2:4"], steps=12, **options) as session:
+        trained(session, 12)
+    plan = session.plan
+    before = {n: m.weight.detach().clone() for n, m in linears(model).items()}
+    with Session(model, plan, steps=30) as session:
+        trained(session, 30, lr=0.01)
+        model.eval()
+        gated = answer(model, batch)
+    assert session.plan == plan
+    assert relative(answer(model, batch), gated) < 1e-6
+    for name, linear in linears(model).items():
+        assert torch.equal(linear.weight, plan.levels[name].nearest(linear.weight))
+        assert not torch.equal(linear.weight, before[name]), "some have moved to another level"
+        assert not bool(linear.weight[~plan.masks[name].keep].any())
+
+
+def test_a_training_resumed_on_its_way_to_levels_goes_on_to_the_bit(tmp_path):
+    """Interrupted before the pattern is frozen, on the way to levels, and on them."""
+    budget, options = PATTERNS["vector"], {"bits": 3, "stages": 2, "updates": 1}
+    path = tmp_path / "state"
+    plan, state = interrupted("admm_pattern", budget, 24, (), path, **options)
+    again, resumed = interrupted("admm_pattern", budget, 24, (17, 20, 23), path, **options)
+    assert torch.load(path)["session"]["pruner"]["scales"]
+    assert again == plan
+    assert all(torch.equal(state[name], resumed[name]) for name in state)
+
+
+def test_a_plan_made_early_has_the_levels_of_that_moment():
+    model = classifier()
+    options = {"bits": 4, "stages": 1, "updates": 1}
+    with Session(model, "admm_pattern", budget=PATTERNS["vector"], steps=12, **options) as session:
+        for _ in steps(session, optimizer(session), labelled(), 3):
+            plan = session.current_plan()
+            for name, linear in linears(model).items():
+                kept = linear.weight.detach() * plan.masks[name].keep
+                assert plan.levels[name] == Levels.fit(kept, 4)
+        trained(session, 9)
 
 
 def test_masks_that_differ_merge_to_what_both_keep():

@@ -45,6 +45,11 @@ class Method:
     def needs(self) -> Needs:
         return self.pruner.needs
 
+    @property
+    def options(self) -> list[str]:
+        """Names of what can be set."""
+        return list(inspect.signature(self.pruner).parameters)
+
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -71,12 +76,11 @@ def make_pruner(method: str, **options: Any) -> Pruner:
     """The method `method` of METHODS. Raises MethodError for an unknown method or option."""
     if method not in METHODS:
         raise MethodError(f"expected a method in {', '.join(METHODS)}; got {method!r}")
-    pruner = METHODS[method].pruner
-    known = inspect.signature(pruner).parameters
+    known = METHODS[method].options
     for name in options:
         if name not in known:
-            raise MethodError(f"{method} has the options {list(known)}, got {name!r}")
-    return pruner(**options)
+            raise MethodError(f"{method} has the options {known}, got {name!r}")
+    return METHODS[method].pruner(**options)
 
 
 def prune(

@@ -13,18 +13,24 @@ decays by lambda; else it is frozen.
 
 The families are vector N:M, 2:4, and 4 x 4 blocks of a library of 16 patterns, which is selected
 for each linear after a first round of free choice in each block. With `region`, of every 4 x 4
-group of blocks only so many are not zero, beyond what the budget asks. With `bits`, Z also rounds
-what it keeps to b-bit levels alpha q, alternating between alpha and q; the finish computes with
-rounded weights, and leaves them so.
+group of blocks only so many are not zero, beyond what the budget asks.
+
+With `bits`, what is left of the training is cut in three. After the first third the pattern is
+frozen, and the same steps with the same rho draw what it keeps to b-bit levels alpha q, q whole and
+|q| < 2^(b-1): Z is their nearest point, alpha and q fitted in turns, one alpha for each linear.
+When |W - Z| / |W| is below 1 % again, or two thirds are over, the levels are final: the model
+computes with rounded weights, the gradient passing to those not rounded, and is left with them.
 
 Prunes patterns. Needs a labelled loss and a training, from a fine-tuned model. Cost of a step: a
-pass over the weights; a projection at each interval, and with SR-STE after each step of the finish.
+pass over the weights; a projection at each interval, and with SR-STE after each step of the finish;
+on levels, rounding in each forward pass.
 
 There is no full text and no code at hand: the kind of constraint, ADMM and SR-STE are from the
 abstract (its first version also names quantisation), the rest is rebuilt from common ADMM pruning
 and from the code of SR-STE (lambda = 2e-4). Ours: one penalty in the loss, so that AdamW rescales
 it; rho from 1e-3 to 1e-1; six updates of Z; U rescaled; libraries that greedily cover the blocks'
-own best patterns, not the most frequent ones; the learning rate is the trainer's.
+own best patterns, not the most frequent ones; the thirds, and a search for the first alpha; the
+learning rate is the trainer's.
 """
 
 from __future__ import annotations
@@ -37,6 +43,7 @@ from torch import Tensor
 
 from secateurs.errors import MethodError
 from secateurs.gates import Gates
+from secateurs.levels import LEAST_BITS, MOST_BITS, Levels
 from secateurs.patterns import Family, Library
 from secateurs.plan import BlockMask, Mask, PatternMask, SparsityPlan
 from secateurs.pruning.base import Needs, Pruner
@@ -61,20 +68,6 @@ def regional(weight: Tensor, keep: Tensor, block: tuple[int, int], most: int) ->
     return keep & chosen.repeat_interleave(p, 0).repeat_interleave(q, 1)
 
 
-def quantised(weight: Tensor, bits: int, rounds: int = 5) -> Tensor:
-    """`weight` on symmetric `bits`-bit levels alpha q, zero among them, alpha and q fitted to it in
-    turns."""
-    top = 2 ** (bits - 1) - 1
-    alpha = weight.abs().max() / top
-    for _ in range(rounds):
-        if not bool(alpha > 0):
-            return torch.zeros_like(weight)
-        levels = (weight / alpha).round().clamp(-top, top)
-        fitted = (weight * levels).sum() / levels.square().sum().clamp_min(1)
-        alpha = torch.where(fitted > 0, fitted, alpha)
-    return levels * alpha
-
-
 class AdmmPatternPruner(Pruner):
     """ADMM towards a pattern family.
 
@@ -83,7 +76,7 @@ class AdmmPatternPruner(Pruner):
         stages: of rho.
         updates: of Z and U in each stage.
         share: of the training at whose end the pattern is imposed.
-        sr_ste: whether the imposed pattern may still change.
+        sr_ste: whether the imposed pattern may still change, until levels freeze it.
         decay: lambda of SR-STE.
         region: blocks that stay of every 4 x 4, or 0 for all.
         bits: of the levels of what is kept, or 0 for none.
@@ -108,13 +101,11 @@ class AdmmPatternPruner(Pruner):
                 "expected rho above 0, a decay of at least 0, stages and updates from 1 and a "
                 f"share between 0 and 1, got {rho}, {decay}, {stages}, {updates} and {share}"
             )
-        if not 0 <= region < REGION**2 or not (bits == 0 or 2 <= bits <= 8):
+        if region not in range(REGION**2) or bits not in (0, *range(LEAST_BITS, MOST_BITS + 1)):
             raise MethodError(
-                f"expected a region of 0 to {REGION**2 - 1} blocks and 2 to 8 bits or none, got "
-                f"{region} and {bits}"
+                f"expected a region of 0 to {REGION**2 - 1} blocks and {LEAST_BITS} to {MOST_BITS} "
+                f"bits or none, got {region} and {bits}"
             )
-        if bits and not sr_ste:
-            raise MethodError("expected sr_ste with bits: levels are taken anew after each step")
         self.rho, self.stages, self.updates, self.share = rho, stages, updates, share
         self.sr_ste, self.decay, self.region, self.bits = bool(sr_ste), decay, region, bits
         self._families: dict[str, Family] = {}
@@ -122,6 +113,8 @@ class AdmmPatternPruner(Pruner):
         self._u: dict[str, Tensor] = {}
         self._updates = 0
         self._imposed = False
+        self._frozen = False
+        self._levels: dict[str, Levels] = {}
         self._residual = float("inf")
 
     def open(self, gates: Gates) -> None:
@@ -138,17 +131,17 @@ class AdmmPatternPruner(Pruner):
 
     def begin(self, steps: int) -> None:
         super().begin(steps)
-        self._end = round(self.share * steps)
-        if self._end < self.stages * self.updates:
-            raise MethodError(
-                f"expected at least {self.stages * self.updates} steps for the updates of ADMM, "
-                f"got {self._end} of a training of {steps}"
-            )
-        parts = range(1, self.stages * self.updates + 1)
-        self._events = {round(self._end * i / len(parts)) for i in parts}
+        end = round(self.share * steps)
+        self._events = self._spread(0, end)
+        if self.bits:
+            third = (steps - end) / 3
+            self._freezing = round(end + third)
+            self._level_events = self._spread(self._freezing, round(end + 2 * third))
 
     def penalty(self) -> Tensor | None:
-        if self._imposed:
+        if self._levels:
+            return None
+        if self._imposed and not self._frozen:
             if not self.sr_ste or not self.decay:
                 return None
             masked = [
@@ -157,40 +150,49 @@ class AdmmPatternPruner(Pruner):
             ]
             return self.decay / 2 * torch.stack(masked).sum()
         distances = [
-            (weight.float() - self._z[name] + self._u[name]).square().sum()
+            (self._left(name, weight) - self._z[name] + self._u[name]).square().sum()
             for name, weight in self.linear_weights().items()
         ]
         return self._rho() / 2 * torch.stack(distances).sum()
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        if self._imposed:
-            if self.sr_ste:
-                self._impose()
-            return
-        if step + 1 in self._events:
-            self._update()
-            if self._residual < CONVERGED or step + 1 >= self._end:
+        done = step + 1
+        if not self._imposed:
+            if self._updated(done, self._events):
                 self._imposed = True
                 self._impose()
+        elif not self._frozen:
+            if self.sr_ste:
+                self._impose()
+            if self.bits and done >= self._freezing:
+                self._freeze()
+        elif not self._levels and self._updated(done, self._level_events):
+            for name, levels in self._fitted().items():
+                self._levels[name] = levels
+                self.gates.set_levels(name, levels)
 
     def close(self) -> None:
-        if self.bits and self._imposed:
-            for name in self._z:
-                self.gates.fold(name)
+        for name in self._levels:
+            self.gates.fold(name)
 
     def figures(self) -> dict[str, float]:
-        return {"rho": self._rho(), "residual": self._residual, "imposed": float(self._imposed)}
+        return {
+            "rho": self._rho(),
+            "residual": self._residual,
+            "imposed": float(self._imposed),
+            "rounded": float(bool(self._levels)),
+        }
 
     @torch.no_grad()
     def plan(self) -> SparsityPlan:
         masks: dict[str, Mask] = {}
         for name, weight in self.linear_weights().items():
-            frozen = self._imposed and not self.sr_ste
-            keep = self.gates[name] != 0 if frozen else self._keep(name, weight)
+            keep = self._chosen(name, weight)
             block = self.budget.pattern_block
             masks[name] = BlockMask(keep, (1, 1)) if self.region else PatternMask(keep, block)
-        return SparsityPlan(masks, self.sites.fingerprint())
+        levels = self._levels or (self._fitted() if self.bits else {})
+        return SparsityPlan(masks, self.sites.fingerprint(), levels=dict(levels))
 
     def state_dict(self) -> dict[str, Any]:
         libraries = {n: f.patterns for n, f in self._families.items() if isinstance(f, Library)}
@@ -199,6 +201,8 @@ class AdmmPatternPruner(Pruner):
             "u": dict(self._u),
             "updates": self._updates,
             "imposed": self._imposed,
+            "frozen": self._frozen,
+            "scales": {name: levels.scale for name, levels in self._levels.items()},
             "residual": self._residual,
             "libraries": libraries,
             "gates": {name: self.gates[name] for name in self._z if name in self.gates},
@@ -208,12 +212,34 @@ class AdmmPatternPruner(Pruner):
         for name, z in self._z.items():
             z.copy_(state["z"][name])
             self._u[name].copy_(state["u"][name])
-        self._updates, self._imposed = state["updates"], state["imposed"]
-        self._residual = state["residual"]
+        self._updates, self._residual = state["updates"], state["residual"]
+        self._imposed, self._frozen = state["imposed"], state["frozen"]
         self._families |= {name: Library(p.cpu()) for name, p in state["libraries"].items()}
         weights = self.linear_weights()
         for name, gate in state["gates"].items():
-            self.gates.set(name, gate.to(weights[name]), straight_through=self.sr_ste)
+            moving = self.sr_ste and not self._frozen
+            self.gates.set(name, gate.to(weights[name]), straight_through=moving)
+        for name, scale in state["scales"].items():
+            self._levels[name] = Levels(self.bits, scale)
+            self.gates.set_levels(name, self._levels[name])
+
+    def _spread(self, begin: int, end: int) -> list[int]:
+        """The steps after which Z and U move, the last one being `end`."""
+        count = self.stages * self.updates
+        if end - begin < count:
+            raise MethodError(
+                f"expected at least {count} steps for the updates of ADMM, got {end - begin} of a "
+                f"training of {self.steps}"
+            )
+        return [round(begin + (end - begin) * i / count) for i in range(1, count + 1)]
+
+    def _updated(self, done: int, events: list[int]) -> bool:
+        """Update if it is time to; whether W has come close enough, or there is no more time. An
+        update whose step was left out comes with the next."""
+        if done < events[self._updates]:
+            return False
+        self._update()
+        return self._residual < CONVERGED or self._updates == len(events)
 
     def _rho(self) -> float:
         return self.rho * 10 ** min(self._updates // self.updates, self.stages - 1)
@@ -223,18 +249,36 @@ class AdmmPatternPruner(Pruner):
         residuals, before = [], self._rho()
         self._updates += 1
         for name, weight in self.linear_weights().items():
-            moved = weight.float() + self._u[name]
+            left = self._left(name, weight)
+            moved = left + self._u[name]
             if name not in self._families:
                 self._families[name] = self.budget.family(moved, self._kept)
             self._z[name] = self._project(name, moved)
             self._u[name] = (moved - self._z[name]) * (before / self._rho())
-            residuals.append((weight - self._z[name]).norm() / weight.norm())
+            length = left.norm().clamp_min(torch.finfo(left.dtype).tiny)
+            residuals.append((left - self._z[name]).norm() / length)
         self._residual = float(torch.stack(residuals).max())
 
     def _project(self, name: str, weight: Tensor) -> Tensor:
         """The nearest point of the set; before a library is selected, of free choice."""
-        nearest = weight * self._keep(name, weight)
-        return quantised(nearest, self.bits) if self.bits else nearest
+        if self._frozen:
+            return Levels.fit(weight, self.bits).nearest(weight)
+        return weight * self._keep(name, weight)
+
+    def _left(self, name: str, weight: Tensor) -> Tensor:
+        """W, float32: of a frozen pattern what it keeps."""
+        return weight.float() * self.gates[name] if self._frozen else weight.float()
+
+    def _chosen(self, name: str, weight: Tensor) -> Tensor:
+        """Bool `[N, K]`: the pattern that holds if the training ends now."""
+        still = self._frozen or (self._imposed and not self.sr_ste)
+        return self.gates[name] != 0 if still else self._keep(name, weight)
+
+    def _fitted(self) -> dict[str, Levels]:
+        return {
+            name: Levels.fit(weight * self._chosen(name, weight), self.bits)
+            for name, weight in self.linear_weights().items()
+        }
 
     def _keep(self, name: str, weight: Tensor) -> Tensor:
         family = self._families.get(name)
@@ -248,10 +292,15 @@ class AdmmPatternPruner(Pruner):
     def _impose(self) -> None:
         for name, weight in self.linear_weights().items():
             gate = self._keep(name, weight).to(weight)
-            if self.bits:
-                levels = quantised(weight * gate, self.bits)
-                gate = torch.where(levels == 0, 0.0, levels / weight)
             self.gates.set(name, gate, straight_through=self.sr_ste)
+
+    def _freeze(self) -> None:
+        """The pattern stays as its gates have it; what it keeps sets out for levels."""
+        self._frozen, self._updates, self._residual = True, 0, float("inf")
+        for name, weight in self.linear_weights().items():
+            self.gates.set(name, self.gates[name])
+            self._z[name] = self._project(name, self._left(name, weight))
+            self._u[name].zero_()
 
 
 def _free(weight: Tensor, ones: int) -> Tensor:

@@ -152,6 +152,7 @@ class SevenPruner(_Seven):
         if every < 1:
             raise MethodError(f"expected at least one step between masks, got {every}")
         self._span, self._every = (begin, end), every
+        self._gone = 0.0
         self._schedule: Schedule | None = None
 
     def open(self, gates: Gates) -> None:
@@ -175,20 +176,21 @@ class SevenPruner(_Seven):
         schedule = self._schedule
         assert schedule is not None
         self._accumulate(self.gates)
-        done = step + 1
-        if schedule.begin < done <= schedule.end and (
-            done % self._every == 0 or done == schedule.end
-        ):
-            self._mask(self.gates, schedule(done))
+        done, fraction = step + 1, schedule(step + 1)
+        if fraction > self._gone and (done % self._every == 0 or done >= schedule.end):
+            self._mask(self.gates, fraction)
+            self._gone = fraction
 
     def state_dict(self) -> dict[str, Any]:
-        return {
+        of_weights = {
             name: {"m": s.m, "v": s.v, "score": s.score, "count": s.count}
             | ({"gate": self.gates[name]} if name in self.gates else {})
             for name, s in self._sensitivities.items()
         }
+        return {"gone": self._gone, **of_weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._gone = state["gone"]
         for name, sensitivity in self._sensitivities.items():
             saved = state[name]
             for key in ("m", "v", "score"):

@@ -13,23 +13,29 @@ Both sets of representations lose the same four fifths of their features to one 
 Sentence pairs take the pooled representation and the network's first output, single sentences the
 mean of the tokens and the second output; their loss counts ten times.
 
-Prunes heads. Needs activations: `meta_rounds` passes that train the network (or an `artifact` saved
-by `save`, and none), then one pass for the scores. Cost: for a batch in meta-training, one plain
-forward pass, one more with its backward pass, and the network over every head's map of 128 x 128.
+`meta_train` does this on several tasks at once, drawing the task of a batch by the fifth root of
+its size, rounded down; `save_scorer` writes what it learnt. With that `artifact` a new task is
+pruned by one forward pass over its inputs. Without one the network learns from those inputs first.
+
+Prunes heads. Needs activations: one pass for the scores, before it `meta_rounds` passes that train
+the network if there is no artifact. Cost: for a batch in meta-training, one plain forward pass, one
+more with its backward pass, and the network over every head's map of 128 x 128.
 
 From the authors' code: the network (five 4 x 4 convolutions of 8 to 128 channels, one to two
-outputs, 2 sigmoid), its start, SGD with learning rate 0.02 and gradients clipped to 1, the sampling
-and the loss. Departures: their reshaping of scores by the number of layers where the number of
-heads is meant is right here; the network is trained on the batches given, not on seven tasks; a
-model without a pooler takes its first token; maps beyond 128 tokens are cropped, equal scores go by
-position.
+outputs, 2 sigmoid), its start, SGD with learning rate 0.02 and gradients clipped to 1, 8,000
+updates, the sampling of half the heads whatever the budget, and the loss. Departures: their
+reshaping of scores by the number of layers where the number of heads is meant is right here; an
+update sees one batch (there 8 of 60 examples), whose odd example is left out; without an artifact
+the network has seen one task (there seven); a model without a pooler takes its first token; maps
+beyond 128 tokens are cropped, equal scores go by position.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +45,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateurs.calibration import Batch, evaluating, run, to_device
+from secateurs.calibration import (
+    Batch,
+    batch_size,
+    check_batches,
+    evaluating,
+    run,
+    shown,
+    to_device,
+)
 from secateurs.errors import BudgetError, CheckpointError, DataError, MethodError
 from secateurs.gates import Gates
 from secateurs.plan import HeadMask, SparsityPlan
@@ -47,7 +61,7 @@ from secateurs.pruning.allocation import kept_heads
 from secateurs.pruning.base import Needs, Pruner
 from secateurs.pruning.budget import Budget
 from secateurs.ranking import lowest
-from secateurs.sites import Sites
+from secateurs.sites import Sites, find_sites
 
 SIDE = 128  # of a map, in tokens
 CHANNELS = 8
@@ -121,6 +135,134 @@ def representation_loss(pruned: Tensor, unpruned: Tensor) -> Tensor:
     return F.kl_div(given, wanted, log_target=True, reduction="none").mean()
 
 
+@dataclass(frozen=True)
+class MetaTask:
+    """Inputs of one task for meta-training: batches, whose labels are ignored, and whether they are
+    sentence pairs."""
+
+    batches: Sequence[Batch]
+    pair: bool = False
+
+
+def meta_train(
+    model: nn.Module,
+    tasks: Sequence[MetaTask],
+    *,
+    steps: int = 8000,
+    seed: int = 0,
+    progress: bool = True,
+) -> MapScorer:
+    """A scorer trained on the inputs of `tasks`, for `save_scorer`.
+
+    Args:
+        model: a pretrained transformers model of a supported family; it is not changed.
+        steps: batches in all. Each is of a task drawn with a probability that is proportional to
+            its number of examples to the power of 0.2, rounded down; those of a task come in order,
+            over and over.
+
+    Raises DataError for no tasks, no batches, or none of at least two examples; MethodError if no
+    loss was finite.
+    """
+    if not tasks or steps < 1:
+        raise DataError(f"expected a task and a step or more, got {len(tasks)} and {steps}")
+    found = [check_batches(task.batches) for task in tasks]
+    sizes = torch.tensor([sum(map(batch_size, batches)) for batches in found])
+    generator = torch.Generator().manual_seed(seed)
+    scorer = MapScorer(generator).to(next(model.parameters()).device)
+    training = MetaTraining(model, find_sites(model), scorer, generator)
+    chosen = task_odds(sizes).multinomial(steps, replacement=True, generator=generator).tolist()
+    endless = [itertools.cycle(batches) for batches in found]
+    for task in shown(chosen, steps, "meta-training", progress):
+        training.step(next(endless[task]), tasks[task].pair)
+    training.check()
+    return scorer.eval()
+
+
+def task_odds(sizes: Tensor) -> Tensor:
+    """How likely a batch is of each task, up to a factor, by the tasks' numbers of examples."""
+    return sizes.double().pow(0.2).add(1e-9).floor()
+
+
+def save_scorer(scorer: MapScorer, path: str | Path) -> None:
+    """Write what `artifact` reads. Raises CheckpointError if it cannot be written."""
+    state = {name: value.cpu().contiguous() for name, value in scorer.state_dict().items()}
+    try:
+        save_file(state, path, metadata={"secateurs": "smp"})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write a scorer to {path}: {error}") from error
+
+
+def load_scorer(path: str | Path) -> MapScorer:
+    """Read what `save_scorer` wrote. Raises CheckpointError for any other file."""
+    scorer = MapScorer(torch.Generator())
+    try:
+        with safe_open(path, framework="pt") as file:
+            kind = (file.metadata() or {}).get("secateurs")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if kind != "smp":
+            raise CheckpointError(f"expected a scorer saved by SMP in {path}, got {kind}")
+        scorer.load_state_dict(state)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"cannot read a scorer from {path}: {error}") from error
+    return scorer.eval()
+
+
+class MetaTraining:
+    """Updates of `scorer`, batch by batch, on a frozen `model`."""
+
+    def __init__(
+        self, model: nn.Module, sites: Sites, scorer: MapScorer, generator: torch.Generator
+    ) -> None:
+        self.model, self.sites, self.scorer, self.generator = model, sites, scorer, generator
+        self._optimizer = torch.optim.SGD(scorer.parameters(), lr=LR)
+        self.batches = self.updates = 0
+
+    def step(self, batch: Batch, pair: bool) -> float:
+        """One update on one batch; its loss. A batch of odd size loses its last example; one of a
+        single example, and one whose loss or gradients are not finite, changes nothing."""
+        even = batch_size(batch) // 2 * 2
+        if not even:
+            return float("nan")
+        self.batches += 1
+        batch = {name: value[:even] for name, value in unlabelled(batch, self.model).items()}
+        with torch.no_grad():
+            maps, mask, wanted = attend(self.model, batch, pair)
+        self.scorer.train()
+        scores = head_scores(self.scorer, maps, mask, pair)
+        masks = [sampled_heads(row, row.numel() // 2, self.generator) for row in scores]
+        order = torch.randperm(len(masks), generator=self.generator).tolist()
+        spared = set(order[: len(masks) // 2])
+        with evaluating(self.model), Gates(self.model, self.sites) as gates:
+            for i, heads in enumerate(masks):
+                gates[f"layers.{i}.heads"] = torch.ones_like(heads) if i in spared else heads
+            output = run(self.model.base_model, batch)
+        given = represent(output, mask, pair)
+        stays = torch.rand(given.shape[1], generator=self.generator) >= FEATURES_DROPPED
+        features = stays.to(given) / (1 - FEATURES_DROPPED)
+        loss = representation_loss(given * features, wanted * features)
+        loss = loss if pair else SINGLE_SCALE * loss
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.scorer.parameters(), 1.0)
+        if bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            self._optimizer.step()
+            self.updates += 1
+        return float(loss.detach())
+
+    def check(self) -> None:
+        """Raise DataError if there was no batch to train the scorer on, MethodError if it learnt
+        nothing from all of them."""
+        if not self.batches:
+            raise DataError("expected batches of two examples or more to meta-train on, got none")
+        if not self.updates:
+            raise MethodError(
+                f"expected a finite loss to meta-train on, got NaN or infinity in all of "
+                f"{self.batches} batches"
+            )
+
+
 class SMPPruner(Pruner):
     """Meta-pruning.
 
@@ -157,59 +299,26 @@ class SMPPruner(Pruner):
                     f"1/{shape.heads}, got heads={fraction:g}"
                 )
             self._gone.append(gone)
-        self.scorer = MapScorer(self.generator).to(next(model.parameters()).device)
-        if self.artifact:
-            self._load(self.artifact)
-        self._optimizer = torch.optim.SGD(self.scorer.parameters(), lr=LR)
+        scorer = load_scorer(self.artifact) if self.artifact else MapScorer(self.generator)
+        self.scorer = scorer.to(next(model.parameters()).device)
+        self._training = MetaTraining(model, sites, self.scorer, self.generator)
 
     def observe(self, batch: Batch) -> None:
-        batch = {k: v for k, v in to_device(batch, self.model).items() if k != "labels"}
         if self._round < self.rounds - 1:
-            self.meta_step(batch)
+            self._training.step(batch, self.pair)
             return
         with torch.no_grad():
-            maps, mask, _ = self._attend(batch)
+            maps, mask, _ = attend(self.model, unlabelled(batch, self.model), self.pair)
             self.scorer.eval()
-            scores = self._score(maps, mask)  # [L, H], a mean over the batch
+            scores = head_scores(self.scorer, maps, mask, self.pair)
         size = mask.shape[0]
         self._sums = scores * size if self._sums is None else self._sums + scores * size
         self._examples += size
 
     def end_round(self) -> None:
         self._round += 1
-
-    def meta_step(self, batch: Batch) -> float:
-        """One update of the scorer on one batch; its loss. A batch of odd size loses its last
-        example, one of a single example is skipped."""
-        even = next(iter(batch.values())).shape[0] // 2 * 2
-        if not even:
-            return float("nan")
-        batch = {name: value[:even] for name, value in batch.items()}
-        with torch.no_grad():
-            maps, mask, wanted = self._attend(batch)
-        self.scorer.train()
-        scores = self._score(maps, mask)
-        masks = [
-            sampled_heads(row, row.numel() - gone, self.generator)
-            for row, gone in zip(scores, self._gone, strict=True)
-        ]
-        order = torch.randperm(len(masks), generator=self.generator).tolist()
-        spared = set(order[: len(masks) // 2])
-        with evaluating(self.model), Gates(self.model, self.sites) as gates:
-            for i, heads in enumerate(masks):
-                gates[f"layers.{i}.heads"] = torch.ones_like(heads) if i in spared else heads
-            output = run(self.model.base_model, batch)
-        given = self._represent(output, mask)
-        stays = torch.rand(given.shape[1], generator=self.generator) >= FEATURES_DROPPED
-        features = stays.to(given) / (1 - FEATURES_DROPPED)
-        loss = representation_loss(given * features, wanted * features)
-        loss = loss if self.pair else SINGLE_SCALE * loss
-        if bool(torch.isfinite(loss)):
-            self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.scorer.parameters(), 1.0)
-            self._optimizer.step()
-        return float(loss.detach())
+        if self._round < self.rounds:
+            self._training.check()
 
     def scores(self) -> Mapping[str, Tensor]:
         if self._sums is None:
@@ -227,46 +336,38 @@ class SMPPruner(Pruner):
             masks[name] = HeadMask(~lowest([score], gone)[0])
         return SparsityPlan(masks, self.sites.fingerprint())
 
-    def save(self, path: str | Path) -> None:
-        """Write the scorer, which `artifact` reads."""
-        state = {name: value.contiguous() for name, value in self.scorer.state_dict().items()}
-        save_file(state, path, metadata={"secateurs": "smp"})
 
-    def _load(self, path: str) -> None:
-        try:
-            with safe_open(path, framework="pt") as file:
-                kind = (file.metadata() or {}).get("secateurs")
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if kind != "smp":
-                raise CheckpointError(f"expected a scorer saved by SMP in {path}, got {kind}")
-            self.scorer.load_state_dict(state)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"cannot read a scorer from {path}: {error}") from error
+def unlabelled(batch: Batch, model: nn.Module) -> dict[str, Tensor]:
+    """`batch` without its labels, on the device of `model`."""
+    return {name: value for name, value in to_device(batch, model).items() if name != "labels"}
 
-    def _attend(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-        """Maps by layer, the mask of real tokens `[B, T]`, and representations `[B, d]`."""
-        with evaluating(self.model), _eager(self.model):
-            output = run(self.model.base_model, {**batch, "output_attentions": True})
-        mask = batch.get("attention_mask")
-        if mask is None:
-            mask = torch.ones(output.last_hidden_state.shape[:2], device=output[0].device)
-        return output.attentions, mask, self._represent(output, mask)
 
-    def _represent(self, output: Any, mask: Tensor) -> Tensor:
-        hidden = output.last_hidden_state
-        if self.pair:
-            pooled = getattr(output, "pooler_output", None)
-            return hidden[:, 0] if pooled is None else pooled
-        weights = mask.to(hidden)[..., None]
-        return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
+def attend(model: nn.Module, batch: Batch, pair: bool) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """Maps `[B, H, T, T]` by layer, the mask of real tokens `[B, T]`, and representations
+    `[B, d]`."""
+    with evaluating(model), _eager(model):
+        output = run(model.base_model, {**batch, "output_attentions": True})
+    mask = batch.get("attention_mask")
+    if mask is None:
+        mask = torch.ones(output.last_hidden_state.shape[:2], device=output[0].device)
+    return output.attentions, mask, represent(output, mask, pair)
 
-    def _score(self, maps: tuple[Tensor, ...], mask: Tensor) -> Tensor:
-        """`[L, H]`, the mean over the batch."""
-        squares = torch.stack([square_maps(layer, mask) for layer in maps], 1)  # [B, L, H, S, S]
-        scores = self.scorer(squares.flatten(0, 2)[:, None])[:, 0 if self.pair else 1]
-        return scores.view(squares.shape[:3]).mean(0)
+
+def represent(output: Any, mask: Tensor, pair: bool) -> Tensor:
+    """`[B, d]`: of sentence pairs the pooled output, of sentences the mean of the real tokens."""
+    hidden = output.last_hidden_state
+    if pair:
+        pooled = getattr(output, "pooler_output", None)
+        return hidden[:, 0] if pooled is None else pooled
+    weights = mask.to(hidden)[..., None]
+    return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
+
+
+def head_scores(scorer: MapScorer, maps: tuple[Tensor, ...], mask: Tensor, pair: bool) -> Tensor:
+    """`[L, H]`, the mean over the batch."""
+    squares = torch.stack([square_maps(layer, mask) for layer in maps], 1)  # [B, L, H, S, S]
+    scores = scorer(squares.flatten(0, 2)[:, None])[:, 0 if pair else 1]
+    return scores.view(squares.shape[:3]).mean(0)
 
 
 @contextmanager

@@ -113,6 +113,7 @@ class SnipIdentityPruner(Pruner):
         self._real: Tensor | None = None
         self._alive: dict[str, Tensor] = {}
         self._schedule: Schedule | None = None
+        self._removed = 0
 
     def open(self, gates: Gates) -> None:
         super().open(gates)
@@ -133,7 +134,7 @@ class SnipIdentityPruner(Pruner):
         begin, end = (round(share * steps) for share in self.span)
         self._schedule = Schedule(0.0, target, begin, end).within(steps)
         spacing = (end - begin) / self.removals
-        self._events = {round(begin + (i + 1) * spacing) for i in range(self.removals)}
+        self._events = [round(begin + (i + 1) * spacing) for i in range(self.removals)]
 
     def before_forward(self, inputs: Mapping[str, Any]) -> None:
         mask = inputs.get("attention_mask")
@@ -158,7 +159,9 @@ class SnipIdentityPruner(Pruner):
 
     def after_step(self, step: int) -> None:
         assert self._schedule is not None
-        if step + 1 in self._events:
+        due = sum(step + 1 >= event for event in self._events)
+        if due > self._removed:  # later, if that step was left out
+            self._removed = due
             self._take_norms()
             (kind,) = self.budget.kinds()
             self._remove(self.allocated({kind: self._schedule(step + 1)}))
@@ -200,6 +203,7 @@ class SnipIdentityPruner(Pruner):
             "count": self._count,
             "norms": dict(self._norms),
             "alive": dict(self._alive),
+            "removed": self._removed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -208,6 +212,7 @@ class SnipIdentityPruner(Pruner):
             moved = {name: tensor.to(device) for name, tensor in state[key].items()}
             setattr(self, f"_{key}", moved)
         self.bound, self._count = state["bound"], state["count"]
+        self._removed = state["removed"]
         self._shut()
 
     def _measure(self, name: str, produced: Tensor) -> None:
