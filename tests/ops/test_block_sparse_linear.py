@@ -251,6 +251,17 @@ def test_strided_operands(isa, check, view):
     check(x, random_weight(64, 64), wide_bias, "gelu", gate, residual)
 
 
+@pytest.mark.parametrize("apart", [64, 71, 72, 1024])
+@pytest.mark.parametrize("m", [16, 33, 80])
+@pytest.mark.parametrize("density", [0.5, 1.0])
+def test_rows_of_bfloat16_read_where_they_lie(isa, m, apart, density):
+    """A row begins anywhere; what stands between rows is NaN."""
+    x = torch.full((m, apart), torch.nan, dtype=torch.bfloat16)[:, :64]
+    x.copy_(torch.randn(m, 64))
+    weight = paired(random_weight(96, 64, density=density))
+    assert error(block_sparse_linear(x, weight), x, weight) < BF16
+
+
 def test_evenly_spaced_rows_are_not_copied(isa, monkeypatch):
     x = torch.randn(2, 9, 100)[..., :64]
     calls = spy(monkeypatch)

@@ -119,3 +119,20 @@ def test_python_threads_follow_torch_too(facts):
 
 def test_one_openmp_runtime_in_the_process(facts):
     assert len(facts["runtimes"]) == 1
+
+
+FEWER = """
+import torch
+from secateurs.ops import attention, use_backend
+
+torch.set_num_threads(4)
+q = torch.randn(2, 4, 200, 32)
+ours = attention(q, q, q)
+with use_backend("reference"):
+    assert (attention(q, q, q) - ours).abs().max() < 1e-5
+"""
+
+
+def test_a_team_smaller_than_asked_for_does_all_the_work():
+    result = run(FEWER, OMP_THREAD_LIMIT="2")
+    assert result.returncode == 0, result.stderr
