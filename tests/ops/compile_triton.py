@@ -12,8 +12,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +27,7 @@ from triton.runtime.jit import JITFunction
 from secateurs.attention_patterns import Local, layout
 from secateurs.formats import BlockSparseWeight, VectorWeight
 from secateurs.ops import _gpu
-from secateurs.ops._tuning import trial
+from secateurs.ops._tuning import Config, trial
 from secateurs.ops.attention import triton as attention
 from secateurs.ops.block_sparse_linear import triton as block_sparse_linear
 from secateurs.ops.pattern_linear import triton as pattern_linear
@@ -108,12 +109,13 @@ def described(capability: int) -> Iterator[tuple[str, torch.dtype, int, object]]
             continue
         config = table.choose(args[0].device, block_sparse_linear.key(*args))
         for variant, changes in variants[capability].items():
-
-            def tried(*args, run=run, config=replace(config, **changes)):
-                with trial(config):
-                    run(*args)
-
+            tried = partial(under, replace(config, **changes), run)
             yield f"{name} {variant}", dtype, rows, (tried, args)
+
+
+def under(config: Config, run: Callable[..., object], *args: object) -> None:
+    with trial(config):
+        run(*args)
 
 
 def attention_calls() -> Iterator[tuple[str, torch.dtype, int, object]]:
