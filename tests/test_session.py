@@ -142,6 +142,19 @@ def test_an_overflow_where_a_schedule_ends_puts_its_end_off(case):
         assert relative(gated, answer(apply(model, session.plan), batches[0])) < 1e-5
 
 
+def test_the_last_mask_comes_late_but_comes_where_masks_are_rare():
+    """The schedule ends at step 14, and no mask is made before."""
+    model, batch = classifier(), labelled(1)[0]
+    with Session(model, "seven", budget="weights=0.7", steps=STEPS, every=50) as session:
+        for i in steps(session, optimizer(session), labelled(), STEPS - 1):
+            if i == 12:
+                session.after_backward(finite=False)
+                session.after_step()
+        model.eval()
+        gated = answer(model, batch)
+    assert relative(gated, answer(apply(model, session.plan), batch)) < 1e-5
+
+
 def test_a_removal_whose_step_is_left_out_comes_with_the_next():
     model = classifier()
     options = {"budget": "modules=0.5", "steps": STEPS, "rounds": 1}

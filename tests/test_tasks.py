@@ -17,7 +17,7 @@ import secateurs
 from secateurs import cli
 from secateurs.errors import CheckpointError, DataError
 from secateurs.pretrained import open_classifier, open_tokenizer
-from secateurs.recipe import Settings, TaskData, evaluate, prune_on_task, train
+from secateurs.recipe import Settings, TaskData, evaluate, meta_task, prune_on_task, train
 from secateurs.tasks import TASKS, accuracy, f1, find_task, matthews, pearson, read_split, spearman
 
 WORDS = "the old house stood by a river and nobody came there in winter".split()  # noqa: SIM905
@@ -315,6 +315,7 @@ def test_a_scorer_learns_from_tasks_and_prunes_another(model_folder, glue, tmp_p
     rows = [{"sentence1": s["sentence"], "sentence2": "a river", "label": 0} for s in sentences(9)]
     for split in ("train", "validation"):
         write(glue / "rte" / f"{split}.jsonl", rows)
+    assert meta_task(find_task("rte"), open_tokenizer(model_folder), glue, 16).pair
     scorer, told = tmp_path / "scorer", tmp_path / "told.json"
     common = ["--model", model_folder, "--data-dir", glue]
     learning = ["--tasks", "rte,sst2", "--steps", 3, "--batch-size", 4, "--train-examples", 8]

@@ -126,6 +126,9 @@ def test_meta_training_moves_the_scorer_and_not_the_model():
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert np.isnan(meta.step({"input_ids": torch.ones(1, 4).long()}, pair=False))
     assert meta.updates == 3
+    statistics = [n for n in start if n.endswith("running_mean")]
+    assert len(statistics) == 4
+    assert not any(torch.equal(meta.scorer.state_dict()[n], start[n]) for n in statistics)
 
 
 def test_a_step_is_the_loss_of_half_the_heads_in_half_the_layers(monkeypatch):
