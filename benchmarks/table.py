@@ -16,6 +16,9 @@ BEGIN, END = "<!-- results: python benchmarks/table.py -->", "<!-- /results -->"
 
 MODELS = ("models.jsonl", "models_xeon_bf16.jsonl", "models_xeon_fp32.jsonl")
 KERNELS = ("kernels.jsonl", "kernels_xeon_bf16.jsonl")
+METHODS = "methods.jsonl"
+
+LINEARS = "layers' linears"
 
 Row = Mapping[str, Any]
 
@@ -31,6 +34,8 @@ def main() -> None:
     for files, table in ((MODELS, models_table), (KERNELS, kernels_table)):
         for rows in map(read, files):
             parts += [where(rows), table(rows)]
+    rows = [json.loads(line) for line in (RESULTS / METHODS).read_text().splitlines()]
+    parts += [how_trained(rows), methods_table(rows)]
     body = "\n\n".join([BEGIN, *parts, END])
     readme.write_text(before + body + after, encoding="utf-8")
 
@@ -89,6 +94,53 @@ def kernels_table(rows: list[Row]) -> str:
         lines.append(cells)
     heads = ["M x K x N", "fastest dense peer", *(f"{d:.0%} of blocks kept" for d in densities)]
     return _markdown(heads, lines)
+
+
+def how_trained(rows: list[Row]) -> str:
+    """What all runs of the methods have in common, and the model that they began with."""
+    for key in ("epochs", "lr", "precision"):
+        if len({str(row[key]) for row in rows}) != 1:
+            raise SystemExit(f"expected one {key} in all rows of {METHODS}, to name it once")
+    first, latency = rows[0], rows[0]["latency"]
+    tasks = {row["task"]: row for row in rows}
+    dense = ", ".join(
+        f"{name} {row['metric']} {row['dense']:.3f} ({row['examples'][0]} training examples)"
+        for name, row in tasks.items()
+    )
+    fine, prune, recover = first["epochs"]
+    return (
+        f"Methods, {latency['model']}, {latency['device']}, {latency['threads']} threads, torch "
+        f"{latency['torch']}; {fine:g} epochs of fine-tuning, then {prune:g} while pruning and "
+        f"{recover:g} of recovery, or both of recovery for methods that do not train, learning "
+        f"rate {first['lr']:g}, {first['precision']}. Not pruned: {dense}."
+    )
+
+
+def methods_table(rows: list[Row]) -> str:
+    """One line per budget and method: what each task's model scores, and what it costs."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    named = [
+        (r["budget"], " ".join([r["method"], *map(_option, r["options"].items())])) for r in rows
+    ]
+    lines = []
+    for budget, method in sorted(dict.fromkeys(named), key=lambda name: name[0]):
+        mine = [r for r, name in zip(rows, named, strict=True) if name == (budget, method)]
+        of_task = [[r["pruned"] for r in mine if r["task"] == task] for task in tasks]
+        means = [_mean(found) if found else None for found in of_task]
+        cells = [budget, method, *("-" if m is None else f"{m:.3f}" for m in means)]
+        cells += ["-" if None in means else f"{_mean(means):.3f}"]
+        cells += [f"{_mean([r['kept'][LINEARS] for r in mine]):.2f}"]
+        cells += [f"{_mean([r['latency']['speedup'] for r in mine]):.2f}x"]
+        lines.append(cells)
+    return _markdown(["removed", "method", *tasks, "mean", "kept", "speed"], lines)
+
+
+def _option(item: tuple[str, Any]) -> str:
+    return "{}={}".format(*item)
+
+
+def _mean(values: list[Any]) -> float:
+    return sum(values) / len(values)
 
 
 def _kept(variant: str) -> float:
