@@ -132,7 +132,7 @@ def main() -> int:
         os.environ["PATH"] += os.pathsep + "/usr/local/cuda/bin"
     deadline = time.monotonic() + 60 * options.minutes
     steps = {
-        "build": lambda: build(180),
+        "build": lambda: build(240),
         "tests": lambda: test(90),
         "sanitizer": lambda: sanitize(100),
         "benchmarks": lambda: benchmark(options, deadline),

@@ -98,7 +98,7 @@ def linear_oracle(x, weight, *finish):
 
 
 @pytest.mark.parametrize("block", [(16, 16), (32, 64), (64, 32), (128, 128)])
-@pytest.mark.parametrize("m", [1, 7, 40])
+@pytest.mark.parametrize("m", [1, 7, 40, 70])
 def test_block_sparse_linear(run, dtype, block, m):
     n = 256
     weight = random_weight(n, 512, block, 0.5, dtype)
@@ -170,7 +170,7 @@ def product_oracle(x, weight, bias, residual):
 
 
 @pytest.mark.parametrize("vector", [1, 16, 32, 64, 128])
-@pytest.mark.parametrize("m", [1, 16, 21])
+@pytest.mark.parametrize("m", [1, 16, 21, 70])
 def test_vector_patterns(run, dtype, vector, m):
     """One output at a time is 2:4 on the sparse tensor cores."""
     dense = torch.randn(256, 192) / 10
@@ -248,6 +248,19 @@ def test_attention(run, dtype, d, tq, tk):
         assert_near(run(ops.attention, q, k, v, **kwargs), attention_oracle(q, k, v, **kwargs))
     kv_of = torch.tensor([1, 1, 0, 1], dtype=torch.int32)
     assert_near(run(ops.attention, q, k, v, kv_of=kv_of), attention_oracle(q, k, v, kv_of=kv_of))
+
+
+def test_attention_of_few_queries_in_parts(run, dtype):
+    """So many keys that they are shared out, also where a pattern leaves of them what it does."""
+    tq, tk = 3, 1600
+    q, k, v = heads(2, 4, 2, tq, tk, 64, dtype)
+    for kwargs in (dict(causal=True), dict(key_mask=torch.rand(2, tk) < 0.8)):
+        assert_near(run(ops.attention, q, k, v, **kwargs), attention_oracle(q, k, v, **kwargs))
+    rule = Local(900) | Sinks(64)
+    mask = rule.allows(torch.arange(tq)[:, None] + tk - tq, torch.arange(tk))
+    truth = attention_oracle(q, k, v, mask=mask, causal=True)
+    blocks = layout(rule, tq, tk, block=64, causal=True)
+    assert_near(run(ops.attention, q, k, v, causal=True, pattern=blocks), truth)
 
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
