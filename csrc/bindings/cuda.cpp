@@ -102,15 +102,32 @@ void stacked_linear(const Place& place, const std::string& dtype, Address x, std
   run(p, {bm, parts, (p.epilogue.m + bm - 1) / bm}, launch_on(place));
 }
 
+// The same of sparse_linear.
+std::tuple<int, int, std::int64_t> cut_sparse_linear(int device, std::int64_t m, std::int64_t n,
+                                                     int k) {
+  SparseLinear p{};
+  p.epilogue.m = m;
+  p.epilogue.n = n;
+  p.k = k;
+  const Cut how = cut(p, multiprocessors(device));
+  return {how.bm, how.parts, partial_sums(p, how)};
+}
+
 void run_sparse_linear(const Place& place, const std::string& dtype, Address x,
                        std::int64_t x_stride, int k, Address values, Address kept,
-                       const Finish& finish) {
-  const SparseLinear p{
-      at<const void>(x),   x_stride,       at<const void>(values), at<const std::uint32_t>(kept), k,
-      epilogue_of(finish), dtype_of(dtype)};
+                       const Finish& finish, std::pair<int, int> how, Address partial) {
+  const SparseLinear p{at<const void>(x),
+                       x_stride,
+                       at<const void>(values),
+                       at<const std::uint32_t>(kept),
+                       k,
+                       epilogue_of(finish),
+                       dtype_of(dtype),
+                       at<float>(partial)};
+  const auto [bm, parts] = how;
   const py::gil_scoped_release released;
   const OnDevice on(place.first);
-  sparse_linear(p, launch_on(place));
+  sparse_linear(p, {bm, parts, (p.epilogue.m + bm - 1) / bm}, launch_on(place));
 }
 
 // sizes: p, q, patterns, ones.
@@ -165,9 +182,26 @@ Attention::Strides strides(const Heads& t) {
   return {std::get<1>(t), std::get<2>(t), std::get<3>(t)};
 }
 
+// (queries of a tile, heads that share one, parts)
+using Shares = std::tuple<int, int, int>;
+
+// How attention cuts a problem, and how many floats of working memory that takes. sizes: batch,
+// heads, key/value heads, queries, keys, dim; block: of the pattern, 0: without; apart: heads of one
+// key/value head may not share tiles; seen: keys of a query.
+std::pair<Shares, std::int64_t> cut_attention(int device, const std::array<int, 6>& sizes,
+                                              int block, bool apart, std::int64_t seen) {
+  Attention p{};
+  std::tie(p.batch, p.heads, p.kv_heads, p.queries, p.keys, p.dim) = std::tuple_cat(sizes);
+  p.pattern.block = block;
+  p.pattern.per_head = apart;
+  const AttentionCut how = cut(p, seen, multiprocessors(device));
+  return {{how.queries, how.heads, how.parts}, partial_sums(p, how)};
+}
+
 void run_attention(const Place& place, const std::string& dtype, const Heads& q, const Heads& k,
                    const Heads& v, const std::array<int, 6>& sizes, Address kv_of, Address key_mask,
-                   bool causal, float scale, const Pattern& pattern, Address out) {
+                   bool causal, float scale, const Pattern& pattern, Address out,
+                   const Shares& shares, Address working) {
   Attention p{};
   p.q = at<const void>(std::get<0>(q));
   p.k = at<const void>(std::get<0>(k));
@@ -190,9 +224,11 @@ void run_attention(const Place& place, const std::string& dtype, const Heads& q,
                per_head};
   p.out = at<void>(out);
   p.dtype = dtype_of(dtype);
+  p.partial = at<float>(working);
+  const auto [tile, heads, parts] = shares;
   const py::gil_scoped_release released;
   const OnDevice on(place.first);
-  attention(p, launch_on(place));
+  attention(p, {tile, heads, parts}, launch_on(place));
 }
 
 }  // namespace
@@ -217,7 +253,9 @@ PYBIND11_MODULE(_C_cuda, m) {
         return found;
       },
       "The GPUs in sight. Raises RuntimeError with a sentence where CUDA cannot be used.");
+  m.def("cut_attention", &cut_attention);
   m.def("cut_linear", &cut_linear);
+  m.def("cut_sparse_linear", &cut_sparse_linear);
   m.def("block_sparse_linear", &stacked_linear<&block_sparse_linear>);
   m.attr("widest_norm") = WIDEST_NORM;
   m.def("add_norm", &run_add_norm);

@@ -33,10 +33,25 @@ struct Attention {
   Pattern pattern;
   void* out;  // [batch, queries, heads, dim], contiguous; zeros where a query sees nothing
   DType dtype;
+  float* partial = nullptr;  // as many as partial_sums() says
 
   std::string text() const;
 };
 
-void attention(const Attention& p, const Launch& where);
+// How a problem is cut among thread blocks.
+struct AttentionCut {
+  int queries;  // of a tile
+  int heads;    // whose queries share a tile: all that read one key/value head, or one
+  // 0: a thread block walks over all keys that its queries may see. Else over one of so many even
+  // parts, and a second kernel joins the parts of a query in order: few queries against many keys
+  // would leave the GPU idle.
+  int parts;
+};
+
+// For queries that see about `seen` keys each.
+AttentionCut cut(const Attention& p, std::int64_t seen, int multiprocessors);
+std::int64_t partial_sums(const Attention& p, const AttentionCut& cut);  // floats
+
+void attention(const Attention& p, const AttentionCut& cut, const Launch& where);
 
 }  // namespace secateurs::cuda

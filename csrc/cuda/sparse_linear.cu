@@ -1,8 +1,11 @@
 // 2:4 weights on the sparse tensor cores (mma.sp).
 //
 // The sparse operand stands on the left, so it is y^T = W x^T that is computed: a tile is BN outputs
-// by BM rows of x, and turned round on its way out.
+// by BM rows of x, and turned round on its way out. Where there are too few tiles for the GPU, the
+// inputs are cut too.
 #include "cuda/sparse_linear.h"
+
+#include <algorithm>
 
 #include "cuda/epilogue.cuh"
 #include "cuda/tile.cuh"
@@ -32,8 +35,17 @@ struct SparseTile {
 
 struct SparseParameters {
   SparseLinear p;
+  Cut cut;
   bool aligned;
 };
+
+// Outputs of a tile.
+constexpr int tile_outputs(int bm) { return bm == 16 ? 32 : 128; }
+
+std::int64_t tiles(const SparseLinear& p, const Cut& cut) {
+  const int bn = tile_outputs(cut.bm);
+  return cut.tiles_m * ((p.epilogue.n + bn - 1) / bn);
+}
 
 template <class C>
 __device__ inline void load_step(const SparseLinear& p, uint4* stage, std::int64_t first_m,
@@ -71,22 +83,26 @@ __global__ void __launch_bounds__(C::THREADS) sparse_product(SparseParameters s)
   auto* memory = reinterpret_cast<uint4*>(ptx::dyn_smem<16>());
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int wm = warp % C::WM, wn = warp / C::WM % C::WN, wk = warp / (C::WM * C::WN);
-  const std::int64_t tiles_m = (p.epilogue.m + C::BM - 1) / C::BM;
-  const std::int64_t first_m = blockIdx.x % tiles_m * C::BM;
-  const int first_n = static_cast<int>(blockIdx.x / tiles_m) * C::BN;
-  const int steps = (p.k + C::STEP - 1) / C::STEP;
+  const int parts = max(1, s.cut.parts), part = blockIdx.x % parts;
+  const std::int64_t tile_of_all = blockIdx.x / parts;
+  const std::int64_t first_m = tile_of_all % s.cut.tiles_m * C::BM;
+  const int first_n = static_cast<int>(tile_of_all / s.cut.tiles_m) * C::BN;
+  const std::int64_t all = (p.k + C::STEP - 1) / C::STEP;
+  const int begin = static_cast<int>(all * part / parts),
+            end = static_cast<int>(all * (part + 1) / parts);
 
   float sum[C::NT][C::MT][4] = {};
 #pragma unroll
-  for (int step = 0; step < C::STAGES - 1; ++step) {
-    if (step < steps) load_step<C>(p, memory + step * C::STAGE, first_m, first_n, step);
+  for (int i = 0; i < C::STAGES - 1; ++i) {
+    const int step = begin + i;
+    if (step < end) load_step<C>(p, memory + step % C::STAGES * C::STAGE, first_m, first_n, step);
     ptx::commit_copies();
   }
-  for (int step = 0; step < steps; ++step) {
+  for (int step = begin; step < end; ++step) {
     ptx::wait_copies<C::STAGES - 2>();
     ptx::sync_block();
     const int ahead = step + C::STAGES - 1;
-    if (ahead < steps)
+    if (ahead < end)
       load_step<C>(p, memory + ahead % C::STAGES * C::STAGE, first_m, first_n, ahead);
     ptx::commit_copies();
     const uint4* x = memory + step % C::STAGES * C::STAGE;
@@ -133,34 +149,80 @@ __global__ void __launch_bounds__(C::THREADS) sparse_product(SparseParameters s)
     const int m = t / (C::BN / 8), n = t % (C::BN / 8) * 8;
     float total[8] = {};
     add8<C::WK, C::BM, C::ROW>(total, sums, m, n);
-    finish8<typename C::T>(p.epilogue, s.aligned, first_m + m, first_n + n, total);
+    if (s.cut.parts) {
+      store8(p.partial + (blockIdx.x * std::int64_t{C::BM} + m) * C::BN + n, total, 8, true);
+    } else {
+      finish8<typename C::T>(p.epilogue, s.aligned, first_m + m, first_n + n, total);
+    }
+  }
+}
+
+// Adds the parts of a tile in order and finishes it.
+template <class T>
+__global__ void __launch_bounds__(128) finish_parts(SparseParameters s) {
+  const SparseLinear& p = s.p;
+  const int bm = s.cut.bm, bn = tile_outputs(bm), chunks = bn / 8;
+  const float* parts = p.partial + blockIdx.x * std::int64_t{s.cut.parts} * bm * bn;
+  const std::int64_t first_m = blockIdx.x % s.cut.tiles_m * bm,
+                     first_n = blockIdx.x / s.cut.tiles_m * bn;
+  for (int t = threadIdx.x; t < bm * chunks; t += 128) {
+    const int m = t / chunks, n = t % chunks * 8;
+    float total[8] = {};
+    for (int part = 0; part < s.cut.parts; ++part) {
+      float sum[8];
+      load8(sum, parts + (std::int64_t{part} * bm + m) * bn + n, 8, true);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) total[i] += sum[i];
+    }
+    finish8<T>(p.epilogue, s.aligned, first_m + m, first_n + n, total);
   }
 }
 
 template <class C>
-void of_tile(const SparseLinear& p, const Launch& where) {
-  const std::int64_t tiles =
-      (p.epilogue.m + C::BM - 1) / C::BM * ((p.epilogue.n + C::BN - 1) / C::BN);
-  launch(sparse_product<C>, dim3(static_cast<unsigned>(tiles)), C::THREADS, C::BYTES, where,
-         SparseParameters{p, p.epilogue.aligned()}, [&] { return p.text(); });
+void of_tile(const SparseParameters& s, const Launch& where) {
+  static_assert(C::BN == tile_outputs(C::BM));
+  const auto what = [&] {
+    return s.p.text() + " as tiles of " + std::to_string(C::BM) + " rows, " +
+           std::to_string(s.cut.parts) + " parts";
+  };
+  const auto grid = static_cast<unsigned>(tiles(s.p, s.cut));
+  launch(sparse_product<C>, dim3(grid * std::max(1, s.cut.parts)), C::THREADS, C::BYTES, where, s,
+         what);
+  if (s.cut.parts) launch(finish_parts<typename C::T>, dim3(grid), 128, 0, where, s, what);
 }
 
 template <class T>
-void of_type(const SparseLinear& p, const Launch& where) {
-  if (p.epilogue.m <= 16) {
-    of_tile<SparseTile<T, 16, 32, 256, 4, 1, 1, 4>>(p, where);
+void of_type(const SparseParameters& s, const Launch& where) {
+  if (s.cut.bm == 16) {
+    of_tile<SparseTile<T, 16, 32, 256, 4, 1, 1, 4>>(s, where);
+  } else if (s.cut.bm == 64) {
+    of_tile<SparseTile<T, 64, 128, 64, 4, 2, 4, 1>>(s, where);
   } else {
-    of_tile<SparseTile<T, 128, 128, 64, 3, 2, 4, 1>>(p, where);
+    of_tile<SparseTile<T, 128, 128, 64, 3, 2, 4, 1>>(s, where);
   }
 }
 
 }  // namespace
 
-void sparse_linear(const SparseLinear& p, const Launch& where) {
+Cut cut(const SparseLinear& p, int multiprocessors) {
+  Cut cut = in_tiles(p.epilogue.m);
+  constexpr int SHORTEST = 512;  // inputs that are worth a thread block
+  const std::int64_t parts = std::min<std::int64_t>(
+      resident(cut, multiprocessors) / std::max<std::int64_t>(1, tiles(p, cut)), p.k / SHORTEST);
+  if (parts > 1) cut.parts = static_cast<int>(parts);
+  return cut;
+}
+
+std::int64_t partial_sums(const SparseLinear& p, const Cut& cut) {
+  return cut.parts * tiles(p, cut) * cut.bm * tile_outputs(cut.bm);
+}
+
+void sparse_linear(const SparseLinear& p, const Cut& cut, const Launch& where) {
   if (!p.epilogue.m || !p.epilogue.n) return;
   if (p.k % 32 || p.epilogue.n % 16)
     throw std::invalid_argument("expected n a multiple of 16 and k of 32, got " + p.text());
-  p.dtype == DType::float16 ? of_type<ptx::Half>(p, where) : of_type<ptx::BFloat>(p, where);
+  const SparseParameters s{p, cut, p.epilogue.aligned()};
+  p.dtype == DType::float16 ? of_type<ptx::Half>(s, where) : of_type<ptx::BFloat>(s, where);
 }
 
 }  // namespace secateurs::cuda

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "cuda/cut.h"
 #include "cuda/epilogue.h"
 #include "cuda/launch.h"
 
@@ -19,6 +20,7 @@ struct SparseLinear {
   int k;              // a multiple of 32
   Epilogue epilogue;  // n a multiple of 16
   DType dtype;
+  float* partial = nullptr;  // as many as partial_sums() says
 
   std::string text() const {
     return "sparse_linear m=" + std::to_string(epilogue.m) + " n=" + std::to_string(epilogue.n) +
@@ -26,6 +28,9 @@ struct SparseLinear {
   }
 };
 
-void sparse_linear(const SparseLinear& p, const Launch& where);
+Cut cut(const SparseLinear& p, int multiprocessors);
+std::int64_t partial_sums(const SparseLinear& p, const Cut& cut);  // floats
+
+void sparse_linear(const SparseLinear& p, const Cut& cut, const Launch& where);
 
 }  // namespace secateurs::cuda

@@ -11,15 +11,13 @@ std::string StackedLinear::text() const {
 }
 
 Cut cut(const StackedLinear& p, int multiprocessors) {
-  Cut cut{p.epilogue.m <= 16 ? 16 : 128, 0, 0};
-  cut.tiles_m = (p.epilogue.m + cut.bm - 1) / cut.bm;
-  const std::int64_t resident = (cut.bm == 16 ? 3 : 2) * std::int64_t{multiprocessors};
-  const std::int64_t tiles = cut.tiles_m * p.rows;
+  Cut cut = in_tiles(p.epilogue.m);
+  const std::int64_t at_once = resident(cut, multiprocessors);
   // Two rounds of tiles even out by themselves.
-  if (tiles >= 2 * resident) return cut;
+  if (cut.tiles_m * p.rows >= 2 * at_once) return cut;
   constexpr int SHORTEST = 256;  // inputs that are worth a thread block
   const std::int64_t parts = std::min<std::int64_t>(
-      {resident / cut.tiles_m, std::int64_t{p.blocks} * p.bk / SHORTEST, p.blocks});
+      {at_once / cut.tiles_m, std::int64_t{p.blocks} * p.bk / SHORTEST, p.blocks});
   if (parts > 1) cut.parts = static_cast<int>(parts);
   return cut;
 }

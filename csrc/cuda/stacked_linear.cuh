@@ -274,9 +274,13 @@ __global__ void __launch_bounds__(128) finish_pieces(StackedParameters s) {
   }
 }
 
-// The tile for BN outputs a row: of few rows of x, whose weights' bytes are all that counts, or many.
+// The tile for BN outputs a row: of few rows of x, whose weights' bytes are all that counts, of some,
+// or of many.
 template <class T, int BN, bool SINGLE>
 using FewRows = StackedTile<T, 16, BN, BN >= 64 ? 64 : 128, BN == 128 ? 4 : 6, 1, 1, 4, SINGLE>;
+template <class T, int BN, bool SINGLE>
+using SomeRows = StackedTile<T, 64, BN, BN == 128 ? 32 : 64, BN == 128 ? 5 : 4, BN >= 64 ? 2 : 4,
+                             BN >= 64 ? 2 : 1, 1, SINGLE>;
 template <class T, int BN, bool SINGLE>
 using ManyRows = StackedTile<T, 128, BN, BN == 128 ? 32 : 64, BN == 128 ? 4 : 3, BN == 64 ? 2 : 4,
                              BN >= 64 ? 2 : 1, 1, SINGLE>;
@@ -319,6 +323,8 @@ class StackedLauncher {
   void of_width() const {
     if (s_.cut.bm == 16) {
       of_tile<FewRows<T, BN, SINGLE>>();
+    } else if (s_.cut.bm == 64) {
+      of_tile<SomeRows<T, BN, SINGLE>>();
     } else {
       of_tile<ManyRows<T, BN, SINGLE>>();
     }

@@ -13,6 +13,7 @@
 
 #include <string>
 
+#include "cuda/cut.h"
 #include "cuda/epilogue.h"
 #include "cuda/launch.h"
 
@@ -32,15 +33,7 @@ struct StackedLinear {
   std::string text() const;
 };
 
-// How a problem is cut. `parts` 0: a tile of bm rows and one row of blocks for each thread block.
-// Else all stacks together are cut into as many even parts, whatever rows the cuts fall into, and a
-// second kernel adds the pieces of a row in order: no row is too long, and the sums are the same
-// each time.
-struct Cut {
-  int bm, parts;
-  std::int64_t tiles_m;
-};
-
+// The parts are even ones of all stacks together, whatever rows the cuts fall into: no row is too long.
 Cut cut(const StackedLinear& p, int multiprocessors);
 std::int64_t partial_sums(const StackedLinear& p, const Cut& cut);  // floats
 

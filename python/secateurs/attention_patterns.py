@@ -10,9 +10,10 @@ into lists of blocks for one pair of lengths, once. Rules combine by `|`:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor
@@ -124,7 +125,7 @@ class Union(Rule):
     rules: tuple[Rule, ...]
 
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
-        return torch.stack([rule.allows(q, k) for rule in self.rules]).any(0)
+        return reduce(operator.or_, (rule.allows(q, k) for rule in self.rules))
 
 
 @dataclass(frozen=True, eq=False)

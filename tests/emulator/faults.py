@@ -99,6 +99,7 @@ FAULTS = (
         "linear",
     ),
     Fault(STACKED, "in_group % height", "in_group % GROUP", "linear"),
+    Fault(STACKED, "s_.cut.bm == 64", "s_.cut.bm >= 64", "many rows"),
     # The epilogue.
     Fault(
         EPILOGUE, "erfcf(x * -0.70710678118654752f)", "erfcf(x * 0.70710678118654752f)", "linear"
@@ -146,8 +147,7 @@ FAULTS = (
     ),
     Fault(ATTENTION, "first / p.pattern.block", "blockIdx.x", "block=128"),
     Fault(ATTENTION, "p.kv_of[h]", "0", "mapped"),
-    Fault(ATTENTION, "first + row < p.queries", "true", "attention"),
-    Fault(ATTENTION, "at < p.queries", "true", "attention"),
+    Fault(ATTENTION, "first + row < s.p.queries", "true", "attention"),
     # The running softmax.
     Fault(ATTENTION, "total[i] *= shrink;", ";", "attention"),
     Fault(ATTENTION, "out[d][i * 2 + 1] *= shrink;", ";", "attention"),
@@ -155,6 +155,25 @@ FAULTS = (
     Fault(ATTENTION, "total[i] += ptx::shuffle_xor(total[i], 1);", ";", "attention"),
     Fault(ATTENTION, "highest[i] == -INFINITY ? 0.f : highest[i]", "highest[i]", "attention"),
     Fault(ATTENTION, "total[i] == 0 ? 0.f : 1 / total[i]", "1 / total[i]", "attention"),
+    # Keys in parts.
+    Fault(ATTENTION, "steps * (part + 1) / parts", "steps * part / parts + 1", "parts"),
+    Fault(ATTENTION, "tile_of_all * parts + part", "tile_of_all * parts", "parts"),
+    Fault(ATTENTION, "step == begin", "step == 0", "parts"),
+    Fault(ATTENTION, "{top[i], total[i]}", "{top[i], 1}", "parts"),
+    Fault(ATTENTION, "if (top == -INFINITY) continue;", ";", "parts"),
+    Fault(ATTENTION, "ptx::exp2(top - highest)", "1", "parts"),
+    Fault(ATTENTION, "at % s.cut.queries", "at", "parts"),
+    Fault(ATTENTION, "at / s.cut.queries", "0", "parts"),
+    Fault(ATTENTION, "h % s.cut.heads * p.queries + at", "at", "parts"),
+    Fault(ATTENTION, "h / s.cut.heads", "h", "parts"),
+    Fault(ATTENTION, "total == 0 ? 0.f : 1 / total", "1 / total", "parts", behind="inverse = "),
+    Fault(ATTENTION, "query >= std::int64_t{p.batch} * p.queries * p.heads", "false", "parts"),
+    # Heads that share a tile.
+    Fault(ATTENTION, "row / s.p.queries, row % s.p.queries", "row % 2, row / 2", "attention"),
+    Fault(ATTENTION, "row < s.cut.heads * s.p.queries", "true", "attention"),
+    Fault(ATTENTION, "head * p.q_stride.head", "0", "attention"),
+    Fault(ATTENTION, "* p.heads + h + head", "* p.heads + h", "attention"),
+    Fault(ATTENTION, "row_of(s, first, warp * 16 + lane / 4).at", "first + lane / 4", "causal"),
     # 2:4.
     Fault(SPARSE, BARRIER, ";", "sparse_linear few", True, behind=f"{WAIT}\n    "),
     Fault(SPARSE, BARRIER, ";", ": bfloat m=1 n=48", True, behind="every copy has landed.\n  "),
@@ -169,6 +188,13 @@ FAULTS = (
         "swizzled<CHUNKS>(row, chunk + lane / 8)",
         "sparse_linear",
     ),
+    # 2:4 in parts of the inputs.
+    Fault(SPARSE, "all * (part + 1) / parts", "all * part / parts + 1", "sparse_linear"),
+    Fault(SPARSE, "blockIdx.x * std::int64_t{C::BM} + m", "m", "sparse_linear"),
+    Fault(SPARSE, "std::int64_t{part} * bm + m", "m", "sparse_linear"),
+    Fault(SPARSE, "part < s.cut.parts", "part < s.cut.parts - 1", "sparse_linear"),
+    Fault(SPARSE, "blockIdx.x % s.cut.tiles_m * bm", "0", "sparse_linear"),
+    Fault(SPARSE, "s.cut.bm == 64", "s.cut.bm >= 64", "many rows"),
     # Libraries of block patterns.
     Fault(LIBRARY, BARRIER, ";", "library", True, behind="last step's tiles any more.\n    "),
     Fault(LIBRARY, BARRIER, ";", "library", True, behind="= {0, 0, 0, 0};\n    "),

@@ -10,6 +10,7 @@ import shutil
 import sys
 import sysconfig
 from copy import copy
+from itertools import product
 from pathlib import Path
 
 import oracles
@@ -22,6 +23,7 @@ from secateurs.attention_patterns import Local, Sinks, Strided, layout
 from secateurs.errors import BackendError
 from secateurs.formats import LibraryWeight, VectorWeight
 from secateurs.ops import cuda, use_backend
+from secateurs.ops.pattern_linear.cuda import _pack_places
 from secateurs.patterns import VectorNM
 
 EMULATOR = Path(__file__).parents[1] / "emulator"
@@ -96,7 +98,7 @@ def linear_oracle(x, weight, *finish):
 
 
 @pytest.mark.parametrize("block", [(16, 16), (32, 64), (64, 32), (128, 128)])
-@pytest.mark.parametrize("m", [1, 7, 40])
+@pytest.mark.parametrize("m", [1, 7, 40, 70])
 def test_block_sparse_linear(run, dtype, block, m):
     n = 256
     weight = random_weight(n, 512, block, 0.5, dtype)
@@ -168,7 +170,7 @@ def product_oracle(x, weight, bias, residual):
 
 
 @pytest.mark.parametrize("vector", [1, 16, 32, 64, 128])
-@pytest.mark.parametrize("m", [1, 16, 21])
+@pytest.mark.parametrize("m", [1, 16, 21, 70])
 def test_vector_patterns(run, dtype, vector, m):
     """One output at a time is 2:4 on the sparse tensor cores."""
     dense = torch.randn(256, 192) / 10
@@ -177,6 +179,22 @@ def test_vector_patterns(run, dtype, vector, m):
     bias = torch.randn(256).to(dtype)
     got = run(ops.pattern_linear, x, weight, bias, "none", None, residual)
     assert_near(got, product_oracle(x, weight, bias, residual))
+
+
+def test_places_are_packed_as_the_ptx_manual_draws_them():
+    """Figure "Sparse MMA .m16n8k32 metadata layout for .f16/.bf16 type": of every four lanes the
+    first two tell inputs 0-15 and 16-31, their low halves of row lane / 4, the high ones 8 rows on;
+    two bits a place, the first lowest."""
+    keep = VectorNM(2, 4, 1).keep(torch.randn(48, 96))
+    words = _pack_places(VectorWeight.pack(keep.half(), keep, 1).columns)
+    told = torch.zeros_like(keep)
+    for tile, step, group, lane in product(range(3), range(3), range(8), range(2)):
+        word = int(words[tile, step, group, lane]) % 2**32
+        for place in range(16):
+            row = tile * 16 + group + place // 8 * 8
+            four = step * 8 + lane * 4 + place % 8 // 2
+            told[row, four * 4 + (word >> 2 * place & 3)] = True
+    assert torch.equal(told, keep)
 
 
 @pytest.mark.parametrize(("p", "q", "ones"), [(4, 4, 8), (8, 2, 3), (16, 16, 100)])
@@ -232,6 +250,19 @@ def test_attention(run, dtype, d, tq, tk):
     assert_near(run(ops.attention, q, k, v, kv_of=kv_of), attention_oracle(q, k, v, kv_of=kv_of))
 
 
+def test_attention_of_few_queries_in_parts(run, dtype):
+    """So many keys that they are shared out, also where a pattern leaves of them what it does."""
+    tq, tk = 3, 1600
+    q, k, v = heads(2, 4, 2, tq, tk, 64, dtype)
+    for kwargs in (dict(causal=True), dict(key_mask=torch.rand(2, tk) < 0.8)):
+        assert_near(run(ops.attention, q, k, v, **kwargs), attention_oracle(q, k, v, **kwargs))
+    rule = Local(900) | Sinks(64)
+    mask = rule.allows(torch.arange(tq)[:, None] + tk - tq, torch.arange(tk))
+    truth = attention_oracle(q, k, v, mask=mask, causal=True)
+    blocks = layout(rule, tq, tk, block=64, causal=True)
+    assert_near(run(ops.attention, q, k, v, causal=True, pattern=blocks), truth)
+
+
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
 @pytest.mark.parametrize("shared", [False, True])
 def test_attention_patterns(run, block, shared):
@@ -274,6 +305,55 @@ def test_cuda_attention_refuses_in_words(run):
     for change, message in cases:
         with pytest.raises(BackendError, match=message):
             run(ops.attention, **{"q": q, "k": k, "v": v, **change})
+
+
+def both_norms(*args):
+    return torch.stack(ops.sum_and_norm(*args))
+
+
+def assert_norms(run, x, residual, weight, bias, *rest):
+    """The norm alone, and with the sum beside it."""
+    exact = (None if t is None else t.double() for t in (x, residual, weight, bias))
+    total, truth = oracles.add_norm(*exact, *rest)
+    y = run(ops.add_norm, x, residual, weight, bias, *rest)
+    both = run(both_norms, x, residual, weight, bias, *rest)
+    assert_near(y, truth)
+    assert_near(both[0], total)
+    assert torch.equal(both[1], y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("d", [1, 7, 64, 385, 2304])
+def test_add_norm(run, dtype, d):
+    x, residual = (torch.randn(2, 3, d) + 1.5).to(dtype), torch.randn(2, 3, d).to(dtype)
+    weight, bias = torch.randn(2, d).to(dtype)
+    assert_norms(run, x, residual, weight, bias, 1e-5, False)
+    assert_norms(run, x, None, weight, None, 0.25, True)
+
+
+def test_add_norm_takes_views_and_nothing(run):
+    """Rows apart, columns first, one row for all, parameters apart; no rows, no columns."""
+    wide = torch.full((4, 5, 80), torch.nan)
+    wide[..., 3:67] = torch.randn(4, 5, 64)
+    weight, bias = torch.randn(64, 4).half()[:, ::2].unbind(1)
+    apart, columns = wide.half()[..., 3:67], torch.randn(64, 5, 4).half().permute(2, 1, 0)
+    for x, residual in ((apart, columns), (columns, apart[:, :1].expand(4, 5, 64))):
+        assert_norms(run, x, residual, weight, bias, 1e-6, False)
+    assert_norms(run, torch.randn(64).half(), None, weight, bias, 1e-6, False)
+    for shape in ((0, 64), (3, 0)):
+        weight = torch.randn(shape[1]).half()
+        assert run(ops.add_norm, torch.randn(shape).half(), None, weight).shape == shape
+        assert run(both_norms, torch.randn(shape).half(), None, weight).shape == (2, *shape)
+
+
+def test_cuda_add_norm_refuses_in_words(run):
+    widest = cuda.kernels().widest_norm
+    for x, message in (
+        (torch.randn(1, widest + 1), f"rows of at most {widest}, got {widest + 1}"),
+        (torch.randn(1, 8).double(), "takes float16, bfloat16, float32, got float64"),
+    ):
+        with pytest.raises(BackendError, match=message):
+            run(ops.add_norm, x, None, x[0])
 
 
 def test_cuda_backend_runs_on_gpus_only():

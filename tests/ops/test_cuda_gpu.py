@@ -10,7 +10,9 @@ import torch
 
 from ops.conftest import random_weight
 from secateurs import ops
+from secateurs.formats import VectorWeight
 from secateurs.ops import cuda
+from secateurs.patterns import VectorNM
 
 
 @pytest.fixture(autouse=True)
@@ -30,18 +32,36 @@ def weight_on(device, density=0.3):
     return weight
 
 
-@pytest.mark.parametrize("m", [1, 300])
-def test_the_same_bits_each_time_and_in_a_graph(m):
-    weight = weight_on("cuda")
-    x = torch.randn(m, 4096, device="cuda", dtype=torch.bfloat16)
-    first = ops.block_sparse_linear(x, weight)
+def calls(m):
+    """Each operation on `m` rows, queries or tokens."""
+    x, r = torch.randn(2, m, 4096, device="cuda", dtype=torch.bfloat16)
+    blocks = weight_on("cuda")
+    dense = torch.randn(256, 4096, device="cuda", dtype=torch.bfloat16)
+    fours = VectorWeight.pack(dense, VectorNM(2, 4, 1).keep(dense), 1)
+    vectors = VectorWeight.pack(dense, VectorNM(2, 4, 64).keep(dense), 64)
+    q = torch.randn(2, 4, m, 64, device="cuda", dtype=torch.bfloat16)
+    k, v = torch.randn(2, 2, 2, 4096, 64, device="cuda", dtype=torch.bfloat16)
+    return {
+        "block_sparse_linear": lambda: ops.block_sparse_linear(x, blocks, activation="gelu"),
+        "2:4": lambda: ops.pattern_linear(x, fours),
+        "vector": lambda: ops.pattern_linear(x, vectors),
+        "attention": lambda: ops.attention(q, k, v, causal=True),
+        "add_norm": lambda: torch.stack(ops.sum_and_norm(x, r, x[0], rms=True)),
+    }
+
+
+@pytest.mark.parametrize("m", [1, 60, 300])
+@pytest.mark.parametrize("name", ["block_sparse_linear", "2:4", "vector", "attention", "add_norm"])
+def test_the_same_bits_each_time_and_in_a_graph(name, m):
+    call = calls(m)[name]
+    first = call()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = ops.block_sparse_linear(x, weight)
+        captured = call()
     for _ in range(20):
         graph.replay()
         assert torch.equal(captured, first)
-        assert torch.equal(ops.block_sparse_linear(x, weight), first)
+        assert torch.equal(call(), first)
 
 
 def test_the_current_stream_is_the_one_used():

@@ -7,11 +7,14 @@ using namespace secateurs::cuda;
 
 namespace {
 
+constexpr int AS_CHOSEN = -1;
+
 struct Problem {
   int batch, heads, kv_heads, queries, keys, dim;
   bool causal = false, padded = false;
   int block = 0;  // of a random pattern; 0: none
   bool per_head = true, mapped = false;
+  int parts = 0;
 };
 
 std::string text(const Problem& p, DType dtype) {
@@ -19,7 +22,8 @@ std::string text(const Problem& p, DType dtype) {
          std::to_string(p.kv_heads) + (p.mapped ? " mapped" : "") +
          " tq=" + std::to_string(p.queries) + " tk=" + std::to_string(p.keys) +
          " d=" + std::to_string(p.dim) + (p.causal ? " causal" : "") + (p.padded ? " padded" : "") +
-         " block=" + std::to_string(p.block) + (p.per_head ? "" : " shared");
+         " block=" + std::to_string(p.block) + (p.per_head ? "" : " shared") +
+         (p.parts ? " parts=" + std::to_string(p.parts) : "");
 }
 
 // The blocks of a random pattern, and which scores it allows.
@@ -106,7 +110,11 @@ void run(const Problem& p, DType dtype, std::uint64_t seed) {
                        p.per_head};
   problem.out = out.data();
   problem.dtype = dtype;
-  attention(problem, {0, nullptr});
+  AttentionCut how = cut(problem, p.keys, emulator::multiprocessors);
+  if (p.parts != AS_CHOSEN) how.parts = p.parts;
+  const Array working(partial_sums(problem, how), DType::float32);
+  problem.partial = static_cast<float*>(working.data());
+  attention(problem, how, {0, nullptr});
 
   // The weights of values are rounded to the kernel's dtype.
   Numbers truth(out.count()), allowed(out.count());
@@ -153,6 +161,23 @@ std::vector<Case> attention_cases() {
       add({1, 2, 2, 40, 100, dim, true, true, 16}, dtype);
       add({1, 2, 1, 70, 90, dim, false, true, 64}, dtype);
     }
+  // Heads that share a tile, with all that a query's place in it decides.
+  add({2, 6, 2, 1, 70, 64}, DType::bfloat16);
+  add({1, 8, 2, 4, 90, 32, true, true}, DType::float16);
+  add({1, 4, 2, 5, 40, 128, true, true, 16, false}, DType::bfloat16);
+  add({1, 3, 1, 5, 3, 80, true}, DType::float16);
+  add({2, 4, 1, 3, 400, 96, true, true, 64, false, false, 3}, DType::float16);
+  add({1, 4, 2, 2, 1100, 64, true, false, 0, true, false, AS_CHOSEN}, DType::bfloat16);
+  // In parts: more of them than steps, queries that see nothing of one, patterns, all kinds of tiles.
+  for (const DType dtype : {DType::float16, DType::bfloat16}) {
+    add({2, 4, 2, 1, 520, 64, true, true, 0, true, true, AS_CHOSEN}, dtype);
+    add({1, 2, 1, 16, 300, 80, true, true, 0, true, false, 9}, dtype);
+    add({2, 2, 1, 70, 330, 32, true, false, 0, true, false, 3}, dtype);
+    add({1, 2, 2, 40, 200, 96, true, true, 16, true, false, 2}, dtype);
+    add({1, 2, 1, 90, 200, 128, false, true, 64, false, false, 4}, dtype);
+  }
+  add({1, 1, 1, 90, 30, 32, true, false, 0, true, false, 2}, DType::bfloat16);
+  add({1, 1, 1, 3, 0, 32, false, false, 0, true, false, 2}, DType::bfloat16);
   add({1, 4, 2, 130, 130, 32, true, false, 128, true, true}, DType::bfloat16);
   add({2, 2, 2, 100, 200, 32, false, false, 32, false}, DType::bfloat16);
   add({1, 1, 1, 200, 200, 32, true}, DType::float16);

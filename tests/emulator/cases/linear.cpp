@@ -118,8 +118,8 @@ std::vector<Case> linear_cases() {
   const Finish some{Activation::silu, true, false, true};
   std::vector<Case> cases;
   const auto add = [&](const char* kernel, auto run, const Problem& p, DType dtype) {
-    const std::string instance = std::string(kernel) + (p.m <= 16 ? " few" : " many") +
-                                 " rows, width " + std::to_string(p.bn) + ", " + name(dtype);
+    const std::string instance =
+        kernel + std::string(rows_of(p.m)) + "width " + std::to_string(p.bn) + ", " + name(dtype);
     cases.push_back({instance, text(p, dtype), [=](std::uint64_t seed) { run(p, dtype, seed); }});
   };
   for (const DType dtype : {DType::float16, DType::bfloat16})
@@ -128,16 +128,17 @@ std::vector<Case> linear_cases() {
       add("block_sparse_linear", block_sparse, {1, n, 256, bn, bn, 0.5, 3, some}, dtype);
       add("block_sparse_linear", block_sparse, {13, n - 3, 384, bn, 128, 0.3, 0, all, 8}, dtype);
       add("block_sparse_linear", block_sparse, {16, n, 1024, bn, 16, 0.6, AS_CHOSEN}, dtype);
-      add("block_sparse_linear", block_sparse, {130, n - 8, 256, bn, bn, 0.4, 0, all}, dtype);
+      add("block_sparse_linear", block_sparse, {200, n - 8, 256, bn, bn, 0.4, 0, all}, dtype);
       add("block_sparse_linear", block_sparse, {35, n, 256, bn, 32, 0.5, 5, some}, dtype);
       add("vector_linear", vector, {3, n, 200, bn, 1, 0.5, 0, some}, dtype);
       add("vector_linear", vector, {16, n, 300, bn, 1, 0.6, 3}, dtype);
-      add("vector_linear", vector, {133, 2 * bn, 150, bn, 1, 0.7, 0, all}, dtype);
+      add("vector_linear", vector, {100, 2 * bn, 150, bn, 1, 0.7, 0, all}, dtype);
       add("vector_linear", vector, {20, n, 101, bn, 1, 0.5, 5}, dtype);
     }
   for (const Activation activation : {Activation::relu, Activation::gelu_tanh})
     add("block_sparse_linear", block_sparse, {5, 64, 64, 16, 16, 0.5, 0, {activation}},
         DType::float16);
+  add("block_sparse_linear", block_sparse, {150, 120, 256, 32, 32, 0.5, 0, all}, DType::float16);
   add("block_sparse_linear", block_sparse, {300, 48, 64, 16, 16, 0.5, 4, all}, DType::bfloat16);
   add("block_sparse_linear", block_sparse, {1100, 48, 32, 16, 16, 0.9, 0}, DType::bfloat16);
   return cases;

@@ -29,6 +29,13 @@ inline double activated(Activation activation, double x) {
   return NAN;
 }
 
+// How the kernels' tiles go by the rows of x.
+inline const char* rows_of(int m) {
+  return m <= 16                            ? " few rows, "
+         : m <= 64 || (m > 128 && m <= 192) ? " some rows, "
+                                            : " many rows, ";
+}
+
 struct FinishArrays {
   Array bias, gate, residual, y;
   Finish finish;

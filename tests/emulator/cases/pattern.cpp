@@ -9,17 +9,20 @@ using namespace secateurs::cuda;
 
 namespace {
 
+constexpr int AS_CHOSEN = -1;
+
 struct Problem {
   int m, n, k;
   Finish finish = {};
   int p = 0, q = 0, patterns = 0, ones = 0;  // of a library
   int padding = 0;                           // numbers between the rows of x
+  int parts = 0;                             // of 2:4, AS_CHOSEN: what cut() makes of it
 };
 
 std::string text(const Problem& p, DType dtype) {
   return std::string(name(dtype)) + " m=" + std::to_string(p.m) + " n=" + std::to_string(p.n) +
          " k=" + std::to_string(p.k) + " pattern=" + std::to_string(p.p) + "x" +
-         std::to_string(p.q);
+         std::to_string(p.q) + " parts=" + std::to_string(p.parts);
 }
 
 struct Rows {
@@ -56,9 +59,13 @@ void sparse(const Problem& p, DType dtype, std::uint64_t seed) {
     }
   const Table<std::uint32_t> table(kept);
   const FinishArrays finish(p.m, p.n, dtype, p.finish, random);
-  sparse_linear(
-      {rows.x.data(), rows.stride, values.data(), table.data(), p.k, finish.epilogue(), dtype},
-      {0, nullptr});
+  SparseLinear problem{rows.x.data(), rows.stride,       values.data(), table.data(),
+                       p.k,           finish.epilogue(), dtype};
+  Cut how = cut(problem, emulator::multiprocessors);
+  if (p.parts != AS_CHOSEN) how.parts = p.parts;
+  Array partial(partial_sums(problem, how), DType::float32);
+  problem.partial = static_cast<float*>(partial.data());
+  sparse_linear(problem, how, {0, nullptr});
   finish.judge_product(rows.dense, weight, p.k);
 }
 
@@ -98,15 +105,18 @@ std::vector<Case> pattern_cases() {
   const Finish all{Activation::gelu, true, true, true};
   std::vector<Case> cases;
   const auto add = [&](const char* kernel, auto run, const Problem& p, DType dtype) {
-    cases.push_back(
-        {std::string(kernel) + (p.m <= 16 ? " few rows, " : " many rows, ") + name(dtype),
-         text(p, dtype), [=](std::uint64_t seed) { run(p, dtype, seed); }});
+    cases.push_back({std::string(kernel) + rows_of(p.m) + name(dtype), text(p, dtype),
+                     [=](std::uint64_t seed) { run(p, dtype, seed); }});
   };
   for (const DType dtype : {DType::float16, DType::bfloat16}) {
     add("sparse_linear", sparse, {1, 48, 1184, all}, dtype);
     add("sparse_linear", sparse, {16, 80, 64}, dtype);
-    add("sparse_linear", sparse, {130, 144, 288, all, 0, 0, 0, 0, 8}, dtype);
+    add("sparse_linear", sparse, {200, 144, 288, all, 0, 0, 0, 0, 8}, dtype);
     add("sparse_linear", sparse, {20, 256, 32}, dtype);
+    add("sparse_linear", sparse, {150, 144, 288, all}, dtype);
+    add("sparse_linear", sparse, {3, 64, 1056, all, 0, 0, 0, 0, 0, 4}, dtype);
+    add("sparse_linear", sparse, {16, 80, 1600, {}, 0, 0, 0, 0, 0, AS_CHOSEN}, dtype);
+    add("sparse_linear", sparse, {70, 144, 224, all, 0, 0, 0, 0, 8, 3}, dtype);
     add("library_linear", library, {5, 72, 600, all, 4, 4, 9, 4, 8}, dtype);
     add("library_linear", library, {16, 32, 256, {}, 8, 8, 16, 16}, dtype);
     add("library_linear", library, {1, 64, 64, {}, 2, 8, 3, 5}, dtype);

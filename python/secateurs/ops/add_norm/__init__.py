@@ -9,7 +9,7 @@ from torch import Tensor
 from secateurs.errors import OperandError
 from secateurs.ops._dispatch import Op
 from secateurs.ops._register import register
-from secateurs.ops.add_norm import cpu, reference
+from secateurs.ops.add_norm import cpu, cuda, reference
 
 
 def add_norm(
@@ -98,7 +98,7 @@ def _empty(x: Tensor, *rest: Any) -> Tensor:
     return x.new_empty((2, *x.shape) if rest[-1] else x.shape)
 
 
-OP = Op("add_norm", check, cpu.BACKEND, reference.BACKEND)
+OP = Op("add_norm", check, cuda.BACKEND, cpu.BACKEND, reference.BACKEND)
 _call = register(
     OP,
     "(Tensor x, Tensor? residual, Tensor weight, Tensor? bias, float eps, bool rms, bool keep_sum) "

@@ -56,21 +56,28 @@ def _run(
     kv_of = None if kv_of is None else kv_of.contiguous()
     key_mask = None if key_mask is None else key_mask.contiguous()
     kept = [None if t is None else t.contiguous() for t in pattern]
-    indptr, masks = kept[0], kept[3]
-    block, rows, per_head = 0, 0, False
-    if indptr is not None and masks is not None:
+    indptr, indices, _, masks = kept
+    block, rows, per_head, seen = 0, 0, False, tk
+    if indptr is not None and indices is not None and masks is not None:
         block, rows, per_head = masks.shape[-1], indptr.shape[1] - 1, indptr.shape[0] > 1
+        seen = indices.numel() * block // (indptr.shape[0] * rows)
+    sizes, place = (b, hq, hkv, tq, tk, d), cuda.place(q)
+    apart = per_head or kv_of is not None
+    how, floats = cuda.kernels().cut_attention(place[0], sizes, block, apart, seen)
+    partial = q.new_empty(floats, dtype=torch.float32)
     cuda.kernels().attention(
-        cuda.place(q),
+        place,
         cuda.dtype(q),
         *((t.data_ptr(), *t.stride()[:3]) for t in (q, k, v)),
-        (b, hq, hkv, tq, tk, d),
+        sizes,
         cuda.address(kv_of),
         cuda.address(key_mask),
         causal,
         scale,
         (*map(cuda.address, kept), block, rows, per_head),
         out.data_ptr(),
+        how,
+        partial.data_ptr(),
     )
     return out
 

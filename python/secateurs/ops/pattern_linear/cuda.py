@@ -86,7 +86,11 @@ def _run(
     if library is None:
         places = _places(index)
         assert places is not None
-        cuda.kernels().sparse_linear(*call, places.data_ptr(), given)
+        bm, parts, floats = cuda.kernels().cut_sparse_linear(call[0][0], *given[5:], x.shape[1])
+        partial = x.new_empty(floats, dtype=torch.float32)
+        cuda.kernels().sparse_linear(
+            *call, places.data_ptr(), given, (bm, parts), partial.data_ptr()
+        )
     else:
         library = library.contiguous()
         count, p, q = library.shape
