@@ -175,7 +175,7 @@ def main(capability: int) -> None:
                 "kernel": kernel_name,
                 "matrix": [i for i in INSTRUCTIONS if i in kernel.asm["ptx"]],
                 "engine": ENGINE in kernel.asm["ptx"],
-                "warps": kernel.metadata.num_warps,
+                "specialised": "setmaxnreg" in kernel.asm["ptx"],  # roles share registers unevenly
                 "shared": kernel.metadata.shared,
                 **resources(kernel),
             }
