@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -119,9 +120,7 @@ def how_trained(rows: list[Row]) -> str:
 def methods_table(rows: list[Row]) -> str:
     """One line per budget and method: what each task's model scores, and what it costs."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    named = [
-        (r["budget"], " ".join([r["method"], *map(_option, r["options"].items())])) for r in rows
-    ]
+    named = [(row["budget"], _method(row)) for row in rows]
     lines = []
     for budget, method in sorted(dict.fromkeys(named), key=lambda name: name[0]):
         mine = [r for r, name in zip(rows, named, strict=True) if name == (budget, method)]
@@ -130,13 +129,15 @@ def methods_table(rows: list[Row]) -> str:
         cells = [budget, method, *("-" if m is None else f"{m:.3f}" for m in means)]
         cells += ["-" if None in means else f"{_mean(means):.3f}"]
         cells += [f"{_mean([r['kept'][LINEARS] for r in mine]):.2f}"]
-        cells += [f"{_mean([r['latency']['speedup'] for r in mine]):.2f}x"]
+        cells += [f"{median(r['latency']['speedup'] for r in mine):.2f}x"]
         lines.append(cells)
     return _markdown(["removed", "method", *tasks, "mean", "kept", "speed"], lines)
 
 
-def _option(item: tuple[str, Any]) -> str:
-    return "{}={}".format(*item)
+def _method(row: Row) -> str:
+    chosen = [f"{name}={value}" for name, value in row["options"].items()]
+    note = [f"({row['note']})"] if "note" in row else []
+    return " ".join([row["method"], *chosen, *note])
 
 
 def _mean(values: list[Any]) -> float:
