@@ -40,7 +40,7 @@ struct SparseParameters {
 };
 
 // Outputs of a tile.
-constexpr int tile_outputs(int bm) { return bm == 16 ? 32 : 128; }
+__host__ __device__ constexpr int tile_outputs(int bm) { return bm == 16 ? 32 : 128; }
 
 std::int64_t tiles(const SparseLinear& p, const Cut& cut) {
   const int bn = tile_outputs(cut.bm);

@@ -125,7 +125,9 @@ FAULTS = (
         "places[(step + 1) % C::LOOK_UPS]",
         "attention",
     ),
-    Fault(ATTENTION, "stack.look_up(1, places[1]);", ";", "attention"),
+    Fault(
+        ATTENTION, "stack.look_up(begin + 1, places[(begin + 1) % C::LOOK_UPS]);", ";", "attention"
+    ),
     # What is seen.
     Fault(ATTENTION, "key <= row + offset", "key < row + offset", "causal"),
     Fault(
@@ -159,7 +161,12 @@ FAULTS = (
     Fault(ATTENTION, "steps * (part + 1) / parts", "steps * part / parts + 1", "parts"),
     Fault(ATTENTION, "tile_of_all * parts + part", "tile_of_all * parts", "parts"),
     Fault(ATTENTION, "step == begin", "step == 0", "parts"),
-    Fault(ATTENTION, "{top[i], total[i]}", "{top[i], 1}", "parts"),
+    Fault(
+        ATTENTION,
+        "reinterpret_cast<float2*>(row)[C::D / 2] = {top[i], total[i]};",
+        "reinterpret_cast<float2*>(row)[C::D / 2] = {top[i], 1};",
+        "parts",
+    ),
     Fault(ATTENTION, "if (top == -INFINITY) continue;", ";", "parts"),
     Fault(ATTENTION, "ptx::exp2(top - highest)", "1", "parts"),
     Fault(ATTENTION, "at % s.cut.queries", "at", "parts"),
@@ -169,10 +176,15 @@ FAULTS = (
     Fault(ATTENTION, "total == 0 ? 0.f : 1 / total", "1 / total", "parts", behind="inverse = "),
     Fault(ATTENTION, "query >= std::int64_t{p.batch} * p.queries * p.heads", "false", "parts"),
     # Heads that share a tile.
-    Fault(ATTENTION, "row / s.p.queries, row % s.p.queries", "row % 2, row / 2", "attention"),
+    Fault(ATTENTION, "row / s.p.queries", "row % s.p.queries", "attention"),
     Fault(ATTENTION, "row < s.cut.heads * s.p.queries", "true", "attention"),
     Fault(ATTENTION, "head * p.q_stride.head", "0", "attention"),
-    Fault(ATTENTION, "* p.heads + h + head", "* p.heads + h", "attention"),
+    Fault(
+        ATTENTION,
+        "(std::int64_t{b} * p.queries + at) * p.heads + h + head",
+        "(std::int64_t{b} * p.queries + at) * p.heads + h",
+        "attention",
+    ),
     Fault(ATTENTION, "row_of(s, first, warp * 16 + lane / 4).at", "first + lane / 4", "causal"),
     # 2:4.
     Fault(SPARSE, BARRIER, ";", "sparse_linear few", True, behind=f"{WAIT}\n    "),

@@ -19,9 +19,11 @@ EXPECTED = {
     "stacked_linear": (*PIPELINE, "LDSM.16.MT88.4", "HMMA.16816.F32", "LDG.E.128", "STG.E.128"),
     "finish_pieces": ("LDG.E.128", "STG.E.128"),
     "sparse_product": (*PIPELINE, "HMMA.SP.16832.F32", "LDG.E.128", "STG.E.128"),
+    "finish_parts": ("LDG.E.128", "STG.E.128"),
     "library_product": (*PIPELINE, "HMMA.16816.F32", "LDG.E.128", "STG.E.128"),
     "add_norm_row": ("LDG.E.128", "STG.E.128", "LDS.128"),
     "attention_forward": (*PIPELINE, "LDSM.16.MT88.4", "HMMA.16816.F32", "STG.E.128"),
+    "join_parts": ("LDG.E.128", "STG.E.128"),
 }
 # HMMA carries no mark for half precision, and this one for bfloat16.
 BFLOAT = re.compile(r"HMMA\.(SP\.)?\d+\.F32\.BF16")

@@ -117,6 +117,7 @@ std::vector<Case> pattern_cases() {
     add("sparse_linear", sparse, {3, 64, 1056, all, 0, 0, 0, 0, 0, 4}, dtype);
     add("sparse_linear", sparse, {16, 80, 1600, {}, 0, 0, 0, 0, 0, AS_CHOSEN}, dtype);
     add("sparse_linear", sparse, {70, 144, 224, all, 0, 0, 0, 0, 8, 3}, dtype);
+    add("sparse_linear", sparse, {150, 48, 128, all, 0, 0, 0, 0, 0, 2}, dtype);
     add("library_linear", library, {5, 72, 600, all, 4, 4, 9, 4, 8}, dtype);
     add("library_linear", library, {16, 32, 256, {}, 8, 8, 16, 16}, dtype);
     add("library_linear", library, {1, 64, 64, {}, 2, 8, 3, 5}, dtype);
