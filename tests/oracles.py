@@ -138,6 +138,37 @@ def attention(
     return out
 
 
+def encoder_layer(
+    x: Any,
+    attention_part: Any,
+    attention_norm: Any,
+    ffn: Any,
+    ffn_norm: Any,
+    key_mask: Any = None,
+) -> Array:
+    """norm(a + ffn(a)) of a = norm(x + attention(x)), in float64 throughout."""
+
+    def norm(x: Array, p: Any) -> Array:
+        bias = None if p.bias is None else _double(p.bias)
+        return add_norm(x, None, _double(p.weight), bias, p.eps, rms=False)[1]
+
+    state = _double(x)
+    if attention_part is not None:
+        p = attention_part
+        joint = block_sparse_linear(state, p.qkv, p.qkv.bias)
+        every = p.heads + 2 * p.kv_heads
+        heads = joint.reshape(*joint.shape[:2], every, joint.shape[2] // every).swapaxes(1, 2)
+        q, k, v = np.split(heads, [p.heads, p.heads + p.kv_heads], axis=1)
+        context = attention(q, k, v, kv_of=p.kv_of, key_mask=key_mask)
+        context = context.reshape(*context.shape[:2], context.shape[2] * context.shape[3])
+        state = state + block_sparse_linear(context, p.output, p.output.bias)
+    state = norm(state, attention_norm)
+    if ffn is not None:
+        h = block_sparse_linear(state, ffn.up, ffn.up.bias, ffn.up.activation)
+        state = state + block_sparse_linear(h, ffn.down, ffn.down.bias)
+    return norm(state, ffn_norm)
+
+
 def _stored(pattern: Any, heads: int) -> Array:
     """Which scores the blocks of a pattern allow, bool `[heads, Tq, Tk]`."""
     tq, tk = pattern.shape

@@ -10,6 +10,7 @@
 #endif
 
 #include "cpu/dispatch.h"
+#include "cpu/encoder_layer.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -28,6 +29,23 @@ const Kernels& kernels(int isa) { return *isas().at(isa).kernels; }
 
 std::string isa_name(int isa) { return kernels(isa).name; }
 
+void check_activation(int activation) {
+  if (activation < 0 || activation > static_cast<int>(Activation::silu))
+    throw std::invalid_argument("expected the number of an activation, got " +
+                                std::to_string(activation));
+}
+
+void check_blocks(std::int64_t n, std::int64_t k, std::int64_t rows, std::int64_t bk,
+                  std::int64_t bn) {
+  if (bn != 16 && bn != 32 && bn != 64)
+    throw std::invalid_argument("expected blocks of 16, 32 or 64 outputs, got " +
+                                std::to_string(bn));
+  if (n < 0 || k < 0 || n > rows * bn || (bk ? bk < k && k % bk : k))
+    throw std::invalid_argument("expected sizes that fit together, got n=" + std::to_string(n) +
+                                " k=" + std::to_string(k) + " rows=" + std::to_string(rows) +
+                                " bk=" + std::to_string(bk));
+}
+
 template <class T>
 BlockSparseLinear<T> linear(Address x, std::int64_t x_stride, std::int64_t m, std::int64_t n,
                             std::int64_t k, Address values, Address indptr, Address indices,
@@ -35,14 +53,10 @@ BlockSparseLinear<T> linear(Address x, std::int64_t x_stride, std::int64_t m, st
                             int activation, Address gate, std::int64_t gate_stride,
                             Address residual, std::int64_t residual_stride, Address y,
                             int threads) {
-  if (bn != 16 && bn != 32 && bn != 64)
-    throw std::invalid_argument("expected blocks of 16, 32 or 64 outputs, got " +
-                                std::to_string(bn));
-  if (m < 0 || n < 0 || k < 0 || n > rows * bn || (bk ? bk < k && k % bk : k) || threads < 1 ||
-      activation < 0 || activation > static_cast<int>(Activation::silu))
-    throw std::invalid_argument("expected sizes that fit together, got m=" + std::to_string(m) +
-                                " n=" + std::to_string(n) + " k=" + std::to_string(k) +
-                                " rows=" + std::to_string(rows) + " bk=" + std::to_string(bk));
+  if (m < 0 || threads < 1)
+    throw std::invalid_argument("expected sizes of zero or more, got m=" + std::to_string(m));
+  check_blocks(n, k, rows, bk, bn);
+  check_activation(activation);
   return {at<const T>(x),
           x_stride,
           m,
@@ -98,6 +112,16 @@ BlockPattern block_pattern(const Pattern& p) {
           per_head};
 }
 
+void check_heads(Address kv_of, std::int64_t heads, std::int64_t kv_heads) {
+  for (std::int64_t h = 0; h < heads; ++h) {
+    const std::int32_t g = at<const std::int32_t>(kv_of)[h];
+    if (g < 0 || g >= kv_heads)
+      throw std::invalid_argument("expected kv_of to name one of " + std::to_string(kv_heads) +
+                                  " key/value heads, got " + std::to_string(g) + " for head " +
+                                  std::to_string(h));
+  }
+}
+
 const char* attention(int isa, int dtype, Address q, const Triple& q_stride, Address k,
                       const Triple& k_stride, Address v, const Triple& v_stride, std::int64_t batch,
                       std::int64_t heads, std::int64_t kv_heads, std::int64_t queries,
@@ -106,13 +130,7 @@ const char* attention(int isa, int dtype, Address q, const Triple& q_stride, Add
                       const Pattern& pattern, Address out, int threads) {
   if (batch < 0 || heads < 0 || queries < 0 || keys < 0 || dim < 0 || threads < 1)
     throw std::invalid_argument("expected sizes of zero or more");
-  for (std::int64_t h = 0; h < heads; ++h) {
-    const std::int32_t g = at<const std::int32_t>(kv_of)[h];
-    if (g < 0 || g >= kv_heads)
-      throw std::invalid_argument("expected kv_of to name one of " + std::to_string(kv_heads) +
-                                  " key/value heads, got " + std::to_string(g) + " for head " +
-                                  std::to_string(h));
-  }
+  check_heads(kv_of, heads, kv_heads);
   const BlockPattern blocks = block_pattern(pattern);
   const std::int64_t block = blocks.block;
   if (blocks.indptr && ((block != 16 && block != 32 && block != 64 && block != 128) ||
@@ -151,12 +169,6 @@ const char* attention(int isa, int dtype, Address q, const Triple& q_stride, Add
   else
     run(chosen.attention_bf16, bf16{});
   return chosen.name;
-}
-
-void check_activation(int activation) {
-  if (activation < 0 || activation > static_cast<int>(Activation::silu))
-    throw std::invalid_argument("expected the number of an activation, got " +
-                                std::to_string(activation));
 }
 
 const char* pattern_linear(int isa, int dtype, Address x, std::int64_t x_stride, std::int64_t m,
@@ -243,6 +255,78 @@ const char* add_norm(int isa, int dtype, Address x, std::int64_t x_stride, std::
   return chosen.name;
 }
 
+// values, indptr, indices; n, k, rows, bk, bn; bias.
+using Linear = std::tuple<Address, Address, Address, std::int64_t, std::int64_t, std::int64_t,
+                          std::int64_t, std::int64_t, Address>;
+using NormOperands = std::tuple<Address, Address, float>;  // weight, bias, eps
+
+template <class T>
+PackedLinear<T> packed_linear(const Linear& l) {
+  const auto [values, indptr, indices, n, k, rows, bk, bn, bias] = l;
+  if (!n) return {};
+  check_blocks(n, k, rows, bk, bn);
+  if (sizeof(T) == sizeof(bf16) && bk % 2)
+    throw std::invalid_argument("expected blocks of pairs of inputs");
+  return {at<const T>(values),
+          at<const std::int32_t>(indptr),
+          at<const std::int32_t>(indices),
+          n,
+          k,
+          rows,
+          bk,
+          bn,
+          at<const T>(bias)};
+}
+
+template <class T>
+Norm<T> norm(const NormOperands& operands) {
+  const auto [weight, bias, eps] = operands;
+  return {at<const T>(weight), at<const T>(bias), eps};
+}
+
+const char* run_encoder_layer(int isa, int dtype, Address x, std::int64_t x_stride,
+                              std::int64_t batch, std::int64_t tokens, std::int64_t d,
+                              const std::array<Linear, 4>& linears,
+                              const std::array<NormOperands, 2>& norms, std::int64_t heads,
+                              std::int64_t kv_heads, std::int64_t dim, Address kv_of,
+                              Address key_mask, int activation, Address y, int threads) {
+  if (batch < 0 || tokens < 0 || d < 0 || heads < 0 || kv_heads < 0 || dim < 0 || threads < 1)
+    throw std::invalid_argument("expected sizes of zero or more");
+  check_heads(kv_of, heads, kv_heads);
+  check_activation(activation);
+  const Kernels& chosen = kernels(isa);
+  const auto run = [&](auto element) {
+    using T = decltype(element);
+    const auto [qkv, output, up, down] = linears;
+    const EncoderLayer<T> layer{at<const T>(x),
+                                x_stride,
+                                batch,
+                                tokens,
+                                d,
+                                packed_linear<T>(qkv),
+                                packed_linear<T>(output),
+                                packed_linear<T>(up),
+                                packed_linear<T>(down),
+                                norm<T>(norms[0]),
+                                norm<T>(norms[1]),
+                                heads,
+                                kv_heads,
+                                dim,
+                                at<const std::int32_t>(kv_of),
+                                at<const bool>(key_mask),
+                                static_cast<Activation>(activation),
+                                at<T>(y),
+                                threads};
+    const py::gil_scoped_release released;
+    encoder_layer(chosen, layer);
+  };
+  if (static_cast<Dtype>(dtype) == Dtype::f32)
+    run(float{});
+  else
+    run(bf16{});
+  return chosen.name;
+}
+
 // How many threads a parallel region gets that does not ask for a number: the OpenMP runtime's own
 // setting.
 int default_threads() {
@@ -287,6 +371,7 @@ PYBIND11_MODULE(_C_cpu, m) {
   m.def("pattern_together", &pattern_together, "isa"_a, "dtype"_a,
         "How many inputs of an output pattern_linear wants side by side in its values.");
   m.def("add_norm", &add_norm);
+  m.def("encoder_layer", &run_encoder_layer);
   m.def("isa_name", &isa_name, "isa"_a);
   m.def("default_threads", &default_threads, py::call_guard<py::gil_scoped_release>());
 }

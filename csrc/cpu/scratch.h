@@ -10,6 +10,7 @@ namespace secateurs::cpu {
 // std::bad_alloc.
 float* scratch(int slot, std::size_t count);
 
-constexpr int scratch_slots = 3;
+// Kernels use the slots in front; a layer holds its own while they run.
+constexpr int layer_slot = 3, scratch_slots = 4;
 
 }  // namespace secateurs::cpu

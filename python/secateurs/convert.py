@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ from secateurs.modules import (
 from secateurs.patterned import PatternLinear, pack
 from secateurs.plan import SparsityPlan
 from secateurs.sites import Family, LayerKeep, Sites, find_sites
+
+Part = TypeVar("Part", bound=nn.Module | None)
 
 # The kernels' epilogue names, by the names transformers uses; another activation runs as a pass of
 # its own.
@@ -223,7 +225,9 @@ class _LayerBuilder:
             self.family.norm_first,
             self.index,
         )
-        return layer.eval()
+        parts = layer.why_in_parts()
+        action = "one operation" if layer.whole else "in parts"
+        return self._report("layer", layer.eval(), action, parts or "on the CPU, without gradients")
 
     def _attention(self) -> nn.Module:
         keep, shape = self.keep, self.keep.shape
@@ -332,9 +336,9 @@ class _LayerBuilder:
             kept.append(mask.keep[rows][:, columns])  # type: ignore[union-attr]
         return pack(weight, torch.cat(kept), block)
 
-    def _report(self, part: str, module: nn.Module | None, action: str, reason: str) -> nn.Module:
+    def _report(self, part: str, module: Part, action: str, reason: str) -> Part:
         self.reports.append(SiteReport(f"layers.{self.index}.{part}", action, reason))
-        return module  # type: ignore[return-value]
+        return module
 
 
 def _common_grid(

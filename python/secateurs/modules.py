@@ -218,6 +218,28 @@ class Layer(nn.Module):
         self.attention, self.ffn = attention, ffn
         self.attention_norm, self.ffn_norm = attention_norm, ffn_norm
         self.norm_first, self.layer_idx = norm_first, layer_idx
+        self.whole = self.why_in_parts() is None
+
+    def why_in_parts(self) -> str | None:
+        """Why the layer is not one operation on the CPU, if so."""
+        attention, ffn = self.attention, self.ffn
+        if self.norm_first:
+            return "its norms come before the sub-layers"
+        if isinstance(attention, Attention) and attention.causal:
+            return "its attention is causal"
+        for norm in (self.attention_norm, self.ffn_norm):
+            rms = norm.rms if isinstance(norm, Norm) else not isinstance(norm, nn.LayerNorm)
+            if rms or norm.weight is None or norm.weight.dim() != 1:
+                return "its norms are not LayerNorms with a weight"
+        if isinstance(ffn, FeedForward) and not (ffn.gate is None and ffn.activation is None):
+            return "its FFN is gated, or has an activation without a kernel"
+        for part, names in ((attention, ("qkv", "output")), (ffn, ("up", "down"))):
+            if isinstance(part, Constant):
+                return "a sub-layer left its bias behind"
+            others = [n for n in names if not isinstance(getattr(part, n, None), PackedLinear)]
+            if others and not isinstance(part, Skip):
+                return f"{' and '.join(others)} in another form"
+        return None
 
     def forward(
         self,
@@ -233,6 +255,18 @@ class Layer(nn.Module):
             # still counts.
             seen = hidden_states.new_zeros(*hidden_states.shape[:2], 1, 1).transpose(1, 2)
             past_key_values.update(seen, seen, self.layer_idx)
+        if (
+            self.whole
+            and hidden_states.device.type == "cpu"
+            and (attention_mask is None or attention_mask.dim() == 2)
+            and not torch.is_grad_enabled()
+        ):
+            attention = None if isinstance(self.attention, Skip) else self.attention
+            ffn = None if isinstance(self.ffn, Skip) else self.ffn
+            norms = (self.attention_norm, self.ffn_norm)
+            return ops.encoder_layer(
+                hidden_states, attention, norms[0], ffn, norms[1], attention_mask
+            )
         x = hidden_states
         context = (attention_mask, position_embeddings, past_key_values)
         if self.norm_first:

@@ -15,6 +15,7 @@ from secateurs.ops._tuning import autotune
 from secateurs.ops.add_norm import add_norm, sum_and_norm
 from secateurs.ops.attention import attention
 from secateurs.ops.block_sparse_linear import block_sparse_linear
+from secateurs.ops.encoder_layer import encoder_layer
 from secateurs.ops.pattern_linear import inputs_together, pattern_linear
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "autotune",
     "block_sparse_linear",
     "build_info",
+    "encoder_layer",
     "explain_choice",
     "inputs_together",
     "pattern_linear",

@@ -15,12 +15,13 @@ _LIBRARY = torch.library.Library("secateurs", "FRAGMENT")
 
 
 def register(
-    op: Op, schema: str, shape: Callable[..., Tensor], reference: Callable[..., Tensor]
+    op: Op, schema: str, shape: Callable[..., Tensor], reference: Callable[..., Tensor] | None
 ) -> Any:
     """Register `op` under `secateurs::<name>` and return what calls it.
 
     `shape` returns an uninitialised output. Gradients are those of `reference`, which the backward
-    pass runs again: no kernel has to be differentiable, and no gradient is lost.
+    pass runs again: no kernel has to be differentiable, and no gradient is lost. Without a
+    reference the operation is one for callers who record no gradients.
     """
     _LIBRARY.define(f"{op.name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(op.name, op.run, "CPU")
@@ -32,6 +33,12 @@ def register(
         return shape(*args)
 
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    if reference is not None:
+        _differentiate(qualified, reference)
+    return getattr(torch.ops.secateurs, op.name).default
+
+
+def _differentiate(qualified: str, reference: Callable[..., Tensor]) -> None:
 
     def remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         tensors = [x if isinstance(x, Tensor) else None for x in inputs]
@@ -51,4 +58,3 @@ def register(
         return tuple(next(grads) if needed else None for needed in ctx.needs_input_grad)
 
     torch.library.register_autograd(qualified, backward, setup_context=remember, lib=_LIBRARY)
-    return getattr(torch.ops.secateurs, op.name).default

@@ -116,13 +116,7 @@ def check(
             f"expected k and v of shape {(b, 'Hkv', 'Tk', d)} to go with q, got {tuple(k.shape)} "
             f"and {tuple(v.shape)}"
         )
-    if kv_of is None:
-        if hq and (not hkv or hq % hkv):
-            raise OperandError(f"expected kv_of, since {hq} query heads do not divide among {hkv}")
-    elif kv_of.shape != (hq,) or kv_of.dtype != torch.int32:
-        raise OperandError(
-            f"expected kv_of int32 of shape {(hq,)}, got {kv_of.dtype} {tuple(kv_of.shape)}"
-        )
+    check_kv_of(hq, hkv, kv_of)
     if key_mask is not None and (key_mask.shape != (b, tk) or key_mask.dtype != torch.bool):
         raise OperandError(
             f"expected key_mask bool of shape {(b, tk)}, got {key_mask.dtype} "
@@ -148,6 +142,17 @@ def check(
             raise OperandError(
                 f"expected all tensors on {q.device} like q, got one on {tensor.device}"
             )
+
+
+def check_kv_of(hq: int, hkv: int, kv_of: Tensor | None) -> None:
+    """Raise OperandError unless `kv_of` gives each of `hq` query heads a key/value head."""
+    if kv_of is None:
+        if hq and (not hkv or hq % hkv):
+            raise OperandError(f"expected kv_of, since {hq} query heads do not divide among {hkv}")
+    elif kv_of.shape != (hq,) or kv_of.dtype != torch.int32:
+        raise OperandError(
+            f"expected kv_of int32 of shape {(hq,)}, got {kv_of.dtype} {tuple(kv_of.shape)}"
+        )
 
 
 def _check_pattern(

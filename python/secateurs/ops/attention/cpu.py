@@ -37,7 +37,7 @@ def _run(
     (b, hq, tq, d), (hkv, tk) = q.shape, k.shape[1:3]
     out = q.new_empty((b, tq, hq, d))
     q, k, v = _rows(q), _rows(k), _rows(v)
-    kv_of = _groups(hq, hkv) if kv_of is None else kv_of.contiguous()
+    kv_of = key_value_heads(hq, hkv) if kv_of is None else kv_of.contiguous()
     key_mask = None if key_mask is None else key_mask.contiguous()
     mask = None if mask is None else _additive(mask, (b, hq, tq, tk))
     blocks = [tensor.contiguous() for tensor in pattern if tensor is not None]
@@ -94,8 +94,9 @@ def _rows(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _groups(hq: int, hkv: int) -> Tensor:
-    """Each key/value head serves as many query heads as the others, neighbours together."""
+def key_value_heads(hq: int, hkv: int) -> Tensor:
+    """`kv_of` where each key/value head serves as many query heads as the others, neighbours
+    together."""
     return torch.arange(hq, dtype=torch.int32) // max(hq // max(hkv, 1), 1)
 
 

@@ -79,14 +79,23 @@ def check(
     residual: Tensor | None,
 ) -> None:
     """Raise OperandError, in a sentence, unless the operands fit together."""
+    if x.dim() < 1:
+        raise OperandError("expected x [..., K], got a single number")
+    check_weight(x.shape[-1], values, indptr, indices, out_features)
+    check_epilogue(x, out_features, values, (indptr, indices), bias, activation, gate, residual)
+
+
+def check_weight(
+    k: int, values: Tensor, indptr: Tensor, indices: Tensor, out_features: int
+) -> None:
+    """Raise OperandError unless the tensors make a weight of `out_features` by `k`."""
     paired = values.dim() == 4 and values.shape[3] == 2
-    if x.dim() < 1 or not (paired or values.dim() == 3) or indptr.dim() != 1 or indices.dim() != 1:
+    if not (paired or values.dim() == 3) or indptr.dim() != 1 or indices.dim() != 1:
         raise OperandError(
-            "expected x [..., K], values [nnz, bk, bn] or [nnz, bk / 2, bn, 2], indptr [rows + 1] "
-            "and indices [nnz], got shapes "
-            f"{[tuple(t.shape) for t in (x, values, indptr, indices)]}"
+            "expected values [nnz, bk, bn] or [nnz, bk / 2, bn, 2], indptr [rows + 1] and indices "
+            f"[nnz], got shapes {[tuple(t.shape) for t in (values, indptr, indices)]}"
         )
-    k, rows = x.shape[-1], indptr.shape[0] - 1
+    rows = indptr.shape[0] - 1
     nnz, bk, bn = values.shape[0], values.shape[1] * (2 if paired else 1), values.shape[2]
     if indices.shape[0] != nnz:
         raise OperandError(
@@ -103,7 +112,6 @@ def check(
         )
     if indptr.dtype != torch.int32 or indices.dtype != torch.int32:
         raise OperandError(f"expected int32 indices, got {indptr.dtype} and {indices.dtype}")
-    check_epilogue(x, out_features, values, (indptr, indices), bias, activation, gate, residual)
 
 
 OP = Op(

@@ -11,12 +11,18 @@ from secateurs.ops._dispatch import Backend
 from secateurs.ops._epilogue import ACTIVATIONS
 
 WIDTHS = (16, 32, 64)
-_NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}  # as csrc/cpu/kernels.h
+# As Activation in csrc/cpu/kernels.h.
+ACTIVATION_NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}
 
 
 def _refuse(x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, *_: object) -> str | None:
     if x.device.type != "cpu":
         return f"runs on the CPU, got tensors on {x.device}"
+    return refuse_weight(x, values, indptr, indices)
+
+
+def refuse_weight(x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor) -> str | None:
+    """Why the kernels would not multiply `x` by this weight, if so."""
     if x.dtype not in cpu.DTYPES:
         return f"takes float32 and bfloat16, got {x.dtype}"
     if (values.dim() == 4) != (x.dtype == torch.bfloat16):
@@ -45,7 +51,7 @@ def _run(
     gate = None if gate is None else cpu.matrix(gate)
     residual = None if residual is None else cpu.matrix(residual)
     bias = None if bias is None else bias.contiguous()
-    bk, bn = values.shape[1] * (2 if values.dim() == 4 else 1), values.shape[2]
+    rows, bk, bn = block_rows(values, indptr)
     _C_cpu.block_sparse_linear(
         cpu.isa_number(),
         cpu.DTYPES[x.dtype],
@@ -57,11 +63,11 @@ def _run(
         values.data_ptr(),
         indptr.data_ptr(),
         indices.data_ptr(),
-        indptr.shape[0] - 1,
+        rows,
         bk,
         bn,
         0 if bias is None else bias.data_ptr(),
-        _NUMBER[activation],
+        ACTIVATION_NUMBER[activation],
         0 if gate is None else gate.data_ptr(),
         0 if gate is None else gate.stride(0),
         0 if residual is None else residual.data_ptr(),
@@ -70,6 +76,12 @@ def _run(
         torch.get_num_threads(),
     )
     return y
+
+
+def block_rows(values: Tensor, indptr: Tensor) -> tuple[int, int, int]:
+    """How many rows of blocks, and inputs and outputs of a block."""
+    _, bk, bn, *pair = values.shape
+    return indptr.shape[0] - 1, bk * 2 if pair else bk, bn
 
 
 BACKEND = Backend("cpu", _refuse, _run)

@@ -1,0 +1,135 @@
+#include "cpu/encoder_layer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/scratch.h"
+
+namespace secateurs::cpu {
+
+namespace {
+
+// Sequences go through the layer together as long as they have this many tokens: enough for the
+// products to run at their rate, few enough for what lies between them to stay in a cache and for
+// the memory kept between calls to be small.
+constexpr std::int64_t tokens_together = 1024;
+
+void run(const Kernels& k, const BlockSparseLinear<float>& p) { k.block_sparse_linear(p); }
+void run(const Kernels& k, const BlockSparseLinear<bf16>& p) { k.block_sparse_linear_bf16(p); }
+void run(const Kernels& k, const Attention<float>& p) { k.attention(p); }
+void run(const Kernels& k, const Attention<bf16>& p) { k.attention_bf16(p); }
+void run(const Kernels& k, const AddNorm<float>& p) { k.add_norm(p); }
+void run(const Kernels& k, const AddNorm<bf16>& p) { k.add_norm_bf16(p); }
+
+template <class T>
+struct Rows {
+  const T* data;
+  std::int64_t stride;
+};
+
+// The layer over the sequences of one chunk.
+template <class T>
+class Chunk {
+ public:
+  Chunk(const Kernels& kernels, const EncoderLayer<T>& layer, std::int64_t first,
+        std::int64_t batch, T* memory)
+      : kernels_(kernels),
+        l_(layer),
+        batch_(batch),
+        m_(batch * layer.tokens),
+        key_mask_(layer.key_mask ? layer.key_mask + first * layer.tokens : nullptr),
+        y_(layer.y + first * layer.tokens * layer.d) {
+    wide_ = memory;
+    context_ = wide_ + m_ * wide(layer);
+    between_ = context_ + m_ * layer.heads * layer.dim;
+    state_ = between_ + m_ * layer.d;
+  }
+
+  // Elements of memory for each token.
+  static std::int64_t per_token(const EncoderLayer<T>& l) {
+    return wide(l) + l.heads * l.dim + 2 * l.d;
+  }
+
+  void run_on(Rows<T> x) {
+    if (l_.qkv.n) x = attend(x, between_);
+    x = norm(x, l_.attention_norm, state_);
+    if (l_.up.n) x = feed_forward(x, between_);
+    norm(x, l_.ffn_norm, y_);
+  }
+
+ private:
+  // What attention makes of a token is gone when the FFN begins: they share their memory.
+  static std::int64_t wide(const EncoderLayer<T>& l) { return std::max(l.qkv.n, l.up.n); }
+
+  Rows<T> attend(Rows<T> x, T* y) {
+    const std::int64_t d = l_.dim, width = l_.qkv.n, q = l_.heads * d, kv = l_.kv_heads * d;
+    linear(x, l_.qkv, Activation::none, {nullptr, 0}, wide_);
+    const Strides strides{l_.tokens * width, d, width};
+    Attention<T> problem{};
+    problem.q = wide_;
+    problem.k = wide_ + q;
+    problem.v = wide_ + q + kv;
+    problem.q_stride = problem.k_stride = problem.v_stride = strides;
+    problem.batch = batch_;
+    problem.heads = l_.heads;
+    problem.queries = problem.keys = l_.tokens;
+    problem.dim = d;
+    problem.kv_of = l_.kv_of;
+    problem.key_mask = key_mask_;
+    problem.scale = 1 / std::sqrt(static_cast<float>(d));
+    problem.out = context_;
+    problem.threads = l_.threads;
+    run(kernels_, problem);
+    return linear({context_, q}, l_.output, Activation::none, x, y);
+  }
+
+  Rows<T> feed_forward(Rows<T> x, T* y) {
+    const Rows<T> h = linear(x, l_.up, l_.activation, {nullptr, 0}, wide_);
+    return linear(h, l_.down, Activation::none, x, y);
+  }
+
+  Rows<T> linear(Rows<T> x, const PackedLinear<T>& w, Activation activation, Rows<T> residual,
+                 T* y) {
+    run(kernels_, BlockSparseLinear<T>{x.data, x.stride, m_, w.n, w.k, w.values, w.indptr,
+                                       w.indices, w.rows, w.bk, w.bn, w.bias, activation, nullptr,
+                                       residual.data, 0, residual.stride, y, l_.threads});
+    return {y, w.n};
+  }
+
+  Rows<T> norm(Rows<T> x, const Norm<T>& n, T* y) {
+    run(kernels_, AddNorm<T>{x.data, x.stride, m_, l_.d, nullptr, 0, n.weight, n.bias, n.eps, false,
+                             nullptr, y, l_.threads});
+    return {y, l_.d};
+  }
+
+  const Kernels& kernels_;
+  const EncoderLayer<T>& l_;
+  std::int64_t batch_, m_;
+  const bool* key_mask_;
+  T *y_, *wide_, *context_, *between_, *state_;
+};
+
+template <class T>
+void chunks(const Kernels& kernels, const EncoderLayer<T>& l) {
+  if (!l.batch || !l.tokens) return;
+  const std::int64_t most = std::clamp<std::int64_t>(tokens_together / l.tokens, 1, l.batch);
+  const std::int64_t parts = (l.batch + most - 1) / most, together = (l.batch + parts - 1) / parts;
+  const std::size_t elements = together * l.tokens * Chunk<T>::per_token(l);
+  auto* memory =
+      reinterpret_cast<T*>(scratch(layer_slot, (elements * sizeof(T) + 3) / sizeof(float)));
+  for (std::int64_t first = 0; first < l.batch; first += together) {
+    Chunk<T> chunk(kernels, l, first, std::min(together, l.batch - first), memory);
+    chunk.run_on({l.x + first * l.tokens * l.x_stride, l.x_stride});
+  }
+}
+
+}  // namespace
+
+void encoder_layer(const Kernels& kernels, const EncoderLayer<float>& layer) {
+  chunks(kernels, layer);
+}
+void encoder_layer(const Kernels& kernels, const EncoderLayer<bf16>& layer) {
+  chunks(kernels, layer);
+}
+
+}  // namespace secateurs::cpu
