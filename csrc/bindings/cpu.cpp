@@ -286,10 +286,11 @@ Norm<T> norm(const NormOperands& operands) {
 
 const char* run_encoder_layer(int isa, int dtype, Address x, std::int64_t x_stride,
                               std::int64_t batch, std::int64_t tokens, std::int64_t d,
+                              Address key_mask, Address y, int threads,
                               const std::array<Linear, 4>& linears,
                               const std::array<NormOperands, 2>& norms, std::int64_t heads,
                               std::int64_t kv_heads, std::int64_t dim, Address kv_of,
-                              Address key_mask, int activation, Address y, int threads) {
+                              int activation) {
   if (batch < 0 || tokens < 0 || d < 0 || heads < 0 || kv_heads < 0 || dim < 0 || threads < 1)
     throw std::invalid_argument("expected sizes of zero or more");
   check_heads(kv_of, heads, kv_heads);

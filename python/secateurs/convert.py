@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -62,6 +63,7 @@ class Conversion:
     plan: SparsityPlan
     sites: Sites
     reports: list[SiteReport] = field(default_factory=list)
+    forms: dict[str, str] = field(default_factory=dict)  # of each linear
 
 
 @dataclass(frozen=True)
@@ -189,10 +191,10 @@ def rebuild(
     conversion = Conversion(plan, sites)
     layers = []
     for i, (template, weights) in enumerate(zip(templates, compact, strict=True)):
-        builder = _LayerBuilder(sites.family, model.config, i, sites.keep(plan, i), weights, picker)
-        layers.append(builder.build(template))
-        conversion.reports += builder.reports
-    conversion.forms = picker.picked
+        built = build_layer(sites, model.config, i, sites.keep(plan, i), weights, picker, template)
+        layers.append(built.layer)
+        conversion.reports += built.reports
+        conversion.forms |= built.forms
     parent, _, name = sites.path.rpartition(".")
     setattr(model.get_submodule(parent), name, nn.ModuleList(layers))
     model.secateurs = conversion
@@ -200,8 +202,37 @@ def rebuild(
     return model.eval()
 
 
+def build_layer(
+    sites: Sites,
+    config: Any,
+    index: int,
+    keep: LayerKeep,
+    weights: Mapping[str, CompactLinear],
+    picker: FormPicker,
+    template: nn.Module,
+) -> _LayerBuilder:
+    """One converted layer: of the fastest linears, or, where that is faster still, of linears that
+    make it one operation."""
+    make = partial(_LayerBuilder, sites.family, config, index, keep, weights, picker)
+    parts, like = make(template), weights["down"].weight
+    built, form, why = parts, "in parts", parts.layer.why_in_parts()
+    if like.device.type != "cpu":
+        why = f"no kernel computes a whole layer on {like.device}"
+    elif why is None:
+        form, why = "one operation", "wherever no gradients are recorded"
+    elif not picker.fixed and (whole := make(template, packed=True)).layer.whole is not None:
+        layers = {"in parts": parts.layer, "one operation": whole.layer}
+        form, why = picker.pick_layer(layers, keep.shape.hidden, like)
+        built = whole if form == "one operation" else parts
+    built.report("layer", None, form, why)
+    return built
+
+
 class _LayerBuilder:
-    """Builds one converted layer, and keeps a report of each decision."""
+    """Builds one converted layer, and keeps a report of each decision.
+
+    With `packed`, of linears in our dense and block-sparse form wherever a kernel takes them.
+    """
 
     def __init__(
         self,
@@ -211,12 +242,16 @@ class _LayerBuilder:
         keep: LayerKeep,
         weights: Mapping[str, CompactLinear],
         picker: FormPicker,
+        template: nn.Module,
+        packed: bool = False,
     ) -> None:
         self.family, self.config, self.index = family, config, index
-        self.keep, self.weights, self.picker = keep, weights, picker
+        self.keep, self.weights, self.picker, self.packed = keep, weights, picker, packed
         self.reports: list[SiteReport] = []
+        self.forms: dict[str, str] = {}
+        self.layer = self._build(template)
 
-    def build(self, template: nn.Module) -> Layer:
+    def _build(self, template: nn.Module) -> Layer:
         layer = layer_class(type(template))(
             self._attention(),
             self._ffn(),
@@ -225,22 +260,20 @@ class _LayerBuilder:
             self.family.norm_first,
             self.index,
         )
-        parts = layer.why_in_parts()
-        action = "one operation" if layer.whole else "in parts"
-        return self._report("layer", layer.eval(), action, parts or "on the CPU, without gradients")
+        return layer.eval()
 
     def _attention(self) -> nn.Module:
         keep, shape = self.keep, self.keep.shape
         if not keep.attention:
-            return self._report("attention", Skip(), "removed", "the plan removes the sub-layer")
+            return self.report("attention", Skip(), "removed", "the plan removes the sub-layer")
         heads, kv_heads = int(keep.heads.sum()), int(keep.kv_heads.sum())
         if not heads:
             left = Constant(self.weights["output"].bias)
-            return self._report(
+            return self.report(
                 "attention", left, "removed", "no heads are left; the output bias stays"
             )
         action = "dense" if heads == shape.heads else "sliced"
-        self._report("heads", None, action, f"{heads} of {shape.heads} heads stay")
+        self.report("heads", None, action, f"{heads} of {shape.heads} heads stay")
         even = torch.arange(heads) // max(1, heads // kv_heads)
         uneven = heads % kv_heads != 0 or not torch.equal(keep.kv_of, even.to(torch.int32))
         return Attention(
@@ -257,15 +290,13 @@ class _LayerBuilder:
     def _ffn(self) -> nn.Module:
         keep = self.keep
         if not keep.ffn:
-            return self._report("ffn", Skip(), "removed", "the plan removes the sub-layer")
+            return self.report("ffn", Skip(), "removed", "the plan removes the sub-layer")
         neurons = int(keep.neurons.sum())
         if not neurons:
             left = Constant(self.weights["down"].bias)
-            return self._report(
-                "ffn", left, "removed", "no neurons are left; the output bias stays"
-            )
+            return self.report("ffn", left, "removed", "no neurons are left; the output bias stays")
         action = "dense" if neurons == keep.shape.neurons else "sliced"
-        self._report("neurons", None, action, f"{neurons} of {keep.shape.neurons} neurons stay")
+        self.report("neurons", None, action, f"{neurons} of {keep.shape.neurons} neurons stay")
         name = getattr(self.config, self.family.activation)
         fused = EPILOGUE.get(name)
         first = ("gate", fused or "none") if keep.shape.gated else ("up", fused or "none")
@@ -308,10 +339,13 @@ class _LayerBuilder:
                 forms[form] = module
             else:
                 notes.append(f"no kernel for {form} ({refusal})")
-        form, why = self.picker.pick(
-            f"layers.{self.index}.{name}", forms, with_residual=roles[0] in ("output", "down")
-        )
-        return self._report(name, forms[form], form, "; ".join(filter(None, (*notes, why))))
+        if self.packed:
+            ours = {form: m for form, m in forms.items() if isinstance(m, PackedLinear)}
+            forms = ours or forms
+        site, adds = f"layers.{self.index}.{name}", roles[0] in ("output", "down")
+        form, why = self.picker.pick(site, forms, with_residual=adds)
+        self.forms[site] = form
+        return self.report(name, forms[form], form, "; ".join(filter(None, (*notes, why))))
 
     def _rounded(self, roles: tuple[str, ...]) -> list[str]:
         """What there is to tell of the levels of `roles`."""
@@ -336,7 +370,7 @@ class _LayerBuilder:
             kept.append(mask.keep[rows][:, columns])  # type: ignore[union-attr]
         return pack(weight, torch.cat(kept), block)
 
-    def _report(self, part: str, module: Part, action: str, reason: str) -> Part:
+    def report(self, part: str, module: Part, action: str, reason: str) -> Part:
         self.reports.append(SiteReport(f"layers.{self.index}.{part}", action, reason))
         return module
 

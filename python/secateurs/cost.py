@@ -1,4 +1,5 @@
-"""What a linear costs on this machine in each form it could take, and the form it therefore takes.
+"""What a linear, or a layer, costs on this machine in each form it could take, and the form it
+therefore takes.
 
 Times are measured at first use and kept on disk, so that a conversion is quick and repeats itself.
 """
@@ -9,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ from secateurs import ops
 from secateurs.environment import device_name
 from secateurs.errors import PlanError
 
-ROUNDS = 7
+ROUNDS = 11
 # Weights below this many elements are not worth a measurement: launching costs more than they do.
 # Of those, one with at most this share of its blocks runs block-sparse, another dense.
 MEASURED_FROM = 1 << 14
@@ -68,10 +68,11 @@ class CostTable:
     def times(
         self, name: str, forms: Mapping[str, nn.Module], x: Tensor, residual: Tensor | None
     ) -> dict[str, float]:
-        """Median milliseconds of each form of one linear on `x`, the forms timed in turns.
+        """Milliseconds of each form of one part of a model on `x`, the forms timed in turns. The
+        least of several: what else the machine does only adds.
 
         Args:
-            name: describes the linear and the call; a known one is not measured again.
+            name: describes the part and the call; a known one is not measured again.
             forms: modules that compute the same.
         """
         known = self._times.get(name, {})
@@ -90,7 +91,7 @@ class CostTable:
                     if x.is_cuda:
                         torch.cuda.synchronize(x.device)
                     samples[form].append(1e3 * (time.perf_counter() - start))
-        self._times[name] = {form: statistics.median(s) for form, s in samples.items()}
+        self._times[name] = {form: min(s) for form, s in samples.items()}
         self._keep()
         return self._times[name]
 
@@ -123,20 +124,12 @@ class FormPicker:
         if tokens < 1:
             raise PlanError(f"expected at least one token, got {tokens}")
         self.tokens, self.fixed = tokens, fixed or {}
-        self.picked: dict[str, str] = {}
         self._costs = costs
 
     def pick(
         self, site: str, forms: Mapping[str, nn.Module], *, with_residual: bool
     ) -> tuple[str, str]:
-        """The name of one of `forms`, and why it was picked."""
-        form, why = self._pick(site, forms, with_residual)
-        self.picked[site] = form
-        return form, why
-
-    def _pick(
-        self, site: str, forms: Mapping[str, nn.Module], with_residual: bool
-    ) -> tuple[str, str]:
+        """The name of one of `forms` of a linear, and why it was picked."""
         if len(forms) == 1:
             return next(iter(forms)), ""
         if self.fixed.get(site) in forms:
@@ -151,15 +144,32 @@ class FormPicker:
             told = f"{small}, the usual break-even is {BLOCK_BREAK_EVEN}"
             return ("block-sparse" if below else dense), told
         n, k = weight.shape
-        x = torch.randn(self.tokens, k, generator=torch.Generator().manual_seed(0)).to(weight)
+        x = self._tokens(k).to(weight)
         residual = x.new_zeros(self.tokens, n) if with_residual else None
         description = f"{n}x{k} {weight.dtype} at {self.tokens} tokens, "
         description += f"{forms['torch'].activation}, residual={with_residual}"
         if sparse is not None:
             description += f", {sparse.weight.block} at {sparse.weight.density:.2f}"
+        return self._fastest(description, forms, x, residual)
+
+    def pick_layer(
+        self, layers: Mapping[str, nn.Module], hidden: int, like: Tensor
+    ) -> tuple[str, str]:
+        """The same of whole layers, which take states `[B, T, hidden]` in the dtype and on the
+        device of `like`."""
+        built = "; ".join(" ".join(repr(layer).split()) for layer in layers.values())
+        x = self._tokens(hidden)[None].to(like)
+        return self._fastest(f"{built}, {like.dtype} at {self.tokens} tokens", layers, x, None)
+
+    def _tokens(self, width: int) -> Tensor:
+        return torch.randn(self.tokens, width, generator=torch.Generator().manual_seed(0))
+
+    def _fastest(
+        self, name: str, forms: Mapping[str, nn.Module], x: Tensor, residual: Tensor | None
+    ) -> tuple[str, str]:
         if self._costs is None:
-            self._costs = CostTable(weight.device)
-        times = self._costs.times(description, forms, x, residual)
+            self._costs = CostTable(x.device)
+        times = self._costs.times(name, forms, x, residual)
         order = sorted(times, key=times.__getitem__)
         told = ", ".join(f"{form} {times[form]:.3f} ms" for form in order)
         return order[0], f"{told} at {self.tokens} tokens"

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from secateurs import ops
 from secateurs.formats import BlockSparseWeight
 from secateurs.interface import attend
+from secateurs.whole import WholeLayer
 
 
 class DenseLinear(nn.Module):
@@ -215,10 +216,11 @@ class Layer(nn.Module):
         # Not super(): `layer_class` mixes this class with a stock layer whose constructor must not
         # run.
         nn.Module.__init__(self)
-        self.attention, self.ffn = attention, ffn
-        self.attention_norm, self.ffn_norm = attention_norm, ffn_norm
+        self.attention, self.attention_norm = attention, attention_norm
+        self.ffn, self.ffn_norm = ffn, ffn_norm
         self.norm_first, self.layer_idx = norm_first, layer_idx
-        self.whole = self.why_in_parts() is None
+        parts = (None if isinstance(part, Skip) else part for part in self.children())
+        self.whole = WholeLayer(self, *parts) if self.why_in_parts() is None else None
 
     def why_in_parts(self) -> str | None:
         """Why the layer is not one operation on the CPU, if so."""
@@ -255,18 +257,8 @@ class Layer(nn.Module):
             # still counts.
             seen = hidden_states.new_zeros(*hidden_states.shape[:2], 1, 1).transpose(1, 2)
             past_key_values.update(seen, seen, self.layer_idx)
-        if (
-            self.whole
-            and hidden_states.device.type == "cpu"
-            and (attention_mask is None or attention_mask.dim() == 2)
-            and not torch.is_grad_enabled()
-        ):
-            attention = None if isinstance(self.attention, Skip) else self.attention
-            ffn = None if isinstance(self.ffn, Skip) else self.ffn
-            norms = (self.attention_norm, self.ffn_norm)
-            return ops.encoder_layer(
-                hidden_states, attention, norms[0], ffn, norms[1], attention_mask
-            )
+        if self.whole is not None and self.whole.runs(hidden_states, attention_mask):
+            return self.whole(hidden_states, attention_mask)
         x = hidden_states
         context = (attention_mask, position_embeddings, past_key_values)
         if self.norm_first:

@@ -62,7 +62,7 @@ class Op:
     def run(self, *args: Any) -> Tensor:
         """Run the call on the backend of choice. Raises BackendError if none may."""
         self.check(*args)
-        forced = _forced.get() or _from_environment()
+        forced = forced_backend()
         for backend in self.backends:
             if (forced is AUTO or backend.name == forced) and backend.refuse(*args) is None:
                 return backend.run(*args)
@@ -75,7 +75,7 @@ class Op:
     def explain(self, *args: Any) -> Choice:
         """Who would run this call, and why not the others."""
         self.check(*args)
-        forced = _forced.get() or _from_environment()
+        forced = forced_backend()
         chosen, refusals = None, {}
         if forced is not AUTO and forced not in {b.name for b in self.backends}:
             refusals[forced] = "it has no such kernel"
@@ -104,6 +104,11 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+def forced_backend() -> str:
+    """The backend every operation must run on here, or `AUTO`."""
+    return _forced.get() or _from_environment()
 
 
 _forced: ContextVar[str | None] = ContextVar("secateurs_backend", default=None)

@@ -117,11 +117,7 @@ def check(
             f"and {tuple(v.shape)}"
         )
     check_kv_of(hq, hkv, kv_of)
-    if key_mask is not None and (key_mask.shape != (b, tk) or key_mask.dtype != torch.bool):
-        raise OperandError(
-            f"expected key_mask bool of shape {(b, tk)}, got {key_mask.dtype} "
-            f"{tuple(key_mask.shape)}"
-        )
+    check_key_mask(key_mask, b, tk)
     if mask is not None:
         full = (b, hq, tq, tk)
         fits = mask.dim() <= 4 and all(
@@ -142,6 +138,15 @@ def check(
             raise OperandError(
                 f"expected all tensors on {q.device} like q, got one on {tensor.device}"
             )
+
+
+def check_key_mask(key_mask: Tensor | None, batch: int, keys: int) -> None:
+    """Raise OperandError unless `key_mask` says of each key whether it may be attended."""
+    if key_mask is not None and (key_mask.shape != (batch, keys) or key_mask.dtype != torch.bool):
+        raise OperandError(
+            f"expected key_mask bool of shape {(batch, keys)}, got {key_mask.dtype} "
+            f"{tuple(key_mask.shape)}"
+        )
 
 
 def check_kv_of(hq: int, hkv: int, kv_of: Tensor | None) -> None:

@@ -6,6 +6,7 @@ Calling small operations one after the other costs as much as computing them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +16,7 @@ from secateurs.errors import OperandError
 from secateurs.ops._dispatch import Op
 from secateurs.ops._epilogue import ACTIVATIONS
 from secateurs.ops._register import register
-from secateurs.ops.attention import check_kv_of
+from secateurs.ops.attention import check_key_mask, check_kv_of
 from secateurs.ops.block_sparse_linear import Weight, check_weight
 from secateurs.ops.encoder_layer import cpu, reference
 from secateurs.ops.encoder_layer.operands import Linear, operands
@@ -80,6 +81,29 @@ def encoder_layer(
         check(*args)
         return reference.encoder_layer(*args)
     return _call(*args)
+
+
+def bind(
+    x: Tensor,
+    attention: SelfAttention | None,
+    attention_norm: LayerNorm,
+    ffn: FeedForward | None,
+    ffn_norm: LayerNorm,
+) -> Callable[[Tensor, Tensor | None], Tensor] | None:
+    """The call of one layer on the CPU without its checks, for inputs like `x`: a function of x and
+    key_mask, good for as long as its weights stay where they are. None where only `encoder_layer`
+    runs it. Raises like `encoder_layer`.
+
+    Between kernels that fill the caches, looking at each of two dozen tensors costs more than a
+    small layer.
+    """
+    args = arguments(x, attention, attention_norm, ffn, ffn_norm)
+    check(*args)
+    _, weights, features, heads, kv_heads, kv_of, _, *rest = args
+    apart = any(w is not None and not w.is_contiguous() for w in weights)
+    if apart or cpu.BACKEND.refuse(*args) is not None:
+        return None
+    return cpu.Bound(x.shape[2], x.dtype, weights, features, heads, kv_heads, kv_of, *rest)
 
 
 def arguments(
@@ -155,11 +179,7 @@ def check(
     ):
         if weight is None or weight.shape != (d,) or (bias is not None and bias.shape != (d,)):
             raise OperandError(f"expected weight and bias of {name} of shape {(d,)}")
-    if key_mask is not None and (key_mask.shape != (batch, tokens) or key_mask.dtype != torch.bool):
-        raise OperandError(
-            f"expected key_mask bool of shape {(batch, tokens)}, got {key_mask.dtype} "
-            f"{tuple(key_mask.shape)}"
-        )
+    check_key_mask(key_mask, batch, tokens)
     for i, tensor in enumerate((*weights, kv_of, key_mask)):
         if tensor is None:
             continue

@@ -9,6 +9,7 @@ from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.errors import OperandError
 from secateurs.ops import cpu
 from secateurs.ops._dispatch import Backend
+from secateurs.ops.attention import check_key_mask
 from secateurs.ops.attention.cpu import key_value_heads
 from secateurs.ops.block_sparse_linear.cpu import (
     ACTIVATION_NUMBER,
@@ -18,12 +19,81 @@ from secateurs.ops.block_sparse_linear.cpu import (
 from secateurs.ops.encoder_layer.operands import Linear, operands
 
 
+class Bound:
+    """The call of one layer by the addresses of its weights, which must be contiguous and outlive
+    it."""
+
+    def __init__(
+        self,
+        d: int,
+        dtype: torch.dtype,
+        weights: list[Tensor | None],
+        features: list[int],
+        heads: int,
+        kv_heads: int,
+        kv_of: Tensor | None,
+        activation: str,
+        attention_eps: float,
+        ffn_eps: float,
+    ) -> None:
+        layer = operands(weights, features)
+        dim = layer.qkv.out_features // max(heads + 2 * kv_heads, 1)
+        self._kv_of = key_value_heads(heads, kv_heads) if kv_of is None else kv_of.contiguous()
+        self._dtype, self._d = dtype, d
+        self._layer = (
+            (
+                _linear(layer.qkv, d),
+                _linear(layer.output, heads * dim),
+                _linear(layer.up, d),
+                _linear(layer.down, layer.up.out_features),
+            ),
+            (
+                (*map(_address, layer.attention_norm), attention_eps),
+                (*map(_address, layer.ffn_norm), ffn_eps),
+            ),
+            heads,
+            kv_heads,
+            dim,
+            self._kv_of.data_ptr(),
+            ACTIVATION_NUMBER[activation],
+        )
+
+    def __call__(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
+        """The layer of `x` `[B, T, d]` under `key_mask` `[B, T]`."""
+        batch, tokens, d = x.shape if x.dim() == 3 else (0, 0, -1)
+        if d != self._d or x.dtype != self._dtype:
+            raise OperandError(
+                f"expected x [B, T, {self._d}] of {self._dtype}, got {tuple(x.shape)} of {x.dtype}"
+            )
+        check_key_mask(key_mask, batch, tokens)
+        y = x.new_empty(x.shape)
+        rows = cpu.matrix(x)
+        key_mask = None if key_mask is None else key_mask.contiguous()
+        try:
+            _C_cpu.encoder_layer(
+                cpu.isa_number(),
+                cpu.DTYPES[self._dtype],
+                rows.data_ptr(),
+                rows.stride(0),
+                batch,
+                tokens,
+                d,
+                _address(key_mask),
+                y.data_ptr(),
+                torch.get_num_threads(),
+                *self._layer,
+            )
+        except ValueError as error:
+            raise OperandError(str(error)) from None
+        return y
+
+
 def _refuse(x: Tensor, weights: list[Tensor | None], features: list[int], *_: object) -> str | None:
     if x.device.type != "cpu":
         return f"runs on the CPU, got tensors on {x.device}"
-    for linear in operands(weights, features)[:4]:
-        if linear.values is not None:
-            reason = refuse_weight(x, linear.values, linear.indptr, linear.indices)
+    for values, indptr, indices, *_ in operands(weights, features)[:4]:
+        if values is not None and indptr is not None and indices is not None:
+            reason = refuse_weight(x, values, indptr, indices)
             if reason is not None:
                 return reason
     return None
@@ -37,71 +107,20 @@ def _run(
     kv_heads: int,
     kv_of: Tensor | None,
     key_mask: Tensor | None,
-    activation: str,
-    attention_eps: float,
-    ffn_eps: float,
+    *rest: object,
 ) -> Tensor:
-    layer = operands(weights, features)
-    y = x.new_empty(x.shape)
-    rows = cpu.matrix(x)
-    batch, tokens, d = x.shape
-    dim = layer.qkv.out_features // max(heads + 2 * kv_heads, 1)
-    kv_of = key_value_heads(heads, kv_heads) if kv_of is None else kv_of.contiguous()
-    key_mask = None if key_mask is None else key_mask.contiguous()
-    # Views of their own: a copy must live until the kernels have run.
-    norms = [None if p is None else p.contiguous() for p in weights[16:]]
-    biases = [None if w is None else w.contiguous() for w in weights[3:16:4]]
-    qkv, output, up, down = layer[:4]
-    try:
-        _C_cpu.encoder_layer(
-            cpu.isa_number(),
-            cpu.DTYPES[x.dtype],
-            rows.data_ptr(),
-            rows.stride(0),
-            batch,
-            tokens,
-            d,
-            (
-                _linear(qkv, d, biases[0]),
-                _linear(output, heads * dim, biases[1]),
-                _linear(up, d, biases[2]),
-                _linear(down, up.out_features, biases[3]),
-            ),
-            (
-                (_address(norms[0]), _address(norms[1]), attention_eps),
-                (_address(norms[2]), _address(norms[3]), ffn_eps),
-            ),
-            heads,
-            kv_heads,
-            dim,
-            kv_of.data_ptr(),
-            _address(key_mask),
-            ACTIVATION_NUMBER[activation],
-            y.data_ptr(),
-            torch.get_num_threads(),
-        )
-    except ValueError as error:
-        raise OperandError(str(error)) from None
-    return y
+    weights = [None if weight is None else weight.contiguous() for weight in weights]
+    bound = Bound(x.shape[2], x.dtype, weights, features, heads, kv_heads, kv_of, *rest)
+    return bound(x, key_mask)
 
 
-def _linear(linear: Linear, k: int, bias: Tensor | None) -> tuple[int, ...]:
+def _linear(linear: Linear, k: int) -> tuple[int, ...]:
     """A product as the binding takes it."""
-    values, indptr, indices, _, n = linear
+    values, indptr, indices, bias, n = linear
     if values is None or indptr is None or indices is None:
         return (0,) * 9
-    rows, bk, bn = block_rows(values, indptr)
-    return (
-        values.data_ptr(),
-        indptr.data_ptr(),
-        indices.data_ptr(),
-        n,
-        k,
-        rows,
-        bk,
-        bn,
-        _address(bias),
-    )
+    blocks = block_rows(values, indptr)
+    return (*map(_address, (values, indptr, indices)), n, k, *blocks, _address(bias))
 
 
 def _address(tensor: Tensor | None) -> int:
