@@ -220,7 +220,11 @@ def build_layer(
         why = f"no kernel computes a whole layer on {like.device}"
     elif why is None:
         form, why = "one operation", "wherever no gradients are recorded"
-    elif not picker.fixed and (whole := make(template, packed=True)).layer.whole is not None:
+    elif (
+        parts.layer.why_never_whole() is None
+        and not picker.fixed
+        and (whole := make(template, packed=True)).layer.whole is not None
+    ):
         layers = {"in parts": parts.layer, "one operation": whole.layer}
         form, why = picker.pick_layer(layers, keep.shape.hidden, like)
         built = whole if form == "one operation" else parts
@@ -339,11 +343,11 @@ class _LayerBuilder:
                 forms[form] = module
             else:
                 notes.append(f"no kernel for {form} ({refusal})")
-        if self.packed:
-            ours = {form: m for form, m in forms.items() if isinstance(m, PackedLinear)}
-            forms = ours or forms
+        ours = [form for form, module in forms.items() if isinstance(module, PackedLinear)]
         site, adds = f"layers.{self.index}.{name}", roles[0] in ("output", "down")
-        form, why = self.picker.pick(site, forms, with_residual=adds)
+        form, why = self.picker.pick(
+            site, forms, with_residual=adds, among=ours if self.packed else None
+        )
         self.forms[site] = form
         return self.report(name, forms[form], form, "; ".join(filter(None, (*notes, why))))
 

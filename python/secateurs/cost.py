@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -127,16 +127,23 @@ class FormPicker:
         self._costs = costs
 
     def pick(
-        self, site: str, forms: Mapping[str, nn.Module], *, with_residual: bool
+        self,
+        site: str,
+        forms: Mapping[str, nn.Module],
+        *,
+        with_residual: bool,
+        among: Collection[str] | None = None,
     ) -> tuple[str, str]:
-        """The name of one of `forms` of a linear, and why it was picked."""
+        """The name of one of `forms` of a linear, of those `among` if given, and why it was
+        picked."""
+        among = among or forms.keys()
         if len(forms) == 1:
             return next(iter(forms)), ""
-        if self.fixed.get(site) in forms:
+        if self.fixed.get(site) in among:
             return self.fixed[site], "as picked when it was converted on this machine"
         weight, sparse = forms["torch"].weight, forms.get("block-sparse")
         if weight.numel() < MEASURED_FROM:
-            dense = "dense panels" if "dense panels" in forms else "torch"
+            dense = "dense panels" if "dense panels" in among else "torch"
             small = "the weight is too small to be worth a measurement"
             if sparse is None:
                 return dense, small
@@ -150,7 +157,7 @@ class FormPicker:
         description += f"{forms['torch'].activation}, residual={with_residual}"
         if sparse is not None:
             description += f", {sparse.weight.block} at {sparse.weight.density:.2f}"
-        return self._fastest(description, forms, x, residual)
+        return self._fastest(description, forms, x, residual, among)
 
     def pick_layer(
         self, layers: Mapping[str, nn.Module], hidden: int, like: Tensor
@@ -159,17 +166,24 @@ class FormPicker:
         device of `like`."""
         built = "; ".join(" ".join(repr(layer).split()) for layer in layers.values())
         x = self._tokens(hidden)[None].to(like)
-        return self._fastest(f"{built}, {like.dtype} at {self.tokens} tokens", layers, x, None)
+        return self._fastest(
+            f"{built}, {like.dtype} at {self.tokens} tokens", layers, x, None, layers.keys()
+        )
 
     def _tokens(self, width: int) -> Tensor:
         return torch.randn(self.tokens, width, generator=torch.Generator().manual_seed(0))
 
     def _fastest(
-        self, name: str, forms: Mapping[str, nn.Module], x: Tensor, residual: Tensor | None
+        self,
+        name: str,
+        forms: Mapping[str, nn.Module],
+        x: Tensor,
+        residual: Tensor | None,
+        among: Collection[str],
     ) -> tuple[str, str]:
         if self._costs is None:
             self._costs = CostTable(x.device)
         times = self._costs.times(name, forms, x, residual)
         order = sorted(times, key=times.__getitem__)
         told = ", ".join(f"{form} {times[form]:.3f} ms" for form in order)
-        return order[0], f"{told} at {self.tokens} tokens"
+        return next(form for form in order if form in among), f"{told} at {self.tokens} tokens"

@@ -222,8 +222,8 @@ class Layer(nn.Module):
         parts = (None if isinstance(part, Skip) else part for part in self.children())
         self.whole = WholeLayer(self, *parts) if self.why_in_parts() is None else None
 
-    def why_in_parts(self) -> str | None:
-        """Why the layer is not one operation on the CPU, if so."""
+    def why_never_whole(self) -> str | None:
+        """Why the layer is not one operation on the CPU whatever form its linears take, if so."""
         attention, ffn = self.attention, self.ffn
         if self.norm_first:
             return "its norms come before the sub-layers"
@@ -235,9 +235,16 @@ class Layer(nn.Module):
                 return "its norms are not LayerNorms with a weight"
         if isinstance(ffn, FeedForward) and not (ffn.gate is None and ffn.activation is None):
             return "its FFN is gated, or has an activation without a kernel"
-        for part, names in ((attention, ("qkv", "output")), (ffn, ("up", "down"))):
-            if isinstance(part, Constant):
-                return "a sub-layer left its bias behind"
+        if isinstance(attention, Constant) or isinstance(ffn, Constant):
+            return "a sub-layer left its bias behind"
+        return None
+
+    def why_in_parts(self) -> str | None:
+        """Why the layer is not one operation on the CPU, if so."""
+        never = self.why_never_whole()
+        if never is not None:
+            return never
+        for part, names in ((self.attention, ("qkv", "output")), (self.ffn, ("up", "down"))):
             others = [n for n in names if not isinstance(getattr(part, n, None), PackedLinear)]
             if others and not isinstance(part, Skip):
                 return f"{' and '.join(others)} in another form"
