@@ -37,7 +37,10 @@ RUNTIMES = ("openvino", "onnxruntime")  # modules of benchmarks.peers
 PEERS = {"compile": COMPILED, **{name: name for name in RUNTIMES}}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DENSITIES = (1.0, 0.5, 0.25)
-SHAPES = ((1, 32), (1, 128), (8, 128), (32, 128), (4, 512))
+SHAPES = {  # batch x tokens
+    "minilm": ((1, 32), (1, 128), (8, 128), (32, 128), (4, 512)),
+    "bert-base": ((1, 128), (8, 128), (8, 512)),
+}
 # bf16: layers add up their roundings, on either side.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
@@ -116,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, dtype in itertools.product(options.models, map(DTYPES.get, options.dtypes)):
         dense = MODELS[name]().to(options.device, dtype)
         ours = list(converted(dense, options.densities))
-        for shape in options.shapes:
+        for shape in options.shapes or SHAPES[name]:
             print(f"{name} {dtype} {shape[0]}x{shape[1]}, {torch.get_num_threads()} threads")
             inputs = token_inputs(dense, shape)
             for variant in [*ours, *peers(dense, inputs, names)]:
@@ -186,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--shapes", nargs="+", type=shape, default=SHAPES, metavar="BxT")
+    parser.add_argument("--shapes", nargs="+", type=shape, metavar="BxT")
     parser.add_argument("--densities", nargs="+", type=float, default=list(DENSITIES))
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--device", default="cpu")

@@ -190,7 +190,7 @@ def test_views(isa, dtype):
     assert torch.equal(encoder_layer(x, *parts), y)
 
 
-def test_two_python_threads(isa):
+def test_several_callers_at_once(isa):
     parts = [layer(), layer(d=64, heads=2, kv_heads=2)]
     inputs = [tokens(4, 40), tokens(3, 50, 64)]
     expected = [encoder_layer(x, *p) for x, p in zip(inputs, parts, strict=True)]
