@@ -214,7 +214,7 @@ def build_layer(
     """One converted layer: of the fastest linears, or, where that is faster still, of linears that
     make it one operation."""
     make = partial(_LayerBuilder, sites.family, config, index, keep, weights, picker)
-    parts, like = make(template), weights["down"].weight
+    parts, like = make(template), next(template.parameters())
     built, form, why = parts, "in parts", parts.layer.why_in_parts()
     if like.device.type != "cpu":
         why = f"no kernel computes a whole layer on {like.device}"
