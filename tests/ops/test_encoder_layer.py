@@ -181,6 +181,8 @@ def test_views(isa, dtype):
     apart = torch.full((2, 9, 60), torch.nan, dtype=dtype)
     apart[..., :48] = x
     assert torch.equal(encoder_layer(apart[..., :48], *parts), y)
+    without = encoder_layer(x, None, *parts[1:])
+    assert torch.equal(encoder_layer(apart[..., :48], None, *parts[1:]), without)
     assert torch.equal(encoder_layer(x.repeat_interleave(2, 0)[::2], *parts), y)
     assert torch.equal(encoder_layer(x.transpose(1, 2).contiguous().transpose(1, 2), *parts), y)
     for part in (parts[0].qkv, parts[0].output, parts[2].up, parts[2].down, parts[1], parts[3]):
