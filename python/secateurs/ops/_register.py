@@ -51,4 +51,14 @@ def register(
         return tuple(next(grads) if needed else None for needed in ctx.needs_input_grad)
 
     torch.library.register_autograd(qualified, backward, setup_context=remember, lib=_LIBRARY)
-    return getattr(torch.ops.secateurs, op.name).default
+    dispatched = getattr(torch.ops.secateurs, op.name).default
+
+    def call(*args: Any) -> Tensor:
+        # Without gradients nothing is to be remembered; the way past it costs as much as a small
+        # product. While a graph is traced, it must see the operation alone.
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return dispatched(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return dispatched(*args)
+
+    return call
