@@ -51,11 +51,17 @@ def register(
         return tuple(next(grads) if needed else None for needed in ctx.needs_input_grad)
 
     torch.library.register_autograd(qualified, backward, setup_context=remember, lib=_LIBRARY)
-    dispatched = getattr(torch.ops.secateurs, op.name).default
+    return _caller(getattr(torch.ops.secateurs, op.name).default)
+
+
+def _caller(dispatched: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What calls an operation, and costs less where no gradients are recorded.
+
+    Going through what would remember a call's inputs takes as long as a small product. A graph that
+    is being traced must see nothing but the operation.
+    """
 
     def call(*args: Any) -> Tensor:
-        # Without gradients nothing is to be remembered; the way past it costs as much as a small
-        # product. While a graph is traced, it must see the operation alone.
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return dispatched(*args)
         with torch._C._AutoDispatchBelowAutograd():
