@@ -7,6 +7,8 @@ import torch
 from conftest import tiny_model
 from models import relative
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs import HeadMask, NeuronMask, SparsityPlan, convert, ops
 from secateurs.attention_patterns import Local, Sinks, layout
@@ -72,3 +74,24 @@ def test_opcheck_of_attention_with_a_pattern():
     tensors = (blocks.indptr, blocks.indices, blocks.partial, blocks.masks)
     args = (q, q, q, None, None, None, True, 0.5, *tensors)
     torch.library.opcheck(torch.ops.secateurs.attention.default, args)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_operations_are_seen_from_outside_with_and_without_gradients(grad):
+    """By a mode that watches them, and by shapes alone."""
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    q = torch.randn(2, 3, 20, 8)
+    with torch.set_grad_enabled(grad):
+        with Watch():
+            y = ops.attention(q, q, q)
+        assert torch.ops.secateurs.attention.default in seen
+        with FakeTensorMode() as mode:
+            fake = mode.from_tensor(q)
+            assert ops.attention(fake, fake, fake).shape == y.shape
+        assert ops.attention(q, q, q.requires_grad_()).requires_grad == grad

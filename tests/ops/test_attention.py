@@ -98,6 +98,18 @@ def test_uneven_heads(isa, dtype, kv_of):
     assert_exact(*qkv(2, 4, hkv, 20, 20, dtype=dtype), kv_of=kv_of, causal=True)
 
 
+@pytest.mark.parametrize("d", [16, 33, 40, 64, 160])
+@pytest.mark.parametrize(("tq", "heads"), [(1, 3), (1, 4), (1, 9), (2, 3)])
+def test_few_queries_read_keys_together(isa, dtype, tq, heads, d):
+    """Several heads on a key/value head, more keys than a share, some hidden, a mask each."""
+    q, k, v = map(guarded, qkv(2, heads + 1, 2, tq, 700, d, dtype))
+    kv_of = torch.tensor([0] * (heads // 2) + [1] + [0] * (heads - heads // 2), dtype=torch.int32)
+    seen = torch.rand(2, 700) < 0.8
+    mask = guarded(torch.randn(2, heads + 1, tq, 700))
+    assert_exact(q, k, v, kv_of=kv_of)
+    assert_exact(q, k, v, kv_of=kv_of, key_mask=seen, mask=mask, causal=True)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("tq", [150, 2])
 def test_padding(isa, dtype, tq, causal):

@@ -42,14 +42,16 @@ class PairedKeys {
       row[j] = head.value(slot + j);
       next[j] = head.value(slot + 32 + j);
     }
-    for (int64_t d = 0; d < dim; d += 16) pack_value_tile(row, next, d, value_tile(slot, d));
+    for (int64_t d = 0; d < dim; d += 32) pack_values(row, next, slot, d);
   }
 
-  // Elements d .. d + n of a row, or zeros.
-  __m512i elements(const bf16* row, int64_t d, int n) const {
-    const int64_t left = dim - d < n ? dim - d : n;
-    return row ? _mm512_maskz_loadu_epi16(~std::uint32_t{0} >> (32 - left), row + d)
-               : _mm512_setzero_si512();
+  // Which of the dims d .. d + 32 there are.
+  __mmask32 dims_from(int64_t d) const {
+    return ~std::uint32_t{0} >> (32 - (dim - d < 32 ? dim - d : 32));
+  }
+  // Those of a row, zeros in place of the others or of the row.
+  static __m512i elements(const bf16* row, int64_t d, __mmask32 dims) {
+    return row ? _mm512_maskz_loadu_epi16(dims, row + d) : _mm512_setzero_si512();
   }
 
  private:
@@ -62,25 +64,34 @@ class PairedKeys {
   // turn are asked for here.
   void pack_key_tile(const bf16* const* row, const bf16* const* next, int64_t d,
                      const bf16* tile) const {
+    const __mmask32 dims = dims_from(d);
     F r[16];
+#pragma GCC unroll 16
     for (int j = 0; j < 16; ++j) {
       __builtin_prefetch(next[j] + d);
-      r[j] = {_mm512_castsi512_ps(elements(row[j], d, 32))};
+      r[j] = {_mm512_castsi512_ps(elements(row[j], d, dims))};
     }
     transpose(r);
     float* to = reinterpret_cast<float*>(const_cast<bf16*>(tile));
+#pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) store(to + 16 * i, r[i]);
   }
 
-  void pack_value_tile(const bf16* const* row, const bf16* const* next, int64_t d,
-                       const bf16* tile) const {
-    const auto words = [&](int j) {
-      if (d % 32 == 0) __builtin_prefetch(next[j] + d);
-      return _mm512_cvtepu16_epi32(_mm512_castsi512_si256(elements(row[j], d, 16)));
-    };
-    for (int j = 0; j < 32; j += 2)
-      _mm512_storeu_si512(const_cast<bf16*>(tile) + 16 * j,
-                          _mm512_or_si512(words(j), _mm512_slli_epi32(words(j + 1), 16)));
+  // Dims d .. d + 32: two tiles, or what there is of them.
+  void pack_values(const bf16* const* row, const bf16* const* next, int64_t slot, int64_t d) const {
+    const __mmask32 dims = dims_from(d);
+    const bool two = dim - d > 16;
+    bf16 *low = const_cast<bf16*>(value_tile(slot, d)), *high = low + value_stride;
+    // In the order from which unpacking low and high halves leaves dims 0..15 and 16..31.
+    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    for (int j = 0; j < 32; j += 2) {
+      __builtin_prefetch(next[j] + d);
+      __builtin_prefetch(next[j + 1] + d);
+      const __m512i a = _mm512_permutexvar_epi64(order, elements(row[j], d, dims));
+      const __m512i b = _mm512_permutexvar_epi64(order, elements(row[j + 1], d, dims));
+      _mm512_storeu_si512(low + 16 * j, _mm512_unpacklo_epi16(a, b));
+      if (two) _mm512_storeu_si512(high + 16 * j, _mm512_unpackhi_epi16(a, b));
+    }
   }
 };
 

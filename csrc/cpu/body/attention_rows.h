@@ -1,36 +1,40 @@
 // Few queries over many keys, as when text is generated: bound by reading keys and values once.
 //
 // An item is a share of the keys of one key/value head; all queries of all heads that read it take
-// block after block while its rows are in the caches, where they lie, without packing:
+// the share's rows where they lie, without packing, up to four queries at a time:
 //
-//   score   a vector of keys at a time: products along the dims, turned, and added up
-//   weigh   relative to the largest score so far
+//   score   as many keys at a time as give a vector of scores: products along the dims, added up
+//   weigh   relative to the largest score of the share
 //   add     values times weights
 //
 // What the shares yield is merged in their order. Shares are cut by the number of keys alone, so the
 // result does not depend on the number of threads.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/body/arithmetic.h"
 #include "cpu/body/attention_head.h"
 #include "cpu/body/math.h"
+#include "cpu/body/panel.h"
 #include "cpu/body/share.h"
 #include "cpu/scratch.h"
 
 namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
 
-constexpr int64_t most_rows = 2;      // queries that are still few: each takes all keys by itself
-constexpr int64_t share_keys = 1024;  // 512 KB of keys and values of 64 dims
-constexpr int64_t block_keys = 128;
+constexpr int64_t most_rows = 2;     // queries that are still few: each takes all keys by itself
+constexpr int64_t share_keys = 512;  // 256 KB of keys and values of 64 dims
+constexpr int64_t serial_rows = 50'000;  // multiply-adds, each of which reads: not worth a thread
 
 template <class T>
 class RowAttention {
  public:
   explicit RowAttention(const Attention<T>& p) : p(p) {
     shares = p.keys ? ceil_div(p.keys, share_keys) : 1;
-    width = ceil_div(p.dim, W) * W;
-    threads = p.batch * p.heads * p.queries * p.keys * p.dim < serial_limit ? 1 : p.threads;
+    width = ceil_div(p.dim, W * per_word) * W * per_word;
+    alike = !p.pattern.indptr && (!p.causal || p.queries == 1);
+    threads = p.batch * p.heads * p.queries * p.keys * p.dim < serial_rows ? 1 : p.threads;
     rows =
         scratch(0, static_cast<std::size_t>(p.batch * p.heads * shares * p.queries * row_floats()));
   }
@@ -50,16 +54,22 @@ class RowAttention {
   }
 
  private:
-  static constexpr int W = F::width;
+  using Word = std::conditional_t<sizeof(T) == sizeof(float), float, Pair>;
+  static constexpr int W = F::width, per_word = sizeof(Word) / sizeof(T);
+  static constexpr int most_together = 4;  // queries
 
   // What one query has seen of one share.
   struct Row {
-    float *q, *o;      // [dims, to whole vectors]: scaled; not yet divided by sum
+    const float* mask;
+    Word* q;           // [dims], zeros up to whole vectors
+    float* o;          // [dims, to whole vectors], not yet divided by sum: of each vector of words
+                       // the first elements, then the second ones
     float *top, *sum;  // the largest score, the sum of 2^(score - top)
   };
 
   const Attention<T>& p;
   int64_t shares, width;
+  bool alike;  // all queries of a sequence see the same keys
   int threads;
   float* rows;  // of each share of each head of each sequence, [queries][row_floats]
 
@@ -67,44 +77,57 @@ class RowAttention {
 
   Row row(int64_t b, int64_t h, int64_t share, int64_t query) const {
     float* at = rows + (((b * p.heads + h) * shares + share) * p.queries + query) * row_floats();
-    return {at, at + width, at + 2 * width, at + 2 * width + 1};
+    const float* mask = p.mask ? p.mask + b * p.mask_stride.batch + h * p.mask_stride.head +
+                                     query * p.mask_stride.row
+                               : nullptr;
+    return {mask, reinterpret_cast<Word*>(at), at + width, at + 2 * width, at + 2 * width + 1};
   }
 
   // The share of the key/value head of h, if h is the first head that reads it.
   void solve(int64_t b, int64_t h, int64_t share) const {
     for (int64_t other = 0; other < h; ++other)
       if (p.kv_of[other] == p.kv_of[h]) return;
-    for_each_row(b, h, share, [&](const Head<T>& head, int64_t i, const Row& r) {
-      for (int64_t d = 0; d < width; ++d) r.q[d] = r.o[d] = 0;
-      *r.top = -infinity;
-      *r.sum = 0;
-      for (int64_t d = 0; d < p.dim; d += W)
-        store(r.q + d, read(head.query(i), d) * set1(p.scale * log2_e));
-    });
-    const int64_t end = (share + 1) * share_keys < p.keys ? (share + 1) * share_keys : p.keys;
-    for (int64_t first = share * share_keys; first < end; first += block_keys) {
-      std::int32_t known[block_keys];
-      int64_t count = 0;
-      for (int64_t j = first; j < first + block_keys && j < end; ++j)
-        if (!p.key_mask || p.key_mask[b * p.keys + j])
-          known[count++] = static_cast<std::int32_t>(j);
-      for_each_row(b, h, share, [&](const Head<T>& head, int64_t i, const Row& r) {
-        std::int32_t seen[block_keys];
-        attend(head, i, r, seen, choose(head, i, known, count, seen));
-      });
+    std::int32_t known[share_keys + W], seen[share_keys + W];
+    const int64_t count = keys_of(b, share, known);
+    const Head<T> keys(p, b, h, nullptr, 0);
+    Row together[most_together];
+    int waiting = 0;
+    for (int64_t other = h; other < p.heads; ++other) {
+      if (p.kv_of[other] != p.kv_of[h]) continue;
+      const Head<T> head(p, b, other, nullptr, 0);
+      for (int64_t i = 0; i < p.queries; ++i) {
+        const Row r = row(b, other, share, i);
+        __builtin_memset(r.q, 0, static_cast<std::size_t>(2 * width) * sizeof(float));
+        __builtin_memcpy(r.q, head.query(i), static_cast<std::size_t>(p.dim) * sizeof(T));
+        if (!alike) {
+          attend<1>(keys, &r, seen, choose(head, i, known, count, seen));
+        } else {
+          together[waiting++] = r;
+          if (waiting < most_together) continue;
+          attend<most_together>(keys, together, known, count);
+          waiting = 0;
+        }
+      }
     }
+    for (int i = 0; i < waiting; ++i) attend<1>(keys, together + i, known, count);
   }
 
-  template <class Call>
-  void for_each_row(int64_t b, int64_t first_head, int64_t share, const Call& call) const {
-    for (int64_t h = first_head; h < p.heads; ++h) {
-      if (p.kv_of[h] != p.kv_of[first_head]) continue;
-      const Head<T> head(p, b, h, nullptr, 0);
-      for (int64_t i = 0; i < p.queries; ++i) call(head, i, row(b, h, share, i));
-    }
+  // The keys of a share that are not hidden.
+  int64_t keys_of(int64_t b, int64_t share, std::int32_t* known) const {
+    const int64_t first = share * share_keys, left = p.keys - first;
+    const auto count = static_cast<std::int32_t>(left < share_keys ? left : share_keys);
+    const auto begin = static_cast<std::int32_t>(first);
+    const bool* mask = p.key_mask ? p.key_mask + b * p.keys : nullptr;
+    int64_t kept = 0;
+    if (!mask)
+      for (; kept < count; ++kept) known[kept] = begin + static_cast<std::int32_t>(kept);
+    else
+      for (std::int32_t j = begin; j < begin + count; ++j)
+        if (mask[j]) known[kept++] = j;
+    return kept;
   }
 
-  // The keys that query i may see, of `count` ascending ones within a block.
+  // The keys that query i may see, of `count` ascending ones.
   int64_t choose(const Head<T>& head, int64_t i, const std::int32_t* known, int64_t count,
                  std::int32_t* seen) const {
     const BlockPattern& pattern = p.pattern;
@@ -130,128 +153,150 @@ class RowAttention {
     return chosen;
   }
 
-  // Dims d .. d + W of a row, zeros behind its end.
-  F read(const T* row, int64_t d) const {
-    return p.dim - d < W ? load(row + d, static_cast<int>(p.dim - d)) : load(row + d);
-  }
-
-  void attend(const Head<T>& head, int64_t i, const Row& r, const std::int32_t* seen,
-              int64_t count) const {
-    if (!count) return;
-    const T *key[block_keys], *value[block_keys];
-    for (int64_t j = 0; j < block_keys; ++j) {
-      const int64_t position = seen[j < count ? j : count - 1];
-      key[j] = head.k + position * p.k_stride.row;
-      value[j] = head.v + position * p.v_stride.row;
+  // Of `rows` queries, all of which see these keys; behind them there is room for a vector's.
+  template <int R>
+  void attend(const Head<T>& head, const Row* row, std::int32_t* seen, int64_t count) const {
+    float s[R][share_keys + W];
+    constexpr int K = W / R;
+    const int64_t all = ceil_div(count, W) * W;
+    for (int64_t j = count; j < all; ++j) seen[j] = seen[count - 1];
+    for (int64_t j = 0; j < all; j += K) {
+      float lane[W];
+      store(lane, score<R>(head, row, seen + j) * set1(p.scale * log2_e));
+      for (int r = 0; r < R; ++r) __builtin_memcpy(s[r] + j, lane + r * K, K * sizeof(float));
     }
-    float s[block_keys];
-    for (int64_t j = 0; j < count; j += W) store(s + j, score(r.q, key + j));
-    if (head.mask)
-      for (int64_t j = 0; j < count; ++j) {
-        const float added = head.mask[i * p.mask_stride.row + seen[j]] * log2_e;
-        s[j] = added == -infinity ? added : s[j] + added;
-      }
-    for (int64_t j = count; j < ceil_div(count, W) * W; ++j) s[j] = -infinity;
-    const float fade = weigh(r, s, count);
-    for (int64_t d = 0; d < p.dim; d += 4 * W) add(r.o, d, fade, s, value, count);
+    for (int r = 0; r < R; ++r) {
+      if (row[r].mask) add_mask(row[r].mask, seen, count, s[r]);
+      for (int64_t j = count; j < all; ++j) s[r][j] = -infinity;
+      weigh(row[r], s[r], all);
+    }
+    const int64_t vectors = width / (W * per_word);
+    constexpr int most = 4 / per_word;
+    int64_t v = 0;
+    for (; v + most <= vectors; v += most) add<R, most>(head, row, v, seen, s, count);
+    if constexpr (most > 2)
+      for (; v + 2 <= vectors; v += 2) add<R, 2>(head, row, v, seen, s, count);
+    for (; v < vectors; ++v) add<R, 1>(head, row, v, seen, s, count);
   }
 
-  // Of W keys.
-  F score(const float* q, const T* const* key) const {
+  // Vector v of the words of a row, zeros behind its end.
+  F read(const T* row, int64_t v) const {
+    const T* from = row + v * W * per_word;
+    const int64_t left = p.dim - v * W * per_word;
+    if (left >= W * per_word) return words(reinterpret_cast<const Word*>(from));
+    if (left % per_word == 0)
+      return load(reinterpret_cast<const float*>(from), static_cast<int>(left / per_word));
+    T part[W * per_word] = {};
+    for (int64_t i = 0; i < left; ++i) part[i] = from[i];
+    return words(reinterpret_cast<const Word*>(part));
+  }
+
+  // Lane r W / R + j: of query r and key j.
+  template <int R>
+  F score(const Head<T>& head, const Row* row, const std::int32_t* seen) const {
+    constexpr int K = W / R;
+    const T* key[K];
+#pragma GCC unroll 16
+    for (int j = 0; j < K; ++j) key[j] = head.k + seen[j] * p.k_stride.row;
     F sum[W];
 #pragma GCC unroll 16
-    for (int j = 0; j < W; ++j) sum[j] = zero();
-    int64_t d = 0;
-    for (; d + W <= p.dim; d += W) {
-      const F x = load(q + d);
+    for (int i = 0; i < W; ++i) sum[i] = zero();
+    const auto step = [&](int64_t v, const auto& read_key) __attribute__((always_inline)) {
+      F q[R];
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) q[r] = words(row[r].q + v * W);
 #pragma GCC unroll 16
-      for (int j = 0; j < W; ++j) {
-        __builtin_prefetch(key[j] + d + W * p.k_stride.row);
-        sum[j] = fma(x, load(key[j] + d), sum[j]);
+      for (int j = 0; j < K; ++j) {
+        const F x = read_key(key[j]);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) sum[r * K + j] = multiply_add(Word{}, q[r], x, sum[r * K + j]);
       }
-    }
-    if (d < p.dim)
-      for (int j = 0; j < W; ++j) sum[j] = fma(load(q + d), read(key[j], d), sum[j]);
-    transpose(sum);
-    F total = sum[0];
-#pragma GCC unroll 16
-    for (int j = 1; j < W; ++j) total = total + sum[j];
-    return total;
+    };
+    const int64_t whole = p.dim / (W * per_word);
+    for (int64_t v = 0; v < whole; ++v)
+      step(v, [&](const T* row) {
+        const T* from = row + v * W * per_word;
+        __builtin_prefetch(from + W * p.k_stride.row);
+        return words(reinterpret_cast<const Word*>(from));
+      });
+    if (whole * W * per_word < p.dim) step(whole, [&](const T* row) { return read(row, whole); });
+    return totals(sum);
   }
 
-  // Scores become weights; what is left of earlier sums.
-  static float weigh(const Row& r, float* s, int64_t count) {
-    F most = set1(*r.top);
+  static void add_mask(const float* mask, const std::int32_t* seen, int64_t count, float* s) {
+    for (int64_t j = 0; j < count; ++j) {
+      const float added = mask[seen[j]] * log2_e;
+      s[j] = added == -infinity ? added : s[j] + added;
+    }
+  }
+
+  // Scores become weights; `count` is whole vectors.
+  static void weigh(const Row& r, float* s, int64_t count) {
+    F most = set1(-infinity);
     for (int64_t j = 0; j < count; j += W) most = max(load(s + j), most);
-    const float top = across(most, [](float a, float b) { return a > b ? a : b; });
-    // Where all is hidden so far, any finite number will do.
-    const float base = top < -__FLT_MAX__ ? 0 : top;
-    F total = zero();
+    float lane[W], top = -infinity;
+    store(lane, most);
+    for (int i = 0; i < W; ++i) top = lane[i] > top ? lane[i] : top;
+    // Where all is hidden, any finite number will do.
+    const F base = set1(top < -__FLT_MAX__ ? 0 : top);
+    F sum = zero();
     for (int64_t j = 0; j < count; j += W) {
-      const F weight = exp2(load(s + j) - set1(base));
+      const F weight = exp2(load(s + j) - base);
       store(s + j, weight);
-      total = total + weight;
+      sum = sum + weight;
     }
-    const float fade = first_of(exp2(set1(*r.top - base)));
-    *r.sum = *r.sum * fade + across(total, [](float a, float b) { return a + b; });
     *r.top = top;
-    return fade;
+    *r.sum = total(sum);
   }
 
-  template <class Join>
-  static float across(F x, const Join& join) {
-    float lane[W];
-    store(lane, x);
-    float all = lane[0];
-    for (int i = 1; i < W; ++i) all = join(all, lane[i]);
-    return all;
-  }
-  static float first_of(F x) {
-    float lane[W];
-    store(lane, x);
-    return lane[0];
-  }
-
-  // Up to four vectors of values from d on, by even and odd keys.
-  void add(float* o, int64_t d, float fade, const float* weight, const T* const* value,
-           int64_t count) const {
-    const int64_t vectors = ceil_div(p.dim - d, W);
-    if (vectors >= 4 && p.dim - d >= 4 * W)
-      add_vectors<4>(o + d, fade, weight, value, d, count);
-    else
-      for (int64_t v = 0; v < vectors; ++v) {
-        F sum = zero();
-        for (int64_t j = 0; j < count; ++j)
-          sum = fma(set1(weight[j]), read(value[j], d + v * W), sum);
-        float* to = o + d + v * W;
-        store(to, fma(load(to), set1(fade), sum));
-      }
-  }
-
-  template <int NV>
-  void add_vectors(float* o, float fade, const float* weight, const T* const* value, int64_t d,
-                   int64_t count) const {
-    F sum[2][NV];
+  // Vectors v .. v + NV of the words of values.
+  template <int R, int NV>
+  void add(const Head<T>& head, const Row* row, int64_t v, const std::int32_t* seen,
+           const float (*weight)[share_keys + W], int64_t count) const {
+    // Few sums do not hide the latency of a multiply-add: keys take turns.
+    constexpr int lanes = R * NV * per_word >= 8 ? 1 : R * NV * per_word >= 4 ? 2 : 4;
+    F sum[lanes][R][NV][per_word];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) sum[0][v] = sum[1][v] = zero();
-    const auto take = [&](int64_t j, F(&to)[NV]) __attribute__((always_inline)) {
-      const T* from = value[j] + d;
-      const F w = set1(weight[j]);
+    for (int l = 0; l < lanes; ++l)
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) {
-        __builtin_prefetch(from + v * W + 8 * p.v_stride.row);
-        to[v] = fma(w, load(from + v * W), to[v]);
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int i = 0; i < NV; ++i)
+#pragma GCC unroll 2
+          for (int e = 0; e < per_word; ++e) sum[l][r][i][e] = zero();
+
+    const auto take = [&](int64_t j, auto& to) __attribute__((always_inline)) {
+      const T* from = head.v + seen[j] * p.v_stride.row;
+#pragma GCC unroll 4
+      for (int i = 0; i < NV; ++i) {
+        __builtin_prefetch(from + (v + i) * W * per_word + 8 * p.v_stride.row);
+        F part[per_word];
+        split(Word{}, read(from, v + i), part);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          const F w = set1(weight[r][j]);
+#pragma GCC unroll 2
+          for (int e = 0; e < per_word; ++e) to[r][i][e] = fma(w, part[e], to[r][i][e]);
+        }
       }
     };
     int64_t j = 0;
-    for (; j + 2 <= count; j += 2) {
-      take(j, sum[0]);
-      take(j + 1, sum[1]);
-    }
-    if (j < count) take(j, sum[0]);
+    for (; j + lanes <= count; j += lanes)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v)
-      store(o + v * W, fma(load(o + v * W), set1(fade), sum[0][v] + sum[1][v]));
+      for (int l = 0; l < lanes; ++l) take(j + l, sum[l]);
+    for (; j < count; ++j) take(j, sum[0]);
+
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int i = 0; i < NV; ++i)
+#pragma GCC unroll 2
+        for (int e = 0; e < per_word; ++e) {
+          F all = sum[0][r][i][e];
+#pragma GCC unroll 4
+          for (int l = 1; l < lanes; ++l) all = all + sum[l][r][i][e];
+          store(row[r].o + ((v + i) * per_word + e) * W, all);
+        }
   }
 
   void merge(int64_t b, int64_t h, int64_t query) const {
@@ -264,21 +309,22 @@ class RowAttention {
     const Row all = row(b, h, 0, query);
     for (int64_t s = 0; s < shares; ++s) {
       const Row r = row(b, h, s, query);
-      const float part = first_of(exp2(set1(*r.top - base)));
+      float lane[W];
+      store(lane, exp2(set1(*r.top - base)));
+      const float part = lane[0];
       sum += *r.sum * part;
-      for (int64_t d = 0; d < p.dim; d += W) {
+      for (int64_t d = 0; d < width; d += W) {
         const F o = load(r.o + d) * set1(part);
         store(all.o + d, s ? load(all.o + d) + o : o);
       }
     }
     const F inverse = set1(1 / (sum < 1e-30f ? 1e-30f : sum));
     T* out = p.out + ((b * p.queries + query) * p.heads + h) * p.dim;
-    for (int64_t d = 0; d < p.dim; d += W) {
-      const F y = load(all.o + d) * inverse;
-      if (p.dim - d < W)
-        store(out + d, y, static_cast<int>(p.dim - d));
-      else
-        store(out + d, y);
+    for (int64_t d = 0; d < p.dim; d += W * per_word) {
+      T part[per_word][W];
+      for (int e = 0; e < per_word; ++e) store(part[e], load(all.o + d + e * W) * inverse);
+      const int64_t left = p.dim - d < W * per_word ? p.dim - d : W * per_word;
+      for (int64_t i = 0; i < left; ++i) out[d + i] = part[i % per_word][i / per_word];
     }
   }
 };

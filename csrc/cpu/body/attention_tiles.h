@@ -77,17 +77,18 @@ class TileAttention {
   // Queries `query` .. `query` + count, whose sums are, or after a fresh start will be, in `state`.
   void enter(float* state, int64_t query, int count, bool fresh) {
     Arena arena{state};
-    TileSums& tile = coming.tile;
+    TileSums tile;
     tile.query = query;
     tile.count = count;
     tile.q = reinterpret_cast<bf16*>(arena.take(tile_queries * depth / 2));
     tile.o = arena.take(tile_queries * width);
     tile.top = arena.take(tile_queries);
     tile.sum = arena.take(tile_queries * 16);
+    coming.tile = tile;
     steps = 0;
     if (!fresh) return;
-    copy_queries();
-    for (int64_t i = 0; i < tile_queries * width; i += 16) store(tile.o + i, zero());
+    copy_queries(tile);
+    for (float* to = tile.o; to < tile.top; to += 16) store(to, zero());
     for (int i = 0; i < tile_queries; ++i) {
       tile.top[i] = -infinity;
       store(tile.sum + 16 * i, zero());
@@ -132,15 +133,18 @@ class TileAttention {
   int steps = 0;                          // of the tile, among the slots now packed
 
   // A negative scale changes the sign of q, so that the largest product is the largest score.
-  void copy_queries() const {
+  void copy_queries(const TileSums& tile) const {
     const auto sign = _mm512_set1_epi16(static_cast<short>(p.scale < 0 ? 0x8000 : 0));
-    const TileSums& tile = coming.tile;
-    for (int i = 0; i < tile_queries; ++i) {
-      const bf16* row = i < tile.count ? head.query(tile.query + i) : nullptr;
-      for (int64_t d = 0; d < p.dim; d += 32) {
-        __builtin_prefetch(row + d + tile_queries * p.q_stride.row);
-        const auto x = keys.elements(row, d, 32);
-        _mm512_storeu_si512(tile.q + i * depth + d, row ? _mm512_xor_si512(x, sign) : x);
+    const int64_t stride = p.q_stride.row, ahead = tile_queries * stride;
+    const bf16* first = head.query(tile.query);
+    for (int64_t d = 0; d < p.dim; d += 32) {
+      const __mmask32 dims = keys.dims_from(d);
+      bf16* to = tile.q + d;
+      for (int i = 0; i < tile_queries; ++i, to += depth) {
+        const bf16* row = i < tile.count ? first + i * stride : nullptr;
+        if (row) __builtin_prefetch(row + d + ahead);
+        const auto x = keys.elements(row, d, dims);
+        _mm512_storeu_si512(to, row ? _mm512_xor_si512(x, sign) : x);
       }
     }
   }

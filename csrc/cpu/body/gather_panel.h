@@ -4,6 +4,7 @@
 
 #include "cpu/body/arithmetic.h"
 #include "cpu/body/pack.h"
+#include "cpu/body/panel.h"
 #include "cpu/kernels.h"
 
 namespace secateurs::cpu::SECATEURS_ISA {
@@ -25,15 +26,10 @@ struct GatherPanel {
   bool accumulate;
 };
 
-// Weights of one input, for W outputs.
-inline void weights_of(const float* w, F (&each)[1]) { each[0] = load(w); }
-
-// Weights of two inputs, side by side for each of W outputs.
+// Weights of one input, or of two inputs, for W outputs.
+inline void weights_of(const float* w, F (&each)[1]) { split(float{}, load(w), each); }
 inline void weights_of(const bf16* w, F (&each)[2]) {
-  typedef std::int32_t Bits __attribute__((vector_size(sizeof(F))));
-  const Bits both = (Bits)load(reinterpret_cast<const float*>(w)).v;
-  each[0] = {(decltype(F::v))(both << 16)};
-  each[1] = {(decltype(F::v))(both & ~0xffff)};
+  split(Pair{}, load(reinterpret_cast<const float*>(w)), each);
 }
 
 template <class T, int MR, int NV>

@@ -54,6 +54,14 @@ inline F multiply_add(Pair, F x, F w, F sum) {
 #endif
 }
 
+// The elements of words: themselves, or the first of each pair, then the second.
+inline void split(float, F x, F (&each)[1]) { each[0] = x; }
+inline void split(Pair, F x, F (&each)[2]) {
+  typedef std::int32_t Bits __attribute__((vector_size(sizeof(F))));
+  each[0] = {(decltype(F::v))((Bits)x.v << 16)};
+  each[1] = {(decltype(F::v))((Bits)x.v & ~0xffff)};
+}
+
 template <class Word, int MR, int NV, bool first>
 void panel(const Panel<Word>& p) {
   // A short tile has too few sums to hide the latency of a multiply-add: each is split in several.

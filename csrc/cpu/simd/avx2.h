@@ -134,6 +134,17 @@ inline float total(F a) {
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
 
+// Lane i: the total of r[i].
+inline F totals(const F (&r)[8]) {
+  const auto four = [&](int i) {
+    return _mm256_hadd_ps(_mm256_hadd_ps(r[i].v, r[i + 1].v),
+                          _mm256_hadd_ps(r[i + 2].v, r[i + 3].v));
+  };
+  const __m256 low = four(0), high = four(4);
+  return {_mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20),
+                        _mm256_permute2f128_ps(low, high, 0x31))};
+}
+
 // r[i][j] becomes r[j][i].
 inline void transpose(F (&r)[8]) {
   __m256 a[8], b[8];

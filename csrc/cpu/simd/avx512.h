@@ -99,6 +99,28 @@ inline float total(F a) {
   return _mm512_cvtss_f32(x);
 }
 
+// Lane i: the total of r[i]. Each step adds halves, quarters and so on of two vectors, those of the
+// first in the lanes where they already are.
+inline F totals(const F (&r)[16]) {
+  __m512 x[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)
+    x[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xff00, r[i].v, r[i + 8].v),
+                         _mm512_shuffle_f32x4(r[i].v, r[i + 8].v, 0x4e));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 others = _mm512_mask_blend_ps(0xf0f0, x[i + 4], x[i]);
+    x[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xf0f0, x[i], x[i + 4]),
+                         _mm512_shuffle_f32x4(others, others, 0xb1));
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i)
+    x[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, x[i], x[i + 2]),
+                         _mm512_shuffle_ps(x[i], x[i + 2], 0x4e));
+  const __m512 others = _mm512_mask_blend_ps(0xaaaa, x[1], x[0]);
+  return {_mm512_add_ps(_mm512_mask_blend_ps(0xaaaa, x[0], x[1]), _mm512_permute_ps(others, 0xb1))};
+}
+
 // r[i][j] becomes r[j][i].
 inline void transpose(F (&r)[16]) {
   __m512 a[16], b[16];

@@ -93,6 +93,11 @@ inline F repeat4(const float* p) { return load(p); }
 
 inline float total(F a) { return (a.v[0] + a.v[1]) + (a.v[2] + a.v[3]); }
 
+// Lane i: the total of r[i].
+inline F totals(const F (&r)[4]) {
+  return {Floats{total(r[0]), total(r[1]), total(r[2]), total(r[3])}};
+}
+
 // r[i][j] becomes r[j][i].
 inline void transpose(F (&r)[4]) {
   const F a = r[0], b = r[1], c = r[2], d = r[3];

@@ -35,7 +35,23 @@ def register(
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     if reference is not None:
         _differentiate(qualified, reference)
-    return getattr(torch.ops.secateurs, op.name).default
+    return _caller(getattr(torch.ops.secateurs, op.name).default)
+
+
+def _caller(dispatched: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What calls an operation, and costs less where no gradients are recorded.
+
+    Going through what would remember a call's inputs takes as long as a small product. A graph that
+    is being traced must see nothing but the operation.
+    """
+
+    def call(*args: Any) -> Tensor:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return dispatched(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return dispatched(*args)
+
+    return call
 
 
 def _differentiate(qualified: str, reference: Callable[..., Tensor]) -> None:
