@@ -20,10 +20,11 @@ import torch
 from ops.conftest import random_weight
 from secateurs import ops
 from secateurs.attention_patterns import Local, Sinks, Strided, layout
-from secateurs.errors import BackendError
+from secateurs.errors import BackendError, FormatError
 from secateurs.formats import LibraryWeight, VectorWeight
 from secateurs.ops import cuda, use_backend
-from secateurs.ops.pattern_linear.cuda import _pack_places
+from secateurs.ops.pattern_linear.cuda import _pack_places, takes_two_four
+from secateurs.patterned import pack
 from secateurs.patterns import VectorNM
 
 EMULATOR = Path(__file__).parents[1] / "emulator"
@@ -182,6 +183,24 @@ def test_vector_patterns(run, dtype, vector, m):
     bias = torch.randn(256).to(dtype)
     got = run(ops.pattern_linear, x, weight, bias, "none", None, residual)
     assert_near(got, product_oracle(x, weight, bias, residual))
+
+
+@pytest.mark.parametrize(("n", "k", "vectors"), [(64, 96, True), (40, 96, False), (64, 80, False)])
+def test_two_four_is_packed_for_the_sparse_tensor_cores(run, monkeypatch, n, k, vectors):
+    """What `convert` does with such a mask on a GPU; shapes they do not take go on as a library."""
+    monkeypatch.setattr(ops, "sparse_tensor_cores", lambda _, shape: takes_two_four(*shape))
+    dense, x = (torch.randn(n, k) / 10).half(), torch.randn(5, k).half()
+    keep = VectorNM(2, 4, 1).keep(dense.float())
+    packed = pack(dense, keep, (1, 1))
+    assert isinstance(packed, VectorWeight) == vectors
+    assert torch.equal(packed.to_dense(), dense * keep)
+    zeros = torch.zeros(n).half(), torch.zeros(5, n).half()
+    got = run(ops.pattern_linear, x, packed)
+    assert_near(got, product_oracle(x, packed, *zeros))
+    keep[0, :4] = torch.tensor([True, True, True, False])
+    keep[0, 4:8] = torch.tensor([True, False, False, False])
+    with pytest.raises(FormatError, match="equally many ones"):
+        pack(dense, keep, (1, 1))
 
 
 def test_places_are_packed_as_the_ptx_manual_draws_them():

@@ -15,7 +15,11 @@ from secateurs.ops._tuning import autotune
 from secateurs.ops.add_norm import add_norm, sum_and_norm
 from secateurs.ops.attention import attention
 from secateurs.ops.block_sparse_linear import block_sparse_linear
-from secateurs.ops.pattern_linear import inputs_together, pattern_linear
+from secateurs.ops.pattern_linear import (
+    inputs_together,
+    pattern_linear,
+    sparse_tensor_cores,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -28,6 +32,7 @@ __all__ = [
     "explain_choice",
     "inputs_together",
     "pattern_linear",
+    "sparse_tensor_cores",
     "sum_and_norm",
     "use_backend",
 ]

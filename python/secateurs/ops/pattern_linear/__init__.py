@@ -87,6 +87,12 @@ def inputs_together(device: torch.device, dtype: torch.dtype) -> int:
     return cpu.inputs_together(dtype) if torch.device(device).type == "cpu" else 1
 
 
+def sparse_tensor_cores(device: torch.device, shape: tuple[int, int]) -> bool:
+    """Whether a device's kernels want a 2:4 weight `[N, K]` as a `VectorWeight` of single outputs
+    rather than as a library, which they take for few rows of `x` only."""
+    return torch.device(device).type == "cuda" and cuda.takes_two_four(*shape)
+
+
 def check(
     x: Tensor,
     values: Tensor,
