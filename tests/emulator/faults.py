@@ -325,6 +325,11 @@ FAULTS = (
         "if (threadIdx.x == 0) partial[0] = x;",
         "add_norm",
     ),
-    Fault(NORM, "weight[j] + bias[j]", "weight[j]", "layer"),
+    Fault(
+        NORM,
+        "(y[j] - mean) * scale * weight[j] + bias[j]",
+        "(y[j] - mean) * scale * weight[j]",
+        "layer",
+    ),
     Fault(NORM, "min(i + 8, p.width)", "i + 8", "add_norm"),
 )
