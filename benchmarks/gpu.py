@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "gpu"
-TESTS = ROOT / "tests" / "ops"
+TESTS = ROOT / "tests"
 TIMED_OUT = 124  # as timeout(1) has it
 
 
@@ -43,7 +43,7 @@ class Backend:
 BACKENDS = {
     "cuda": Backend(
         required="cuda",
-        tests=("test_cuda.py", "test_cuda_gpu.py"),
+        tests=("ops/test_cuda.py", "ops/test_cuda_gpu.py"),
         shares=("gpu",),
         script="gpu_kernels.py",
         parts={"linears": 0.5, "attentions": 0.5, "patterns": 0.7, "norms": 1.0},
@@ -52,7 +52,7 @@ BACKENDS = {
     ),
     "triton": Backend(
         required="cuda,triton",
-        tests=("test_triton_gpu.py",),
+        tests=("ops/test_triton_gpu.py", "test_capture.py"),
         # Most of their time goes to the compiler, on one core each.
         shares=(
             "linear and float32",
@@ -60,6 +60,7 @@ BACKENDS = {
             "attention and float32",
             "attention and bfloat16",
             "attention and not float32 and not bfloat16",
+            "captured",
         ),
         script="gpu_triton.py",
         parts={"linears": 0.4, "attentions": 0.4, "models": 1.0},
