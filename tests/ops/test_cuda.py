@@ -23,6 +23,7 @@ from secateurs.attention_patterns import Local, Sinks, Strided, layout
 from secateurs.errors import BackendError, FormatError
 from secateurs.formats import LibraryWeight, VectorWeight
 from secateurs.ops import cuda, use_backend
+from secateurs.ops.attention.cuda import _run as run_attention
 from secateurs.ops.pattern_linear.cuda import _pack_places, takes_two_four
 from secateurs.patterned import pack
 from secateurs.patterns import VectorNM
@@ -327,6 +328,16 @@ def test_cuda_attention_refuses_in_words(run):
     for change, message in cases:
         with pytest.raises(BackendError, match=message):
             run(ops.attention, **{"q": q, "k": k, "v": v, **change})
+
+
+def test_a_launch_that_fails_names_the_kernel_the_problem_and_how_it_was_cut(run):
+    """What the backend refuses, launched all the same: a grid too deep."""
+    tokens = torch.zeros(65536, 2, 1, 32).half()
+    with pytest.raises(BackendError, match=r"at most 65535 sequences .* got \(65536, 2\)"):
+        run(ops.attention, tokens, tokens, tokens)
+    launched = r"launching attention of 65536x2 \(2\) heads of 32, 1 queries, 1 keys, .*"
+    with pytest.raises(RuntimeError, match=f"{launched}in tiles of 16, 1 heads in one, 0 parts: "):
+        run(run_attention, *(tokens,) * 3, None, None, None, False, 1.0, *(None,) * 4)
 
 
 def both_norms(*args):
