@@ -12,6 +12,7 @@ import sysconfig
 from copy import copy
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import oracles
 import pytest
@@ -309,7 +310,9 @@ def test_attention_takes_views(run):
         torch.randn(2, 20, 8, 32, 8).half()[..., 0],
     ):
         q, k, v = (t.transpose(1, 2) for t in wide.split([4, 2, 2], dim=2))
-        assert_near(run(ops.attention, q, k, v), attention_oracle(q, k, v))
+        truth = attention_oracle(q, k, v)
+        for apart in ((q, k, v), (q.contiguous(), k, v), (q, k.contiguous(), v)):
+            assert_near(run(ops.attention, *apart), truth)
 
 
 def test_attention_without_keys_heads_or_queries(run):
@@ -395,6 +398,22 @@ def test_cuda_backend_runs_on_gpus_only():
     assert refusal.backend == "reference"
     here = "on NVIDIA GPUs, the tensors are on cpu" if cuda.kernels() else "built without CUDA"
     assert here in refusal.refusals["cuda"]
+
+
+def test_cuda_backend_refuses_gpus_it_was_not_made_for(monkeypatch):
+    module = SimpleNamespace(build_info=lambda: {"toolkit": "13.0", "archs": "80-real 90a-real"})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "some GPU")
+    refuse = cuda._refuse_device.__wrapped__
+    for toolkit, capability, reason in (
+        ("13.0", (9, 0), None),
+        ("13.0", (7, 5), "needs compute capability 8.0 or newer, some GPU has 7.5"),
+        ("13.0", (12, 0), "compiled for 80-real 90a-real, not for compute capability 12.0"),
+        (None, (9, 4), "written for NVIDIA GPUs"),
+    ):
+        monkeypatch.setattr(torch.version, "cuda", toolkit)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        told = refuse(module, torch.device("cuda", 0))
+        assert told is reason or reason in told
 
 
 @pytest.mark.parametrize(
