@@ -75,7 +75,6 @@ FAULTS = (
     Fault(STACKED, "(i * C::WK + wk) * 16", "(i * C::WK) * 16", "few"),
     Fault(STACKED, "begin + (k >> log)", "k >> log", "linear"),
     Fault(STACKED, "std::int64_t{begin} << s.log_bk", "std::int64_t{0}", "linear"),
-    Fault(STACKED, "stack_begin(p, middle) <= block", "stack_begin(p, middle) < block", "linear"),
     Fault(STACKED, "blockIdx.x / (GROUP * s.p.rows)", "0", "linear"),
     # Fragments read from the wrong place.
     Fault(
@@ -110,7 +109,6 @@ FAULTS = (
     ),
     Fault(STACKED, "in_group % height", "in_group % GROUP", "linear"),
     Fault(STACKED, "s_.cut.bm == 64", "s_.cut.bm >= 64", "many rows"),
-    Fault(STACKED, "s.cut.parts && end == begin", "false", "linear"),
     Fault(STACKED, "part_begin(s, part + 1)", "part_begin(s, part) + 1", "linear"),
     Fault(STACKED, "first == last", "first >= last", "linear"),
     Fault(STACKED, "tile_m * C::BM + m", "m", "many rows"),
