@@ -104,7 +104,7 @@ def linear_oracle(x, weight, *finish):
 
 
 @pytest.mark.parametrize("block", [(16, 16), (32, 64), (64, 32), (128, 128)])
-@pytest.mark.parametrize("m", [1, 7, 40, 70])
+@pytest.mark.parametrize("m", [1, 7, 40, 70, 150])
 def test_block_sparse_linear(run, dtype, block, m):
     n = 256
     weight = random_weight(n, 512, block, 0.5, dtype)
@@ -176,12 +176,12 @@ def product_oracle(x, weight, bias, residual):
 
 
 @pytest.mark.parametrize("vector", [1, 16, 32, 64, 128])
-@pytest.mark.parametrize("m", [1, 16, 21, 70])
+@pytest.mark.parametrize("m", [1, 16, 21, 70, 150])
 def test_vector_patterns(run, dtype, vector, m):
-    """One output at a time is 2:4 on the sparse tensor cores."""
+    """One output at a time is 2:4 on the sparse tensor cores. Rows of x stand apart."""
     dense = torch.randn(256, 192) / 10
     weight = VectorWeight.pack(dense.to(dtype), VectorNM(2, 4, vector).keep(dense), vector)
-    x, residual = torch.randn(m, 192).to(dtype), torch.randn(m, 256).to(dtype)
+    x, residual = torch.randn(m, 208).to(dtype)[:, :192], torch.randn(m, 256).to(dtype)
     bias = torch.randn(256).to(dtype)
     got = run(ops.pattern_linear, x, weight, bias, "none", None, residual)
     assert_near(got, product_oracle(x, weight, bias, residual))
@@ -227,8 +227,9 @@ def test_library_patterns(run, dtype, p, q, ones):
     codes = torch.randint(5, (96 // p, 320 // q))
     weight = LibraryWeight.pack((torch.randn(96, 320) / 10).to(dtype), codes, library)
     for m in (1, 16):
-        x, bias, residual = torch.randn(m, 320), torch.randn(96), torch.randn(m, 96)
+        x, bias, residual = torch.randn(m, 336), torch.randn(96), torch.randn(m, 96)
         x, bias, residual = (t.to(dtype) for t in (x, bias, residual))
+        x = x[:, 8:328]
         got = run(ops.pattern_linear, x, weight, bias, "none", None, residual)
         assert_near(got, product_oracle(x, weight, bias, residual))
 
