@@ -1,7 +1,8 @@
-"""The CUDA backend on a GPU, in one call of less than nine minutes: build, tests with skips as
-failures, compute-sanitizer on a few of them, then the benchmarks of gpu_kernels.py.
+"""A backend of ours on a GPU, in one call of less than nine minutes: build, tests with skips as
+failures, of the CUDA kernels compute-sanitizer on a few of them, then the benchmarks.
 
     python benchmarks/gpu.py --json gpu.jsonl
+    python benchmarks/gpu.py --json gpu.jsonl --backend triton
 
 Every step runs in processes of its own and within its share of the time: one that hangs or crashes
 costs no other.
@@ -17,16 +18,54 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "gpu"
-TESTS = [str(ROOT / "tests" / "ops" / name) for name in ("test_cuda.py", "test_cuda_gpu.py")]
-SMALL = "gpu and not test_cuda_gpu and (bfloat16 and not attention or patterns or add_norm)"
+TESTS = ROOT / "tests"
 TIMED_OUT = 124  # as timeout(1) has it
 
-# Of what the steps before leave, the share of each part of the benchmarks.
-PARTS = {"linears": 0.5, "attentions": 0.5, "patterns": 0.7, "norms": 1.0}
+
+@dataclass(frozen=True)
+class Backend:
+    """What there is to run of a backend."""
+
+    required: str  # what its tests may not skip for want of
+    tests: tuple[str, ...]  # files of tests
+    shares: tuple[str, ...]  # of the tests, those whose names fit: they run at the same time
+    script: str  # of benchmarks
+    # Of what the steps before leave, the share of each part of the benchmarks.
+    parts: Mapping[str, float]
+    sanitized: str | None = None  # tests of small problems
+
+
+BACKENDS = {
+    "cuda": Backend(
+        required="cuda",
+        tests=("ops/test_cuda.py", "ops/test_cuda_gpu.py"),
+        shares=("gpu",),
+        script="gpu_kernels.py",
+        parts={"linears": 0.5, "attentions": 0.5, "patterns": 0.7, "norms": 1.0},
+        sanitized="gpu and not test_cuda_gpu and "
+        "(bfloat16 and not attention or patterns or add_norm)",
+    ),
+    "triton": Backend(
+        required="cuda,triton",
+        tests=("ops/test_triton_gpu.py", "test_capture.py"),
+        # Most of their time goes to the compiler, on one core each.
+        shares=(
+            "linear and float32",
+            "linear and not float32",
+            "attention and float32",
+            "attention and bfloat16",
+            "attention and not float32 and not bfloat16",
+            "captured",
+        ),
+        script="gpu_triton.py",
+        parts={"linears": 0.4, "attentions": 0.4, "models": 1.0},
+    ),
+}
 
 
 def run(command: Sequence[str], seconds: float, **environment: str) -> int:
@@ -65,8 +104,9 @@ def build(seconds: float) -> int:
     configure += ["-DSKBUILD_PROJECT_VERSION=0.1.0"]
     install = ["cmake", "--install", str(BUILD), "--prefix", str(ROOT / "python")]
     wanted = {"SECATEURS_CUDA": "on", "SECATEURS_CUDA_ARCHS": "native", **_given()}
+    deadline = time.monotonic() + seconds
     for command in (configure, ["cmake", "--build", str(BUILD)], install):
-        if status := run(command, seconds, **wanted):
+        if status := run(command, deadline - time.monotonic(), **wanted):
             return status
     return 0
 
@@ -75,13 +115,16 @@ def _given() -> Mapping[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("SECATEURS_CUDA")}
 
 
-def test(seconds: float) -> int:
+def test(backend: Backend, seconds: float) -> int:
     """The tests of the backend on the GPU; a skip is a failure."""
-    return run([*_pytest("gpu")], seconds, SECATEURS_REQUIRE="cuda")
+    commands = [_pytest(backend, share) for share in backend.shares]
+    return together(commands, seconds, SECATEURS_REQUIRE=backend.required)
 
 
-def sanitize(seconds: float) -> int:
+def sanitize(backend: Backend, seconds: float) -> int:
     """Bad accesses and races in shared memory, on the tests of small problems."""
+    if backend.sanitized is None:
+        return 0
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         print("compute-sanitizer was not found: nothing checked", file=sys.stderr)
@@ -92,23 +135,32 @@ def sanitize(seconds: float) -> int:
     ]
     # Each tensor in memory of its own, so that what lies behind it belongs to nobody.
     return together(
-        [[*check, *_pytest(SMALL)] for check in checks],
+        [[*check, *_pytest(backend, backend.sanitized)] for check in checks],
         seconds,
-        SECATEURS_REQUIRE="cuda",
+        SECATEURS_REQUIRE=backend.required,
         PYTORCH_NO_CUDA_MEMORY_CACHING="1",
     )
 
 
-def _pytest(select: str) -> list[str]:
-    options = ["-q", "-p", "no:cacheprovider", "--maxfail", "20", "-k", select]
-    return [sys.executable, "-m", "pytest", *options, *TESTS]
+def _pytest(backend: Backend, select: str) -> list[str]:
+    # A warning of another version of torch than CI's is no failure of the kernels.
+    options = ["-q", "-p", "no:cacheprovider", "-W", "default", "--maxfail", "20", "-k", select]
+    files = [str(TESTS / name) for name in backend.tests]
+    return [sys.executable, "-m", "pytest", *options, *files]
 
 
-def benchmark(options: argparse.Namespace, deadline: float) -> int:
+def benchmark(backend: Backend, options: argparse.Namespace, deadline: float) -> int:
     worst = 0
-    for part, share in PARTS.items():
-        seconds = share * max(0.0, deadline - time.monotonic())
-        command = [sys.executable, str(ROOT / "benchmarks" / "gpu_kernels.py"), "--part", part]
+    for part, share in backend.parts.items():
+        if options.part not in (None, part):
+            continue
+        left = deadline - time.monotonic()
+        if left <= 0:
+            print(f"{part}: no time was left for it", file=sys.stderr)
+            worst = TIMED_OUT
+            continue
+        seconds = left if options.part else share * left
+        command = [sys.executable, str(ROOT / "benchmarks" / backend.script), "--part", part]
         command += ["--json", str(Path(options.json).resolve()), "--seconds", str(seconds)]
         command += ["--block", str(options.block)]
         if options.commit:
@@ -120,11 +172,16 @@ def benchmark(options: argparse.Namespace, deadline: float) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", required=True, help="JSON lines are appended to this file")
+    parser.add_argument("--backend", choices=BACKENDS, default="cuda")
     parser.add_argument("--block", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=8.25, help="no row starts later")
     parser.add_argument("--commit", help="of the code, where the checkout cannot tell")
     parser.add_argument("--only", choices=("build", "tests", "sanitizer", "benchmarks"))
+    parser.add_argument("--part", help="of the benchmarks, with --only benchmarks: this one")
     options = parser.parse_args()
+    backend = BACKENDS[options.backend]
+    if options.part not in (None, *backend.parts):
+        parser.error(f"expected a part among {', '.join(backend.parts)}, got {options.part!r}")
     if shutil.which("nvidia-smi") is None:
         print("expected an NVIDIA GPU, found no nvidia-smi", file=sys.stderr)
         return 2
@@ -133,9 +190,9 @@ def main() -> int:
     deadline = time.monotonic() + 60 * options.minutes
     steps = {
         "build": lambda: build(240),
-        "tests": lambda: test(90),
-        "sanitizer": lambda: sanitize(100),
-        "benchmarks": lambda: benchmark(options, deadline),
+        "tests": lambda: test(backend, 120),
+        "sanitizer": lambda: sanitize(backend, 100),
+        "benchmarks": lambda: benchmark(backend, options, deadline),
     }
     failed = 0
     for name, step in steps.items():

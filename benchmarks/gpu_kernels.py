@@ -1,35 +1,40 @@
 """The CUDA backend against its peers on a GPU: the rows that gpu.py writes.
 
-    python benchmarks/gpu_kernels.py --part linears --json gpu.jsonl
+    PYTHONPATH=python python benchmarks/gpu_kernels.py --part linears --json gpu.jsonl
 
 Linears against F.linear (cuBLAS), torch's BSR product and our Triton kernel, 2:4 also against
 cuSPARSELt, attention against SDPA (flash and cuDNN) and FlexAttention compiled for the same mask,
 norms against torch.compile. Both sides run in CUDA graphs, interleaved; our output is checked
 against float64.
-
-Where few rows of x make a weight's bytes the cost, a graph goes through as many copies of the
-weight as do not fit into the L2 cache. `copy_share` is the part of a device copy's bandwidth at
-which the stored bytes moved, `roof_share` that of a large bfloat16 F.linear at which the stored
-numbers were multiplied.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-# Not the folder of this file: transformers would take kernels.py for the package of that name.
-with suppress(ValueError):
-    sys.path.remove(str(Path(__file__).parent))
+from gpu_rows import (  # first: it takes this folder out of the path
+    CHECKED,
+    DENSITIES,
+    DEVICE,
+    DTYPE,
+    FEW,
+    ROWS,
+    SHAPES,
+    Bench,
+    Rows,
+    against_linear,
+    block_sparse,
+    copies_of,
+    error_of,
+    on_torch_bsr,
+    run_part,
+)
 
+# isort: split
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -39,29 +44,9 @@ from torch.sparse import to_sparse_semi_structured
 
 from secateurs import ops
 from secateurs.attention_patterns import Dense, Local, Rule, Sinks, Strided, layout
-from secateurs.environment import env_report
-from secateurs.formats import BlockSparseWeight, LibraryWeight, VectorWeight
-from secateurs.measure import Measurement, Timing, append_rows, measure, row
+from secateurs.formats import LibraryWeight, VectorWeight
 from secateurs.patterns import Library, VectorNM
 
-DEVICE = torch.device("cuda")
-DTYPE = torch.bfloat16
-TOLERANCE = 1e-2
-BEYOND_L2 = 128 << 20  # bytes, twice the largest L2 cache there is
-MOST_COPIES = 256
-CHECKED = 4096  # rows of an output, drawn anew for each problem
-
-DENSITIES = (0.25, 0.5, 0.1, 0.75, 1.0)
-ROWS = (1, 16, 512, 4096, 16384)
-FEW = 16
-SHAPES = {  # K, N
-    "bert-base up": (768, 3072),
-    "bert-base down": (3072, 768),
-    "bert-large up": (1024, 4096),
-    "llama-3-8b qkv": (4096, 6144),
-    "llama-3-8b up": (4096, 14336),
-    "llama-3-8b down": (14336, 4096),
-}
 NORMS = {"bert-base": (768, False), "bert-large": (1024, False), "llama-3-8b": (4096, True)}
 ENCODER: dict[str, Rule] = {
     "dense": Dense(),
@@ -83,148 +68,15 @@ HEADS = {  # batch, heads, key/value heads, queries, keys, dim
     "llama-3-8b decode 16": (16, 32, 8, 1, 4096, 128),
 }
 
-Call = Callable[[], Any]
-Replay = Callable[[Any], None]
-Rows = Iterator[dict[str, Any]]
-
-
-class OutOfTime(Exception):
-    """The deadline has passed."""
-
-
-class Bench:
-    """Our calls against their peers', all in CUDA graphs."""
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self.probe = torch.zeros((), device=DEVICE)  # tells `measure` the device
-        source = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
-        target = torch.empty_like(source)
-        milliseconds = self._time(1, graphed([lambda: target.copy_(source)])).timing.ms
-        self.copy = 2 * source.nbytes / milliseconds  # bytes in a millisecond
-        a, b = torch.randn(2, 8192, 8192, device=DEVICE, dtype=DTYPE)
-        milliseconds = self._time(1, graphed([lambda: F.linear(a, b)])).timing.ms
-        self.roof = 2 * 8192**3 / milliseconds  # operations in a millisecond
-        report = env_report()
-        self.facts = {
-            "isa": "sm_{}{}".format(*torch.cuda.get_device_capability()),
-            "copy_gb_s": self.copy / 1e6,
-            "roof_tflop_s": self.roof / 1e9,
-            "python": platform.python_version(),
-            "triton": report["versions"]["triton"],
-            "torch_cuda": report["torch_cuda"]["toolkit"],
-            **{name: report["kernels"]["cuda"].get(name) for name in ("toolkit", "driver")},
-        }
-
-    def rows(
-        self,
-        ours: list[Call],
-        peers: Mapping[str, list[Call]],
-        check: Callable[[Any], float],
-        *,
-        nbytes: float = 0,
-        operations: float = 0,
-        **facts: Any,
-    ) -> Rows:
-        """A row for each peer; one that cannot run is told and left out.
-
-        Args:
-            ours, peers: a call for each copy of the operands.
-            check: the relative error of what our call returns.
-            nbytes, operations: what one call must at least move, and compute.
-
-        Raises:
-            OutOfTime: the deadline has passed.
-        """
-        if time.monotonic() > self.deadline:
-            raise OutOfTime
-        error = check(ours[0]())
-        replay = graphed(ours)
-        for name, calls in peers.items():
-            try:
-                found = self._time(len(ours), replay, graphed(calls))
-            except Exception as reason:
-                told = str(reason).strip().split("\n")[0]
-                print(f"{name} at {facts['shape']}: {told}", file=sys.stderr)
-                continue
-            ms = found.timing.ms
-            yield row(
-                found,
-                backend="cuda",
-                dtype=DTYPE,
-                baseline=name,
-                rel_err=error,
-                tolerance=TOLERANCE,
-                copies=len(ours),
-                copy_share=nbytes / ms / self.copy if nbytes else None,
-                roof_share=operations / ms / self.roof if operations else None,
-                **self.facts,
-                **facts,
-            )
-
-    def _time(self, calls: int, *replays: Replay) -> Measurement:
-        found = measure(
-            replays[0], self.probe, *replays[1:], compare=False, min_time=0.1, min_repeats=5
-        )
-        baseline = None if found.baseline is None else _each(found.baseline, calls)
-        return replace(found, timing=_each(found.timing, calls), baseline=baseline)
-
-
-def _each(timing: Timing, calls: int) -> Timing:
-    """The time of one of the calls in a graph."""
-    return replace(
-        timing, ms=timing.ms / calls, ms_p20=timing.ms_p20 / calls, ms_p80=timing.ms_p80 / calls
-    )
-
-
-def graphed(calls: list[Call]) -> Replay:
-    """Replays `calls`, one behind the other, as one CUDA graph, after a warm-up on a stream of its
-    own; whatever it is called on."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            for call in calls:
-                call()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    return lambda _: graph.replay()
-
-
-def copies_of(nbytes: int) -> int:
-    """How many operands of so many bytes do not fit into the L2 cache."""
-    return min(MOST_COPIES, -(-BEYOND_L2 // max(1, nbytes)))
-
-
-def against_linear(x: Tensor, weight: Tensor) -> Callable[[Tensor], float]:
-    """The check of x W^T: relative error of some rows of an output."""
-    some = torch.randperm(x.shape[0], device=DEVICE)[:CHECKED]
-    return lambda y: error_of(y[some], x[some].double() @ weight.double().T)
-
-
-def error_of(got: Tensor, want: Tensor) -> float:
-    """Relative RMS error; NaN if there is one."""
-    return float((got.double() - want).norm() / want.norm())
-
 
 def linears(bench: Bench, block: int) -> Rows:
-    from torch.sparse._triton_ops import bsr_dense_mm
-
     def on_triton(x: Tensor, weight: Any) -> Tensor:
         with ops.use_backend("triton"):
             return ops.block_sparse_linear(x, weight)
 
     for density in DENSITIES:
         for name, (k, n) in SHAPES.items():
-            keep = torch.rand(n // block, k // block, device=DEVICE).argsort(1).argsort(1)
-            keep = keep < max(1, round(density * (k // block)))
-            mask = keep.repeat_interleave(block, 0).repeat_interleave(block, 1)
-            weight = torch.randn(n, k, device=DEVICE, dtype=DTYPE) / k**0.5 * mask
-            packed = BlockSparseWeight.pack(weight, keep, (block, block))
+            weight, packed = block_sparse(n, k, block, density)
             bsr = weight.to_sparse_bsr((block, block))
             for m in ROWS:
                 x = torch.randn(m, k, device=DEVICE, dtype=DTYPE)
@@ -235,9 +87,7 @@ def linears(bench: Bench, block: int) -> Rows:
                     "Triton": [partial(on_triton, x, w) for w in ours],
                 }
                 if m % 16 == 0:  # what it takes
-                    peers["torch BSR"] = [
-                        partial(bsr_dense_mm, bsr.clone(), x.T) for _ in range(count)
-                    ]
+                    peers["torch BSR"] = [on_torch_bsr(x, bsr.clone()) for _ in range(count)]
                 yield from bench.rows(
                     [partial(ops.block_sparse_linear, x, w) for w in ours],
                     peers,
@@ -411,49 +261,11 @@ def against_attention(
     return check
 
 
-PARTS: dict[str, Callable[[Bench, int], Rows]] = {
-    "linears": linears,
-    "attentions": attentions,
-    "patterns": patterns,
-    "norms": norms,
-}
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--part", required=True, choices=PARTS)
-    parser.add_argument("--json", required=True, help="JSON lines are appended to this file")
-    parser.add_argument("--block", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=300, help="no row starts later")
-    parser.add_argument("--commit", help="of the code, where the checkout cannot tell")
-    options = parser.parse_args()
-    # A compiled peer has a kernel for each problem, and never falls back in silence.
-    torch._dynamo.config.recompile_limit = 256
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    failed, deadline = 0, time.monotonic() + options.seconds
-    with ops.use_backend("cuda"), torch.inference_mode():
-        try:
-            for record in PARTS[options.part](Bench(deadline), options.block):
-                record["commit"] = options.commit or record["commit"]
-                append_rows(options.json, [record])
-                failed |= not record["ok"]
-                print(line(record), flush=True)
-        except OutOfTime:
-            print(f"{options.part}: out of time, the rest was left out", file=sys.stderr)
-    return int(failed)
-
-
-def line(record: Mapping[str, Any]) -> str:
-    shares = [
-        f"{record[share]:>5.0%} of {share.split('_')[0]}" if record[share] else ""
-        for share in ("copy_share", "roof_share")
-    ]
-    return (
-        f"{record.get('pattern') or record['op']:<24}{record['shape']!s:<32}"
-        f"{record['density'] or 1:>5.2f}{record['ms']:>10.4f} ms {record['speedup']:>6.2f}x "
-        f"{record['baseline']:<26}{' '.join(shares)}{'' if record['ok'] else '  WRONG'}"
-    )
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(
+        run_part(
+            __doc__.split("\n")[0],
+            "cuda",
+            {"linears": linears, "attentions": attentions, "patterns": patterns, "norms": norms},
+        )
+    )

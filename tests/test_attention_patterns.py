@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -143,6 +145,35 @@ def test_a_pattern_that_does_not_fit_the_call():
         ops.attention(q, q, q, pattern=layout(Dense(), 60, 50))
     with pytest.raises(OperandError, match="2 heads"):
         ops.attention(q, q, q, pattern=layout([Dense(), Local(1), Sinks(1)], 50, 50))
+
+
+def numbers(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"indptr": numbers(0, 2, 3)}, r"expected indptr \[heads, 3\] for 20 queries"),
+        ({"indptr": torch.zeros(0, 3, dtype=torch.int32)}, "expected indptr"),
+        ({"indptr": numbers(0, 2)[None]}, "expected indptr"),
+        ({"indptr": numbers(1, 2, 3)[None]}, "rise from 0 to the 3 blocks"),
+        ({"indptr": numbers(0, 4, 3)[None]}, "rise from 0 to the 3 blocks"),
+        ({"indptr": numbers(0, 2, 4)[None]}, "rise from 0 to the 3 blocks"),
+        ({"indices": numbers(0, 0, 2)}, r"lie in 0\.\.1"),
+        ({"indices": numbers(0, -1, 1)}, r"lie in 0\.\.1"),
+        ({"partial": numbers(0, 9, 0)}, "one of 2 masks, or -1"),
+        ({"partial": numbers(0, -2, 0)}, "one of 2 masks, or -1"),
+        ({"partial": numbers(0, 0)}, "one of 2 masks, or -1"),
+    ],
+)
+def test_validate_finds_every_index_a_kernel_would_trust(change, words):
+    blocks = layout(Local(3), 20, 20, block=16, causal=True).validate()
+    assert blocks.indices.tolist() == [0, 0, 1]
+    assert len(blocks.masks) == 3
+    blocks = replace(blocks, masks=blocks.masks[:2], partial=numbers(0, 1, 0))
+    with pytest.raises(PatternError, match=words):
+        replace(blocks, **change).validate()
 
 
 def test_rules_are_values():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from conftest import tiny_model
@@ -10,6 +12,7 @@ from models import relative
 from secateurs import HeadMask, SparsityPlan, convert
 from secateurs.capture import Bucketed, capture
 from secateurs.errors import BackendError, DataError
+from secateurs.plan import BlockMask, NeuronMask
 
 PLAN = SparsityPlan({"layers.0.heads": HeadMask(torch.tensor([True, False, True, True]))})
 
@@ -85,3 +88,47 @@ def test_nothing_is_read_back_from_the_device(model, family, batch):
     inputs = {name: x.to("meta") for name, x in batch.items()}
     with torch.inference_mode():
         assert model(**inputs, **options)[0].device.type == "meta"
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_captured_on_a_gpu(kind):
+    """Graphs of a converted model, replayed for sequences of other lengths and other contents,
+    without waiting for the device. SECATEURS_REQUIRE=cuda turns the skip into a failure."""
+    if not torch.cuda.is_available():
+        required = "cuda" in os.environ.get("SECATEURS_REQUIRE", "").split(",")
+        (pytest.fail if required else pytest.skip)("no GPU here")
+    plan = SparsityPlan(
+        {
+            **PLAN.masks,
+            "layers.1.neurons": NeuronMask(torch.arange(256) % 2 == 0),
+            "layers.2.down": BlockMask(torch.rand(4, 8) < 0.5, (32, 32)),
+        }
+    )
+    dense = tiny_model(kind, hidden_size=128, intermediate_size=256)
+    model = convert(dense.to("cuda", torch.bfloat16), plan)
+    options = {"use_cache": False} if kind == "llama" else {}
+
+    def some_inputs(batch, length):
+        ids = torch.randint(3, 100, (batch, length), device="cuda")
+        mask = torch.ones_like(ids)
+        mask[-1, length // 2 + 1 :] = 0
+        return {"input_ids": ids, "attention_mask": mask, **options}
+
+    runner = capture(model, some_inputs(3, 9), lengths=(16, 32))
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for batch, length in ((3, 9), (3, 16), (2, 20), (3, 5)):
+        inputs = some_inputs(batch, length)
+        with torch.no_grad():
+            want = model(**inputs)[0].float()
+            in_one_graph = compiled(**inputs)[0].float()
+        got = runner(**inputs)[0]  # captures what is new
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            got = runner(**inputs)[0]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        seen = inputs["attention_mask"].bool()
+        assert got.shape == want.shape
+        assert relative(got.float()[seen], want[seen]) < 2e-2
+        assert relative(in_one_graph[seen], want[seen]) < 2e-2
+    assert len(runner.steps) == 2

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import platform
+from types import SimpleNamespace
 
 import torch
 
 from secateurs import environment
 from secateurs.environment import device_name, env_report, format_report, git_commit
+from secateurs.ops import cuda
 
 
 def test_the_report_is_json_and_names_what_runs():
@@ -16,6 +18,22 @@ def test_the_report_is_json_and_names_what_runs():
     assert report["versions"]["torch"] is not None
     assert report["cpu"]["threads"] == torch.get_num_threads()
     assert report["kernels"]["cpu"]["isa"] in report["kernels"]["cpu"]["isas"]
+
+
+def test_gpus_are_told_in_plain_json_types(monkeypatch):
+    device = {"name": "some GPU", "capability": (9, 0), "multiprocessors": 132, "memory": 1 << 37}
+    module = SimpleNamespace(
+        build_info=lambda: {"toolkit": "13.0", "archs": "90a-real"},
+        runtime_version=lambda: (13, 0),
+        driver_version=lambda: (13, 1),
+        devices=lambda: [device],
+    )
+    monkeypatch.setattr(cuda, "_C_cuda", module)
+    report = env_report()
+    assert json.loads(json.dumps(report)) == report
+    told = report["kernels"]["cuda"]
+    assert told["devices"] == [{**device, "capability": [9, 0]}]
+    assert (told["toolkit"], told["archs"], told["driver"]) == ("13.0", "90a-real", "13.1")
 
 
 def test_only_our_variables_are_told(monkeypatch):

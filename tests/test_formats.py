@@ -109,6 +109,7 @@ def index(*values: int) -> torch.Tensor:
         ({"values": torch.zeros(4, 32, 32).transpose(1, 2)}, "contiguous"),
         ({"shape": (96, 64)}, "do not cover"),
         ({"shape": (64, 80)}, "do not cover"),
+        ({"values": torch.zeros(4, 80, 32), "indices": index(0, 0, 0, 0)}, "do not cover"),
     ],
 )
 def test_validate_finds_every_index_a_kernel_would_trust(change, words):

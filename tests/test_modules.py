@@ -9,7 +9,8 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from secateurs import SparsityPlan, convert, find_sites, use_backend
-from secateurs.modules import Norm
+from secateurs.errors import FormatError
+from secateurs.modules import Attention, Norm
 
 
 def shaken(norm: nn.Module) -> nn.Module:
@@ -70,3 +71,10 @@ def test_converted_layers_use_it(kind, dtype, ours):
     for layer in converted.get_submodule(sites.path):
         assert isinstance(layer.attention_norm, Norm) == ours
         assert isinstance(layer.ffn_norm, Norm) == ours
+
+
+@pytest.mark.parametrize("bad", [-1, 2])
+def test_a_head_map_beyond_the_heads_is_refused(bad):
+    kv_of = torch.tensor([0, bad, 1], dtype=torch.int32)
+    with pytest.raises(FormatError, match=rf"in 0\.\.1, got \[0, {bad}, 1\]"):
+        Attention(nn.Identity(), nn.Identity(), 3, 2, 8, kv_of, True, 0)

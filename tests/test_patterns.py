@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, product
 
 import pytest
@@ -192,13 +193,18 @@ def test_bad_packings():
         LibraryWeight.pack(weight, torch.full((4, 4), 3), library.patterns)
     with pytest.raises(FormatError, match="does not divide"):
         LibraryWeight.pack(torch.randn(7, 8), torch.zeros(3, 4), library.patterns)
+    coded = LibraryWeight.pack(weight, library.codes(weight), library.patterns)
+    with pytest.raises(FormatError, match=r"\(2, 2\) do not divide a weight of shape \(9, 8\)"):
+        replace(coded, shape=(9, 8)).validate()
+    with pytest.raises(FormatError, match="do not divide"):
+        replace(coded, library=coded.library[:, :0]).validate()
 
 
 def test_operands_that_do_not_fit():
     weight = torch.randn(32, 16)
     packed = VectorWeight.pack(weight, VectorNM(2, 4, 16).keep(weight), 16)
     for args, reason in (
-        ((torch.randn(2, 4), packed), "at least 8 inputs, got 4"),
+        ((torch.randn(2, 4), packed), "the weight's K = 16, got shape"),
         ((torch.randn(2, 16), packed, torch.randn(31)), r"bias of shape \(32,\)"),
         ((torch.randn(2, 16), packed, None, "tanh"), "activation among"),
         (

@@ -158,6 +158,29 @@ class BlockLayout:
         columns = -(-self.shape[1] // self.block)
         return self.indices.numel() / max(1, heads * rows * columns)
 
+    def validate(self) -> BlockLayout:
+        """Return self, or raise PatternError: a kernel trusts these indices. `layout` makes none
+        but valid ones; call this of one made by hand."""
+        (tq, tk), block = self.shape, max(1, self.block)
+        rows, columns, blocks = -(-tq // block), -(-tk // block), self.indices.numel()
+        heads = self.indptr.shape[0] if self.indptr.dim() == 2 else 0
+        if self.indptr.shape != (heads, rows + 1) or not heads:
+            raise PatternError(
+                f"expected indptr [heads, {rows + 1}] for {tq} queries in blocks of {block}, got "
+                f"{tuple(self.indptr.shape)}"
+            )
+        bounds = self.indptr.flatten()
+        if int(bounds[0]) != 0 or int(bounds[-1]) != blocks or bool((bounds.diff() < 0).any()):
+            raise PatternError(f"indptr must rise from 0 to the {blocks} blocks, head by head")
+        if blocks and not 0 <= int(self.indices.min()) <= int(self.indices.max()) < columns:
+            raise PatternError(f"blocks of keys must lie in 0..{columns - 1}")
+        masks = len(self.masks)
+        if self.partial.shape != self.indices.shape or (
+            blocks and not -1 <= int(self.partial.min()) <= int(self.partial.max()) < masks
+        ):
+            raise PatternError(f"partial must name one of {masks} masks, or -1, for each block")
+        return self
+
     def to(self, device: torch.device | str) -> BlockLayout:
         tensors = (t.to(device) for t in (self.indptr, self.indices, self.partial, self.masks))
         return BlockLayout(*tensors, self.shape)
@@ -229,7 +252,7 @@ def _layout(
         torch.tensor(partial, dtype=torch.int32),
         torch.stack(masks) if masks else torch.zeros(0, block, block, dtype=torch.bool),
         (tq, tk),
-    )
+    ).validate()
 
 
 def _block_row(

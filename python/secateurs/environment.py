@@ -82,7 +82,7 @@ def git_commit() -> str | None:
             return _git(root, "rev-parse", "--short=12", "HEAD") + ("+" if dirty else "")
     except (OSError, subprocess.SubprocessError):
         pass
-    return ops.build_info()["cpu"].get("commit")
+    return ops.build_info()["cpu"].get("commit") or None
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -147,7 +147,8 @@ class BlockSparseWeight:
         n, k = self.shape
         nnz, (bn, bk) = shape[0], self.block
         rows, columns = self._grid()
-        if (k % max(1, bk) and columns > 1) or not (rows - 1) * bn < n <= rows * bn:
+        grown = self.in_pairs and columns == 1
+        if (k % max(1, bk) and not grown) or not (rows - 1) * bn < n <= rows * bn:
             raise FormatError(
                 f"{rows} rows of blocks {(bn, bk)} do not cover a weight of shape {(n, k)}"
             )
@@ -348,6 +349,8 @@ class LibraryWeight:
                 f"{tuple(self.library.shape)}"
             )
         (n, k), (count, p, q) = self.shape, self.library.shape
+        if not p or not q or n % p or k % q:
+            raise FormatError(f"blocks {(p, q)} do not divide a weight of shape {(n, k)}")
         ones = self.library.flatten(1).sum(1)
         if count > 16 or int(ones.min()) != int(ones.max()):
             raise FormatError(

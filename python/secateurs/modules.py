@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateurs import ops
+from secateurs.errors import FormatError
 from secateurs.formats import BlockSparseWeight
 from secateurs.interface import attend
 from secateurs.whole import WholeLayer
@@ -124,6 +125,10 @@ class Attention(nn.Module):
         layer_idx: int,
     ) -> None:
         super().__init__()
+        if kv_of is not None and not (0 <= int(kv_of.min()) <= int(kv_of.max()) < kv_heads):
+            raise FormatError(
+                f"kv_of must name key/value heads in 0..{kv_heads - 1}, got {kv_of.tolist()}"
+            )
         self.qkv, self.output = qkv, output
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.kv_of = None if kv_of is None else nn.Buffer(kv_of)

@@ -15,8 +15,9 @@ def pack(weight: Tensor, keep: Tensor, block: tuple[int, int]) -> VectorWeight |
     """`weight` `[N, K]` packed as the pattern that its mask `keep` `[N, K]` follows.
 
     Args:
-        block: as in `PatternMask`: `(v, 1)` groups of outputs, of which single ones (2:4) become a
-            library of 1 x 4 patterns; `(p, q)` blocks of a library.
+        block: as in `PatternMask`: `(v, 1)` groups of outputs, of which single ones (2:4) become
+            vectors of one output where sparse tensor cores take them, else a library of 1 x 4
+            patterns; `(p, q)` blocks of a library.
 
     Raises FormatError where the mask follows no such pattern, or more than 16.
     """
@@ -24,9 +25,13 @@ def pack(weight: Tensor, keep: Tensor, block: tuple[int, int]) -> VectorWeight |
     if q == 1 and p > 1:
         together = ops.inputs_together(weight.device, weight.dtype)
         return VectorWeight.pack(weight, keep, p, together)
-    (n, k), q = weight.shape, NM_INPUTS if q == 1 else q
+    (n, k), single, q = weight.shape, q == 1, NM_INPUTS if q == 1 else q
     if n % p or k % q:
         return VectorWeight.pack(weight, keep, 1)
+    if single and ops.sparse_tensor_cores(weight.device, (n, k)):
+        fours = keep.to(weight.device).view(n, k // NM_INPUTS, NM_INPUTS).sum(2)
+        if bool((fours == NM_INPUTS // 2).all()):
+            return VectorWeight.pack(weight, keep, 1)
     tiles = keep.to(weight.device).view(n // p, p, k // q, q).transpose(1, 2).reshape(-1, p * q)
     library, codes = tiles.unique(dim=0, return_inverse=True)
     return LibraryWeight.pack(weight, codes.view(n // p, k // q), library.view(-1, p, q))

@@ -73,6 +73,9 @@ FAULTS = (
     Fault(STACKED, "look_up(step + 1);", "look_up(step);", "linear"),
     Fault(STACKED, "(loader.inputs + C::STEP - 1) / C::STEP", "loader.inputs / C::STEP", "linear"),
     Fault(STACKED, "(i * C::WK + wk) * 16", "(i * C::WK) * 16", "few"),
+    Fault(STACKED, "begin + (k >> log)", "k >> log", "linear"),
+    Fault(STACKED, "std::int64_t{begin} << s.log_bk", "std::int64_t{0}", "linear"),
+    Fault(STACKED, "blockIdx.x / (GROUP * s.p.rows)", "0", "linear"),
     # Fragments read from the wrong place.
     Fault(
         TILE,
@@ -82,6 +85,12 @@ FAULTS = (
     ),
     Fault(TILE, "chunk + lane / 8 % 2", "chunk + lane / 16", "vector"),
     Fault(STACKED, "lane / 4 + i / 2 * 8", "lane / 4 + i % 2 * 8", "linear"),
+    Fault(
+        TILE,
+        "swizzled<CHUNKS>(k + lane % 16, chunk + lane / 16)",
+        "swizzled<CHUNKS>(k + lane % 16, chunk)",
+        "linear",
+    ),
     # Rows that were cut.
     Fault(TILE, "wk < WK", "wk < 1", "few"),
     Fault(STACKED, "row_begin >= first && row_end <= stop", "row_end <= stop", "linear"),
@@ -100,6 +109,10 @@ FAULTS = (
     ),
     Fault(STACKED, "in_group % height", "in_group % GROUP", "linear"),
     Fault(STACKED, "s_.cut.bm == 64", "s_.cut.bm >= 64", "many rows"),
+    Fault(STACKED, "part_begin(s, part + 1)", "part_begin(s, part) + 1", "linear"),
+    Fault(STACKED, "first == last", "first >= last", "linear"),
+    Fault(STACKED, "tile_m * C::BM + m", "m", "many rows"),
+    Fault(STACKED, "tile_m * s.cut.bm + m", "m", "linear"),
     # The epilogue.
     Fault(
         EPILOGUE, "erfcf(x * -0.70710678118654752f)", "erfcf(x * 0.70710678118654752f)", "linear"
@@ -114,6 +127,10 @@ FAULTS = (
         "to[i] = from_float<T>(x[i]);",
         "linear",
     ),
+    Fault(EPILOGUE, "min(std::int64_t{8}, e.n - n)", "std::int64_t{8}", "linear"),
+    Fault(EPILOGUE, "x < 0 ? 0 : x", "x", "block_sparse"),
+    Fault(EPILOGUE, "x / (1 + expf(-x))", "x / (1 + expf(x))", "linear"),
+    Fault(NUMBER, "i < count ? to_float(from[i]) : 0.f", "to_float(from[i])", "add_norm"),
     # Attention: order.
     Fault(ATTENTION, BARRIER, ";", "attention", True, behind="ptx::wait_copies<0>();\n    "),
     Fault(ATTENTION, "ptx::wait_copies<0>();", ";", "attention", behind="++step) {\n    "),
@@ -127,6 +144,28 @@ FAULTS = (
     ),
     Fault(
         ATTENTION, "stack.look_up(begin + 1, places[(begin + 1) % C::LOOK_UPS]);", ";", "attention"
+    ),
+    Fault(
+        ATTENTION,
+        "step % 2 * 2 * C::STAGE",
+        "0",
+        "attention",
+        behind="uint4* tile = stages + ",
+    ),
+    Fault(
+        ATTENTION,
+        "load_rows<C>(tile + C::STAGE, v, p.v_stride.row, keys);",
+        "load_rows<C>(tile + C::STAGE, k, p.v_stride.row, keys);",
+        "attention",
+    ),
+    Fault(ATTENTION, "key * stride + chunk * 8", "key * stride", "attention"),
+    Fault(ATTENTION, "at * p.q_stride.row", "at * p.q_stride.head", "attention"),
+    Fault(ATTENTION, "h / (p.heads / p.kv_heads)", "h", "attention"),
+    Fault(
+        ATTENTION,
+        "((lane / 4 + i * 8) * C::ROW + d) * 4 + lane % 4",
+        "(lane / 4 * C::ROW + d) * 4 + lane % 4",
+        "attention",
     ),
     # What is seen.
     Fault(ATTENTION, "key <= row + offset", "key < row + offset", "causal"),
@@ -150,6 +189,15 @@ FAULTS = (
     Fault(ATTENTION, "first / p.pattern.block", "blockIdx.x", "block=128"),
     Fault(ATTENTION, "p.kv_of[h]", "0", "mapped"),
     Fault(ATTENTION, "first + row < s.p.queries", "true", "attention"),
+    Fault(ATTENTION, "(row[1] - row[0]) * p.pattern.block", "row[1] * p.pattern.block", "block="),
+    Fault(ATTENTION, "stack.begin = row[0];", "stack.begin = 0;", "block="),
+    Fault(
+        ATTENTION,
+        "p.pattern.indices[block] * p.pattern.block + inside",
+        "p.pattern.indices[block] * p.pattern.block",
+        "block=",
+    ),
+    Fault(ATTENTION, "p.key_mask + std::int64_t{b} * p.keys", "p.key_mask", "padded"),
     # The running softmax.
     Fault(ATTENTION, "total[i] *= shrink;", ";", "attention"),
     Fault(ATTENTION, "out[d][i * 2 + 1] *= shrink;", ";", "attention"),
@@ -157,6 +205,10 @@ FAULTS = (
     Fault(ATTENTION, "total[i] += ptx::shuffle_xor(total[i], 1);", ";", "attention"),
     Fault(ATTENTION, "highest[i] == -INFINITY ? 0.f : highest[i]", "highest[i]", "attention"),
     Fault(ATTENTION, "total[i] == 0 ? 0.f : 1 / total[i]", "1 / total[i]", "attention"),
+    Fault(ATTENTION, "ptx::shuffle_xor(highest[i], 1)", "highest[i]", "attention"),
+    Fault(ATTENTION, "ptx::exp2(top[i] - base[i])", "ptx::exp2(base[i] - top[i])", "attention"),
+    Fault(ATTENTION, "top[i] = highest[i];", ";", "attention"),
+    Fault(ATTENTION, "total[i / 2] += score[n][i];", ";", "attention"),
     # Keys in parts.
     Fault(ATTENTION, "steps * (part + 1) / parts", "steps * part / parts + 1", "parts"),
     Fault(ATTENTION, "tile_of_all * parts + part", "tile_of_all * parts", "parts"),
@@ -175,6 +227,8 @@ FAULTS = (
     Fault(ATTENTION, "h / s.cut.heads", "h", "parts"),
     Fault(ATTENTION, "total == 0 ? 0.f : 1 / total", "1 / total", "parts", behind="inverse = "),
     Fault(ATTENTION, "query >= std::int64_t{p.batch} * p.queries * p.heads", "false", "parts"),
+    Fault(ATTENTION, "query / p.heads % p.queries", "query % p.queries", "parts"),
+    Fault(ATTENTION, "told[part * piece + 1]", "told[part * piece]", "parts"),
     # Heads that share a tile.
     Fault(ATTENTION, "row / s.p.queries", "row % s.p.queries", "attention"),
     Fault(ATTENTION, "row < s.cut.heads * s.p.queries", "true", "attention"),
@@ -200,6 +254,22 @@ FAULTS = (
         "swizzled<CHUNKS>(row, chunk + lane / 8)",
         "sparse_linear",
     ),
+    Fault(SPARSE, "first_n + row < p.epilogue.n && k + chunk * 16 < p.k", "true", "sparse_linear"),
+    Fault(
+        SPARSE,
+        "first_m + row < p.epilogue.m && k + chunk * 8 < p.k",
+        "first_m + row < p.epilogue.m",
+        "sparse_linear",
+    ),
+    Fault(SPARSE, "k / 2 + chunk * 4", "k / 2", "sparse_linear"),
+    Fault(SPARSE, "tile * (C::STEP / 32) + k", "k", "sparse_linear"),
+    Fault(SPARSE, "tile_of_all % s.cut.tiles_m * C::BM", "0", "sparse_linear"),
+    Fault(
+        SPARSE,
+        "(wn * C::NT + nt) * 16 + lane / 4 + i / 2 * 8",
+        "(wn * C::NT + nt) * 16 + lane / 4 + i % 2 * 8",
+        "sparse_linear",
+    ),
     # 2:4 in parts of the inputs.
     Fault(SPARSE, "all * (part + 1) / parts", "all * part / parts + 1", "sparse_linear"),
     Fault(SPARSE, "blockIdx.x * std::int64_t{C::BM} + m", "m", "sparse_linear"),
@@ -218,6 +288,11 @@ FAULTS = (
     Fault(LIBRARY, "i / p.q * STEP + i % p.q", "i", "library"),
     Fault(LIBRARY, "block * p.q + place % STEP", "place % STEP", "library"),
     Fault(LIBRARY, "min(STEP / p.q, across - first)", "STEP / p.q", "library"),
+    Fault(LIBRARY, "row < p.epilogue.m && k < p.k", "row < p.epilogue.m", "library"),
+    Fault(LIBRARY, "std::int64_t{first_n} / p.p + row", "std::int64_t{row}", "library"),
+    Fault(LIBRARY, "row * p.p + place / STEP", "row * p.p", "library"),
+    Fault(LIBRARY, "first_n + row * p.p >= p.epilogue.n", "false", "library"),
+    Fault(LIBRARY, "(step + 1) % 2 * X_TILE", "0", "library"),
     # Residual and normalisation.
     Fault(NORM, BARRIER, ";", "add_norm", True),
     Fault(
@@ -242,4 +317,17 @@ FAULTS = (
         "add_norm",
     ),
     Fault(NORM, "blockIdx.x * std::int64_t{p.width}", "std::int64_t{0}", "add_norm"),
+    Fault(
+        NORM,
+        "if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;",
+        "if (threadIdx.x == 0) partial[0] = x;",
+        "add_norm",
+    ),
+    Fault(
+        NORM,
+        "(y[j] - mean) * scale * weight[j] + bias[j]",
+        "(y[j] - mean) * scale * weight[j]",
+        "layer",
+    ),
+    Fault(NORM, "min(i + 8, p.width)", "i + 8", "add_norm"),
 )

@@ -349,10 +349,15 @@ def test_gradients_flow_through_the_kernel(isa):
     torch.testing.assert_close(grad, truth)
 
 
+def shaped(weight, shape):
+    return type(weight)(**{**vars(weight), "shape": shape})
+
+
 def test_misfits_are_refused_in_words():
     weight, x = random_weight(64, 64), torch.randn(3, 64)
     cases = [
-        (dict(x=torch.randn(3, 60)), r"K a multiple of the block's 32, got K = 60"),
+        (dict(x=torch.randn(3, 60)), r"the weight's K = 64, got shape \(3, 60\)"),
+        (dict(x=torch.randn(3, 32)), r"the weight's K = 64, got shape \(3, 32\)"),
         (dict(bias=torch.randn(63)), r"bias of shape \(64,\), got \(63,\)"),
         (dict(residual=torch.randn(2, 64)), r"residual of shape \(3, 64\), got \(2, 64\)"),
         (dict(gate=torch.randn(64)), r"gate of shape \(3, 64\), got \(64,\)"),
@@ -363,6 +368,14 @@ def test_misfits_are_refused_in_words():
         ),
         (dict(residual=torch.randn(3, 64, device="meta")), r"on cpu like x, got one on meta"),
         (dict(x=torch.tensor(1.0)), r"x \[\.\.\., K\]"),
+        (
+            dict(x=torch.randn(3, 60), weight=shaped(weight, (64, 60))),
+            r"K a multiple of the block's 32, got K = 60",
+        ),
+        (
+            dict(x=torch.randn(3, 10), weight=shaped(weight, (64, 10))),
+            r"K a multiple of the block's 32, got K = 10",
+        ),
     ]
     for change, message in cases:
         with pytest.raises(OperandError, match=message):

@@ -12,6 +12,7 @@ import sysconfig
 from copy import copy
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import oracles
 import pytest
@@ -20,10 +21,12 @@ import torch
 from ops.conftest import random_weight
 from secateurs import ops
 from secateurs.attention_patterns import Local, Sinks, Strided, layout
-from secateurs.errors import BackendError
+from secateurs.errors import BackendError, FormatError
 from secateurs.formats import LibraryWeight, VectorWeight
 from secateurs.ops import cuda, use_backend
-from secateurs.ops.pattern_linear.cuda import _pack_places
+from secateurs.ops.attention.cuda import _run as run_attention
+from secateurs.ops.pattern_linear.cuda import _pack_places, takes_two_four
+from secateurs.patterned import pack
 from secateurs.patterns import VectorNM
 
 EMULATOR = Path(__file__).parents[1] / "emulator"
@@ -69,9 +72,12 @@ def run(request, monkeypatch):
 
 
 def moved(value, device):
-    """A tensor, or a copy of what holds tensors, on a device."""
+    """A tensor, a view as the same view, or a copy of what holds tensors, on a device."""
     if isinstance(value, torch.Tensor):
-        return value if value.device.type == device else value.to(device)
+        if value.device.type == device:
+            return value
+        whole = value.new_empty(0).set_(value.untyped_storage()).to(device)
+        return whole.as_strided(value.shape, value.stride(), value.storage_offset())
     if device != "cpu" and hasattr(value, "__dict__"):
         value = copy(value)
         for name, held in vars(value).items():
@@ -98,7 +104,7 @@ def linear_oracle(x, weight, *finish):
 
 
 @pytest.mark.parametrize("block", [(16, 16), (32, 64), (64, 32), (128, 128)])
-@pytest.mark.parametrize("m", [1, 7, 40, 70])
+@pytest.mark.parametrize("m", [1, 7, 40, 70, 150])
 def test_block_sparse_linear(run, dtype, block, m):
     n = 256
     weight = random_weight(n, 512, block, 0.5, dtype)
@@ -170,15 +176,33 @@ def product_oracle(x, weight, bias, residual):
 
 
 @pytest.mark.parametrize("vector", [1, 16, 32, 64, 128])
-@pytest.mark.parametrize("m", [1, 16, 21, 70])
+@pytest.mark.parametrize("m", [1, 16, 21, 70, 150])
 def test_vector_patterns(run, dtype, vector, m):
-    """One output at a time is 2:4 on the sparse tensor cores."""
+    """One output at a time is 2:4 on the sparse tensor cores. Rows of x stand apart."""
     dense = torch.randn(256, 192) / 10
     weight = VectorWeight.pack(dense.to(dtype), VectorNM(2, 4, vector).keep(dense), vector)
-    x, residual = torch.randn(m, 192).to(dtype), torch.randn(m, 256).to(dtype)
+    x, residual = torch.randn(m, 208).to(dtype)[:, :192], torch.randn(m, 256).to(dtype)
     bias = torch.randn(256).to(dtype)
     got = run(ops.pattern_linear, x, weight, bias, "none", None, residual)
     assert_near(got, product_oracle(x, weight, bias, residual))
+
+
+@pytest.mark.parametrize(("n", "k", "vectors"), [(64, 96, True), (40, 96, False), (64, 80, False)])
+def test_two_four_is_packed_for_the_sparse_tensor_cores(run, monkeypatch, n, k, vectors):
+    """What `convert` does with such a mask on a GPU; shapes they do not take go on as a library."""
+    monkeypatch.setattr(ops, "sparse_tensor_cores", lambda _, shape: takes_two_four(*shape))
+    dense, x = (torch.randn(n, k) / 10).half(), torch.randn(5, k).half()
+    keep = VectorNM(2, 4, 1).keep(dense.float())
+    packed = pack(dense, keep, (1, 1))
+    assert isinstance(packed, VectorWeight) == vectors
+    assert torch.equal(packed.to_dense(), dense * keep)
+    zeros = torch.zeros(n).half(), torch.zeros(5, n).half()
+    got = run(ops.pattern_linear, x, packed)
+    assert_near(got, product_oracle(x, packed, *zeros))
+    keep[0, :4] = torch.tensor([True, True, True, False])
+    keep[0, 4:8] = torch.tensor([True, False, False, False])
+    with pytest.raises(FormatError, match="equally many ones"):
+        pack(dense, keep, (1, 1))
 
 
 def test_places_are_packed_as_the_ptx_manual_draws_them():
@@ -203,8 +227,9 @@ def test_library_patterns(run, dtype, p, q, ones):
     codes = torch.randint(5, (96 // p, 320 // q))
     weight = LibraryWeight.pack((torch.randn(96, 320) / 10).to(dtype), codes, library)
     for m in (1, 16):
-        x, bias, residual = torch.randn(m, 320), torch.randn(96), torch.randn(m, 96)
+        x, bias, residual = torch.randn(m, 336), torch.randn(96), torch.randn(m, 96)
         x, bias, residual = (t.to(dtype) for t in (x, bias, residual))
+        x = x[:, 8:328]
         got = run(ops.pattern_linear, x, weight, bias, "none", None, residual)
         assert_near(got, product_oracle(x, weight, bias, residual))
 
@@ -286,7 +311,9 @@ def test_attention_takes_views(run):
         torch.randn(2, 20, 8, 32, 8).half()[..., 0],
     ):
         q, k, v = (t.transpose(1, 2) for t in wide.split([4, 2, 2], dim=2))
-        assert_near(run(ops.attention, q, k, v), attention_oracle(q, k, v))
+        truth = attention_oracle(q, k, v)
+        for apart in ((q, k, v), (q.contiguous(), k, v), (q, k.contiguous(), v)):
+            assert_near(run(ops.attention, *apart), truth)
 
 
 def test_attention_without_keys_heads_or_queries(run):
@@ -305,6 +332,16 @@ def test_cuda_attention_refuses_in_words(run):
     for change, message in cases:
         with pytest.raises(BackendError, match=message):
             run(ops.attention, **{"q": q, "k": k, "v": v, **change})
+
+
+def test_a_launch_that_fails_names_the_kernel_the_problem_and_how_it_was_cut(run):
+    """What the backend refuses, launched all the same: a grid too deep."""
+    tokens = torch.zeros(65536, 2, 1, 32).half()
+    with pytest.raises(BackendError, match=r"at most 65535 sequences .* got \(65536, 2\)"):
+        run(ops.attention, tokens, tokens, tokens)
+    launched = r"launching attention of 65536x2 \(2\) heads of 32, 1 queries, 1 keys, .*"
+    with pytest.raises(RuntimeError, match=f"{launched}in tiles of 16, 1 heads in one, 0 parts: "):
+        run(run_attention, *(tokens,) * 3, None, None, None, False, 1.0, *(None,) * 4)
 
 
 def both_norms(*args):
@@ -362,6 +399,22 @@ def test_cuda_backend_runs_on_gpus_only():
     assert refusal.backend == "reference"
     here = "on NVIDIA GPUs, the tensors are on cpu" if cuda.kernels() else "built without CUDA"
     assert here in refusal.refusals["cuda"]
+
+
+def test_cuda_backend_refuses_gpus_it_was_not_made_for(monkeypatch):
+    module = SimpleNamespace(build_info=lambda: {"toolkit": "13.0", "archs": "80-real 90a-real"})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "some GPU")
+    refuse = cuda._refuse_device.__wrapped__
+    for toolkit, capability, reason in (
+        ("13.0", (9, 0), None),
+        ("13.0", (7, 5), "needs compute capability 8.0 or newer, some GPU has 7.5"),
+        ("13.0", (12, 0), "compiled for 80-real 90a-real, not for compute capability 12.0"),
+        (None, (9, 4), "written for NVIDIA GPUs"),
+    ):
+        monkeypatch.setattr(torch.version, "cuda", toolkit)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        told = refuse(module, torch.device("cuda", 0))
+        assert told is reason or reason in told
 
 
 @pytest.mark.parametrize(

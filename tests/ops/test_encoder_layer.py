@@ -261,7 +261,16 @@ def attention_of(parts, **changes):
         (lambda p: attention_of(p, kv_of=torch.full((3,), 3, dtype=torch.int32)), "got 3 for head"),
         (lambda p: [p[0], p[1], layer(neurons=64)[2], layer(d=64)[1]], "ffn_norm of shape"),
         (lambda p: [*p[:2], SimpleNamespace(up=layer(d=32)[2].up, down=p[2].down), p[3]], "K = 48"),
-        (lambda p: [*p[:2], SimpleNamespace(up=p[2].up, down=p[2].up), p[3]], "down to have 48"),
+        (lambda p: [*p[:2], SimpleNamespace(up=p[2].up, down=p[2].up), p[3]], "down of K = 96"),
+        (lambda p: [*p[:2], layer(d=64, neurons=96)[2], p[3]], "up of K = 48"),
+        (
+            lambda p: [
+                *p[:2],
+                SimpleNamespace(up=p[2].up, down=layer(d=64, neurons=96)[2].down),
+                p[3],
+            ],
+            "down to have 48",
+        ),
         (lambda p: [p[0], layer(dtype=torch.bfloat16)[1], *p[2:]], "weights in the dtype of x"),
         (lambda p: [*p[:2], layer(activation="tanh")[2], p[3]], "an activation among"),
     ],

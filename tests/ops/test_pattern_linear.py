@@ -325,7 +325,11 @@ def test_side_by_side_is_only_another_order(together, kept):
 def test_misfits_are_refused_in_words():
     weight = VectorWeight.pack(torch.randn(32, 64), torch.ones(32, 64).bool(), 32, 2)
     with pytest.raises(OperandError, match="at least 64 inputs, got 60"):
-        pattern_linear(torch.randn(3, 60), weight)
+        pattern_linear(torch.randn(3, 60), replace(weight, shape=(32, 60)))
+    half = VectorWeight.pack(torch.randn(32, 64), (torch.arange(64) >= 32).expand(32, 64), 32)
+    for narrow in (half, library_weight(32, 64, (4, 4), 8)):
+        with pytest.raises(OperandError, match=r"the weight's K = 64, got shape \(3, 32\)"):
+            pattern_linear(torch.randn(3, 32), narrow)
     with pytest.raises(OperandError, match=r"index \[groups, kept\]"):
         pattern_linear(torch.randn(3, 64), replace(weight, columns=weight.columns[:, :62]))
 

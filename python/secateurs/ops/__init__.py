@@ -17,7 +17,11 @@ from secateurs.ops.attention import attention
 from secateurs.ops.block_sparse_linear import block_sparse_linear
 from secateurs.ops.encoder_layer import bind as bind_encoder_layer
 from secateurs.ops.encoder_layer import encoder_layer
-from secateurs.ops.pattern_linear import inputs_together, pattern_linear
+from secateurs.ops.pattern_linear import (
+    inputs_together,
+    pattern_linear,
+    sparse_tensor_cores,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -34,6 +38,7 @@ __all__ = [
     "forced_backend",
     "inputs_together",
     "pattern_linear",
+    "sparse_tensor_cores",
     "sum_and_norm",
     "use_backend",
 ]

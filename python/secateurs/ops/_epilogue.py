@@ -19,6 +19,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def check_inputs(x: Tensor, shape: tuple[int, int]) -> None:
+    """Raise OperandError unless `x` `[..., K]` has the inputs of a weight of shape `(N, K)`: its
+    indices are trusted to name some of them."""
+    if x.dim() < 1 or x.shape[-1] != shape[1]:
+        raise OperandError(
+            f"expected x [..., K] with the weight's K = {shape[1]}, got shape {tuple(x.shape)}"
+        )
+
+
 def check_epilogue(
     x: Tensor,  # [..., K]
     n: int,

@@ -41,7 +41,8 @@ def build_info() -> dict[str, Any]:
         "driver": ".".join(map(str, _C_cuda.driver_version())),
     }
     try:
-        return {**info, "devices": _C_cuda.devices()}
+        devices = [{**d, "capability": list(d["capability"])} for d in _C_cuda.devices()]
+        return {**info, "devices": devices}
     except RuntimeError as error:
         return {**info, "devices": [], "unusable": str(error)}
 

@@ -49,7 +49,7 @@ def attention(
         k: `[B, Hkv, Tk, D]`.
         v: `[B, Hkv, Tk, D]`.
         kv_of: int32 `[Hq]`, the key/value head of each query head; None: groups of Hq / Hkv
-            neighbours share one.
+            neighbours share one. Kernels of GPUs trust it: no call waits to read it there.
         key_mask: bool `[B, Tk]`, True where a key may be attended.
         mask: bool (True: may be attended) or float (added to the scaled scores), broadcastable to
             `[B, Hq, Tq, Tk]`.
@@ -57,7 +57,7 @@ def attention(
         scale: of the scores; None: `D ** -0.5`.
         pattern: the blocks of scores that exist, for each head or for all; what else hides a key
             hides it still. Its indices are trusted: make them with
-            `secateurs.attention_patterns.layout`.
+            `secateurs.attention_patterns.layout`, or `validate` them.
 
     Raises:
         OperandError: the tensors do not fit together.

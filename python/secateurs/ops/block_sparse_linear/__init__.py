@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateurs.errors import OperandError
 from secateurs.ops._dispatch import Op
-from secateurs.ops._epilogue import check_epilogue
+from secateurs.ops._epilogue import check_epilogue, check_inputs
 from secateurs.ops._gpu import triton_backend
 from secateurs.ops._register import register
 from secateurs.ops.block_sparse_linear import cpu, cuda, reference
@@ -63,6 +63,7 @@ def arguments(
     residual: Tensor | None = None,
 ) -> tuple[Any, ...]:
     """The same call in the order of the schema."""
+    check_inputs(x, weight.shape)
     packed = (weight.values, weight.indptr, weight.indices, weight.shape[0])
     return (x, *packed, bias, activation, gate, residual)
 
@@ -106,7 +107,8 @@ def check_weight(
             f"expected between {max(rows - 1, 0) * bn + 1} and {rows * bn} outputs "
             f"from {rows} block rows of {bn}, got {out_features}"
         )
-    if (bk < k and k % bk) if bk else k:
+    grown = paired and bk > k  # a block of all inputs and zeros behind them
+    if not grown and (k % bk if bk else k):
         raise OperandError(
             f"expected x [..., K] with K a multiple of the block's {bk}, got K = {k}"
         )

@@ -115,6 +115,7 @@ def arguments(
     key_mask: Tensor | None = None,
 ) -> tuple[Any, ...]:
     """The same call in the order of the schema."""
+    _check_inputs(x, attention, ffn)
     weights: list[Tensor | None] = []
     features, heads, activation = [], (0, 0, None), "none"
     if attention is not None:
@@ -134,6 +135,29 @@ def arguments(
         weights += (norm.weight, norm.bias)
     eps = (attention_norm.eps, ffn_norm.eps)
     return (x, weights, features, *heads, key_mask, activation, *eps)
+
+
+def _check_inputs(x: Tensor, attention: SelfAttention | None, ffn: FeedForward | None) -> None:
+    """As `check_inputs` of each product."""
+    d, read = x.shape[-1], []
+    if attention is not None:
+        dim = _head_dim(attention.qkv.shape[0], attention.heads, attention.kv_heads)
+        read += [("qkv", attention.qkv, d), ("output", attention.output, attention.heads * dim)]
+    if ffn is not None:
+        read += [("up", ffn.up, d), ("down", ffn.down, ffn.up.shape[0])]
+    for name, weight, k in read:
+        if weight.shape[1] != k:
+            raise OperandError(f"expected {name} of K = {k} inputs, got {weight.shape[1]}")
+
+
+def _head_dim(features: int, heads: int, kv_heads: int) -> int:
+    every = heads + 2 * kv_heads
+    if heads < 1 or kv_heads < 1 or features % every:
+        raise OperandError(
+            f"expected outputs of qkv for {heads} query and {kv_heads} key and value heads, got "
+            f"{features}"
+        )
+    return features // every
 
 
 def check(
@@ -161,12 +185,7 @@ def check(
         )
     layer, (batch, tokens, d) = operands(weights, features), x.shape
     if layer.qkv.values is not None:
-        dim = layer.qkv.out_features // max(heads + 2 * kv_heads, 1)
-        if heads < 1 or kv_heads < 1 or dim * (heads + 2 * kv_heads) != layer.qkv.out_features:
-            raise OperandError(
-                f"expected outputs of qkv for {heads} query and {kv_heads} key and value heads, "
-                f"got {layer.qkv.out_features}"
-            )
+        dim = _head_dim(layer.qkv.out_features, heads, kv_heads)
         _check_product("qkv", layer.qkv, d, layer.qkv.out_features)
         _check_product("output", layer.output, heads * dim, d)
         check_kv_of(heads, kv_heads, kv_of)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateurs.errors import OperandError
 from secateurs.ops._dispatch import Op
-from secateurs.ops._epilogue import check_epilogue
+from secateurs.ops._epilogue import check_epilogue, check_inputs
 from secateurs.ops._gpu import triton_backend
 from secateurs.ops._register import register
 from secateurs.ops.pattern_linear import cpu, cuda, reference
@@ -21,6 +21,7 @@ class Vector(Protocol):
 
     values: Tensor  # [N / v, kept, v], or [N / v, ceil(kept / s), v, s]
     columns: Tensor  # int32 [N / v, kept]
+    shape: tuple[int, int]
 
 
 class Library(Protocol):
@@ -29,6 +30,7 @@ class Library(Protocol):
     values: Tensor  # [N / p, K / q, ones]
     codes: Tensor  # uint8 [N / p, K / q]
     library: Tensor  # bool [L, p, q]
+    shape: tuple[int, int]
 
 
 def pattern_linear(
@@ -69,6 +71,7 @@ def arguments(
     residual: Tensor | None = None,
 ) -> tuple[Any, ...]:
     """The same call in the order of the schema."""
+    check_inputs(x, weight.shape)
     library = getattr(weight, "library", None)
     index = weight.columns if library is None else weight.codes
     return (x, weight.values, index, library, bias, activation, gate, residual)
@@ -82,6 +85,12 @@ def outputs(values: Tensor, library: Tensor | None) -> int:
 def inputs_together(device: torch.device, dtype: torch.dtype) -> int:
     """How many inputs of an output a device's kernels want side by side in a `VectorWeight`."""
     return cpu.inputs_together(dtype) if torch.device(device).type == "cpu" else 1
+
+
+def sparse_tensor_cores(device: torch.device, shape: tuple[int, int]) -> bool:
+    """Whether a device's kernels want a 2:4 weight `[N, K]` as a `VectorWeight` of single outputs
+    rather than as a library, which they take for few rows of `x` only."""
+    return torch.device(device).type == "cuda" and cuda.takes_two_four(*shape)
 
 
 def check(

@@ -42,9 +42,14 @@ def _refuse(
     return reason
 
 
+def takes_two_four(n: int, k: int) -> bool:
+    """Whether tiles of the sparse tensor cores cover a weight `[n, k]`."""
+    return n % 16 == 0 and k % 32 == 0
+
+
 def _refuse_shape_of_2_4(x: Tensor, values: Tensor) -> str | None:
     n, kept, _ = values.shape
-    if n % 16 or x.shape[-1] % 32 or kept * 2 != x.shape[-1]:
+    if not takes_two_four(n, x.shape[-1]) or kept * 2 != x.shape[-1]:
         return (
             "it takes 2:4 weights of a multiple of 16 outputs by one of 32 inputs, got "
             f"{(n, x.shape[-1])} with {kept} kept"
