@@ -3,8 +3,6 @@ were."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +10,7 @@ from secateurs import ops
 
 
 class WholeLayer:
-    """One call for the modules of a layer, the addresses of its weights read once.
+    """One call for the modules of a layer.
 
     Looking up what a module holds costs a few hundred nanoseconds, and there are two dozen tensors:
     here are the dictionaries they live in.
@@ -26,15 +24,28 @@ class WholeLayer:
         ffn: nn.Module | None,
         ffn_norm: nn.Module,
     ) -> None:
-        self._parts: tuple[Any, ...] = (attention, attention_norm, ffn, ffn_norm)
         modules = list(layer.modules())
         self._children = [(m._modules, name, c) for m in modules for name, c in m.named_children()]
         self._hooks = [
             hooks for m in modules[1:] for hooks in (m._forward_hooks, m._forward_pre_hooks)
         ]
-        self._tensors = [held for m in modules for held in (m._buffers, m._parameters) if held]
-        self._where: list[int] = []
-        self._bound: Any = None
+        linears = [
+            None if part is None else getattr(part, name)
+            for part, names in ((attention, ("qkv", "output")), (ffn, ("up", "down")))
+            for name in names
+        ]
+        self._weights = [
+            ({} if m is None else m._buffers, name)
+            for m in linears
+            for name in ("values", "indptr", "indices", "bias")
+        ]
+        norms = (attention_norm, ffn_norm)
+        self._weights += [(m._parameters, name) for m in norms for name in ("weight", "bias")]
+        self._features = [0 if m is None else m.shape[0] for m in linears]
+        self._heads = (0, 0) if attention is None else (attention.heads, attention.kv_heads)
+        self._kv_of = {} if attention is None else attention._buffers
+        self._rest = ("none" if ffn is None else ffn.up.activation, *(m.eps for m in norms))
+        self._parts = (attention, attention_norm, ffn, ffn_norm)
 
     def runs(self, x: Tensor, mask: Tensor | None) -> bool:
         """Whether the call is one for the operation: on the CPU, without gradients, under a mask of
@@ -49,11 +60,10 @@ class WholeLayer:
 
     def __call__(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
         """The layer of `x` `[B, T, d]` under `key_mask` `[B, T]`."""
-        traced = torch.compiler.is_compiling() or type(x) is not Tensor
-        if not traced and ops.forced_backend() in (ops.AUTO, "cpu"):
-            where = [t.data_ptr() for held in self._tensors for t in held.values() if t is not None]
-            if where != self._where:
-                self._bound, self._where = ops.bind_encoder_layer(x, *self._parts), where
-            if self._bound is not None:
-                return self._bound(x, key_mask)
-        return ops.encoder_layer(x, *self._parts, key_mask)
+        if torch.compiler.is_compiling() or type(x) is not Tensor:
+            return ops.encoder_layer(x, *self._parts, key_mask)
+        weights = [held.get(name) for held, name in self._weights]
+        kv_of = self._kv_of.get("kv_of")
+        return ops.run_encoder_layer(
+            x, weights, self._features, *self._heads, kv_of, key_mask, *self._rest
+        )

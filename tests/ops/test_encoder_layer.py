@@ -3,6 +3,8 @@ one."""
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
 from contextvars import copy_context
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from secateurs.ops import (
     block_sparse_linear,
     encoder_layer,
     explain_choice,
+    run_encoder_layer,
     use_backend,
 )
 
@@ -192,6 +195,60 @@ def test_views(isa, dtype):
     assert torch.equal(encoder_layer(x, *parts), y)
 
 
+def test_a_layer_seen_before_is_not_mistaken_for_another():
+    """Whatever of it changed since, be it at the same address."""
+    x, parts = tokens(2, 9), layer(activation="relu")
+    memory = torch.randn(64)
+    parts[3].bias = memory[:48]
+    for _ in range(2):
+        assert_exact(x, parts)
+    parts[3].bias = memory
+    with pytest.raises(OperandError, match="ffn_norm of shape"):
+        encoder_layer(x, *parts)
+    parts[3].bias = memory[:48]
+    parts[1].weight.data = parts[1].weight * 3
+    assert_exact(x, parts)
+    parts[0].kv_of = torch.tensor([2, 1, 0], dtype=torch.int32)
+    assert_exact(x, parts)
+    parts[0].kv_of = torch.tensor([0, 0, 1], dtype=torch.int32)
+    assert_exact(x, parts)
+    parts[2].up.activation, parts[1].eps = "silu", 0.5
+    assert_exact(x, parts)
+    with use_backend("reference"):
+        y = encoder_layer(x, *parts)
+    assert not torch.equal(y, encoder_layer(x, *parts))
+    assert oracles.relative_error(y, oracles.encoder_layer(x, *parts)) < 1e-6
+
+
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_inputs_of_a_layer_seen_before_are_checked(sequences):
+    parts = layer()
+    x, mask = tokens(sequences, 9), torch.ones(sequences, 9).bool()
+    args = list(sys.modules[encoder_layer.__module__].arguments(x, *parts, mask))
+    run_encoder_layer(*args)
+    for place, wrong, message in (
+        (0, x[..., :47], r"x \[B, T, 48\]"),
+        (0, x[0], r"x \[B, T, 48\]"),
+        (0, x.double(), "of torch.float64"),
+        (0, x.to("meta"), "on meta"),
+        (6, mask[:, 1:], "key_mask bool of shape"),
+        (6, mask.int(), "key_mask bool of shape"),
+        (6, mask.to("meta"), "got meta"),
+    ):
+        with pytest.raises(OperandError, match=message):
+            run_encoder_layer(*args[:place], wrong, *args[place + 1 :])
+
+
+def test_what_is_known_of_a_layer_goes_with_it():
+    known = sys.modules[encoder_layer.__module__].cpu._bound
+    before, parts = len(known), layer()
+    encoder_layer(tokens(2, 9), *parts)
+    assert len(known) == before + 1
+    del parts
+    gc.collect()
+    assert len(known) == before
+
+
 def test_several_callers_at_once(isa):
     parts = [layer(), layer(d=64, heads=2, kv_heads=2)]
     inputs = [tokens(4, 40), tokens(3, 50, 64)]
@@ -227,7 +284,7 @@ def test_gradients_are_those_of_the_reference():
 
 
 def test_opcheck():
-    module = __import__("sys").modules[encoder_layer.__module__]
+    module = sys.modules[encoder_layer.__module__]
     for dtype, mask in ((torch.float32, None), (torch.bfloat16, torch.rand(2, 9) < 0.8)):
         args = module.arguments(tokens(2, 9, dtype=dtype), *layer(dtype=dtype), mask)
         torch.library.opcheck(torch.ops.secateurs.encoder_layer.default, args)

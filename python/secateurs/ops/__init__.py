@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from secateurs.ops import cpu, cuda
-from secateurs.ops._dispatch import AUTO, Choice, forced_backend, use_backend
+from secateurs.ops._dispatch import Choice, use_backend
 from secateurs.ops._epilogue import ACTIVATIONS
 from secateurs.ops._tuning import autotune
 from secateurs.ops.add_norm import add_norm, sum_and_norm
 from secateurs.ops.attention import attention
 from secateurs.ops.block_sparse_linear import block_sparse_linear
-from secateurs.ops.encoder_layer import bind as bind_encoder_layer
 from secateurs.ops.encoder_layer import encoder_layer
+from secateurs.ops.encoder_layer import run as run_encoder_layer
 from secateurs.ops.pattern_linear import (
     inputs_together,
     pattern_linear,
@@ -25,19 +25,17 @@ from secateurs.ops.pattern_linear import (
 
 __all__ = [
     "ACTIVATIONS",
-    "AUTO",
     "Choice",
     "add_norm",
     "attention",
     "autotune",
-    "bind_encoder_layer",
     "block_sparse_linear",
     "build_info",
     "encoder_layer",
     "explain_choice",
-    "forced_backend",
     "inputs_together",
     "pattern_linear",
+    "run_encoder_layer",
     "sparse_tensor_cores",
     "sum_and_norm",
     "use_backend",
