@@ -128,10 +128,10 @@ def _run(
     key_mask: Tensor | None,
     *rest: Any,
 ) -> Tensor:
+    # Copies are gone at the next call, which will therefore not know them.
     whole = [None if w is None else w.contiguous() for w in (*weights, kv_of)]
     bound = Bound(x, whole[:-1], features, heads, kv_heads, whole[-1], *rest)
-    if all(ours is theirs for ours, theirs in zip(whole, (*weights, kv_of), strict=True)):
-        remember(weights[-2], bound)
+    remember(weights[-2], bound)
     return bound(x, key_mask)
 
 
