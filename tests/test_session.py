@@ -235,6 +235,7 @@ def test_a_decided_plan_stays_while_the_rest_recovers():
         ("dsp", "blocks=0.5", {}, MethodError, "the budget names blocks"),
         ("dsp", "heads=0.01", {}, BudgetError, "which keeps 12"),
         ("dsp", "heads=0.99", {}, BudgetError, "between 1 and 11 of 12 heads.*keeps 0"),
+        ("dsp", "heads=13", {}, BudgetError, "between 0 and 1, got 13"),
         ("dsp", "heads=0.5", {"t0": 1, "t1": 2}, MethodError, "temperatures that fall"),
         ("dsp", "heads=0.5", {"cooldown": 20}, MethodError, "expected a cooldown that ends before"),
         ("voita", "heads=0.99", {}, BudgetError, "keeps 0"),
@@ -279,6 +280,10 @@ def test_what_a_session_lacks_is_said():
     plan = SparsityPlan({"layers.9.heads": HeadMask(torch.ones(4).bool())})
     with pytest.raises(PlanError, match="does not have"), Session(model, plan):
         pass
+    plan = SparsityPlan({"layers.0.heads": HeadMask(torch.ones(5).bool())})
+    with pytest.raises(PlanError, match=r"\(4,\)"), Session(model, plan):
+        pass
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_a_family_we_do_not_know_is_refused():
