@@ -139,25 +139,20 @@ class AdmmPatternPruner(Pruner):
             self._level_events = self._spread(self._freezing, round(end + 2 * third))
 
     def penalty(self) -> Tensor | None:
-        if self._levels:
+        """Of SR-STE, on what is masked."""
+        if not self._imposed or self._frozen or not self.sr_ste or not self.decay:
             return None
-        if self._imposed and not self._frozen:
-            if not self.sr_ste or not self.decay:
-                return None
-            masked = [
-                (weight * (1 - self.gates[name])).square().sum()
-                for name, weight in self.linear_weights().items()
-            ]
-            return self.decay / 2 * torch.stack(masked).sum()
-        distances = [
-            (self._left(name, weight) - self._z[name] + self._u[name]).square().sum()
+        masked = [
+            (weight * (1 - self.gates[name])).square().sum()
             for name, weight in self.linear_weights().items()
         ]
-        return self._rho() / 2 * torch.stack(distances).sum()
+        return self.decay / 2 * torch.stack(masked).sum()
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         done = step + 1
+        if not self._levels and (self._frozen or not self._imposed):
+            self._pull()
         if not self._imposed:
             if self._updated(done, self._events):
                 self._imposed = True
@@ -243,6 +238,13 @@ class AdmmPatternPruner(Pruner):
 
     def _rho(self) -> float:
         return self.rho * 10 ** min(self._updates // self.updates, self.stages - 1)
+
+    def _pull(self) -> None:
+        """To the minimum of rho/2 |W - Z + U|^2 + 1/2 |W - W now|^2."""
+        pulled = self._rho() / (1 + self._rho())
+        for name, weight in self.linear_weights().items():
+            distance = self._left(name, weight) - self._z[name] + self._u[name]
+            weight -= (pulled * distance).to(weight)
 
     def _update(self) -> None:
         """One Z- and U-step, and the next rho."""
