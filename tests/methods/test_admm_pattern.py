@@ -254,9 +254,11 @@ def test_the_splitting_of_levels_by_hand():
     options = {"stages": 2, "updates": 1, "share": 0.25, "rho": 0.5, "bits": 3}
     with Session(model, "admm_pattern", budget=PATTERNS["vector"], steps=12, **options) as session:
         pruner, still = session.pruner, torch.optim.SGD(model.parameters(), lr=0.0)
-        told = []
+        told, seen = [], []
         for _ in steps(session, still, labelled(), 6):  # 3 for the pattern, 3 to let it settle
             told.append((pruner._imposed, pruner._frozen))
+            seen.append(weight.detach().clone())
+        assert all(torch.equal(w, seen[2]) for w in seen[3:]), "an imposed pattern pulls no more"
         assert told == [(False, False)] * 2 + [(True, False)] * 3 + [(True, True)]
         keep = pruner.gates[name].double().numpy()
         w = weight.detach().double().numpy() * keep
@@ -281,8 +283,9 @@ def test_the_splitting_of_levels_by_hand():
         assert session.penalty() == 0.0
         model.eval()
         gated = answer(model, labelled(1)[0])
+        rounded = weight.detach().clone()
         for _ in steps(session, still, labelled(), 12 - session.step, session.step):
-            pass
+            assert torch.equal(weight, rounded), "nor do levels"
     np.testing.assert_allclose(weight.detach().numpy(), nearest_levels(w, 3), atol=1e-6)
     assert relative(answer(model.eval(), labelled(1)[0]), gated) < 1e-6
 
