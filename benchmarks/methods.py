@@ -40,6 +40,7 @@ from secateurs.recipe import Outcome, Settings, TaskData, evaluate, prune_on_tas
 from secateurs.tasks import find_task
 
 HEADS = ("random", "magnitude", "gradient", "smp", "voita", "dsp")
+PATTERNS = ("random", "magnitude", "admm_pattern")
 WEIGHTS = ("random", "magnitude", "seven_pre", "seven")
 Run = tuple[str, str, dict[str, Any]]
 RUNS: tuple[Run, ...] = (
@@ -47,7 +48,11 @@ RUNS: tuple[Run, ...] = (
     *((method, "modules=0.5", {}) for method in ("random", "magnitude", "snip_identity")),
     ("snip_identity", "modules=0.5", {"spectral": 0}),
     ("snip_identity", "modules=0.5", {"estimator": "l2"}),
-    *((method, "patterns=0.5", {}) for method in ("random", "magnitude", "admm_pattern")),
+    *(
+        (method, f"patterns=0.5{kind}", {})
+        for kind in ("", ",pattern=library")
+        for method in PATTERNS
+    ),
     *((method, f"weights={f}", {}) for f in (0.5, 0.7, 0.9) for method in WEIGHTS),
 )
 LATENCY_SHAPE = (8, 32)

@@ -125,6 +125,7 @@ def test_env_prints_what_env_report_says(tmp_path, capsys):
     ("arguments", "complaint"),
     [
         (["--budget", "heads=1.5", "--method", "random"], "between 0 and 1, got 1.5"),
+        (["--budget", "heads=13", "--method", "random"], "between 0 and 1, got 13"),
         (["--budget", "tails=0.5", "--method", "random"], "'tails=0.5'"),
         (["--budget", "heads=0.5"], "expected --text or --data, which method gradient needs"),
         (
@@ -167,6 +168,22 @@ def test_a_family_we_do_not_know_is_refused(tmp_path, capsys):
     ).save_pretrained(tmp_path / "t5")
     assert run("inspect", tmp_path / "t5") == cli.BAD_INPUT
     assert "got 't5'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"num_hidden_layers": 0}, "an empty list"), ({"intermediate_size": 0}, "none in layer 0")],
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_model_with_an_empty_layer_is_refused(tmp_path, capsys, changes, words):
+    tiny_model("bert", **changes).save_pretrained(tmp_path / "empty")
+    capsys.readouterr()
+    out = tmp_path / "out"
+    assert prune(tmp_path / "empty", out, "--method", "magnitude") == cli.BAD_INPUT
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not out.exists()
 
 
 def test_an_out_folder_in_use_is_refused(folder, capsys):

@@ -10,6 +10,7 @@ from models import answer, relative
 from secateurs import BlockMask, Gates, HeadMask, ModuleMask, SparsityPlan, apply, find_sites
 from secateurs.errors import PlanError
 from secateurs.gates import straight_through
+from secateurs.levels import Levels
 
 
 def test_leaving_restores_the_model_to_the_bit(model, batch):
@@ -186,6 +187,18 @@ def test_folding_leaves_the_function_and_opens_the_gate(batch):
         assert torch.equal(weight, 0.25 * before)
         assert relative(answer(model, batch), want) < 1e-6
     assert relative(answer(model, batch), want) < 1e-6
+
+
+def test_gates_opened_again_remember_nothing(batch):
+    model = tiny_model("bert")
+    want, gates = answer(model, batch), Gates(model, find_sites(model))
+    with gates:
+        gates.set("layers.1.up", torch.zeros(96, 64), straight_through=True)
+        gates.set_levels("layers.1.up", Levels(2, 0.05))
+    with gates:
+        assert not gates
+        gates["layers.1.up"] = torch.ones(96, 64)
+        assert torch.equal(answer(model, batch), want)
 
 
 def test_a_forward_replaced_by_another_is_put_back(batch):

@@ -59,6 +59,17 @@ def test_the_fit_is_the_nearest_point_by_brute_force(bits, size):
             assert ((exact - got) ** 2).sum() == pytest.approx(want, rel=1e-4, abs=1e-9), seed
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+def test_the_search_alone_ends_where_no_turn_helps(bits):
+    """The global minimum is a local one: its scale is the best for the levels nearest to it."""
+    for seed in range(5):
+        weight = normal(seed, 300)
+        levels = Levels.fit(weight, bits, rounds=0)
+        q = levels.codes(weight).double()
+        best = float((weight.double() * q).sum() / q.square().sum())
+        assert levels.scale == pytest.approx(best, rel=1e-5), seed
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_each_entry_takes_its_nearest_level(bits):
     levels, weight = Levels(bits, 0.03), 0.08 * 2 ** (bits - 2) * normal(bits, 40, 7)

@@ -200,6 +200,7 @@ def test_empty_and_malformed_data_is_refused(batches):
     [
         ("heads=0", "between 0 and 1"),
         ("heads=1", "between 0 and 1"),
+        ("heads=13", "between 0 and 1, got 13"),
         ("heads=-0.5", "between 0 and 1"),
         ("heads=nan", "between 0 and 1"),
         ("heads=half", "a number"),

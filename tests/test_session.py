@@ -51,12 +51,12 @@ def test_the_budget_is_met_and_the_gated_model_is_the_masked_and_the_converted_o
         gated = answer(model, batch)
     plan, sites = session.plan, find_sites(model)
     plan.validate(sites, sites.fingerprint())
-    (fraction,) = Budget.parse(budget).asked().values()
-    total = sum(m.keep.numel() for m in plan.masks.values())
-    gone = sum(int((~m.keep).sum()) for m in plan.masks.values())
-    if not budget.startswith("modules"):  # whose kept sub-layers are masks, too
-        assert abs(gone - fraction * total) <= 0.5
-    assert gone
+    for kind, fraction in Budget.parse(budget).asked().items():
+        ends = {"heads": (".heads",), "modules": (".attention", ".ffn")}.get(kind, "")
+        masks = [mask for name, mask in plan.masks.items() if name.endswith(ends)]
+        gone = sum(int((~mask.keep).sum()) for mask in masks)
+        assert gone
+        assert abs(gone - fraction * sum(mask.keep.numel() for mask in masks)) <= 0.5
     want = answer(apply(model, plan), batch)
     if method != "voita":  # whose soft gates are not yet its plan
         assert relative(gated, want) < 1e-5
@@ -235,6 +235,7 @@ def test_a_decided_plan_stays_while_the_rest_recovers():
         ("dsp", "blocks=0.5", {}, MethodError, "the budget names blocks"),
         ("dsp", "heads=0.01", {}, BudgetError, "which keeps 12"),
         ("dsp", "heads=0.99", {}, BudgetError, "between 1 and 11 of 12 heads.*keeps 0"),
+        ("dsp", "heads=13", {}, BudgetError, "between 0 and 1, got 13"),
         ("dsp", "heads=0.5", {"t0": 1, "t1": 2}, MethodError, "temperatures that fall"),
         ("dsp", "heads=0.5", {"cooldown": 20}, MethodError, "expected a cooldown that ends before"),
         ("voita", "heads=0.99", {}, BudgetError, "keeps 0"),
@@ -279,6 +280,10 @@ def test_what_a_session_lacks_is_said():
     plan = SparsityPlan({"layers.9.heads": HeadMask(torch.ones(4).bool())})
     with pytest.raises(PlanError, match="does not have"), Session(model, plan):
         pass
+    plan = SparsityPlan({"layers.0.heads": HeadMask(torch.ones(5).bool())})
+    with pytest.raises(PlanError, match=r"\(4,\)"), Session(model, plan):
+        pass
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_a_family_we_do_not_know_is_refused():

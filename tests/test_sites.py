@@ -90,6 +90,19 @@ def test_unknown_and_unsuitable_models_are_refused():
         find_sites(BertModel(config))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 0}, "expected layers at encoder.layer, got an empty list"),
+        ({"intermediate_size": 0}, "expected neurons in every layer, got none in layer 0"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_model_with_nothing_to_lose_is_refused(changes, words):
+    with pytest.raises(FamilyError, match=words):
+        find_sites(tiny_model("bert", **changes))
+
+
 def test_a_converted_model_is_not_pruned_again():
     with pytest.raises(FamilyError, match="converted model cannot be pruned again"):
         find_sites(convert(tiny_model("bert"), SparsityPlan()))

@@ -18,7 +18,7 @@ from secateurs.session import Session
 TRAINED = {
     "dsp": ["heads=0.5"],
     "voita": ["heads=0.5"],
-    "snip_identity": ["heads=0.4", "modules=0.5"],
+    "snip_identity": ["heads=0.4", "modules=0.5", "heads=0.25,modules=0.34"],
     "admm_pattern": ["patterns=0.5,vector=16", "patterns=0.5,pattern=2:4",
                      "patterns=0.25,pattern=library"],
     "seven": ["weights=0.7", "blocks=0.5,block=16", "patterns=0.75,vector=16"],

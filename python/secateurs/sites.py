@@ -298,8 +298,9 @@ class Sites:
 def find_sites(model: nn.Module) -> Sites:
     """The sites of a transformers model.
 
-    Raises FamilyError for an architecture without a record, a decoder with cross-attention, or a
-    model whose layers are not stock (already converted, or patched).
+    Raises FamilyError for an architecture without a record, a decoder with cross-attention, a
+    model whose layers are not stock (already converted, or patched), and one without layers or
+    with an empty one.
     """
     config = getattr(model, "config", None)
     family = FAMILIES.get(getattr(config, "model_type", ""))
@@ -317,7 +318,13 @@ def find_sites(model: nn.Module) -> Sites:
         raise FamilyError(
             f"expected layers at {path}, but {type(model).__name__} has none"
         ) from None
-    return Sites(family, path, tuple(_layer_shape(family, config, layer) for layer in layers))
+    shapes = tuple(_layer_shape(family, config, layer) for layer in layers)
+    if not shapes:
+        raise FamilyError(f"expected layers at {path}, got an empty list")
+    for i, shape in enumerate(shapes):
+        if not shape.neurons:
+            raise FamilyError(f"expected neurons in every layer, got none in layer {i}")
+    return Sites(family, path, shapes)
 
 
 def _layer_shape(family: Family, config: Any, layer: nn.Module) -> LayerShape:

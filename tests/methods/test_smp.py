@@ -131,6 +131,18 @@ def test_meta_training_moves_the_scorer_and_not_the_model():
     assert not any(torch.equal(meta.scorer.state_dict()[n], start[n]) for n in statistics)
 
 
+def test_a_step_forgets_the_gradients_of_the_last():
+    model, (batch,) = tiny_model("bert"), unlabelled(1)
+    moved = []
+    for left in (None, 1e3):
+        meta = training(model)
+        for parameter in meta.scorer.parameters():
+            parameter.grad = None if left is None else torch.full_like(parameter, left)
+        meta.step(batch, pair=False)
+        moved.append(meta.scorer.state_dict())
+    assert all(torch.equal(moved[0][name], moved[1][name]) for name in moved[0])
+
+
 def test_a_step_is_the_loss_of_half_the_heads_in_half_the_layers(monkeypatch):
     """Against a model whose heads are cut by hand, where no feature is dropped."""
     from secateurs import HeadMask, SparsityPlan, apply

@@ -104,7 +104,7 @@ def test_norms_are_those_of_what_is_added_to_the_residual(estimator, budget):
             entry = found[f"input {name.replace('.heads', '.attention')}"]
             norms = np.array([oracle_norm(estimator, part, entry) for part in parts]) / 2
             want[name] = want.get(name, 0) + norms
-    options = {"estimator": estimator, "spectral": False}
+    options = {"estimator": estimator, "spectral": False, "per_parameter": False}
     with Session(model, "snip_identity", budget=budget, steps=20, **options) as session:
         for _ in steps(session, torch.optim.SGD(model.parameters(), lr=0.0), batches, 2):
             pass
@@ -112,6 +112,11 @@ def test_norms_are_those_of_what_is_added_to_the_residual(estimator, budget):
         assert got.keys() == want.keys()
         for name, norms in want.items():
             np.testing.assert_allclose(got[name].numpy().reshape(-1), norms, rtol=1e-4)
+        session.pruner.per_parameter = True  # of 4 * 64 * 64 in each attention, 2 * 64 * 96 in FFNs
+        for name, scores in session.pruner.scores().items():
+            share = (2 * 64 * 96 if name.endswith("ffn") else 4 * 64 * 64) / (3 * 28672)
+            want_here = want[name] * len(want[name]) / share
+            np.testing.assert_allclose(scores.numpy().reshape(-1), want_here, rtol=1e-4)
 
 
 def test_the_mapping_that_adds_least_goes_first():
@@ -181,14 +186,14 @@ def test_spectral_normalisation_clips_only_above_the_bound_and_is_folded_in():
     assert relative(answer(apply(model, session.plan), batch), gated) < 1e-5
 
 
-def test_the_default_bound_is_the_median_singular_value():
+def test_the_default_bound_is_above_the_median_singular_value():
     model = classifier()
     sites = find_sites(model)
     values = [
         largest(sites.linear(model, i, role)) for i in range(3) for role in ("output", "up", "down")
     ]
     with Session(model, "snip_identity", budget="heads=0.5") as session:
-        assert session.pruner.bound == pytest.approx(float(np.median(values)), rel=0.02)
+        assert session.pruner.bound == pytest.approx(1.5 * float(np.median(values)), rel=0.02)
         session.begin(10)
         trained(session, 10)
 
