@@ -16,7 +16,14 @@ RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: python benchmarks/table.py -->", "<!-- /results -->"
 
 MODELS = ("models.jsonl", "models_xeon_bf16.jsonl", "models_xeon_fp32.jsonl")
-KERNELS = ("kernels.jsonl", "kernels_xeon_bf16.jsonl")
+KERNELS = ("kernels.jsonl", "kernels_xeon_bf16.jsonl", "kernels_xeon_fp32.jsonl")
+# Other kernels by a word of their names, and what their shapes say.
+OTHERS = {
+    "attention": "B x H x T x D",
+    "vector": "M x K x N",
+    "library": "M x K x N",
+    "norm": "M x D",
+}
 METHODS = "methods.jsonl"
 
 LINEARS = "layers' linears"
@@ -32,9 +39,9 @@ def main() -> None:
     if not end:
         raise SystemExit(f"expected {BEGIN} and {END} in {readme}")
     parts = []
-    for files, table in ((MODELS, models_table), (KERNELS, kernels_table)):
+    for files, table in ((MODELS, models_tables), (KERNELS, kernels_tables)):
         for rows in map(read, files):
-            parts += [where(rows), table(rows)]
+            parts += [where(rows), *table(rows)]
     rows = [json.loads(line) for line in (RESULTS / METHODS).read_text().splitlines()]
     parts += [how_trained(rows), methods_table(rows)]
     body = "\n\n".join([BEGIN, *parts, END])
@@ -64,7 +71,7 @@ def where(rows: list[Row]) -> str:
     )
 
 
-def models_table(rows: list[Row]) -> str:
+def models_tables(rows: list[Row]) -> list[str]:
     """One line per model and shape: speedups over eager transformers, ours and the best peer's."""
     ours = sorted({r["variant"] for r in rows if r["variant"].startswith("converted")}, key=_kept)
     lines = []
@@ -80,11 +87,16 @@ def models_table(rows: list[Row]) -> str:
         lines.append(cells)
     heads = ["model, batch x tokens", "fastest dense peer"]
     heads += [f"ours, {-_kept(name):.0%} kept" for name in ours]
-    return _markdown(heads, lines)
+    return [_markdown(heads, lines)]
 
 
-def kernels_table(rows: list[Row]) -> str:
-    """One line per shape of block_sparse_linear: speedup over the fastest dense peer by density."""
+def kernels_tables(rows: list[Row]) -> list[str]:
+    """Of each kernel, speedups over the fastest dense peer."""
+    return [linears_table(rows), *(t for word in OTHERS if (t := others_table(rows, word)))]
+
+
+def linears_table(rows: list[Row]) -> str:
+    """One line per shape of block_sparse_linear, one column per density."""
     rows = [r for r in rows if r["op"] == "block_sparse_linear"]
     densities = sorted({r["density"] for r in rows}, reverse=True)
     lines = []
@@ -95,6 +107,20 @@ def kernels_table(rows: list[Row]) -> str:
         lines.append(cells)
     heads = ["M x K x N", "fastest dense peer", *(f"{d:.0%} of blocks kept" for d in densities)]
     return _markdown(heads, lines)
+
+
+def others_table(rows: list[Row], word: str) -> str:
+    """One line per kernel with `word` in its name, one column per shape; nothing if there is
+    none."""
+    rows = [r for r in rows if word in r["op"]]
+    if not rows:
+        return ""
+    shapes = list(dict.fromkeys(tuple(r["shape"]) for r in rows))
+    lines = []
+    for op in dict.fromkeys(r["op"] for r in rows):
+        found = {tuple(r["shape"]): f"{r['speedup']:.2f}x" for r in rows if r["op"] == op}
+        lines.append([op, *(found.get(shape, "-") for shape in shapes)])
+    return _markdown([OTHERS[word], *("x".join(map(str, shape)) for shape in shapes)], lines)
 
 
 def how_trained(rows: list[Row]) -> str:

@@ -64,37 +64,48 @@ def instances(program: Path) -> set[str]:
     return set(kernel.findall(symbols.stdout))
 
 
-def check(report, lines, status):
+@pytest.fixture
+def tell(capsys):
+    """Prints what a run went through, also where it passes."""
+
+    def tell(told: object) -> None:
+        with capsys.disabled():
+            print(f"\n  {told}", end=" ", flush=True)
+
+    return tell
+
+
+def check(tell, report, lines, status):
     assert report["failures"] == 0, "\n".join(lines[:20])
     assert status == 0
     assert report["kernels"] > 0
-    print(report)
+    tell(report)
 
 
-def test_emulator_tells_what_no_kernel_may_do(folder):
+def test_emulator_tells_what_no_kernel_may_do(folder, tell):
     """Kernels that deadlock, diverge, write or copy where they must not: each is told so."""
-    check(*emulate(build(folder / "plain"), "run", 20, "machine"))
+    check(tell, *emulate(build(folder / "plain"), "run", 20, "machine"))
 
 
-def test_emulated_kernels_agree_with_the_formulas(folder):
+def test_emulated_kernels_agree_with_the_formulas(folder, tell):
     """Every instance of every kernel, on small and odd problems, under several schedules."""
     program = build(folder / "plain")
     report, lines, status = emulate(program, "run", 6)
-    check(report, lines, status)
+    check(tell, report, lines, status)
     own, _, _ = emulate(program, "run", 1, "machine")  # the emulator's own small kernels
     assert report["kernels"] - own["kernels"] == len(instances(program))
 
 
-def test_emulated_kernels_under_address_sanitizer(folder):
+def test_emulated_kernels_under_address_sanitizer(folder, tell):
     program = build(folder / "address", "address")
     # Threads that are given up after a mistake leak what they held.
-    check(*emulate(program, "run", 1, ASAN_OPTIONS="detect_leaks=0"))
+    check(tell, *emulate(program, "run", 1, ASAN_OPTIONS="detect_leaks=0"))
 
 
-def test_emulated_kernels_under_thread_sanitizer(folder):
+def test_emulated_kernels_under_thread_sanitizer(folder, tell):
     """Any two accesses to shared memory that no barrier orders are a race, whatever the result."""
     program = build(folder / "thread", "thread")
-    check(*emulate(program, "run", 1, "bfloat", TSAN_OPTIONS=TSAN))
+    check(tell, *emulate(program, "run", 1, "bfloat", TSAN_OPTIONS=TSAN))
     for number, fault in enumerate(FAULTS, 1):
         if fault.races:
             command = [str(program), "run", "1", fault.cases, str(number)]
@@ -103,9 +114,9 @@ def test_emulated_kernels_under_thread_sanitizer(folder):
             assert status == RACE, f"no race found with {fault}"
 
 
-def test_emulator_notices_every_seeded_fault(folder):
+def test_emulator_notices_every_seeded_fault(folder, tell):
     program = build(folder / "faulty", "faulty")
-    check(*emulate(program, "run", 1))  # asleep, they change nothing
+    check(tell, *emulate(program, "run", 1))  # asleep, they change nothing
 
     def caught(numbered):
         number, fault = numbered
@@ -113,6 +124,6 @@ def test_emulator_notices_every_seeded_fault(folder):
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         noticed = list(pool.map(caught, enumerate(FAULTS, 1)))
-    print(f"{sum(noticed)} faults noticed of {len(FAULTS)} seeded")
+    tell(f"{sum(noticed)} faults noticed of {len(FAULTS)} seeded")
     missed = [f for f, seen in zip(FAULTS, noticed, strict=True) if not (seen or f.silent)]
     assert missed == []
