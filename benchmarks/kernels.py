@@ -391,9 +391,10 @@ def main(arguments: list[str] | None = None) -> int:
         options.dtype = dtype
         print(HEADER)
         with torch.inference_mode():
-            records += [run(c, options, peak) for name in names for c in CASES[name](options)]
-    if options.json:
-        append_rows(options.json, records)
+            for case in (case for name in names for case in CASES[name](options)):
+                records.append(run(case, options, peak))
+                if options.json:
+                    append_rows(options.json, records[-1:])
     wrong = [r for r in records if not r["ok"]]
     for record in wrong:
         print(f"WRONG: {record['op']} {record['shape']} at {record['density']:g}", file=sys.stderr)

@@ -124,8 +124,8 @@ def main(arguments: list[str] | None = None) -> int:
             inputs = token_inputs(dense, shape)
             for variant in [*ours, *peers(dense, inputs, names)]:
                 records.append(run(name, shape, dense, inputs, variant, options.min_time, peak))
-    if options.json:
-        append_rows(options.json, records)
+                if options.json:
+                    append_rows(options.json, records[-1:])
     wrong = [r for r in records if not r["ok"]]
     for record in wrong:
         print(f"WRONG: {record['model']} {record['variant']} {record['shape']}", file=sys.stderr)
