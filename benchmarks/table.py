@@ -59,7 +59,7 @@ def read(name: str) -> list[Row]:
 def where(rows: list[Row]) -> str:
     """What all rows of a file have in common, in words."""
     first = rows[0]
-    what = "Whole models" if "model" in first else "Single products"
+    what = "Whole models" if "model" in first else "Single kernels"
     keys = ("device", "threads", "torch", "commit")
     for key in keys:
         if len({row[key] for row in rows}) != 1:
