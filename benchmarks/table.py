@@ -16,7 +16,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: python benchmarks/table.py -->", "<!-- /results -->"
 
 MODELS = ("models.jsonl", "models_xeon_bf16.jsonl", "models_xeon_fp32.jsonl")
-KERNELS = ("kernels.jsonl", "kernels_xeon_bf16.jsonl", "kernels_xeon_fp32.jsonl")
+KERNELS = (
+    "kernels.jsonl",
+    "kernels_xeon_bf16_linears.jsonl",
+    "kernels_xeon_bf16.jsonl",
+    "kernels_xeon_fp32.jsonl",
+)
 # Other kernels by a word of their names, and what their shapes say.
 OTHERS = {
     "attention": "B x H x T x D",
@@ -92,12 +97,16 @@ def models_tables(rows: list[Row]) -> list[str]:
 
 def kernels_tables(rows: list[Row]) -> list[str]:
     """Of each kernel, speedups over the fastest dense peer."""
-    return [linears_table(rows), *(t for word in OTHERS if (t := others_table(rows, word)))]
+    tables = (linears_table(rows), *(others_table(rows, word) for word in OTHERS))
+    return [table for table in tables if table]
 
 
 def linears_table(rows: list[Row]) -> str:
-    """One line per shape of block_sparse_linear, one column per density."""
+    """One line per shape of block_sparse_linear, one column per density; nothing if there is
+    none."""
     rows = [r for r in rows if r["op"] == "block_sparse_linear"]
+    if not rows:
+        return ""
     densities = sorted({r["density"] for r in rows}, reverse=True)
     lines = []
     for shape in dict.fromkeys(tuple(r["shape"]) for r in rows):
