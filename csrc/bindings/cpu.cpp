@@ -35,6 +35,7 @@ void check_activation(int activation) {
                                 std::to_string(activation));
 }
 
+template <class T>
 void check_blocks(std::int64_t n, std::int64_t k, std::int64_t rows, std::int64_t bk,
                   std::int64_t bn) {
   if (bn != 16 && bn != 32 && bn != 64)
@@ -44,6 +45,8 @@ void check_blocks(std::int64_t n, std::int64_t k, std::int64_t rows, std::int64_
     throw std::invalid_argument("expected sizes that fit together, got n=" + std::to_string(n) +
                                 " k=" + std::to_string(k) + " rows=" + std::to_string(rows) +
                                 " bk=" + std::to_string(bk));
+  if (sizeof(T) == sizeof(bf16) && bk % 2)
+    throw std::invalid_argument("expected blocks of pairs of inputs");
 }
 
 template <class T>
@@ -55,7 +58,7 @@ BlockSparseLinear<T> linear(Address x, std::int64_t x_stride, std::int64_t m, st
                             int threads) {
   if (m < 0 || threads < 1)
     throw std::invalid_argument("expected sizes of zero or more, got m=" + std::to_string(m));
-  check_blocks(n, k, rows, bk, bn);
+  check_blocks<T>(n, k, rows, bk, bn);
   check_activation(activation);
   return {at<const T>(x),
           x_stride,
@@ -84,7 +87,6 @@ const char* block_sparse_linear(int isa, int dtype, Args... args) {
   const Kernels& chosen = kernels(isa);
   if (static_cast<Dtype>(dtype) == Dtype::bf16) {
     const auto problem = linear<bf16>(args...);
-    if (problem.bk % 2) throw std::invalid_argument("expected blocks of pairs of inputs");
     const py::gil_scoped_release released;
     chosen.block_sparse_linear_bf16(problem);
   } else {
@@ -264,9 +266,7 @@ template <class T>
 PackedLinear<T> packed_linear(const Linear& l) {
   const auto [values, indptr, indices, n, k, rows, bk, bn, bias] = l;
   if (!n) return {};
-  check_blocks(n, k, rows, bk, bn);
-  if (sizeof(T) == sizeof(bf16) && bk % 2)
-    throw std::invalid_argument("expected blocks of pairs of inputs");
+  check_blocks<T>(n, k, rows, bk, bn);
   return {at<const T>(values),
           at<const std::int32_t>(indptr),
           at<const std::int32_t>(indices),

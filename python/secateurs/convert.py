@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -191,7 +191,11 @@ def rebuild(
     conversion = Conversion(plan, sites)
     layers = []
     for i, (template, weights) in enumerate(zip(templates, compact, strict=True)):
-        built = build_layer(sites, model.config, i, sites.keep(plan, i), weights, picker, template)
+        keep = sites.keep(plan, i)
+        make = partial(
+            _LayerBuilder, sites.family, model.config, i, keep, weights, picker, template
+        )
+        built = _fastest(make, next(template.parameters()))
         layers.append(built.layer)
         conversion.reports += built.reports
         conversion.forms |= built.forms
@@ -202,19 +206,10 @@ def rebuild(
     return model.eval()
 
 
-def build_layer(
-    sites: Sites,
-    config: Any,
-    index: int,
-    keep: LayerKeep,
-    weights: Mapping[str, CompactLinear],
-    picker: FormPicker,
-    template: nn.Module,
-) -> _LayerBuilder:
-    """One converted layer: of the fastest linears, or, where that is faster still, of linears that
-    make it one operation."""
-    make = partial(_LayerBuilder, sites.family, config, index, keep, weights, picker)
-    parts, like = make(template), next(template.parameters())
+def _fastest(make: Callable[..., _LayerBuilder], like: Tensor) -> _LayerBuilder:
+    """A layer of the fastest linears, or, where that is faster still, of linears that make it one
+    operation. `like`: a tensor of its dtype and device."""
+    parts = make()
     built, form, why = parts, "in parts", parts.layer.why_in_parts()
     if like.device.type != "cpu":
         why = f"no kernel computes a whole layer on {like.device}"
@@ -222,11 +217,11 @@ def build_layer(
         form, why = "one operation", "wherever no gradients are recorded"
     elif (
         parts.layer.why_never_whole() is None
-        and not picker.fixed
-        and (whole := make(template, packed=True)).layer.whole is not None
+        and not parts.picker.fixed
+        and (whole := make(packed=True)).layer.whole is not None
     ):
         layers = {"in parts": parts.layer, "one operation": whole.layer}
-        form, why = picker.pick_layer(layers, keep.shape.hidden, like)
+        form, why = parts.picker.pick_layer(layers, parts.keep.shape.hidden, like)
         built = whole if form == "one operation" else parts
     built.report("layer", None, form, why)
     return built

@@ -55,7 +55,6 @@ def _caller(dispatched: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _differentiate(qualified: str, reference: Callable[..., Tensor]) -> None:
-
     def remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         tensors = [x if isinstance(x, Tensor) else None for x in inputs]
         ctx.save_for_backward(*tensors)

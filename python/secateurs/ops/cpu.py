@@ -55,6 +55,11 @@ def build_info() -> dict[str, Any]:
     return {**_C_cpu.build_info(), "supported": isas(), "isa": isa()}
 
 
+def address(x: Tensor | None) -> int:
+    """Where `x` begins, as the kernels take it; 0 for none."""
+    return 0 if x is None else x.data_ptr()
+
+
 def matrix(x: Tensor) -> Tensor:
     """`[..., K]` as `[M, K]` with contiguous rows, without a copy wherever the rows are evenly
     spaced."""

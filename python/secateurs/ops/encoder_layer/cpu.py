@@ -44,7 +44,7 @@ class Bound:
     ) -> None:
         self._constants = (features, heads, kv_heads, activation, attention_eps, ffn_eps)
         self._known = [_nothing if w is None else weakref.ref(w) for w in (*weights, kv_of)]
-        self._where = [_address(w) for w in (*weights, kv_of)]
+        self._where = [cpu.address(w) for w in (*weights, kv_of)]
         self._dtype, self._d = x.dtype, x.shape[2]
         layer = operands(weights, features)
         dim = layer.qkv.out_features // max(heads + 2 * kv_heads, 1)
@@ -57,8 +57,8 @@ class Bound:
                 _linear(layer.down, layer.up.out_features),
             ),
             (
-                (*map(_address, layer.attention_norm), attention_eps),
-                (*map(_address, layer.ffn_norm), ffn_eps),
+                (*map(cpu.address, layer.attention_norm), attention_eps),
+                (*map(cpu.address, layer.ffn_norm), ffn_eps),
             ),
             heads,
             kv_heads,
@@ -70,7 +70,7 @@ class Bound:
     def knows(self, weights: list[Tensor | None], kv_of: Tensor | None, *constants: object) -> bool:
         """Whether this is the layer of these operands."""
         return constants == self._constants and all(
-            ref() is w and _address(w) == where
+            ref() is w and cpu.address(w) == where
             for ref, w, where in zip(self._known, (*weights, kv_of), self._where, strict=True)
         )
 
@@ -97,7 +97,7 @@ class Bound:
                 batch,
                 tokens,
                 d,
-                _address(key_mask),
+                cpu.address(key_mask),
                 y.data_ptr(),
                 torch.get_num_threads(),
                 *self._layer,
@@ -161,11 +161,7 @@ def _linear(linear: Linear, k: int) -> tuple[int, ...]:
     if values is None or indptr is None or indices is None:
         return (0,) * 9
     blocks = block_rows(values, indptr)
-    return (*map(_address, (values, indptr, indices)), n, k, *blocks, _address(bias))
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    return (*map(cpu.address, (values, indptr, indices)), n, k, *blocks, cpu.address(bias))
 
 
 BACKEND = Backend("cpu", _refuse, _run)

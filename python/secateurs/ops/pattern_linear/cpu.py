@@ -86,11 +86,11 @@ def _run(
         index.data_ptr(),
     )
     epilogue = (
-        0 if bias is None else bias.data_ptr(),
+        cpu.address(bias),
         _NUMBER[activation],
-        0 if gate is None else gate.data_ptr(),
+        cpu.address(gate),
         0 if gate is None else gate.stride(0),
-        0 if residual is None else residual.data_ptr(),
+        cpu.address(residual),
         0 if residual is None else residual.stride(0),
         y.data_ptr(),
         torch.get_num_threads(),
