@@ -74,22 +74,24 @@ def nearest_vector(weight, vector):
 
 
 def test_two_updates_by_hand():
-    """Z, U, rho and W of two updates, nothing but the pull moving the weights."""
+    """Z, U, rho and W of two updates, two steps before each, nothing but the pull moving the
+    weights. U takes as large a part of its step as W could go of its way."""
     model = classifier()
     name = "layers.1.up"
     w = find_sites(model).linear(model, 1, "up").weight.detach().double().numpy()
     options = {"stages": 2, "updates": 1, "share": 1.0, "rho": 0.5}
-    with Session(model, "admm_pattern", budget=PATTERNS["vector"], steps=2, **options) as session:
+    with Session(model, "admm_pattern", budget=PATTERNS["vector"], steps=4, **options) as session:
         pruner = session.pruner
-        z, u, rho = nearest_vector(w, 16), np.zeros_like(w), 0.5
+        z, u, rho, way = nearest_vector(w, 16), np.zeros_like(w), 0.5, 0.0
         still = torch.optim.SGD(model.parameters(), lr=0.0)
         weight = linears(model)[name].weight
-        for _ in steps(session, still, labelled(), 2):
-            w = least(w, z - u, rho)
-            after = min(rho * 10, 5.0)
-            z = nearest_vector(w + u, 16)
-            u = (u + w - z) * rho / after
-            rho = after
+        for i, _ in enumerate(steps(session, still, labelled(), 4)):
+            w, way = least(w, z - u, rho), float(least(way, 1.0, rho))
+            if i % 2:
+                after = min(rho * 10, 5.0)
+                z = nearest_vector(w + u, 16)
+                u = (u + way * (w - z)) * rho / after
+                rho, way = after, 0.0
             np.testing.assert_allclose(weight.detach().numpy(), w, atol=1e-6)
             np.testing.assert_allclose(pruner._z[name].numpy(), z, atol=1e-6)
             np.testing.assert_allclose(pruner._u[name].numpy(), u, atol=1e-6)
@@ -99,6 +101,19 @@ def test_two_updates_by_hand():
             for n, s in linears(model).items()
         )
         assert pruner.figures()["residual"] == pytest.approx(residual, rel=1e-5)
+
+
+def test_weights_that_cannot_move_keep_their_pattern():
+    """Else U, with what W was not given the time to do, would outgrow W and turn the choice."""
+    model = classifier()
+    before = {
+        n: nearest_vector(m.weight.detach().double().numpy(), 16) for n, m in linears(model).items()
+    }
+    options = {"rho": 1e-9, "stages": 1, "updates": 12, "share": 1.0}
+    with Session(model, "admm_pattern", budget=PATTERNS["vector"], steps=24, **options) as session:
+        trained(session, 24, lr=0.0)
+        for name, z in session.pruner._z.items():
+            np.testing.assert_allclose(z.numpy(), before[name], atol=1e-6)
 
 
 def linears(model) -> dict[str, nn.Module]:
@@ -269,16 +284,15 @@ def test_the_splitting_of_levels_by_hand():
             np.testing.assert_allclose(pruner._u[name].numpy(), u, atol=1e-6)
             assert session.penalty() == 0.0
             assert pruner.figures()["rho"] == rho
-            before = pruner._updates
+            before, way = pruner._updates, 0.0
             for _ in steps(session, still, labelled(), 2, session.step):
-                w = least(w, z - u, rho)
+                w, way = least(w, z - u, rho), float(least(way, 1.0, rho))
                 if pruner._updates > before:
                     break
             np.testing.assert_allclose(weight.detach().numpy() * keep, w, atol=1e-6)
             assert torch.equal(weight.detach()[pruner.gates[name] == 0], off)
-            moved = w + u
-            z = nearest_levels(moved, 3)
-            u, rho = (moved - z) * rho / after, after
+            z = nearest_levels(w + u, 3)
+            u, rho = (u + way * (w - z)) * rho / after, after
         assert pruner.figures()["rounded"] == 1.0
         assert session.penalty() == 0.0
         model.eval()

@@ -4,13 +4,14 @@ Minimises f(W) subject to every linear W lying in the set S of a pattern family,
 augmented Lagrangian f(W) + sum_l rho/2 |W_l - Z_l + U_l|^2:
 
     W: optimizer steps on f, each followed by W <- (W + rho (Z - U)) / (1 + rho)
-    Z <- nearest point of S to W + U        U <- U + W - Z
+    Z <- nearest point of S to W + U        U <- U + g (W - Z)
 
 Z and U move at equal intervals while rho rises tenfold, `stages` times (U falls with it, so that
-the multipliers rho U stay). When max |W - Z| / |W| is below 1 %, or two thirds of the training are
-over, the pattern is imposed: with SR-STE (Zhou et al. 2021, arXiv 2102.04010) it is taken anew from
-W after each step, the gradient of the masked weight passes to the whole W, and what is masked
-decays by lambda; else it is frozen.
+the multipliers rho U stay); g is the share of the way to Z - U that the pull alone takes W in an
+interval. When max |W - Z| / |W| is below 1 %, or two thirds of the training are over, the pattern
+is imposed: with SR-STE (Zhou et al. 2021, arXiv 2102.04010) it is taken anew from W after each
+step, the gradient of the masked weight passes to the whole W, and what is masked decays by lambda;
+else it is frozen.
 
 The families are vector N:M, 2:4, and 4 x 4 blocks of a library of 16 patterns, which is selected
 for each linear after a first round of free choice in each block. With `region`, of every 4 x 4
@@ -116,6 +117,7 @@ class AdmmPatternPruner(Pruner):
         self._z: dict[str, Tensor] = {}
         self._u: dict[str, Tensor] = {}
         self._updates = 0
+        self._pulls = 0  # since the last update
         self._imposed = False
         self._frozen = False
         self._levels: dict[str, Levels] = {}
@@ -199,6 +201,7 @@ class AdmmPatternPruner(Pruner):
             "z": dict(self._z),
             "u": dict(self._u),
             "updates": self._updates,
+            "pulls": self._pulls,
             "imposed": self._imposed,
             "frozen": self._frozen,
             "scales": {name: levels.scale for name, levels in self._levels.items()},
@@ -211,7 +214,8 @@ class AdmmPatternPruner(Pruner):
         for name, z in self._z.items():
             z.copy_(state["z"][name])
             self._u[name].copy_(state["u"][name])
-        self._updates, self._residual = state["updates"], state["residual"]
+        self._updates, self._pulls = state["updates"], state["pulls"]
+        self._residual = state["residual"]
         self._imposed, self._frozen = state["imposed"], state["frozen"]
         self._families |= {name: Library(p.cpu()) for name, p in state["libraries"].items()}
         weights = self.linear_weights()
@@ -245,6 +249,7 @@ class AdmmPatternPruner(Pruner):
 
     def _pull(self) -> None:
         """To the minimum of rho/2 |W - Z + U|^2 + 1/2 |W - W now|^2."""
+        self._pulls += 1
         pulled = self._rho() / (1 + self._rho())
         for name, weight in self.linear_weights().items():
             distance = self._left(name, weight) - self._z[name] + self._u[name]
@@ -253,14 +258,16 @@ class AdmmPatternPruner(Pruner):
     def _update(self) -> None:
         """One Z- and U-step, and the next rho."""
         residuals, before = [], self._rho()
-        self._updates += 1
+        step = 1 - (1 + before) ** -self._pulls
+        self._updates, self._pulls = self._updates + 1, 0
         for name, weight in self.linear_weights().items():
             left = self._left(name, weight)
             moved = left + self._u[name]
             if name not in self._families:
                 self._families[name] = self.budget.family(moved, self._kept)
             self._z[name] = self._project(name, moved)
-            self._u[name] = (moved - self._z[name]) * (before / self._rho())
+            self._u[name] += step * (left - self._z[name])
+            self._u[name] *= before / self._rho()
             length = left.norm().clamp_min(torch.finfo(left.dtype).tiny)
             residuals.append((left - self._z[name]).norm() / length)
         self._residual = float(torch.stack(residuals).max())
