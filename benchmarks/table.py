@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -153,30 +153,29 @@ def how_trained(rows: list[Row]) -> str:
 
 
 def methods_table(rows: list[Row]) -> str:
-    """One line per budget and method: what each task's model scores, and what it costs."""
+    """One line per budget and method: what each task's model scores, the mean over seeds; of the
+    mean over tasks also the standard deviation over seeds; and what the model costs."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     named = [(row["budget"], _method(row)) for row in rows]
     lines = []
     for budget, method in sorted(dict.fromkeys(named), key=lambda name: name[0]):
         mine = [r for r, name in zip(rows, named, strict=True) if name == (budget, method)]
-        of_task = [[r["pruned"] for r in mine if r["task"] == task] for task in tasks]
-        means = [_mean(found) if found else None for found in of_task]
-        cells = [budget, method, *("-" if m is None else f"{m:.3f}" for m in means)]
-        cells += ["-" if None in means else f"{_mean(means):.3f}"]
-        cells += [f"{_mean([r['kept'][LINEARS] for r in mine]):.2f}"]
+        scores = {(r["task"], r["seed"]): r["pruned"] for r in mine}
+        seeds = sorted({seed for _, seed in scores})
+        of_task = [[scores[task, s] for s in seeds if (task, s) in scores] for task in tasks]
+        whole = [s for s in seeds if all((task, s) in scores for task in tasks)]
+        of_seed = [mean([scores[task, s] for task in tasks]) for s in whole]
+        cells = [budget, method, *(f"{mean(found):.3f}" if found else "-" for found in of_task)]
+        cells += [f"{mean(of_seed):.3f}" if whole else "-"]
+        cells[-1] += f" ± {stdev(of_seed):.3f}" if len(whole) > 1 else ""
+        cells += [str(len(whole)), f"{mean([r['kept'][LINEARS] for r in mine]):.2f}"]
         cells += [f"{median(r['latency']['speedup'] for r in mine):.2f}x"]
         lines.append(cells)
-    return _markdown(["removed", "method", *tasks, "mean", "kept", "speed"], lines)
+    return _markdown(["removed", "method", *tasks, "mean", "seeds", "kept", "speed"], lines)
 
 
 def _method(row: Row) -> str:
-    chosen = [f"{name}={value}" for name, value in row["options"].items()]
-    note = [f"({row['note']})"] if "note" in row else []
-    return " ".join([row["method"], *chosen, *note])
-
-
-def _mean(values: list[Any]) -> float:
-    return sum(values) / len(values)
+    return " ".join([row["method"], *(f"{name}={value}" for name, value in row["options"].items())])
 
 
 def _kept(variant: str) -> float:
