@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from secateurs import ops
 from secateurs.calibration import Batch, main_output, shown, to_device, token_weights
+from secateurs.errors import DataError
 from secateurs.measure import Measurement, measure, row
 from secateurs.modules import PackedLinear
 from secateurs.patterned import PatternLinear
@@ -44,7 +45,8 @@ def speed(
     Args:
         name: of the model, for the rows.
         others: by variant name.
-        shapes: (batch, tokens), filled with random token ids without padding.
+        shapes: (batch, tokens), filled with random inputs without padding; a model of images has
+            the tokens of its image size.
         tolerance: by variant, on the relative error to the dense outputs; one without is pruned and
             means to differ, so that its rows are neither ok nor wrong.
     """
@@ -97,9 +99,18 @@ def embeddings(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def token_inputs(model: nn.Module, shape: Shape, seed: int = 0) -> dict[str, Tensor]:
-    """Random token ids of a (batch, tokens) shape, all of them real tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, model.config.vocab_size, shape, generator=generator)
+    """Random token ids of a (batch, tokens) shape, all of them real tokens; or random pixels for a
+    model of images. Raises DataError for other tokens than those of its image size."""
+    generator, config = torch.Generator().manual_seed(seed), model.config
+    if getattr(model, "main_input_name", None) == "pixel_values":
+        batch, tokens = shape
+        patches = 1 + (config.image_size // config.patch_size) ** 2
+        if tokens != patches:
+            raise DataError(f"expected {patches} tokens, the patches of an image, got {tokens}")
+        side = (config.num_channels, config.image_size, config.image_size)
+        pixels = torch.randn(batch, *side, generator=generator).to(model.dtype)
+        return to_device({"pixel_values": pixels}, model)
+    ids = torch.randint(0, config.vocab_size, shape, generator=generator)
     return to_device({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, model)
 
 
