@@ -3,72 +3,17 @@ kind."""
 
 from __future__ import annotations
 
-import math
 from concurrent.futures import ThreadPoolExecutor
 
 import oracles
 import pytest
 import torch
 
+from ops.attention_check import assert_exact, guarded, qkv, tolerance, truth_of
 from secateurs import _C_cpu
-from secateurs.attention_patterns import (
-    BlockLayout,
-    Dense,
-    Global,
-    Local,
-    Sinks,
-    Strided,
-    VerticalSlash,
-    layout,
-)
+from secateurs.attention_patterns import Local, Strided, layout
 from secateurs.errors import BackendError, OperandError
 from secateurs.ops import attention, cpu, explain_choice, use_backend
-
-# A bfloat16 rounds by at most 2^-8, evenly spread: 2^-8 / sqrt(3) in the root mean square. Weights
-# are rounded where products are of bfloat16, then the output: two independent roundings.
-ROUNDING = 2**-8 / math.sqrt(3)
-TOLERANCE = {
-    torch.float32: oracles.TOLERANCE["float32"],
-    torch.bfloat16: math.sqrt(2) * ROUNDING,
-}
-ROUNDED_ONCE = ("portable", "avx2", "avx512")  # products in float
-
-
-@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["f32", "bf16"])
-def dtype(request):
-    return request.param
-
-
-def qkv(b=2, hq=3, hkv=3, tq=9, tk=9, d=16, dtype=torch.float32):
-    q, k, v = torch.randn(b, hq, tq, d), *torch.randn(2, b, hkv, tk, d)
-    return tuple(t.to(dtype) for t in (q, k, v))
-
-
-def tolerance(dtype):
-    once = dtype == torch.bfloat16 and cpu.isa() in ROUNDED_ONCE
-    return ROUNDING if once else TOLERANCE[dtype]
-
-
-def truth_of(q, k, v, mask=None, **kwargs):
-    mask = mask if mask is None or mask.dtype == torch.bool else mask.float()
-    return oracles.attention(q.float(), k.float(), v.float(), mask=mask, **kwargs)
-
-
-def assert_exact(*args, **kwargs):
-    y = attention(*args, **kwargs)
-    assert y.is_contiguous()
-    assert y.dtype == args[0].dtype
-    truth = truth_of(*args, **kwargs)
-    assert oracles.relative_error(y.float(), truth) < tolerance(y.dtype)
-
-
-def guarded(x):
-    """The same values and layout as a contiguous tensor, with NaN on both sides of the memory."""
-    page = 4096
-    memory = torch.full((x.numel() + 2 * page,), torch.nan, dtype=x.dtype)
-    inside = memory[page:-page].view(x.shape)
-    inside.copy_(x)
-    return inside
 
 
 @pytest.mark.parametrize(
@@ -279,96 +224,6 @@ def test_calls_from_several_threads_do_not_disturb_each_other(isa, dtype):
 def test_more_keys_than_stay_packed(isa, dtype, tq, tk):
     q, k, v = qkv(1, 2, 1, tq, tk, 64, dtype)
     assert_exact(q, k, v, causal=True)
-
-
-RULES = {
-    "local": Local(20),
-    "local and global": Local(20) | Global(3),
-    "strided": Strided(5),
-    "sinks": Sinks(4) | Local(40),
-    "slash": VerticalSlash((0, 7, 130), (0, 1, 64)),
-}
-
-
-@pytest.mark.parametrize("block", [16, 32, 64, 128])
-@pytest.mark.parametrize("rule", RULES)
-def test_patterns(isa, dtype, block, rule):
-    pattern = layout(RULES[rule], 150, 170, block=block)
-    assert_exact(*map(guarded, qkv(1, 2, 2, 150, 170, 24, dtype)), pattern=pattern)
-
-
-@pytest.mark.parametrize("block", [16, 32, 64, 128])
-@pytest.mark.parametrize(("tq", "tk"), [(1, 200), (2, 131), (7, 131), (33, 20), (150, 150)])
-def test_patterns_by_head_with_everything_else(isa, dtype, block, tq, tk):
-    """One rule a head, uneven heads, padding with NaN in it, an explicit mask, causality."""
-    rules = [Local(30), Dense(), Sinks(5) | Local(9), Strided(3)]
-    q, k, v = qkv(2, 4, 2, tq, tk, 40, dtype)
-    padding = torch.rand(2, tk) < 0.8
-    padding[1, : tk // 2] = False
-    k[~padding[:, None].expand(2, 2, tk)] = torch.nan
-    v[~padding[:, None].expand(2, 2, tk)] = torch.nan
-    kv_of = torch.tensor([1, 0, 1, 1], dtype=torch.int32)
-    for causal in (False, True):
-        pattern = layout(rules, tq, tk, block=block, causal=causal)
-        kwargs = dict(kv_of=kv_of, key_mask=padding, causal=causal, pattern=pattern)
-        assert_exact(q, k, v, **kwargs)
-        assert_exact(q, k, v, mask=torch.randn(tq, tk), **kwargs)
-
-
-@pytest.mark.parametrize("block", [16, 32, 64, 128])
-@pytest.mark.parametrize("tq", [2, 300])
-def test_random_blocks(isa, dtype, block, tq):
-    """Any blocks, whole or in part; rows of blocks without any."""
-    tk, heads = 300, 3
-    rows, columns = -(-tq // block), -(-tk // block)
-    kept = torch.rand(heads, rows, columns) < 0.5
-    kept[1, 0] = False
-    indptr = torch.zeros(heads, rows + 1, dtype=torch.int32)
-    counts = kept.sum(2)
-    ends = counts.flatten().cumsum(0).view(heads, rows)
-    indptr[:, 1:], indptr[:, 0] = ends, ends[:, 0] - counts[:, 0]
-    indices = kept.nonzero()[:, 2].to(torch.int32)
-    masks = torch.rand(5, block, block) < 0.5
-    partial = torch.randint(-1, 5, indices.shape, dtype=torch.int32)
-    pattern = BlockLayout(indptr, indices, partial, guarded_masks(masks), (tq, tk))
-    assert_exact(*qkv(2, heads, heads, tq, tk, 32, dtype), pattern=pattern)
-    assert not attention(*qkv(2, heads, heads, tq, tk, 32, dtype), pattern=pattern)[
-        :, : min(block, tq), 1
-    ].any()
-
-
-def guarded_masks(masks):
-    memory = torch.ones(masks.numel() + 8192, dtype=torch.bool)
-    inside = memory[4096:-4096].view(masks.shape)
-    return inside.copy_(masks)
-
-
-def test_blocks_outside_a_pattern_are_not_read(isa, dtype):
-    """NaN in blocks of keys that no row of blocks stores."""
-    q, k, v = qkv(1, 1, 1, 192, 192, 32, dtype)
-    pattern = BlockLayout(
-        torch.tensor([[0, 1, 3, 3]], dtype=torch.int32),
-        torch.tensor([0, 0, 2], dtype=torch.int32),
-        torch.full((3,), -1, dtype=torch.int32),
-        torch.zeros(0, 64, 64, dtype=torch.bool),
-        (192, 192),
-    )
-    k[:, :, 64:128] = v[:, :, 64:128] = torch.nan
-    assert_exact(q, k, v, pattern=pattern)
-
-
-def test_a_whole_block_of_16_keys_by_itself(isa, dtype):
-    """Nothing but the pattern hides its neighbour, whose keys would take all the weight."""
-    q, k, v = qkv(1, 1, 1, 48, 48, 32, dtype)
-    pattern = BlockLayout(
-        torch.tensor([[0, 1, 3, 3]], dtype=torch.int32),
-        torch.tensor([0, 0, 2], dtype=torch.int32),
-        torch.full((3,), -1, dtype=torch.int32),
-        torch.zeros(0, 16, 16, dtype=torch.bool),
-        (48, 48),
-    )
-    k[:, :, 16:32] *= 100
-    assert_exact(q, k, v, pattern=pattern)
 
 
 def test_the_instruction_set_asked_for_is_the_one_that_runs(isa, dtype, monkeypatch):
