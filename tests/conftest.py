@@ -20,8 +20,11 @@ from transformers import (
     LlamaForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
+TEXT_FAMILIES = ("bert", "roberta", "electra", "distilbert", "llama")
 SIZES = {
     "vocab_size": 100,
     "hidden_size": 64,
@@ -46,6 +49,9 @@ def tiny_model(kind: str, **changes: object) -> nn.Module:
         model = DistilBertModel(
             DistilBertConfig(vocab_size=100, dim=64, n_layers=3, n_heads=4, hidden_dim=96)
         )
+    elif kind == "vit":
+        image = {"image_size": 24, "patch_size": 8}
+        model = ViTForImageClassification(ViTConfig(**sizes, **image, num_labels=3))
     else:
         model = LlamaForCausalLM(LlamaConfig(**{"num_key_value_heads": 2, **sizes}))
     with torch.no_grad():
@@ -63,7 +69,7 @@ def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["SECATEURS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(params=["bert", "roberta", "electra", "distilbert", "llama"])
+@pytest.fixture(params=[*TEXT_FAMILIES, "vit"])
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -74,9 +80,13 @@ def model(family: str) -> nn.Module:
 
 
 @pytest.fixture
-def batch() -> dict[str, torch.Tensor]:
-    """Three sequences of nine tokens, two of them padded."""
-    ids = torch.randint(3, 100, (3, 9), generator=torch.Generator().manual_seed(1))
+def batch(request: pytest.FixtureRequest) -> dict[str, torch.Tensor]:
+    """Three sequences of nine tokens, two of them padded; three images where the model is one of
+    images."""
+    random = torch.Generator().manual_seed(1)
+    if "family" in request.fixturenames and request.getfixturevalue("family") == "vit":
+        return {"pixel_values": torch.randn(3, 3, 24, 24, generator=random)}
+    ids = torch.randint(3, 100, (3, 9), generator=random)
     mask = torch.ones_like(ids)
     mask[0, 5:] = 0
     mask[2, 7:] = 0

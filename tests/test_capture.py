@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import TEXT_FAMILIES, tiny_model
 from models import relative
 
 from secateurs import HeadMask, SparsityPlan, convert
@@ -22,6 +22,7 @@ def eager(model, lengths):
     return Bucketed(model, lambda _: lambda inputs: model(**inputs), lengths)
 
 
+@pytest.mark.parametrize("family", TEXT_FAMILIES, indirect=True)
 @pytest.mark.parametrize("length", [1, 5, 8, 9, 16])
 def test_padded_runs_answer_like_the_model(model, family, length):
     model = convert(model, PLAN)

@@ -72,6 +72,15 @@ def test_prune_then_inspect_then_measure(folder, text, tmp_path, capsys):
     assert 0 < told["cosine"]["mean"] < 1
 
 
+def test_a_model_of_images_is_pruned_and_measured(tmp_path):
+    dense, out, told = tmp_path / "dense", tmp_path / "pruned", tmp_path / "told.json"
+    tiny_model("vit").save_pretrained(dense)
+    assert prune(dense, out, "--method", "magnitude") == 0
+    options = ["--shapes", "2x10", "--min-time", "0.01", "--json", told]
+    assert run("measure", out, "--baseline", dense, *options) == 0
+    assert [row["shape"] for row in json.loads(told.read_text())["rows"]] == [[2, 10]] * 2
+
+
 def test_the_saved_model_is_what_the_library_makes(folder, tmp_path):
     assert prune(folder, tmp_path / "out", "--method", "magnitude") == 0
     dense = open_model(folder)

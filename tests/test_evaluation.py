@@ -5,6 +5,7 @@ import torch
 from conftest import tiny_model
 
 from secateurs import HeadMask, SparsityPlan, apply, convert, use_backend
+from secateurs.errors import DataError
 from secateurs.evaluation import backend_of, embeddings, fidelity, speed, token_inputs
 from secateurs.formats import BlockSparseWeight
 from secateurs.modules import PackedLinear
@@ -62,6 +63,16 @@ def test_token_inputs_fit_the_model_and_repeat():
     assert int(first["input_ids"].max()) < model.config.vocab_size
     assert bool(first["attention_mask"].all())
     assert torch.equal(first["input_ids"], again["input_ids"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_of_images_gets_pixels_and_no_other_tokens_than_theirs(dtype):
+    model = tiny_model("vit").to(dtype)
+    inputs = token_inputs(model, (2, 10))
+    assert inputs["pixel_values"].shape == (2, 3, 24, 24)
+    assert model(**inputs).logits.shape == (2, 3)
+    with pytest.raises(DataError, match="expected 10 tokens, the patches of an image, got 128"):
+        token_inputs(model, (2, 128))
 
 
 def test_the_backend_is_the_one_that_runs():

@@ -19,6 +19,7 @@ from secateurs.pruning.gradient import GradientPruner
 
 ONE_SHOT = [name for name, row in METHODS.items() if Needs.TRAINING not in row.needs]
 LABELLED = {"seven_pre"}
+HEADED = ("roberta", "vit")
 BUDGET_SHAPES_SCORES = {"seven_pre", "smp"}  # what they see on the way depends on the budget
 BUDGETS = {
     "heads": "heads=0.4",
@@ -42,17 +43,17 @@ def method(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def batches(batch) -> list[dict[str, torch.Tensor]]:
-    other = {"input_ids": batch["input_ids"].flip(1)}
-    return [batch, other]
+    name = "input_ids" if "input_ids" in batch else "pixel_values"
+    return [batch, {name: batch[name].flip(-1)}]
 
 
 @pytest.fixture(autouse=True)
 def labels_where_they_are_needed(request: pytest.FixtureRequest) -> None:
-    """A method that needs a loss runs on the family whose tiny model has a head."""
+    """A method that needs a loss runs on the families whose tiny models have a head."""
     names = request.fixturenames
     if "method" not in names or request.getfixturevalue("method") not in LABELLED:
         return
-    if "family" in names and request.getfixturevalue("family") != "roberta":
+    if "family" in names and request.getfixturevalue("family") not in HEADED:
         pytest.skip("the tiny model has no task head")
     for batch in request.getfixturevalue("batches"):
         batch["labels"] = torch.arange(3) % 2
