@@ -6,10 +6,11 @@ One model is fine-tuned for each task and seed; every method starts from it, at 
 epochs. A row holds the metric of the dense, the pruned and the converted model over the whole
 validation split, what is kept by four denominators, the time of a training step over that of plain
 fine-tuning, and the latency of the converted model, alternating with the dense one. Rows that the
-file already holds are not run again, and an interrupted run goes on from its last checkpoint.
+file already holds are not run again, and an interrupted run goes on from its last checkpoint;
+checkpoints of complete runs are removed, fine-tuned models stay.
 
-The rows of results/methods.jsonl are smaller than the defaults, so that an hour of one busy core
-holds all of them: 225 steps a method.
+The rows of results/methods.jsonl are smaller than the defaults, 225 steps a method: one to three
+minutes of one core each.
 
     --precision bf16 --threads 1 --train-examples 4000 --validation-examples 1500 --dense-epochs 2
     --prune-epochs 0.6 --recover-epochs 0.3 --min-time 0.5
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,9 +101,11 @@ def main(arguments: list[str] | None = None) -> int:
                 key = {"task": name, "seed": seed, "method": run[0], "budget": run[1]}
                 key["options"] = run[2]
                 if _wanted(run, options) and _key(key) not in known:
-                    found = one(run, dense, data, work, settings, options)
+                    folder = work / "-".join((*run[:2], *(f"{k}={v}" for k, v in run[2].items())))
+                    found = one(run, dense, data, folder, settings, options)
                     record = {**key, **report(found, dense, data, metrics, per_step, options)}
                     append_rows(options.json, [record])
+                    shutil.rmtree(folder, ignore_errors=True)  # half a gigabyte of checkpoints
                     _print(record)
     return 0
 
@@ -120,20 +124,19 @@ def fine_tuned(
 
 
 def one(
-    run: Run, dense: nn.Module, data: TaskData, work: Path, settings: Settings, options: Any
+    run: Run, dense: nn.Module, data: TaskData, folder: Path, settings: Settings, options: Any
 ) -> Outcome:
     method, budget, chosen = run
     if method == "smp":
         chosen = {**chosen, "pair": int(data.task.pair)}
     model = type(dense)(dense.config)
     model.load_state_dict(dense.state_dict())
-    folder = "-".join((method, budget, *(f"{k}={v}" for k, v in run[2].items())))
     return prune_on_task(
         model,
         data,
         method,
         budget,
-        work / folder,
+        folder,
         settings,
         prune_epochs=options.prune_epochs,
         recover_epochs=options.recover_epochs,
