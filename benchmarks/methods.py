@@ -49,7 +49,7 @@ RUNS: tuple[Run, ...] = (
     *((method, f"heads={f}", {}) for f in (0.5, 0.75) for method in HEADS),
     *((method, "modules=0.5", {}) for method in ("random", "magnitude", "snip_identity")),
     ("snip_identity", "modules=0.5", {"spectral": 0}),
-    ("snip_identity", "modules=0.5", {"estimator": "l2"}),
+    ("snip_identity", "modules=0.5", {"estimator": "rel"}),
     *(
         (method, f"patterns=0.5{kind}", {})
         for kind in ("", ",pattern=library")

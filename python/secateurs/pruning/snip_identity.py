@@ -22,7 +22,7 @@ and one product for each normalised weight.
 
 There is no public code and no full text at hand: the set of mappings, the operator, the use of
 spectral normalisation and its aim are from the paper's abstract and a survey, everything else is
-rebuilt: the estimators, the schedule, the defaults (rel, 5 rounds, cubic), the normalised weights
+rebuilt: the estimators, the schedule, the defaults (l2, 5 rounds, cubic), the normalised weights
 (those of a co-author's later BERT), clipping only above c so that a trained model stays itself. c
 is 1.5 times the median of the largest singular values at the start, the least of 1, 1.25 and 1.5
 that costs a fine-tuned MiniLM less than a point on QQP at once (2.4, 1.1 and 0.5). A penalty of 10
@@ -74,7 +74,7 @@ class SnipIdentityPruner(Pruner):
     """Identity priors.
 
     Args:
-        estimator: of a mapping's norm: rel, l2 or linf.
+        estimator: of a mapping's norm: l2, rel or linf.
         spectral: whether to normalise.
         bound: c; by default 1.5 times the median of the largest singular values at the start.
         penalty: weight of the norms in the loss.
@@ -88,7 +88,7 @@ class SnipIdentityPruner(Pruner):
 
     def __init__(
         self,
-        estimator: str = "rel",
+        estimator: str = "l2",
         spectral: bool = True,
         bound: float | None = None,
         penalty: float = 10.0,
