@@ -101,11 +101,12 @@ def main(arguments: list[str] | None = None) -> int:
                 key = {"task": name, "seed": seed, "method": run[0], "budget": run[1]}
                 key["options"] = run[2]
                 if _wanted(run, options) and _key(key) not in known:
-                    folder = work / "-".join((*run[:2], *(f"{k}={v}" for k, v in run[2].items())))
-                    found = one(run, dense, data, folder, settings, options)
+                    named = (*run[:2], *(f"{k}={v}" for k, v in run[2].items()))
+                    checkpoints = work / "-".join(named)
+                    found = one(run, dense, data, checkpoints, settings, options)
                     record = {**key, **report(found, dense, data, metrics, per_step, options)}
                     append_rows(options.json, [record])
-                    shutil.rmtree(folder, ignore_errors=True)  # half a gigabyte of checkpoints
+                    shutil.rmtree(checkpoints, ignore_errors=True)  # half a gigabyte of checkpoints
                     _print(record)
     return 0
 
@@ -124,7 +125,7 @@ def fine_tuned(
 
 
 def one(
-    run: Run, dense: nn.Module, data: TaskData, folder: Path, settings: Settings, options: Any
+    run: Run, dense: nn.Module, data: TaskData, checkpoints: Path, settings: Settings, options: Any
 ) -> Outcome:
     method, budget, chosen = run
     if method == "smp":
@@ -136,7 +137,7 @@ def one(
         data,
         method,
         budget,
-        folder,
+        checkpoints,
         settings,
         prune_epochs=options.prune_epochs,
         recover_epochs=options.recover_epochs,
