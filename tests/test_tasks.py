@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -374,3 +375,30 @@ def test_bad_input_is_one_sentence_and_saves_nothing(
     assert complaint in error
     assert error.strip().count("\n") == 0
     assert not out.exists()
+
+
+def test_the_benchmark_of_methods_adds_what_is_missing_and_leaves_no_checkpoints(
+    model_folder, glue, tmp_path
+):
+    out, work = tmp_path / "rows.jsonl", tmp_path / "work"
+    script = Path(__file__).parents[1] / "benchmarks" / "methods.py"
+    options = {
+        "data-dir": glue, "tasks": "sst2", "model": model_folder, "budgets": "heads=0.5",
+        "dense-epochs": 1, "prune-epochs": 2, "min-time": 0.01, "work": work, "json": out,
+    }  # fmt: skip
+
+    def run(methods: str, seeds: int) -> list[tuple[str, int]]:
+        given = {**options, "methods": methods, "seeds": seeds}
+        words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+        subprocess.run([sys.executable, str(script), *words], check=True)
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        assert all(row["pruned"] == row["converted"] for row in rows)
+        return [(row["method"], row["seed"]) for row in rows]
+
+    first = [("magnitude", 0), ("magnitude", 1)]
+    assert run("magnitude", 2) == first
+    assert run("magnitude,dsp", 2) == [*first, ("dsp", 0), ("dsp", 1)]
+    assert sorted(str(path.relative_to(work)) for path in work.glob("*/*")) == [
+        "sst2-0/dense",
+        "sst2-1/dense",
+    ]
