@@ -153,8 +153,9 @@ def how_trained(rows: list[Row]) -> str:
 
 
 def methods_table(rows: list[Row]) -> str:
-    """One line per budget and method: what each task's model scores, the mean over seeds; of the
-    mean over tasks also the standard deviation over seeds; and what the model costs."""
+    """One line per budget and method: what each task's model scores, the mean over the seeds that
+    all tasks have; of the mean over tasks also the standard deviation over seeds; and what the
+    model costs."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     named = [(row["budget"], _method(row)) for row in rows]
     lines = []
@@ -162,8 +163,8 @@ def methods_table(rows: list[Row]) -> str:
         mine = [r for r, name in zip(rows, named, strict=True) if name == (budget, method)]
         scores = {(r["task"], r["seed"]): r["pruned"] for r in mine}
         seeds = sorted({seed for _, seed in scores})
-        of_task = [[scores[task, s] for s in seeds if (task, s) in scores] for task in tasks]
         whole = [s for s in seeds if all((task, s) in scores for task in tasks)]
+        of_task = [[scores[t, s] for s in whole or seeds if (t, s) in scores] for t in tasks]
         of_seed = [mean([scores[task, s] for task in tasks]) for s in whole]
         cells = [budget, method, *(f"{mean(found):.3f}" if found else "-" for found in of_task)]
         cells += [f"{mean(of_seed):.3f}" if whole else "-"]
