@@ -80,29 +80,26 @@ def guarded_masks(masks):
     return inside.copy_(masks)
 
 
-def test_blocks_outside_a_pattern_are_not_read(isa, dtype):
-    """NaN in blocks of keys that no row of blocks stores."""
-    q, k, v = qkv(1, 1, 1, 192, 192, 32, dtype)
-    pattern = BlockLayout(
+def without_the_middle(block):
+    """Three blocks of keys, the middle one in no row; the last row has none."""
+    return BlockLayout(
         torch.tensor([[0, 1, 3, 3]], dtype=torch.int32),
         torch.tensor([0, 0, 2], dtype=torch.int32),
         torch.full((3,), -1, dtype=torch.int32),
-        torch.zeros(0, 64, 64, dtype=torch.bool),
-        (192, 192),
+        torch.zeros(0, block, block, dtype=torch.bool),
+        (3 * block, 3 * block),
     )
+
+
+def test_blocks_outside_a_pattern_are_not_read(isa, dtype):
+    """NaN in blocks of keys that no row of blocks stores."""
+    q, k, v = qkv(1, 1, 1, 192, 192, 32, dtype)
     k[:, :, 64:128] = v[:, :, 64:128] = torch.nan
-    assert_exact(q, k, v, pattern=pattern)
+    assert_exact(q, k, v, pattern=without_the_middle(64))
 
 
 def test_a_whole_block_of_16_keys_by_itself(isa, dtype):
     """Nothing but the pattern hides its neighbour, whose keys would take all the weight."""
     q, k, v = qkv(1, 1, 1, 48, 48, 32, dtype)
-    pattern = BlockLayout(
-        torch.tensor([[0, 1, 3, 3]], dtype=torch.int32),
-        torch.tensor([0, 0, 2], dtype=torch.int32),
-        torch.full((3,), -1, dtype=torch.int32),
-        torch.zeros(0, 16, 16, dtype=torch.bool),
-        (48, 48),
-    )
     k[:, :, 16:32] *= 100
-    assert_exact(q, k, v, pattern=pattern)
+    assert_exact(q, k, v, pattern=without_the_middle(16))

@@ -31,11 +31,12 @@ There is no full text and no code at hand: the kind of constraint, ADMM and SR-S
 abstract (its first version also names quantisation), the rest is rebuilt from common ADMM pruning
 and from the code of SR-STE (lambda = 2e-4). Ours: the pull of the penalty as a step of its own, the
 minimum of rho/2 |W - Z + U|^2 plus half the squared way there, for AdamW would rescale it, and with
-its small learning rates W would not reach Z; rho from 1e-3 to 1e-1; six updates of Z; U rescaled;
-libraries that greedily cover the blocks' own best patterns, not the most frequent ones; the thirds,
-and a search for the first alpha; the learning rate is the trainer's. The pull also holds what is
-kept where it was at the last update; after the few hundred steps of our benchmark a pattern imposed
-at once is still ahead.
+its small learning rates W would not reach Z; g, which is 1 in the textbook, for in few steps U
+would outgrow W and turn the choice to smaller weights; rho from 1e-3 to 1e-1; six updates of Z; U
+rescaled; libraries that greedily cover the blocks' own best patterns, not the most frequent ones;
+the thirds, and a search for the first alpha; the learning rate is the trainer's. The pull also
+holds what is kept where it was at the last update; after the few hundred steps of our benchmark a
+pattern imposed at once is still ahead.
 """
 
 from __future__ import annotations
