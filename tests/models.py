@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 
 import torch
@@ -14,6 +15,11 @@ def answer(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     out = model(**batch)[0]
     mask = batch.get("attention_mask")
     return out[mask.bool()] if mask is not None and out.dim() == 3 else out
+
+
+def cache_name(model: nn.Module) -> str:
+    """What this transformers calls the cache of keys and values."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def relative(got: Tensor, want: Tensor) -> float:

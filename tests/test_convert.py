@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from conftest import tiny_model
-from models import answer, relative
+from models import answer, cache_name, relative
 
 from secateurs import (
     BlockMask,
@@ -149,7 +149,8 @@ def test_chunked_prefill_with_a_cache_sees_the_past():
     with torch.no_grad():
         whole = apply(model, plan)(tokens).logits
         first = fast(tokens[:, :5], use_cache=True)
-        second = fast(tokens[:, 5:], past_key_values=first.past_key_values)
+        name = cache_name(fast)
+        second = fast(tokens[:, 5:], **{name: getattr(first, name)})
     assert relative(torch.cat([first.logits, second.logits], 1), whole) < 1e-5
 
 

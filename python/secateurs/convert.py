@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -30,13 +31,14 @@ from secateurs.modules import (
 )
 from secateurs.patterned import PatternLinear, pack
 from secateurs.plan import SparsityPlan
+from secateurs.proof import observe, prove
 from secateurs.sites import Family, LayerKeep, Sites, find_sites
+from secateurs.stock import behaviour, check_stock, forget_recording
 
 Part = TypeVar("Part", bound=nn.Module | None)
 
-# The kernels' epilogue names, by the names transformers uses; another activation runs as a pass of
-# its own.
-EPILOGUE = {
+# The kernels' epilogue names, by the names transformers uses for activations.
+_EPILOGUE = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -44,6 +46,15 @@ EPILOGUE = {
     "silu": "silu",
     "swish": "silu",
 }
+EPILOGUE = {type(ACT2FN[name]): epilogue for name, epilogue in _EPILOGUE.items()}
+
+
+def fused_activation(activation: nn.Module) -> str | None:
+    """The kernels' epilogue that computes `activation`; None for one that runs as a pass of its
+    own."""
+    if type(activation) is nn.GELU:
+        return {"none": "gelu", "tanh": "gelu_tanh"}[activation.approximate]
+    return EPILOGUE.get(type(activation))
 
 
 @dataclass(frozen=True)
@@ -127,20 +138,48 @@ def convert(
         plan: made for this model; an empty plan gives a dense model on our kernels.
 
     Raises:
-        FamilyError: the model is not supported.
+        FamilyError: the model is not supported, its layers are not stock, or a converted one does
+            not compute what it did; the model is as it was.
         PlanError: the plan does not fit the model, or a weight holds NaN or infinity.
     """
     sites = find_sites(model)
     plan.validate(sites, sites.fingerprint())
     check_finite(model, sites.path)
+    check_stock(model, sites)
+    picker = FormPicker(tokens=tokens, costs=costs)
     if not inplace:
         model = copy.deepcopy(model)
-    compact = [
-        {role: slice_linear(sites, model, plan, i, role) for role in shape.linears()}
-        for i, shape in enumerate(sites.layers)
-    ]
-    picker = FormPicker(tokens=tokens, costs=costs)
-    return rebuild(model, list(model.get_submodule(sites.path)), sites, plan, compact, picker)
+    with _undone_on_error(model, sites):
+        evidence = observe(model.eval(), sites, plan)
+        compact = [
+            {role: slice_linear(sites, model, plan, i, role) for role in shape.linears()}
+            for i, shape in enumerate(sites.layers)
+        ]
+        rebuild(model, list(model.get_submodule(sites.path)), sites, plan, compact, picker)
+        proof = prove(model, sites, evidence)
+    conversion_of(model).reports.insert(0, SiteReport("layers", "proven", str(proof)))
+    return model
+
+
+@contextmanager
+def _undone_on_error(model: nn.Module, sites: Sites) -> Iterator[None]:
+    """Give `model` its stock layers, mode and attention back if the block raises."""
+    layers, attention = model.get_submodule(sites.path), model.config._attn_implementation
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    except BaseException:
+        _set_layers(model, sites, layers)
+        model.__dict__.pop("secateurs", None)
+        model.set_attn_implementation(attention)
+        for module, training in modes.items():
+            module.training = training
+        raise
+
+
+def _set_layers(model: nn.Module, sites: Sites, layers: nn.Module) -> None:
+    parent, _, name = sites.path.rpartition(".")
+    setattr(model.get_submodule(parent), name, layers)
 
 
 def slice_linear(
@@ -155,9 +194,14 @@ def slice_linear(
     if role in keep.weights:
         weight = weight * keep.elements(role).to(weight)
     weight = keep.rounded(role, weight)
-    return CompactLinear(
-        weight[rows][:, columns], None if bias is None else bias.detach()[rows], grid, block
-    )
+    weight = _selected(_selected(weight, rows, 0), columns, 1)
+    bias = None if bias is None else _selected(bias.detach(), rows, 0)
+    return CompactLinear(weight, bias, grid, block)
+
+
+def _selected(x: Tensor, keep: Tensor, dim: int) -> Tensor:
+    """`x` along `dim` where `keep` is True; itself where all of it stays."""
+    return x if bool(keep.all()) else x.index_select(dim, keep.nonzero()[:, 0])
 
 
 def compact_blocks(keep: LayerKeep, role: str) -> tuple[Tensor | None, tuple[int, int] | None]:
@@ -192,15 +236,13 @@ def rebuild(
     layers = []
     for i, (template, weights) in enumerate(zip(templates, compact, strict=True)):
         keep = sites.keep(plan, i)
-        make = partial(
-            _LayerBuilder, sites.family, model.config, i, keep, weights, picker, template
-        )
+        make = partial(_LayerBuilder, sites.family, i, keep, weights, picker, template)
         built = _fastest(make, next(template.parameters()))
         layers.append(built.layer)
         conversion.reports += built.reports
         conversion.forms |= built.forms
-    parent, _, name = sites.path.rpartition(".")
-    setattr(model.get_submodule(parent), name, nn.ModuleList(layers))
+    _set_layers(model, sites, nn.ModuleList(layers))
+    forget_recording(model)
     model.secateurs = conversion
     model.set_attn_implementation(interface.NAME)
     return model.eval()
@@ -236,7 +278,6 @@ class _LayerBuilder:
     def __init__(
         self,
         family: Family,
-        config: Any,
         index: int,
         keep: LayerKeep,
         weights: Mapping[str, CompactLinear],
@@ -244,7 +285,8 @@ class _LayerBuilder:
         template: nn.Module,
         packed: bool = False,
     ) -> None:
-        self.family, self.config, self.index = family, config, index
+        self.family, self.index = family, index
+        self.behaviour = behaviour(family, template, keep.shape.head_dim)
         self.keep, self.weights, self.picker, self.packed = keep, weights, picker, packed
         self.reports: list[SiteReport] = []
         self.forms: dict[str, str] = {}
@@ -282,7 +324,8 @@ class _LayerBuilder:
             kv_heads,
             shape.head_dim,
             keep.kv_of.to(self.weights["query"].weight.device) if uneven else None,
-            self.family.causal,
+            self.behaviour.causal,
+            self.behaviour.scale,
             self.index,
         )
 
@@ -296,23 +339,21 @@ class _LayerBuilder:
             return self.report("ffn", left, "removed", "no neurons are left; the output bias stays")
         action = "dense" if neurons == keep.shape.neurons else "sliced"
         self.report("neurons", None, action, f"{neurons} of {keep.shape.neurons} neurons stay")
-        name = getattr(self.config, self.family.activation)
-        fused = EPILOGUE.get(name)
+        fused = fused_activation(self.behaviour.activation)
         first = ("gate", fused or "none") if keep.shape.gated else ("up", fused or "none")
         activations = {first[0]: first[1]}
         return FeedForward(
             self._linear(("up",), activations.get("up", "none")),
             self._linear(("down",)),
             self._linear(("gate",), activations["gate"]) if keep.shape.gated else None,
-            None if fused else ACT2FN[name],
+            None if fused else self.behaviour.activation,
         )
 
     def _linear(self, roles: tuple[str, ...], activation: str = "none") -> nn.Module:
         """The linears of `roles`, which read the same input, as one product."""
         parts = [self.weights[role] for role in roles]
-        weight = torch.cat([part.weight for part in parts])
-        biases = [part.bias for part in parts if part.bias is not None]
-        bias = torch.cat(biases) if biases else None
+        weight = _stacked([part.weight for part in parts])
+        bias = _stacked_bias(parts)
         forms: dict[str, nn.Module] = {"torch": DenseLinear(weight, bias, activation)}
         panels = BlockSparseWeight.pack_dense(weight).as_read()
         packed: dict[str, Any] = {"dense panels": PackedLinear(panels, bias, activation)}
@@ -372,6 +413,22 @@ class _LayerBuilder:
     def report(self, part: str, module: Part, action: str, reason: str) -> Part:
         self.reports.append(SiteReport(f"layers.{self.index}.{part}", action, reason))
         return module
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _stacked_bias(parts: list[CompactLinear]) -> Tensor | None:
+    """One bias for linears stacked by rows, zero for those that have none."""
+    if all(part.bias is None for part in parts):
+        return None
+    return _stacked(
+        [
+            part.weight.new_zeros(part.weight.shape[0]) if part.bias is None else part.bias
+            for part in parts
+        ]
+    )
 
 
 def _common_grid(

@@ -1,4 +1,5 @@
-"""How transformers calls our attention: a registered attention function and the mask it wants.
+"""How transformers calls our layers and our attention: the arguments that they understand, a
+registered attention function and the mask it wants.
 
 transformers looks up both by the name in `config._attn_implementation`. Without a mask function of
 the same name the mask would silently be None, and causality lost.
@@ -6,6 +7,8 @@ the same name the mask would silently be None, and causality lost.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +21,58 @@ from transformers.masking_utils import (
 )
 
 from secateurs import ops
-from secateurs.errors import BackendError
+from secateurs.errors import BackendError, OperandError
 
 NAME = "secateurs"
+
+# What transformers hands through to every layer though it changes nothing there: positions are in
+# the rotary embedding, the cache itself says whether it is used, the rest is for the model around
+# the layers. An argument in neither this set nor a signature of ours is refused, never dropped.
+FOR_OTHERS = frozenset(
+    (
+        "cache_position",
+        "num_items_in_batch",
+        "output_hidden_states",
+        "position_ids",
+        "return_dict",
+        "token_type_ids",
+        "use_cache",
+    )
+)
+# What an attention function gets besides: the window of a layer is in its mask already.
+FOR_OTHERS_IN_ATTENTION = FOR_OTHERS | {"sliding_window"}
+
+
+def refuse_unknown(
+    stock: type[nn.Module], positional: Sequence[Any], named: Mapping[str, Any]
+) -> None:
+    """Raise OperandError for arguments of a layer that are set and not understood.
+
+    Args:
+        stock: class of the layer, whose signature names positional arguments.
+        positional: those behind the states and the mask.
+    """
+    for index, value in enumerate(positional):
+        if value is not None and value is not False:
+            names = list(inspect.signature(stock.forward).parameters)[3:]
+            name = names[index] if index < len(names) else f"argument {index + 3}"
+            _refuse_set(stock.__name__, {name: value}, FOR_OTHERS)
+    _refuse_set(stock.__name__, named, FOR_OTHERS)
+
+
+def _refuse_set(who: str, named: Mapping[str, Any], for_others: Collection[str]) -> None:
+    for name, value in named.items():
+        if value is not None and value is not False and name not in for_others:
+            raise OperandError(
+                f"expected only arguments that a converted {who} understands, got {name}="
+                f"{_brief(value)}: run the dense model where it is needed"
+            )
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return repr(value) if isinstance(value, (bool, int, float, str)) else type(value).__name__
 
 
 def attention_mask(
@@ -37,6 +89,7 @@ def attention_mask(
     where neither says it all, the explicit `[B, 1, Tq, Tk]`. The first two leave causality to the
     layer, the last one includes it."""
     plain = isinstance(q_offset, int) and isinstance(kv_offset, int) and kv_offset == 0
+    plain = plain and kwargs.get("local_size") is None
     bidirectional = mask_function is bidirectional_mask_function
     aligned = mask_function is causal_mask_function and plain and q_offset + q_length == kv_length
     padding = attention_mask is None or attention_mask.shape[-1] == kv_length
@@ -94,6 +147,7 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """Our attention under transformers' calling convention: `attn_implementation="secateurs"` on
     any model."""
+    _refuse_set(type(module).__name__, kwargs, FOR_OTHERS_IN_ATTENTION)
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", False)
     if dropout:
         raise BackendError(

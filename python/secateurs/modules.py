@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from secateurs import ops
 from secateurs.errors import FormatError
 from secateurs.formats import BlockSparseWeight
-from secateurs.interface import attend
+from secateurs.interface import attend, refuse_unknown
 from secateurs.whole import WholeLayer
 
 
@@ -122,6 +122,7 @@ class Attention(nn.Module):
         head_dim: int,
         kv_of: Tensor | None,
         causal: bool,
+        scale: float,
         layer_idx: int,
     ) -> None:
         super().__init__()
@@ -132,10 +133,16 @@ class Attention(nn.Module):
         self.qkv, self.output = qkv, output
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.kv_of = None if kv_of is None else nn.Buffer(kv_of)
-        self.causal, self.layer_idx = causal, layer_idx
+        self.causal, self.scale, self.layer_idx = causal, scale, layer_idx
 
     def forward(
-        self, x: Tensor, residual: Tensor, mask: Tensor | None, rotary: Any, cache: Any
+        self,
+        x: Tensor,
+        residual: Tensor,
+        mask: Tensor | None,
+        rotary: Any,
+        cache: Any,
+        is_causal: bool | None = None,
     ) -> Tensor:
         joint = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, Hq + 2 Hkv, D]
         q, k, v = joint.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
@@ -144,7 +151,8 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
-        context = attend(q, k, v, mask, causal=self.causal, kv_of=self.kv_of)
+        causal = self.causal if is_causal is None else is_causal
+        context = attend(q, k, v, mask, causal=causal, scale=self.scale, kv_of=self.kv_of)
         return self.output(context.flatten(2), residual=residual)
 
 
@@ -209,6 +217,8 @@ class Layer(nn.Module):
     """One Transformer layer: attention and FFN around their residuals, the norm behind or in front
     of each."""
 
+    stock: type[nn.Module]  # the class of the layer it replaces
+
     def __init__(
         self,
         attention: nn.Module,
@@ -234,6 +244,8 @@ class Layer(nn.Module):
             return "its norms come before the sub-layers"
         if isinstance(attention, Attention) and attention.causal:
             return "its attention is causal"
+        if isinstance(attention, Attention) and attention.scale != attention.head_dim**-0.5:
+            return f"its attention scales its scores by {attention.scale:.3g}"
         for norm in (self.attention_norm, self.ffn_norm):
             rms = norm.rms if isinstance(norm, Norm) else not isinstance(norm, nn.LayerNorm)
             if rms or norm.weight is None or norm.weight.dim() != 1:
@@ -259,20 +271,26 @@ class Layer(nn.Module):
         self,
         hidden_states: Tensor,  # [B, T, d]
         attention_mask: Tensor | None = None,
-        *_: Any,
+        *positional: Any,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
-        past_key_values: Any = None,
-        **__: Any,
+        cache: Any = None,
+        past_key_values: Any = None,  # the name of `cache` before transformers 5.24
+        is_causal: bool | None = None,
+        **named: Any,
     ) -> Tensor:
-        if past_key_values is not None and not isinstance(self.attention, Attention):
+        if positional or named:
+            refuse_unknown(type(self).stock, positional, named)
+        cache = past_key_values if cache is None else cache
+        if cache is not None and not isinstance(self.attention, Attention):
             # The cache counts the tokens it has seen by the states it holds: a layer without heads
             # still counts.
             seen = hidden_states.new_zeros(*hidden_states.shape[:2], 1, 1).transpose(1, 2)
-            past_key_values.update(seen, seen, self.layer_idx)
-        if self.whole is not None and self.whole.runs(hidden_states, attention_mask):
+            cache.update(seen, seen, self.layer_idx)
+        alone = cache is None and not is_causal
+        if alone and self.whole is not None and self.whole.runs(hidden_states, attention_mask):
             return self.whole(hidden_states, attention_mask)
         x = hidden_states
-        context = (attention_mask, position_embeddings, past_key_values)
+        context = (attention_mask, position_embeddings, cache, is_causal)
         if self.norm_first:
             x = self.attention(self.attention_norm(x), x, *context)
             return self.ffn(self.ffn_norm(x), x)
@@ -283,7 +301,7 @@ class Layer(nn.Module):
 def layer_class(stock: type[nn.Module]) -> type[Layer]:
     """`Layer` as a subclass of the stock layer: transformers finds the layers whose hidden states
     it returns by class."""
-    return type(f"Converted{stock.__name__}", (Layer, stock), {})
+    return type(f"Converted{stock.__name__}", (Layer, stock), {"stock": stock})
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

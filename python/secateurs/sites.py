@@ -1,18 +1,19 @@
 """Where a model can lose something: families as records of data, and the sites found on one model.
 
-Supporting an architecture means adding a record to FAMILIES, never a function: paths of the linears
-and norms inside a layer, where the norm stands, and which config attributes hold what cannot be
-read off the weights.
+Supporting an architecture means adding a record to FAMILIES, never a function: paths of the
+linears, norms and activation inside a layer, where the norm stands, and which config attributes
+hold what cannot be read off the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from secateurs.errors import FamilyError
 from secateurs.levels import Levels
@@ -36,9 +37,8 @@ class Family:
     gate: str | None = None
     norm_first: bool = False  # x + f(norm(x)) instead of norm(x + f(x))
     rms_norm: bool = False  # the norms are x / rms(x) * weight, not LayerNorm
-    causal: bool = False
-    rotary: bool = False
-    activation: str = "hidden_act"  # config attribute
+    causal: bool = False  # a decoder
+    activation: str = "intermediate.intermediate_act_fn"
     kv_heads: str = "num_attention_heads"  # config attribute
     head_dim: str = "head_dim"  # config attribute, if the config has it; else hidden_size / heads
 
@@ -79,7 +79,7 @@ FAMILIES: dict[str, Family] = {
             down="ffn.lin2",
             attention_norm="sa_layer_norm",
             ffn_norm="output_layer_norm",
-            activation="activation",
+            activation="ffn.activation",
         ),
         Family(
             model_type="vit",
@@ -92,6 +92,7 @@ FAMILIES: dict[str, Family] = {
             down="mlp.fc2",
             attention_norm="layernorm_before",
             ffn_norm="layernorm_after",
+            activation="mlp.activation_fn",
             norm_first=True,
         ),
         Family(
@@ -107,9 +108,9 @@ FAMILIES: dict[str, Family] = {
             attention_norm="input_layernorm",
             ffn_norm="post_attention_layernorm",
             norm_first=True,
+            activation="mlp.act_fn",
             rms_norm=True,
             causal=True,
-            rotary=True,
             kv_heads="num_key_value_heads",
         ),
     )
@@ -332,6 +333,7 @@ def find_sites(model: nn.Module) -> Sites:
             f"expected layers at {path}, but {type(model).__name__} has none"
         ) from None
     shapes = tuple(_layer_shape(family, config, layer) for layer in layers)
+    _check_unshared(family, layers)
     if not shapes:
         raise FamilyError(f"expected layers at {path}, got an empty list")
     for i, shape in enumerate(shapes):
@@ -346,12 +348,7 @@ def _layer_shape(family: Family, config: Any, layer: nn.Module) -> LayerShape:
             linear = layer.get_submodule(path)
         except AttributeError:
             linear = None
-        if not isinstance(linear, nn.Linear):
-            raise FamilyError(
-                f"expected a torch Linear as {role} at {path} of {type(layer).__name__}, got "
-                f"{type(linear).__name__ if linear is not None else 'nothing'}; "
-                "a converted model cannot be pruned again: prune the dense one"
-            )
+        _check_linear(linear, role, f"{path} of {type(layer).__name__}")
     heads = config.num_attention_heads
     head_dim = getattr(config, family.head_dim, None) or config.hidden_size // heads
     query, up = layer.get_submodule(family.query), layer.get_submodule(family.up)
@@ -370,3 +367,41 @@ def _layer_shape(family: Family, config: Any, layer: nn.Module) -> LayerShape:
                 f"expected {role} of shape {size} from the config, got {tuple(linear.weight.shape)}"
             )
     return shape
+
+
+def _check_linear(linear: nn.Module | None, role: str, where: str) -> None:
+    """Raise FamilyError unless a linear is torch's own and computes with the parameters it holds:
+    a weight made anew at each call would take no mask, and a subclass may compute more."""
+    if type(linear) is nn.Linear:
+        for name in ("weight", "bias"):
+            if name not in linear._parameters:
+                raise FamilyError(
+                    f"expected a plain parameter as {name} of {role} at {where}, but it is made "
+                    "anew at each call: make it permanent first (torch.nn.utils.prune.remove, "
+                    "remove_weight_norm or remove_spectral_norm)"
+                )
+        return
+    came = "nothing" if linear is None else type(linear).__name__
+    if isinstance(linear, nn.Module) and is_parametrized(linear):
+        hint = "make its parametrizations permanent first (parametrize.remove_parametrizations)"
+    elif isinstance(linear, nn.Linear):
+        hint = (
+            "a subclass may compute more than its weight says: merge it into a torch Linear first"
+        )
+    else:
+        hint = "a converted model cannot be pruned again: prune the dense one"
+    raise FamilyError(f"expected a torch Linear as {role} at {where}, got {came}; {hint}")
+
+
+def _check_unshared(family: Family, layers: Iterable[nn.Module]) -> None:
+    """Raise FamilyError if two linears hold one parameter: they could not lose different parts."""
+    owners: dict[int, str] = {}
+    for index, layer in enumerate(layers):
+        for role, path in family.linears().items():
+            for parameter in layer.get_submodule(path)._parameters.values():
+                name = f"layers.{index}.{role}"
+                if parameter is not None and owners.setdefault(id(parameter), name) != name:
+                    raise FamilyError(
+                        f"expected linears with parameters of their own, but {name} shares one "
+                        f"with {owners[id(parameter)]}"
+                    )
