@@ -77,4 +77,4 @@ def test_converted_layers_use_it(kind, dtype, ours):
 def test_a_head_map_beyond_the_heads_is_refused(bad):
     kv_of = torch.tensor([0, bad, 1], dtype=torch.int32)
     with pytest.raises(FormatError, match=rf"in 0\.\.1, got \[0, {bad}, 1\]"):
-        Attention(nn.Identity(), nn.Identity(), 3, 2, 8, kv_of, True, 0)
+        Attention(nn.Identity(), nn.Identity(), 3, 2, 8, kv_of, True, 0.25, 0)
