@@ -18,6 +18,7 @@ from secateurs.apply import check_finite
 from secateurs.cost import CostTable, FormPicker
 from secateurs.errors import FormatError, PlanError
 from secateurs.formats import BlockSparseWeight, LibraryWeight, VectorWeight
+from secateurs.inherited import adopt, disown
 from secateurs.modules import (
     Attention,
     Constant,
@@ -27,6 +28,7 @@ from secateurs.modules import (
     Norm,
     PackedLinear,
     Skip,
+    husk,
     layer_class,
 )
 from secateurs.patterned import PatternLinear, pack
@@ -75,6 +77,8 @@ class Conversion:
     sites: Sites
     reports: list[SiteReport] = field(default_factory=list)
     forms: dict[str, str] = field(default_factory=dict)  # of each linear
+    tokens: int = 256  # that decisions are for
+    husks: list[nn.Module] = field(default_factory=list)  # of the stock layers
 
 
 @dataclass(frozen=True)
@@ -169,8 +173,8 @@ def _undone_on_error(model: nn.Module, sites: Sites) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        disown(model)
         _set_layers(model, sites, layers)
-        model.__dict__.pop("secateurs", None)
         model.set_attn_implementation(attention)
         for module, training in modes.items():
             module.training = training
@@ -231,19 +235,20 @@ def rebuild(
 
     `templates` are stock layers that lend their norms and their class.
     """
-    interface.register()
-    conversion = Conversion(plan, sites)
+    conversion = Conversion(plan, sites, tokens=picker.tokens, husks=[husk(t) for t in templates])
     layers = []
     for i, (template, weights) in enumerate(zip(templates, compact, strict=True)):
         keep = sites.keep(plan, i)
         make = partial(_LayerBuilder, sites.family, i, keep, weights, picker, template)
-        built = _fastest(make, next(template.parameters()))
+        # Where only the norms have data (a model that is read, or made again), one of theirs.
+        like = max(template.parameters(), key=lambda tensor: tensor.device.type != "meta")
+        built = _fastest(make, like)
         layers.append(built.layer)
         conversion.reports += built.reports
         conversion.forms |= built.forms
     _set_layers(model, sites, nn.ModuleList(layers))
     forget_recording(model)
-    model.secateurs = conversion
+    adopt(model, conversion)
     model.set_attn_implementation(interface.NAME)
     return model.eval()
 
