@@ -402,7 +402,11 @@ def test_cuda_backend_runs_on_gpus_only():
 
 
 def test_cuda_backend_refuses_gpus_it_was_not_made_for(monkeypatch):
-    module = SimpleNamespace(build_info=lambda: {"toolkit": "13.0", "archs": "80-real 90a-real"})
+    module = SimpleNamespace(
+        build_info=lambda: {"toolkit": "13.0", "archs": "80-real 90a-real"},
+        driver_version=lambda: (13, 0),
+        runtime_version=lambda: (13, 0),
+    )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "some GPU")
     refuse = cuda._refuse_device.__wrapped__
     for toolkit, capability, reason in (
