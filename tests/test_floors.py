@@ -50,10 +50,11 @@ FLOORS = {
     "checkpoint": {"plan", "formats", "modules", "sites", "convert", "cost"},
     "environment": {"ops"},
     "measure": {"environment"},
-    "cost": {"ops", "environment"},
+    "cost": {"ops", "environment", "graphs"},
     "text": set(),
     "tasks": set(),
-    "capture": set(),
+    "capture": {"graphs"},
+    "graphs": set(),
 }
 TOP = {
     "__init__",

@@ -1,6 +1,8 @@
-"""Kind: a build that fails where it should fall back, a module that fails where it should refuse.
+"""Kind: a build that fails where it should fall back, a module that fails where it should refuse,
+and what is done on the wrong GPU, or measured there by the wrong clock.
 
-`cmake` is asked with stand-ins for nvidia-smi and nvcc on PATH; nothing is compiled."""
+`cmake` is asked with stand-ins for nvidia-smi and nvcc on PATH, and nothing is compiled; GPUs are
+stand-ins too."""
 
 from __future__ import annotations
 
@@ -9,13 +11,19 @@ import runpy
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from secateurs import ops
+from secateurs import cost, ops
+from secateurs.capture import _Graph, capture
+from secateurs.errors import BackendError, DataError, FormatError, OperandError
+from secateurs.formats import VectorWeight, two_four_places
+from secateurs.graphs import WARM_UP, Recording
 from secateurs.ops import _gpu, cuda
 
 ROOT = Path(__file__).parents[2]
@@ -307,3 +315,184 @@ def test_behind_a_driver_too_old_triton_is_reached(monkeypatch):
     choice = ops.explain_choice(ops.block_sparse_linear, torch.ones(1, 32).half(), weight)
     assert choice.backend == "triton"
     assert choice.refusals["cuda"] == "it was linked with CUDA 13.0, the driver takes up to 12.4"
+
+
+class Machine:
+    """Stands for torch.cuda on a machine with two GPUs: what is done there, and on which."""
+
+    def __init__(self, monkeypatch, cannot_record: bool = False) -> None:
+        self.current, self.recording, self.cannot_record = 0, False, cannot_record
+        self.done: list[tuple[str, int]] = []
+        self.default_stream = SimpleNamespace(device=0)  # torch's own for recording
+        for name in ("device", "Stream", "stream", "current_stream", "CUDAGraph", "graph", "Event"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: self.note("wait", device))
+
+    def note(self, what: str, device: object = None) -> None:
+        self.done.append((what, self.current if device is None else torch.device(device).index))
+
+    @contextmanager
+    def device(self, device):
+        before, self.current = self.current, torch.device(device).index
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def Stream(self, device=None):
+        index = self.current if device is None else torch.device(device).index
+        return SimpleNamespace(device=index, wait_stream=lambda other: None)
+
+    def current_stream(self, device=None):
+        return self.Stream(device)
+
+    @contextmanager
+    def stream(self, stream):  # as torch: it makes the stream's GPU the current one
+        before, self.current = self.current, stream.device
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, graph, stream=None):
+        with self.stream(stream or self.default_stream):
+            self.recording = True
+            try:
+                yield
+            finally:
+                self.recording = False
+            if self.cannot_record:
+                raise RuntimeError("operation not permitted when stream is capturing")
+
+    def CUDAGraph(self):
+        return SimpleNamespace(replay=lambda: self.note("replay"))
+
+    def Event(self, enable_timing):
+        def elapsed_time(stop):
+            return 40.0
+
+        record = lambda: self.note("event")  # noqa: E731
+        return SimpleNamespace(record=record, synchronize=lambda: None, elapsed_time=elapsed_time)
+
+    def call(self, name: str = "call"):
+        def call(*_, **__):
+            self.note(f"record {name}" if self.recording else name)
+            return "outputs"
+
+        return call
+
+
+CPU, SECOND = torch.device("cpu"), torch.device("cuda", 1)
+
+
+def test_a_graph_is_recorded_and_replayed_on_the_gpu_it_is_for(monkeypatch):
+    machine = Machine(monkeypatch)
+    recording = Recording(machine.call(), SECOND)
+    assert recording.replay() == "outputs"
+    assert machine.done == [("call", 1)] * WARM_UP + [("record call", 1), ("replay", 1)]
+    assert machine.current == 0
+
+
+def model_on(*devices: str) -> torch.nn.Module:
+    model = torch.nn.Module()
+    model.parameters = lambda: [SimpleNamespace(device=torch.device(d)) for d in devices]
+    return model
+
+
+def test_a_captured_run_is_recorded_on_the_device_it_is_given(monkeypatch):
+    recorded = []
+
+    class Recorded:
+        def __init__(self, call, device):
+            recorded.append(device)
+            self.replay = call
+
+    monkeypatch.setattr(sys.modules["secateurs.capture"], "Recording", Recorded)
+    x = torch.ones(1, 3)
+    run = _Graph(lambda x: 2 * x, {"x": x}, CPU)
+    assert torch.equal(run({"x": 3 * x}), 6 * x)  # the inputs are copied to where they are read
+    assert recorded == [CPU]
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        (["cpu"], "expected a model on a GPU .* got cpu"),
+        (["cuda:0", "cuda:1"], "got cuda:0 and cuda:1"),
+        ([], "got no tensors"),
+    ],
+    ids=["cpu", "two", "none"],
+)
+def test_a_model_elsewhere_is_not_captured(devices, expected):
+    with pytest.raises(BackendError, match=expected):
+        capture(model_on(*devices), {"input_ids": torch.ones(1, 3)})
+
+
+def test_inputs_elsewhere_than_the_model_are_refused():
+    model = model_on("cuda:1")
+    model.config = SimpleNamespace(pad_token_id=0)
+    with pytest.raises(DataError, match="expected input_ids on cuda:1, like the model, got cpu"):
+        capture(model, {"input_ids": torch.ones(1, 3, dtype=torch.long)})
+
+
+def test_costs_on_a_gpu_are_those_of_replays(monkeypatch):
+    """Both forms in turns; of 40 ms for a graph, a call of which it holds many has its share."""
+    machine = Machine(monkeypatch)
+    samplers = cost._samplers([machine.call("a"), machine.call("b")], SECOND)
+    assert [sample() for sample in samplers] == [40.0 / cost.REPEATS] * 2
+    for name in ("a", "b"):
+        assert machine.done.count((f"record {name}", 1)) == cost.REPEATS
+    assert machine.done[-6:] == [("event", 1), ("replay", 1), ("event", 1)] * 2
+
+
+def test_what_cannot_be_recorded_is_timed_by_the_clock_as_are_those_beside_it(monkeypatch):
+    machine = Machine(monkeypatch, cannot_record=True)
+    samplers = cost._samplers([machine.call("a"), machine.call("b")], SECOND)
+    machine.done.clear()
+    assert all(sample() > 0 for sample in samplers)
+    assert machine.done == [("wait", 1), ("a", 0), ("wait", 1), ("wait", 1), ("b", 0), ("wait", 1)]
+
+
+def two_four(n: int = 32, k: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    weight = torch.randn(n, k, generator=torch.Generator().manual_seed(0))
+    keep = torch.zeros(n, k // 4, 4, dtype=torch.bool)
+    keep.scatter_(2, weight.view(n, k // 4, 4).abs().topk(2, dim=2).indices, True)
+    return weight, keep.view(n, k)
+
+
+def test_places_of_two_four_are_packed_with_the_weight_and_travel_with_it():
+    from copy import deepcopy
+
+    from secateurs.patterned import PatternLinear
+
+    weight, keep = two_four()
+    packed = VectorWeight.pack(weight, keep, 1)
+    assert torch.equal(packed.places, two_four_places(packed.columns, (32, 64)))
+    module = deepcopy(PatternLinear(packed, None))
+    assert torch.equal(module.weight.places, packed.places)
+    assert module.to("meta").weight.places.device.type == "meta"
+    x = torch.randn(3, 64)
+    args = ops.pattern_linear.__globals__["arguments"](x, packed)
+    assert args[2] is packed.places  # what every backend is given, and none derives
+    assert torch.equal(ops.pattern_linear(x, packed), x @ (weight * keep).T)
+
+
+def test_without_places_two_four_is_refused_rather_than_derived_in_a_call():
+    weight, keep = two_four()
+    packed = VectorWeight.pack(weight, keep, 1)
+    without = VectorWeight(packed.values, packed.columns, packed.shape)
+    refusal = ops.explain_choice(ops.pattern_linear, torch.randn(3, 64), without).refusals["cuda"]
+    assert "their places packed with the weight" in refusal
+    assert two_four_places(packed.columns[:, :-1], (32, 62)) is None
+    assert VectorWeight.pack(weight, keep.roll(1, dims=1), 1).places is None
+
+
+def test_places_that_are_not_the_weights_are_refused():
+    weight, keep = two_four()
+    packed, x = VectorWeight.pack(weight, keep, 1), torch.randn(3, 64)
+    with pytest.raises(FormatError, match="places must be those of the columns"):
+        replace(packed, places=packed.places.flip(0)).validate()
+    for places in (packed.places[:1], packed.places.long(), packed.places[..., :1]):
+        with pytest.raises(OperandError, match="int32 places"):
+            ops.pattern_linear(x, replace(packed, places=places))

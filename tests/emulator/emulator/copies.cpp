@@ -24,8 +24,7 @@ void start_copy(const Copy& copy, Where where) {
   if (address % 16 || !shared_memory().holds(copy.to, 16))
     fail("copy to what is no aligned shared memory, " + text(where));
   // The hardware checks the address of a copy that is not live as well.
-  if (reinterpret_cast<std::uintptr_t>(copy.from) % 16 ||
-      (copy.live && !on_device(copy.from, 16)))
+  if (reinterpret_cast<std::uintptr_t>(copy.from) % 16 || (copy.live && !on_device(copy.from, 16)))
     fail("copy from what is no aligned global memory, " + text(where));
   Pending& mine = pending[thread()];
   mine.copies.push_back({mine.group, copy});
