@@ -112,8 +112,10 @@ struct StackLoader {
       const int at = column[C::SINGLE ? i : 0];
       const std::int64_t m = first_m + (C::SINGLE ? chunk * 8 : row);
       const bool live = at >= 0 && m < (C::SINGLE ? s.p.x_stride : s.p.epilogue.m);
+      const int from = live ? at : 0;  // a dead copy reads nothing, but its address is checked too
       ptx::copy_async16(x + swizzled<C::X_CHUNKS>(row, chunk),
-                        from_x + (C::SINGLE ? at * s.p.x_stride + m : m * s.p.x_stride + at), live);
+                        from_x + (C::SINGLE ? from * s.p.x_stride + m : m * s.p.x_stride + from),
+                        live);
     }
 #pragma unroll
     for (int i = 0; i < C::W_PASSES; ++i) {

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.errors import BackendError, DataError
+from secateurs.graphs import Recording
 
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-_WARM_UP = 3
 
 Step = Callable[[Mapping[str, Any]], Any]
 Shapes = dict[str, tuple[int, ...]]
@@ -30,20 +30,22 @@ def capture(
     the next call of the same shape overwrites them, so clone what must last.
 
     Args:
-        model: in eval mode, on a GPU, its outputs tensors (a decoder: `use_cache=False` among the
-            inputs).
+        model: in eval mode, on one GPU (any, not only the current one), its outputs tensors (a
+            decoder: `use_cache=False` among the inputs).
         example_inputs: one call's arguments: tensors `[B, T, ...]` with `input_ids` or
             `inputs_embeds` among them, and constants. Its graph is captured at once.
         lengths: what sequences are padded to; a longer one is refused.
 
     Raises:
-        BackendError: the model is not on a GPU.
-        DataError: the inputs have no sequence, one too long, or an output is no tensor.
+        BackendError: the model is not on a GPU, or on several.
+        DataError: the inputs have no sequence, one too long, are elsewhere than the model, or an
+            output is no tensor.
     """
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    if device.type != "cuda":
-        raise BackendError(f"expected a model on a GPU to capture CUDA graphs of, got {device}")
-    runner = Bucketed(model, lambda inputs: _Graph(model, inputs))
+    devices = {str(t.device): t.device for t in (*model.parameters(), *model.buffers())}
+    if len(devices) != 1 or (device := next(iter(devices.values()))).type != "cuda":
+        told = " and ".join(sorted(devices)) or "no tensors"
+        raise BackendError(f"expected a model on a GPU to capture CUDA graphs of, got {told}")
+    runner = Bucketed(model, lambda inputs: _Graph(model, inputs, device))
     runner.lengths = _ascending(lengths)
     runner(**example_inputs)
     return runner
@@ -118,24 +120,18 @@ class Bucketed:
 class _Graph:
     """One captured run: copies its inputs in, replays, and returns its own outputs."""
 
-    def __init__(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Any], device: torch.device) -> None:
+        for name, x in inputs.items():
+            if isinstance(x, Tensor) and x.device != device:
+                raise DataError(f"expected {name} on {device}, like the model, got {x.device}")
         self.inputs = {k: x.clone() if isinstance(x, Tensor) else x for k, x in inputs.items()}
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):  # compiles, tunes and fills caches outside the graph
-                model(**self.inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = model(**self.inputs)
+        self.recording = Recording(lambda: model(**self.inputs), device)
 
     def __call__(self, inputs: Mapping[str, Any]) -> Any:
         for name, x in inputs.items():
             if isinstance(x, Tensor):
                 self.inputs[name].copy_(x)
-        self.graph.replay()
-        return self.outputs
+        return self.recording.replay()
 
 
 def _ascending(lengths: Iterable[int]) -> tuple[int, ...]:

@@ -6,23 +6,26 @@ Times are measured at first use and kept on disk, so that a conversion is quick 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateurs import ops
-from secateurs.environment import device_name
+from secateurs.environment import device_name, package_version
 from secateurs.errors import PlanError
-from secateurs.files import written_whole
+from secateurs.graphs import Recording
+from secateurs.ops import _cache
+from secateurs.ops._dispatch import AUTO, forced_backend
 
 ROUNDS = 11
+REPEATS = 20  # of a call in a graph: to launch a graph takes as long as a small product
+LONGEST = 1e6  # milliseconds; no form of a linear or layer comes near
 # Weights below this many elements are not worth a measurement: launching costs more than they do.
 # Of those, one with at most this share of its blocks runs block-sparse, another dense.
 MEASURED_FROM = 1 << 14
@@ -31,15 +34,19 @@ BLOCK_BREAK_EVEN = 0.9
 
 def machine(device: torch.device) -> str:
     """What a measured time depends on besides the call: device, instruction set, threads,
-    versions."""
+    versions, a backend that is forced."""
     cpu = ops.build_info()["cpu"]
-    parts = (
+    parts = [
         device_name(device),
         cpu["isa"],
         f"{torch.get_num_threads()} threads",
         f"secateurs {cpu['version']}",
         f"torch {torch.__version__}",
-    )
+    ]
+    if device.type == "cuda":
+        parts += [f"triton {package_version('triton')}", "timed in graphs"]
+    if forced_backend() != AUTO:
+        parts.append(f"{forced_backend()} forced")
     return ", ".join(parts)
 
 
@@ -53,18 +60,11 @@ class CostTable:
     """
 
     def __init__(self, device: torch.device, directory: str | Path | None = "default") -> None:
-        if directory == "default":
-            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-            directory = os.environ.get("SECATEURS_CACHE") or Path(home) / "secateurs"
+        folder = _cache.folder() if directory == "default" else directory
         self._machine = machine(device)
         name = hashlib.sha256(self._machine.encode()).hexdigest()[:16]
-        self._path = None if directory is None else Path(directory) / f"costs-{name}.json"
-        self._times: dict[str, dict[str, float]] = {}
-        # A table that cannot be read is measured again, one that cannot be kept is not: both cost
-        # only time.
-        with contextlib.suppress(OSError, ValueError):
-            if self._path is not None:
-                self._times = json.loads(self._path.read_text())["times"]
+        self._path = None if folder is None else Path(folder) / f"costs-{name}.json"
+        self._times = self._kept()
 
     def times(
         self, name: str, forms: Mapping[str, nn.Module], x: Tensor, residual: Tensor | None
@@ -79,32 +79,79 @@ class CostTable:
         known = self._times.get(name, {})
         if known.keys() >= forms.keys():
             return {form: known[form] for form in forms}
-        samples: dict[str, list[float]] = {form: [] for form in forms}
+        calls = [partial(module, x, residual=residual) for module in forms.values()]
         with torch.inference_mode():
-            for module in forms.values():
-                module(x, residual=residual)
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
-            for _ in range(ROUNDS):
-                for form, module in forms.items():
-                    start = time.perf_counter()
-                    module(x, residual=residual)
-                    if x.is_cuda:
-                        torch.cuda.synchronize(x.device)
-                    samples[form].append(1e3 * (time.perf_counter() - start))
-        self._times[name] = {form: min(s) for form, s in samples.items()}
-        self._keep()
+            samplers = _samplers(calls, x.device)
+            rounds = [[sample() for sample in samplers] for _ in range(ROUNDS)]
+        least = map(min, zip(*rounds, strict=True))
+        self._times[name] = dict(zip(forms, least, strict=True))
+        # What another process has measured meanwhile is kept too.
+        content = {"machine": self._machine, "times": {**self._kept(), **self._times}}
+        _cache.write(self._path, content)
         return self._times[name]
 
-    def _keep(self) -> None:
-        if self._path is None:
-            return
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(self._path, durable=False) as scratch:
-                scratch.write_text(
-                    json.dumps({"machine": self._machine, "times": self._times}, indent=1)
-                )
+    def _kept(self) -> dict[str, dict[str, float]]:
+        """What the file holds of this machine's times; of anything else in it, nothing."""
+        content = _cache.read(self._path)
+        parts = content.get("times")
+        if content.get("machine") != self._machine or not isinstance(parts, dict):
+            return {}
+        return {
+            name: {form: ms for form, ms in forms.items() if _is_time(ms)}
+            for name, forms in parts.items()
+            if isinstance(forms, dict)
+        }
+
+
+def _is_time(ms: object) -> bool:
+    return isinstance(ms, (int, float)) and not isinstance(ms, bool) and 0 < ms < LONGEST
+
+
+def _samplers(
+    calls: Sequence[Callable[[], Any]], device: torch.device
+) -> list[Callable[[], float]]:
+    """For each of several calls what times it once, in milliseconds; all in the same way.
+
+    On a GPU that is by replays of a graph: of a single small call, Python takes longer than the
+    GPU. Where some call cannot be recorded, or on a CPU, it is by the clock.
+    """
+    if device.type == "cuda":
+        try:
+            return [_replays(call, device) for call in calls]
+        except RuntimeError:  # it waits for the GPU
+            torch.cuda.synchronize(device)
+    for call in calls:
+        call()
+    return [partial(_by_the_clock, call, device) for call in calls]
+
+
+def _replays(call: Callable[[], Any], device: torch.device) -> Callable[[], float]:
+    def repeated() -> None:
+        for _ in range(REPEATS):
+            call()
+
+    recording = Recording(repeated, device)
+
+    def sample() -> float:
+        with torch.cuda.device(device):
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            recording.replay()
+            stop.record()
+            stop.synchronize()
+        return start.elapsed_time(stop) / REPEATS
+
+    return sample
+
+
+def _by_the_clock(call: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1e3 * (time.perf_counter() - start)
 
 
 class FormPicker:

@@ -21,7 +21,10 @@ PACKAGES = ("secateurs", "torch", "transformers", "safetensors", "numpy", "trito
 def env_report() -> dict[str, Any]:
     """What a bug report or a speed claim needs, as plain JSON types; absent parts are None."""
     return {
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{p: package_version(p) for p in PACKAGES},
+        },
         "commit": git_commit(),
         "platform": platform.platform(),
         "cpu": {
@@ -69,6 +72,15 @@ def device_name(device: torch.device) -> str:
     return str(device)
 
 
+def package_version(package: str) -> str | None:
+    """The version of an installed package as its metadata tells it, which leaves out how torch was
+    built (`+cu130`); None if it is not there."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 @cache
 def git_commit() -> str | None:
     """Commit of the running code: the one an installed wheel was built from, or that of its
@@ -94,13 +106,6 @@ def _git(folder: Path, *arguments: str) -> str:
 def _usable_cores() -> int | None:
     """Cores this process may use: containers and taskset allow fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 @cache

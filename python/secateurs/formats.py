@@ -184,11 +184,14 @@ class VectorWeight:
             the last ones), as bfloat16 products want them.
         columns: int32 `[N / v, kept]`, the inputs each group keeps, ascending.
         shape: `(N, K)`.
+        places: of a 2:4 weight the columns as sparse tensor cores read them (`two_four_places`).
+            Kernels only run with what was packed: to derive it in a call would wait for the GPU.
     """
 
     values: Tensor
     columns: Tensor
     shape: tuple[int, int]
+    places: Tensor | None = None
 
     @property
     def vector(self) -> int:
@@ -237,7 +240,9 @@ class VectorWeight:
             values = nn.functional.pad(values, (0, 0, 0, -kept % together))
             steps = values.shape[1] // together
             values = values.view(len(values), steps, together, vector).transpose(2, 3)
-        return cls(values.contiguous(), columns.to(torch.int32), (n, k))
+        columns = columns.to(torch.int32)
+        places = two_four_places(columns, (n, k)) if vector == together == 1 else None
+        return cls(values.contiguous(), columns, (n, k), places)
 
     def to_dense(self) -> Tensor:
         """The weight `[N, K]` with zeros where nothing is stored."""
@@ -274,7 +279,33 @@ class VectorWeight:
             raise FormatError(f"columns must lie in 0..{k - 1}")
         if bool((columns.diff(dim=1) <= 0).any()):
             raise FormatError("columns must rise within each group of outputs")
+        if self.places is not None:
+            places = two_four_places(columns, self.shape) if self.vector == 1 else None
+            if places is None or not torch.equal(self.places, places):
+                raise FormatError("places must be those of the columns (two_four_places)")
         return self
+
+
+def two_four_places(columns: Tensor, shape: tuple[int, int]) -> Tensor | None:
+    """Where among its four inputs each kept one of a 2:4 weight `[N, K]` stands, as mma.sp reads it
+    (csrc/cuda/sparse_linear.h): int32 `[N / 16, K / 32, 8, 2]`.
+
+    None unless two of every four inputs are kept, N is a multiple of 16 and K of 32.
+
+    Args:
+        columns: int32 `[N, K / 2]`, the inputs that each output keeps, ascending.
+    """
+    (n, k), kept = shape, columns.shape[1]
+    if n % 16 or k % 32 or kept * 2 != k:
+        return None
+    fours = torch.arange(kept, device=columns.device) // 2
+    if bool((columns // 4 != fours).any()):
+        return None
+    shifts = 2 * torch.arange(8, device=columns.device)
+    halves = ((columns % 4).view(n // 16, 2, 8, k // 32, 2, 8).long() << shifts).sum(-1)
+    words = halves[:, 0] | halves[:, 1] << 16  # [N / 16, 8, K / 32, 2]
+    words = torch.where(words >= 1 << 31, words - (1 << 32), words)  # the bits of an uint32
+    return words.permute(0, 2, 1, 3).to(torch.int32).contiguous()
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,6 +53,8 @@ class PatternLinear(nn.Module):
         self.values = nn.Buffer(weight.values)
         self.index = nn.Buffer(weight.codes if coded else weight.columns)
         self.library = nn.Buffer(weight.library) if coded else None
+        places = None if coded else weight.places
+        self.places = None if places is None else nn.Buffer(places, persistent=False)
         self.bias = None if bias is None else nn.Buffer(bias)
         self.shape, self.activation = weight.shape, activation
 
@@ -64,7 +66,7 @@ class PatternLinear(nn.Module):
     @property
     def weight(self) -> VectorWeight | LibraryWeight:
         if self.library is None:
-            return VectorWeight(self.values, self.index, self.shape)
+            return VectorWeight(self.values, self.index, self.shape, self.places)
         return LibraryWeight(self.values, self.index, self.library, self.shape)
 
     def dense(self) -> Tensor:

@@ -52,6 +52,7 @@ BARRIER = "ptx::sync_block();"
 AHEAD = "if (step + C::STAGES - 1 < steps) loader.load(step + C::STAGES - 1);"
 
 FAULTS = (
+    Fault(STACKED, "live ? at : 0", "at", "linear"),  # a dead copy from between
     # Linear: a barrier or a wait is missing, or waits for too little.
     Fault(STACKED, BARRIER, ";", "linear", True, behind=f"{WAIT}\n    "),
     Fault(STACKED, WAIT, "ptx::wait_copies<C::STAGES - 1>();", "linear"),

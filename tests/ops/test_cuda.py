@@ -25,7 +25,7 @@ from secateurs.errors import BackendError, FormatError
 from secateurs.formats import LibraryWeight, VectorWeight
 from secateurs.ops import cuda, use_backend
 from secateurs.ops.attention.cuda import _run as run_attention
-from secateurs.ops.pattern_linear.cuda import _pack_places, takes_two_four
+from secateurs.ops.pattern_linear.cuda import takes_two_four
 from secateurs.patterned import pack
 from secateurs.patterns import VectorNM
 
@@ -210,7 +210,7 @@ def test_places_are_packed_as_the_ptx_manual_draws_them():
     first two tell inputs 0-15 and 16-31, their low halves of row lane / 4, the high ones 8 rows on;
     two bits a place, the first lowest."""
     keep = VectorNM(2, 4, 1).keep(torch.randn(48, 96))
-    words = _pack_places(VectorWeight.pack(keep.half(), keep, 1).columns)
+    words = VectorWeight.pack(keep.half(), keep, 1).places
     told = torch.zeros_like(keep)
     for tile, step, group, lane in product(range(3), range(3), range(8), range(2)):
         word = int(words[tile, step, group, lane]) % 2**32
@@ -402,7 +402,11 @@ def test_cuda_backend_runs_on_gpus_only():
 
 
 def test_cuda_backend_refuses_gpus_it_was_not_made_for(monkeypatch):
-    module = SimpleNamespace(build_info=lambda: {"toolkit": "13.0", "archs": "80-real 90a-real"})
+    module = SimpleNamespace(
+        build_info=lambda: {"toolkit": "13.0", "archs": "80-real 90a-real"},
+        driver_version=lambda: (13, 0),
+        runtime_version=lambda: (13, 0),
+    )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "some GPU")
     refuse = cuda._refuse_device.__wrapped__
     for toolkit, capability, reason in (

@@ -11,7 +11,7 @@ import torch
 from ops.conftest import random_weight
 from secateurs import ops
 from secateurs.errors import BackendError
-from secateurs.ops import _gpu, _tuning
+from secateurs.ops import _cache, _gpu, _tuning
 from secateurs.ops._tuning import Config, Table
 
 GPU = torch.device("cuda", 0)
@@ -32,7 +32,7 @@ def test_the_table_is_the_default():
 
 
 def test_what_was_tuned_comes_first(some_gpu):
-    _tuning._write(some_gpu, {"some_op/half/64": vars(Config(128, 32, 8, 2))})
+    _cache.write(some_gpu, {"some_op/half/64": vars(Config(128, 32, 8, 2))})
     assert TABLE.choose(GPU, ("half", 64)) == Config(128, 32, 8, 2)
 
 

@@ -1,22 +1,19 @@
 """Launch configurations: a table of data per architecture, and what `autotune` found faster on this
 very device.
 
-Tuned choices are kept in `$XDG_CACHE_HOME/secateurs` (`~/.cache/secateurs`), one JSON file per
-device name and Triton version, so that they never outlive either.
+Tuned choices are kept where all that is measured on this machine is (`_cache.folder`), one JSON
+file per device name and Triton version, so that they never outlive either.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
-import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.metadata import version
 from itertools import product
@@ -27,7 +24,7 @@ import torch
 from torch import Tensor
 
 from secateurs.errors import BackendError
-from secateurs.ops import _gpu
+from secateurs.ops import _cache, _gpu
 
 Key = tuple[str | int, ...]
 
@@ -121,11 +118,14 @@ def autotune(op: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Config:
         with trial(config), suppress(*unfit):
             times[config] = _milliseconds(lambda: kernels.run(*given))
     if not times:
-        raise BackendError(f"no launch configuration of {table.kernel} fits {_file(device).stem}")
+        name = torch.cuda.get_device_name(device)
+        raise BackendError(f"no launch configuration of {table.kernel} fits {name}")
     best = min(times, key=times.__getitem__)
-    found = {**_tuned(device), _name(table.kernel, key): best}
-    _write(_file(device), {name: asdict(config) for name, config in found.items()})
-    _tuned.cache_clear()
+    tuned = _tuned(device)
+    tuned[_name(table.kernel, key)] = best
+    # What another process has tuned meanwhile is kept too.
+    found = {**_kept(device), **tuned}
+    _cache.write(_file(device), {name: asdict(config) for name, config in found.items()})
     return best
 
 
@@ -151,22 +151,30 @@ def _name(kernel: str, key: Key) -> str:
 
 @cache
 def _tuned(device: torch.device) -> dict[str, Config]:
-    if device.type != "cuda":
-        return {}
-    try:
-        return {name: Config(**row) for name, row in json.loads(_file(device).read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}  # none yet, or written by another version: the table stands
+    """What was tuned on this device before this process, and by it."""
+    return _kept(device) if device.type == "cuda" else {}
 
 
-def _file(device: torch.device) -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def _kept(device: torch.device) -> dict[str, Config]:
+    """What the file of a device holds of configurations; of anything else in it, nothing."""
+    rows = _cache.read(_file(device))
+    return {name: Config(**row) for name, row in rows.items() if _is_config(row)}
+
+
+def _is_config(row: object) -> bool:
+    """Whether a JSON value is a Config as `asdict` tells it, of numbers that a kernel can have."""
+    if not isinstance(row, dict) or row.keys() != {field.name for field in fields(Config)}:
+        return False
+    numbers = [row[name] for name in ("block_m", "step", "warps", "stages")]
+    switches = [row["descriptors"], row["specialised"]]
+    return (
+        all(type(number) is int and 0 < number <= 1024 for number in numbers)
+        and all(number.bit_count() == 1 for number in numbers[:3])  # powers of two
+        and all(type(switch) is bool for switch in switches)
+    )
+
+
+def _file(device: torch.device) -> Path | None:
+    folder = _cache.folder()
     name = re.sub(r"\W+", "-", torch.cuda.get_device_name(device))
-    return home / "secateurs" / f"{name}-triton-{version('triton')}.json"
-
-
-def _write(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(content, file, indent=1)
-    os.replace(file.name, path)
+    return None if folder is None else folder / f"{name}-triton-{version('triton')}.json"

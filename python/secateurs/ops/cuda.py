@@ -5,6 +5,7 @@ It imports without a GPU, and may be absent.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from functools import cache
 from typing import Any
@@ -14,19 +15,34 @@ from torch import Tensor
 
 from secateurs.ops._epilogue import ACTIVATIONS
 
+
+def _why_missing(failure: ImportError) -> str:
+    """Why `_C_cuda` did not import: why it was not built, as the build recorded, or what keeps it
+    from loading."""
+    try:
+        if importlib.util.find_spec("secateurs._C_cuda") is not None:
+            return f"the CUDA module does not load ({failure})"
+        from secateurs._cuda_build import WHY_MISSING
+    except ImportError:  # not installed: run from the sources
+        WHY_MISSING = "the build left no reason"
+    return f"built without CUDA: {WHY_MISSING or 'the module is gone'}"
+
+
 try:
     from secateurs import _C_cuda  # type: ignore[attr-defined]
-except ImportError:
-    _C_cuda = None
+
+    _missing = ""
+except ImportError as error:
+    _C_cuda, _missing = None, _why_missing(error)
 
 OLDEST = (8, 0)  # asynchronous copies and bfloat16 start here
 DTYPES = (torch.float16, torch.bfloat16)
 EMULATOR = "emulator"  # what a module for CPU tensors calls its toolkit
 
+Version = tuple[int, int]  # of CUDA, or a compute capability
 Place = tuple[int, int]
 Epilogue = tuple[Tensor | None, str, Tensor | None, Tensor | None]
 
-_MISSING = "built without CUDA (no nvcc was found, or SECATEURS_CUDA=off)"
 _NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}  # as csrc/cuda/epilogue.h
 
 
@@ -34,11 +50,11 @@ def build_info() -> dict[str, Any]:
     """Version, commit, toolkit, architectures compiled, driver and devices; or why there is no CUDA
     module."""
     if _C_cuda is None:
-        return {"missing": _MISSING}
+        return {"missing": _missing}
     info = {
         **_C_cuda.build_info(),
-        "runtime": ".".join(map(str, _C_cuda.runtime_version())),
-        "driver": ".".join(map(str, _C_cuda.driver_version())),
+        "runtime": _dotted(_C_cuda.runtime_version()),
+        "driver": _dotted(_C_cuda.driver_version()),
     }
     try:
         devices = [{**d, "capability": list(d["capability"])} for d in _C_cuda.devices()]
@@ -55,7 +71,7 @@ def kernels() -> Any:
 def refuse(x: Tensor, dtypes: tuple[torch.dtype, ...] = DTYPES) -> str | None:
     """Why no CUDA kernel of ours takes a call on `x`, whatever the operation."""
     if _C_cuda is None:
-        return _MISSING
+        return _missing
     if x.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         return f"it takes {names}, got {str(x.dtype).removeprefix('torch.')}"
@@ -71,30 +87,58 @@ def _refuse_device(module: Any, device: torch.device) -> str | None:
         return None
     if torch.version.cuda is None:
         return "it is written for NVIDIA GPUs"
+    try:
+        driver, runtime = module.driver_version(), module.runtime_version()
+    except RuntimeError as error:
+        return str(error)
+    if (reason := _refuse_driver(driver, runtime)) is not None:
+        return reason
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST:
         return (
-            f"it needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer, "
-            f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}"
+            f"it needs compute capability {_dotted(OLDEST)} or newer, "
+            f"{torch.cuda.get_device_name(device)} has {_dotted(capability)}"
         )
     if not _compiled_for(info["archs"], capability):
         return (
-            f"it was compiled for {info['archs']}, not for compute capability "
-            f"{capability[0]}.{capability[1]}"
+            f"it was compiled for {info['archs']}, not for compute capability {_dotted(capability)}"
+        )
+    if driver < runtime and not _compiled_for(info["archs"], capability, translated=False):
+        return (
+            f"compute capability {_dotted(capability)} needs its PTX translated, and the driver "
+            f"takes that of CUDA {_dotted(driver)}, not of {_dotted(runtime)}"
         )
     return None
 
 
-def _compiled_for(archs: str, capability: tuple[int, int]) -> bool:
-    """Machine code runs on its generation from its own revision on, PTX on everything later; that
-    of "90a" and the like on that very revision."""
+def _refuse_driver(driver: Version, runtime: Version) -> str | None:
+    """A driver runs what was linked with any CUDA of its own major version, or of an older one."""
+    if driver == (0, 0):
+        return "there is no NVIDIA driver"
+    if driver[0] < runtime[0]:
+        return (
+            f"it was linked with CUDA {_dotted(runtime)}, the driver takes up to {_dotted(driver)}"
+        )
+    return None
+
+
+def _compiled_for(archs: str, capability: Version, translated: bool = True) -> bool:
+    """Machine code runs on its generation from its own revision on, PTX (where it can be
+    `translated`) on everything later; that of "90a" and the like on that very revision."""
     for number, exact, kind in re.findall(r"(\d+)([af]?)(-real|-virtual)?", archs):
+        if kind == "-virtual" and not translated:
+            continue
         arch = (int(number) // 10, int(number) % 10)
         if arch == capability:
             return True
-        if not exact and arch <= capability and (kind != "-real" or arch[0] == capability[0]):
+        anything_later = kind != "-real" and translated
+        if not exact and arch <= capability and (anything_later or arch[0] == capability[0]):
             return True
     return False
+
+
+def _dotted(version: Version) -> str:
+    return ".".join(map(str, version))
 
 
 def refuse_unaligned(**tensors: Tensor) -> str | None:

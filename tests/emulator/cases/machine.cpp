@@ -89,6 +89,7 @@ void a_copy_lands_when_it_is_waited_for(float* global) {
 
 void a_copy_is_left_behind(float* global) { ptx::copy_async16(shared(), global, true); }
 void a_copy_from_between(float* global) { ptx::copy_async16(shared(), global + 1, true); }
+void a_dead_copy_from_between(float* global) { ptx::copy_async16(shared(), global + 1, false); }
 void a_copy_from_behind(float* global) { ptx::copy_async16(shared(), global + 28, true); }
 void a_copy_to_elsewhere(float* global) { ptx::copy_async16(shared() + 64, global, true); }
 
@@ -113,6 +114,7 @@ std::vector<Case> machine_cases() {
   ADD(behind_an_array, "in global memory were written");
   ADD(a_copy_is_left_behind, "returned with copies under way");
   ADD(a_copy_from_between, "no aligned global memory");
+  ADD(a_dead_copy_from_between, "no aligned global memory");
   ADD(a_copy_from_behind, "no aligned global memory");
   ADD(a_copy_to_elsewhere, "no aligned shared memory");
 #undef ADD

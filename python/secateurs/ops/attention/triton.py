@@ -16,6 +16,7 @@ v: what stands there, NaN included, does not matter.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import triton
@@ -23,52 +24,71 @@ import triton.language as tl
 from torch import Tensor
 
 from secateurs.ops import _gpu
-from secateurs.ops._tuning import Config, Table
+from secateurs.ops._tuning import Config, Key, Table
 from secateurs.ops.triton import launch
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
 
-# By the width of the dtype and the head dimension, rounded up to a power of two.
+FEW = 16  # queries that one tile takes
+
+_MANY = {
+    80: {
+        ("half", 16): Config(128, 64, 4, 3),
+        ("half", 32): Config(128, 32, 4, 4),
+        ("half", 64): Config(128, 32, 4, 4),
+        ("half", 128): Config(128, 32, 8, 3),
+        ("half", 256): Config(64, 32, 8, 2),
+        ("float", 16): Config(64, 32, 4, 2),
+        ("float", 32): Config(64, 32, 8, 2),
+        ("float", 64): Config(64, 32, 8, 2),
+        ("float", 128): Config(32, 32, 8, 2),
+        ("float", 256): Config(16, 16, 4, 2),
+    },
+    90: {
+        ("half", 16): Config(128, 64, 4, 4),
+        ("half", 32): Config(128, 64, 4, 4),
+        ("half", 64): Config(128, 64, 4, 4),
+        ("half", 128): Config(128, 64, 8, 3),
+        ("half", 256): Config(128, 32, 8, 3),
+        ("float", 16): Config(64, 32, 4, 3),
+        ("float", 32): Config(64, 32, 8, 3),
+        ("float", 64): Config(64, 32, 8, 3),
+        ("float", 128): Config(32, 32, 8, 3),
+        ("float", 256): Config(16, 16, 4, 3),
+    },
+    100: {
+        ("half", 16): Config(128, 64, 8, 4),
+        ("half", 32): Config(128, 64, 8, 4),
+        ("half", 64): Config(128, 64, 4, 4),
+        ("half", 128): Config(128, 64, 8, 3),
+        ("half", 256): Config(128, 32, 8, 2),
+        ("float", 16): Config(64, 32, 4, 3),
+        ("float", 32): Config(64, 32, 8, 3),
+        ("float", 64): Config(64, 32, 8, 2),
+        ("float", 128): Config(32, 32, 8, 3),
+        ("float", 256): Config(16, 16, 4, 3),
+    },
+}
+
+
+def _with_few(rows: dict[Key, Config]) -> dict[Key, Config]:
+    """The rows for many queries, and for few the same in tiles of `FEW`."""
+    tiles = {
+        (f"few {width}", d): replace(config, block_m=FEW) for (width, d), config in rows.items()
+    }
+    return {**rows, **tiles}
+
+
+# By the width of the dtype ("few ...": at most 16 queries) and the head dimension, rounded up to a
+# power of two. No row spills with Triton 3.6 to 3.9: ptxas gives a kernel fewer registers than it
+# needs where one more block then fits a multiprocessor, each version in other places.
 TABLE = Table(
     "attention",
     {
-        80: {
-            ("half", 16): Config(128, 64, 4, 3),
-            ("half", 32): Config(128, 32, 4, 4),
-            ("half", 64): Config(128, 32, 4, 4),
-            ("half", 128): Config(128, 32, 8, 3),
-            ("half", 256): Config(64, 32, 8, 2),
-            ("float", 16): Config(64, 32, 4, 2),
-            ("float", 32): Config(64, 32, 8, 2),
-            ("float", 64): Config(64, 32, 8, 2),
-            ("float", 128): Config(32, 32, 8, 2),
-            ("float", 256): Config(16, 16, 4, 2),
-        },
-        90: {
-            ("half", 16): Config(128, 64, 4, 4),
-            ("half", 32): Config(128, 64, 4, 4),
-            ("half", 64): Config(128, 64, 4, 4),
-            ("half", 128): Config(128, 64, 8, 3),
-            ("half", 256): Config(128, 32, 8, 3),
-            ("float", 16): Config(64, 32, 4, 3),
-            ("float", 32): Config(64, 32, 8, 3),
-            ("float", 64): Config(64, 32, 8, 3),
-            ("float", 128): Config(32, 32, 8, 3),
-            ("float", 256): Config(16, 16, 4, 3),
-        },
-        100: {
-            ("half", 16): Config(128, 64, 8, 4),
-            ("half", 32): Config(128, 64, 8, 4),
-            ("half", 64): Config(128, 64, 4, 4),
-            ("half", 128): Config(128, 64, 8, 3),
-            ("half", 256): Config(128, 32, 8, 2),
-            ("float", 16): Config(64, 32, 4, 3),
-            ("float", 32): Config(64, 32, 8, 3),
-            ("float", 64): Config(64, 32, 8, 3),
-            ("float", 128): Config(32, 32, 8, 3),
-            ("float", 256): Config(16, 16, 4, 3),
-        },
+        80: _with_few(_MANY[80]),
+        90: {**_with_few(_MANY[90]), ("few half", 128): Config(FEW, 64, 4, 4)},
+        100: _with_few(_MANY[100]),
     },
 )
 
@@ -280,7 +300,8 @@ def run(
 def key(q: Tensor, *_: object) -> tuple[str, int]:
     """The row of the table for a call."""
     width = "float" if q.dtype == torch.float32 else "half"
-    return (width, triton.next_power_of_2(q.shape[-1]))
+    few = q.shape[2] <= FEW
+    return (f"few {width}" if few else width, triton.next_power_of_2(q.shape[-1]))
 
 
 def _packed_last(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ class Vector(Protocol):
 
     values: Tensor  # [N / v, kept, v], or [N / v, ceil(kept / s), v, s]
     columns: Tensor  # int32 [N / v, kept]
+    places: Tensor | None  # of 2:4, int32 [N / 16, K / 32, 8, 2]
     shape: tuple[int, int]
 
 
@@ -73,7 +74,10 @@ def arguments(
     """The same call in the order of the schema."""
     check_inputs(x, weight.shape)
     library = getattr(weight, "library", None)
-    index = weight.columns if library is None else weight.codes
+    if library is not None:
+        index = weight.codes
+    elif (index := getattr(weight, "places", None)) is None:
+        index = weight.columns
     return (x, weight.values, index, library, bias, activation, gate, residual)
 
 
@@ -104,6 +108,10 @@ def check(
     residual: Tensor | None,
 ) -> None:
     """Raise OperandError, in a sentence, unless the operands fit together."""
+    if library is None and index.dim() == 4:
+        _check_places(x, values, index)
+        check_epilogue(x, values.shape[0], values, (index,), bias, activation, gate, residual)
+        return
     together = values.shape[3] if values.dim() == 4 and library is None else 1
     if (
         x.dim() < 1
@@ -132,6 +140,21 @@ def check(
             )
     n = outputs(values, library)
     check_epilogue(x, n, values, (index, library), bias, activation, gate, residual)
+
+
+def _check_places(x: Tensor, values: Tensor, places: Tensor) -> None:
+    n, k = values.shape[0], x.shape[-1] if x.dim() else 0
+    expected = (n // 16, k // 32, 8, 2)
+    if (
+        (n % 16, k % 32) != (0, 0)
+        or tuple(values.shape) != (n, k // 2, 1)
+        or tuple(places.shape) != expected
+        or places.dtype != torch.int32
+    ):
+        raise OperandError(
+            "expected x [..., K], values [N, K / 2, 1] and int32 places [N / 16, K / 32, 8, 2], "
+            f"got shapes {[tuple(t.shape) for t in (x, values, places)]} and {places.dtype}"
+        )
 
 
 OP = Op(

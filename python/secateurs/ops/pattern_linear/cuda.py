@@ -6,16 +6,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from secateurs.ops import cuda
 from secateurs.ops._dispatch import Backend
 
 VECTORS = (16, 32, 64, 128)
 FEW = 16  # rows of x that the kernel for libraries takes
-
-# What mma.sp wants to know of the columns of a 2:4 weight, derived once for each; None: not 2:4.
-_PLACES = WeakTensorKeyDictionary()
 
 
 def _refuse(
@@ -26,7 +22,7 @@ def _refuse(
     if library is not None:
         reason = _refuse_library(x, values, index, library)
     elif values.shape[2] == 1:
-        reason = _refuse_shape_of_2_4(x, values)
+        reason = _refuse_2_4(x, values, index)
     elif values.shape[2] not in VECTORS:
         reason = (
             "it takes 2:4, or 16, 32, 64 or 128 outputs that keep the same inputs, got "
@@ -37,8 +33,6 @@ def _refuse(
     reason = reason or cuda.refuse(x) or cuda.refuse_unaligned(values=values)
     if reason is None and not index.is_contiguous():
         reason = "it takes contiguous columns or codes"
-    if reason is None and library is None and values.shape[2] == 1 and _places(index) is None:
-        reason = "of every four inputs an output must keep two"
     return reason
 
 
@@ -47,13 +41,15 @@ def takes_two_four(n: int, k: int) -> bool:
     return n % 16 == 0 and k % 32 == 0
 
 
-def _refuse_shape_of_2_4(x: Tensor, values: Tensor) -> str | None:
+def _refuse_2_4(x: Tensor, values: Tensor, index: Tensor) -> str | None:
     n, kept, _ = values.shape
     if not takes_two_four(n, x.shape[-1]) or kept * 2 != x.shape[-1]:
         return (
             "it takes 2:4 weights of a multiple of 16 outputs by one of 32 inputs, got "
             f"{(n, x.shape[-1])} with {kept} kept"
         )
+    if index.dim() == 2:
+        return "of every four inputs an output must keep two, their places packed with the weight"
     return None
 
 
@@ -72,7 +68,7 @@ def _refuse_library(x: Tensor, values: Tensor, codes: Tensor, library: Tensor) -
 def _run(
     x: Tensor,  # [..., K]
     values: Tensor,  # [groups, kept, v], or [N / p, K / q, ones]
-    index: Tensor,  # [groups, kept], or [N / p, K / q]
+    index: Tensor,  # [groups, kept], of 2:4 [N / 16, K / 32, 8, 2], or [N / p, K / q]
     library: Tensor | None,
     *finish: object,
 ) -> Tensor:
@@ -89,12 +85,10 @@ def _run(
     given, _kept = cuda.epilogue(y, finish)  # type: ignore[arg-type]
     call = (cuda.place(x), cuda.dtype(x), x.data_ptr(), x.stride(0), x.shape[1], values.data_ptr())
     if library is None:
-        places = _places(index)
-        assert places is not None
         bm, parts, floats = cuda.kernels().cut_sparse_linear(call[0][0], *given[5:], x.shape[1])
         partial = x.new_empty(floats, dtype=torch.float32)
         cuda.kernels().sparse_linear(
-            *call, places.data_ptr(), given, (bm, parts), partial.data_ptr()
+            *call, index.data_ptr(), given, (bm, parts), partial.data_ptr()
         )
     else:
         library = library.contiguous()
@@ -116,26 +110,6 @@ def _transposed(x: Tensor) -> Tensor:
     padded[:, :m].copy_(x.reshape(m, k).t())
     padded[:, m:].zero_()
     return padded
-
-
-def _places(columns: Tensor) -> Tensor | None:
-    """The places of kept inputs as `csrc/cuda/sparse_linear.h` lays them out, int32
-    `[N / 16, K / 32, 8, 2]`; None unless two of every four are kept."""
-    if columns not in _PLACES:
-        _PLACES[columns] = _pack_places(columns)
-    return _PLACES[columns]
-
-
-def _pack_places(columns: Tensor) -> Tensor | None:
-    n, kept = columns.shape
-    fours = torch.arange(kept, device=columns.device) // 2
-    if not bool((columns // 4 == fours).all()):
-        return None
-    shifts = 2 * torch.arange(8, device=columns.device)
-    halves = ((columns % 4).view(n // 16, 2, 8, kept // 16, 2, 8).long() << shifts).sum(-1)
-    words = halves[:, 0] | halves[:, 1] << 16  # [N / 16, 8, K / 32, 2]
-    words = torch.where(words >= 1 << 31, words - (1 << 32), words)  # the bits of an uint32
-    return words.permute(0, 2, 1, 3).to(torch.int32).contiguous()
 
 
 BACKEND = Backend("cuda", _refuse, _run)

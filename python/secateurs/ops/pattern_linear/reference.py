@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,7 +13,7 @@ from secateurs.ops._epilogue import ACTIVATIONS
 def pattern_linear(
     x: Tensor,  # [..., K]
     values: Tensor,  # [N / v, kept, v] or [N / v, kept / s, v, s], or [N / p, K / q, ones]
-    index: Tensor,  # int32 [N / v, kept], or uint8 [N / p, K / q]
+    index: Tensor,  # int32 [N / v, kept], of 2:4 [N / 16, K / 32, 8, 2], or uint8 [N / p, K / q]
     library: Tensor | None,  # bool [L, p, q]
     bias: Tensor | None,  # [N]
     activation: str,
@@ -20,7 +21,10 @@ def pattern_linear(
     residual: Tensor | None,  # [..., N]
 ) -> Tensor:
     k = x.shape[-1]
-    weight = _vectors(values, index, k) if library is None else _blocks(values, index, library)
+    if library is not None:
+        weight = _blocks(values, index, library)
+    else:
+        weight = _vectors(values, index if index.dim() == 2 else _columns(index), k)
     y = ACTIVATIONS[activation](F.linear(x, weight, bias))
     y = y if gate is None else y * gate
     y = y if residual is None else y + residual
@@ -34,6 +38,16 @@ def _vectors(values: Tensor, columns: Tensor, k: int) -> Tensor:
     index = columns.long()[:, :, None].expand(groups, kept, v)
     inputs = values.new_zeros(groups, k, v).scatter(1, index, values)
     return inputs.transpose(1, 2).reshape(groups * v, k)
+
+
+def _columns(places: Tensor) -> Tensor:
+    """The kept inputs `[N, K / 2]` of a 2:4 weight, from `secateurs.formats.two_four_places`."""
+    tiles, steps = places.shape[:2]
+    words = places.permute(0, 2, 1, 3)  # [N / 16, 8, K / 32, 2]: of rows r and r + 8 of a tile
+    halves = torch.stack([words & 0xFFFF, words >> 16], 1)[..., None]
+    among = halves >> 2 * torch.arange(8, device=places.device) & 3
+    fours = torch.arange(steps * 16, device=places.device) // 2
+    return among.reshape(tiles * 16, steps * 16) + 4 * fours
 
 
 def _blocks(values: Tensor, codes: Tensor, library: Tensor) -> Tensor:

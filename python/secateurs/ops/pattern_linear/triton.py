@@ -59,7 +59,7 @@ TABLE = Table(
     "pattern_linear",
     {
         80: {
-            ("half", 16): Config(128, 64, 4, 4),
+            ("half", 16): Config(128, 64, 4, 3),
             ("half", 32): Config(128, 64, 4, 4),
             ("half", 64): Config(128, 64, 4, 4),
             ("half", 128): Config(128, 32, 8, 4),
