@@ -16,12 +16,13 @@ CSRC = Path(__file__).parents[1] / "csrc"
 # Each part, and which other parts of ours it may import; errors is open to all.
 FLOORS = {
     "errors": set(),
-    "ops": set(),
+    "lasting": set(),
+    "ops": {"lasting"},
     "patterns": set(),
-    "attention_patterns": set(),
+    "attention_patterns": {"lasting"},
     "levels": set(),
     "plan": {"patterns", "attention_patterns", "levels"},
-    "formats": {"patterns"},
+    "formats": {"patterns", "ops"},
     "sites": {"plan", "levels"},
     "gates": {"plan", "sites", "levels"},
     "calibration": set(),

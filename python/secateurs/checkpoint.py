@@ -162,7 +162,7 @@ def _layer_tensors(
         if grid is None or block is None:
             tensors[f"{name}.weight"] = weight
         else:
-            packed = BlockSparseWeight.pack(weight, grid, block)
+            packed = BlockSparseWeight.pack(weight, grid, block).unpaired()
             tensors[f"{name}.weight.values"] = packed.values
             tensors[f"{name}.weight.indptr"] = packed.indptr
             tensors[f"{name}.weight.indices"] = packed.indices

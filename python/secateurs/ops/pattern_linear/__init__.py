@@ -134,6 +134,12 @@ def check(
     check_epilogue(x, n, values, (index, library), bias, activation, gate, residual)
 
 
+def flops(x: Tensor, values: Tensor, index: Tensor, library: Tensor | None, *_: object) -> int:
+    """Of the entries that are stored."""
+    stored = values.numel() if library is not None else index.numel() * values.shape[2]
+    return 2 * x.shape[:-1].numel() * stored
+
+
 OP = Op(
     "pattern_linear",
     check,
@@ -148,4 +154,5 @@ _call = register(
     "Tensor? gate, Tensor? residual) -> Tensor",
     lambda x, values, index, library, *_: x.new_empty((*x.shape[:-1], outputs(values, library))),
     reference.pattern_linear,
+    flops,
 )
