@@ -43,9 +43,10 @@ def register(
         return shape(*args)
 
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    packet = getattr(torch.ops.secateurs, op.name)
+    torch.library.register_vmap(qualified, _one_by_one(packet.default), lib=_LIBRARY)
     if differentiable:
         _differentiate(qualified, reference)
-    packet = getattr(torch.ops.secateurs, op.name)
     register_flop_formula(packet, get_raw=True)(_without_output(flops))
     return _caller(op, packet.default, reference)
 
@@ -53,6 +54,23 @@ def register(
 def _without_output(flops: Callable[..., int]) -> Callable[..., int]:
     """`flops` of a call's operands, whatever else a counter tells."""
     return lambda *args, **_: flops(*args)
+
+
+def _one_by_one(dispatched: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
+    """How `vmap` batches a call that is in a graph already."""
+
+    def batched(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+        calls = (_select(args, in_dims, i) for i in range(info.batch_size))
+        return torch.stack([dispatched(*call) for call in calls]), 0
+
+    return batched
+
+
+def _select(operand: Any, dim: Any, i: int) -> Any:
+    """The part of an operand, or of a list of them, that is number `i` of its batch."""
+    if isinstance(dim, list | tuple):
+        return [_select(each, d, i) for each, d in zip(operand, dim, strict=True)]
+    return operand if dim is None else operand.select(dim, i)
 
 
 def _caller(
