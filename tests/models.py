@@ -1,12 +1,22 @@
-"""Running models in tests: what an output is, and how far two of them are apart."""
+"""Running models and operations in tests: what an output is, and how far two of them are apart."""
 
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def opcheck(op: Any, args: tuple[Any, ...]) -> None:
+    """`torch.library.opcheck`. torch 2.14 reads the gradients of tensors in the middle of a graph
+    while it makes fake ones of them, and warns of that itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+        torch.library.opcheck(op, args)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import tiny_model
-from models import relative
+from models import opcheck, relative
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -73,7 +73,7 @@ def test_opcheck_of_attention_with_a_pattern():
     blocks = layout([Local(3), Sinks(2), Local(0)], 20, 20, block=16)
     tensors = (blocks.indptr, blocks.indices, blocks.partial, blocks.masks)
     args = (q, q, q, None, None, None, True, 0.5, *tensors)
-    torch.library.opcheck(torch.ops.secateurs.attention.default, args)
+    opcheck(torch.ops.secateurs.attention.default, args)
 
 
 @pytest.mark.parametrize("grad", [False, True])

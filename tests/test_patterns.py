@@ -7,6 +7,7 @@ from itertools import combinations, product
 
 import pytest
 import torch
+from models import opcheck
 from torch.nn import functional as F
 
 from secateurs import ops
@@ -148,7 +149,7 @@ def test_opcheck():
         (x, packed.values, packed.columns, None, bias, "gelu", None, torch.randn(3, 32)),
         (x, coded.values, coded.codes, coded.library, None, "none", torch.randn(3, 32), None),
     ):
-        torch.library.opcheck(torch.ops.secateurs.pattern_linear.default, args)
+        opcheck(torch.ops.secateurs.pattern_linear.default, args)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ struct bf16 {
   std::uint16_t bits;
 };
 
-// Two neighbouring inputs, the first in the lower half: the unit in which products of bf16 read.
+// Two neighbouring inputs, the first in the lower half: the unit in which products of bf16 read. It
+// lies wherever they do: between two words, where rows have an odd number of them.
 struct Pair {
-  std::uint32_t bits;
+  bf16 first, second;
 };
 
 enum class Dtype : int { f32, bf16 };

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from secateurs.errors import PatternError
+from secateurs.lasting import lasting
 
 BLOCKS = (16, 32, 64, 128)
 
@@ -224,6 +225,7 @@ def layout(
 
 
 @lru_cache(maxsize=256)
+@lasting
 def _layout(
     heads: tuple[Rule, ...], tq: int, tk: int, offset: int, block: int, causal: bool, device: str
 ) -> BlockLayout:

@@ -265,7 +265,7 @@ def _coded(tensors: dict[str, Tensor], sites: Sites, plan: SparsityPlan) -> dict
                 coded[name] = keep.levels[role].codes(coded[name])
             grid, block = compact_blocks(keep, role)
             if grid is not None and block is not None:
-                packed = BlockSparseWeight.pack(coded.pop(name), grid, block)
+                packed = BlockSparseWeight.pack(coded.pop(name), grid, block).unpaired()
                 coded |= {f"{name}.{part}": getattr(packed, part) for part in PARTS}
     return coded
 

@@ -360,12 +360,12 @@ class _LayerBuilder:
         weight = _stacked([part.weight for part in parts])
         bias = _stacked_bias(parts)
         forms: dict[str, nn.Module] = {"torch": DenseLinear(weight, bias, activation)}
-        panels = BlockSparseWeight.pack_dense(weight).as_read()
+        panels = BlockSparseWeight.pack_dense(weight)
         packed: dict[str, Any] = {"dense panels": PackedLinear(panels, bias, activation)}
         notes, name = self._rounded(roles), "+".join(roles)
         grid, block = _common_grid(parts)
         if grid is not None and block is not None:
-            sparse = BlockSparseWeight.pack(weight, grid, block).as_read()
+            sparse = BlockSparseWeight.pack(weight, grid, block)
             packed["block-sparse"] = PackedLinear(sparse, bias, activation)
             notes.append(f"{sparse.density:.2f} of the {block[0]}x{block[1]} blocks are stored")
         elif any(role in self.keep.blocks for role in roles):

@@ -8,6 +8,7 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
+from secateurs import ops
 from secateurs.errors import FormatError
 
 PANEL = (
@@ -58,7 +59,7 @@ class BlockSparseWeight:
         cls, weight: Tensor, keep: Tensor | None = None, block: tuple[int, int] = (32, 32)
     ) -> BlockSparseWeight:
         """Pack the tiles of `weight` `[N, K]` where `keep` `[N/bn, K/bk]` is True (None: tiles with
-        any nonzero).
+        any nonzero), as kernels read them.
 
         Raises FormatError if the block does not divide the weight or the mask does not fit.
         """
@@ -76,18 +77,19 @@ class BlockSparseWeight:
         indptr = torch.zeros(n // bn + 1, dtype=torch.int32, device=weight.device)
         indptr[1:] = keep.sum(1).cumsum(0)
         indices = keep.nonzero()[:, 1].to(torch.int32)
-        return cls(tiles[keep].contiguous(), indptr, indices, (n, k))
+        return cls(tiles[keep].contiguous(), indptr, indices, (n, k)).as_read()
 
     @classmethod
     def pack_dense(cls, weight: Tensor) -> BlockSparseWeight:
-        """Pack a whole `weight` `[N, K]`, any N and K, in panels of 32 outputs."""
+        """Pack a whole `weight` `[N, K]`, any N and K, in panels of 32 outputs, as kernels read
+        them."""
         n, k = weight.shape
         rows = -(-n // PANEL)
         padded = weight.new_zeros(rows * PANEL, k)
         padded[:n] = weight.detach()
         values = padded.view(rows, PANEL, k).transpose(1, 2).contiguous()
         indptr = torch.arange(rows + 1, dtype=torch.int32, device=weight.device)
-        return cls(values, indptr, torch.zeros_like(indptr[1:]), (n, k))
+        return cls(values, indptr, torch.zeros_like(indptr[1:]), (n, k)).as_read()
 
     def paired(self) -> BlockSparseWeight:
         """The same weight stored in pairs of inputs. Where one block spans all inputs, it grows by
@@ -105,10 +107,19 @@ class BlockSparseWeight:
         pairs = values.view(len(values), values.shape[1] // 2, 2, bn).transpose(2, 3).contiguous()
         return BlockSparseWeight(pairs, self.indptr, self.indices, self.shape)
 
+    def unpaired(self) -> BlockSparseWeight:
+        """The same weight stored input by input, as files have it on every machine."""
+        if not self.in_pairs:
+            return self
+        values = self.values.transpose(2, 3).flatten(1, 2)
+        if values.shape[1] > self.shape[1]:
+            values = values[:, : self.shape[1]]
+        return BlockSparseWeight(values.contiguous(), self.indptr, self.indices, self.shape)
+
     def as_read(self) -> BlockSparseWeight:
         """The weight in the order in which kernels read it where it is and in its dtype: in pairs
-        for bfloat16 on a CPU, unless its blocks have none."""
-        if self.values.device.type != "cpu" or self.values.dtype != torch.bfloat16:
+        where they want that, unless its blocks have none. `pack` and `pack_dense` return it so."""
+        if not ops.read_in_pairs(self.values.device, self.values.dtype):
             return self
         odd = self.block[1] % 2 and self.block[1] != self.shape[1]
         return self if odd else self.paired()
@@ -208,10 +219,12 @@ class VectorWeight:
         return self.columns.shape[1] / max(1, self.shape[1])
 
     @classmethod
-    def pack(cls, weight: Tensor, keep: Tensor, vector: int, together: int = 1) -> VectorWeight:
+    def pack(
+        cls, weight: Tensor, keep: Tensor, vector: int, together: int | None = None
+    ) -> VectorWeight:
         """Pack the entries of `weight` `[N, K]` where `keep` (bool `[N, K]`) is True, with
-        `together` inputs of an output side by side (`ops.inputs_together` tells what the kernels
-        want).
+        `together` inputs of an output side by side; None: as many as the kernels read where the
+        weight is.
 
         Raises FormatError unless each group of `vector` outputs keeps the same inputs, and all
         groups equally many.
@@ -222,6 +235,8 @@ class VectorWeight:
                 f"a weight of shape {(n, k)} and keep {tuple(keep.shape)} do not fit groups of "
                 f"{vector} outputs"
             )
+        if together is None:
+            together = ops.inputs_together(weight.device, weight.dtype) if vector > 1 else 1
         groups = keep.to(weight.device, torch.bool).view(n // vector, vector, k)
         chosen = groups[:, 0]
         counts = chosen.sum(1)
@@ -343,7 +358,8 @@ class LibraryWeight:
         packed = cls(empty, codes.to(torch.uint8), library, (n, k)).validate()
         blocks = weight.detach().reshape(n // p, p, k // q, q).transpose(1, 2)
         chosen = library[codes.long()]
-        return cls(blocks[chosen].view_as(empty), packed.codes, library, (n, k))
+        codes, library = packed.codes.contiguous(), library.contiguous()
+        return cls(blocks[chosen].view_as(empty), codes, library, (n, k))
 
     @classmethod
     def pack_two_four(cls, weight: Tensor, keep: Tensor) -> LibraryWeight:

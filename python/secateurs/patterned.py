@@ -23,8 +23,7 @@ def pack(weight: Tensor, keep: Tensor, block: tuple[int, int]) -> VectorWeight |
     """
     p, q = block
     if q == 1 and p > 1:
-        together = ops.inputs_together(weight.device, weight.dtype)
-        return VectorWeight.pack(weight, keep, p, together)
+        return VectorWeight.pack(weight, keep, p)
     (n, k), single, q = weight.shape, q == 1, NM_INPUTS if q == 1 else q
     if n % p or k % q:
         return VectorWeight.pack(weight, keep, 1)

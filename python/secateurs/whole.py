@@ -60,7 +60,7 @@ class WholeLayer:
 
     def __call__(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
         """The layer of `x` `[B, T, d]` under `key_mask` `[B, T]`."""
-        if torch.compiler.is_compiling() or type(x) is not Tensor:
+        if torch.compiler.is_dynamo_compiling():  # which follows modules better than dictionaries
             return ops.encoder_layer(x, *self._parts, key_mask)
         weights = [held.get(name) for held, name in self._weights]
         kv_of = self._kv_of.get("kv_of")

@@ -6,6 +6,7 @@
 
 #include "cpu/body/arithmetic.h"
 #include "cpu/body/math.h"
+#include "cpu/body/share.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
 
@@ -82,13 +83,12 @@ void norm_row(const AddNorm<T>& p, int64_t i, float* wide) {
 template <class T>
 void add_norm(const AddNorm<T>& p) {
   if (!p.m || !p.d) return;
-  [[maybe_unused]] const int threads = p.m * p.d < serial_elements ? 1 : p.threads;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
+  const int threads = p.m * p.d < serial_elements ? 1 : p.threads;
+  in_parallel(threads, [&] {
     float* row = scratch(0, static_cast<std::size_t>(p.d));
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < p.m; ++i) norm_row(p, i, row);
-  }
+    const int64_t end = cut(p.m, team(), thread() + 1);
+    for (int64_t i = cut(p.m, team(), thread()); i < end; ++i) norm_row(p, i, row);
+  });
 }
 
 }  // namespace

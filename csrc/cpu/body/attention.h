@@ -52,14 +52,13 @@ class AttentionSolver {
 
   void run() const {
     SharedItems items(p.batch * p.heads * chunks, threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
+    in_parallel(threads, [&] {
       [[maybe_unused]] const typename Method::Session session;
       items.visit([&](int64_t i) {
         solve(i / chunks / p.heads, i / chunks % p.heads, cut(tiles, chunks, i % chunks),
               cut(tiles, chunks, i % chunks + 1));
       });
-    }
+    });
   }
 
  private:

@@ -42,15 +42,14 @@ class RowAttention {
   void run() const {
     const int64_t heads = p.batch * p.heads;
     SharedItems items(heads * shares, threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
+    in_parallel(threads, [&] {
       items.visit(
           [&](int64_t i) { solve(i / shares / p.heads, i / shares % p.heads, i % shares); });
 #pragma omp barrier
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < heads * p.queries; ++i)
         merge(i / p.queries / p.heads, i / p.queries % p.heads, i % p.queries);
-    }
+    });
   }
 
  private:

@@ -78,8 +78,7 @@ class LinearSolver {
 
   void run() {
     SharedItems items(tile_groups * row_groups, threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
+    in_parallel(threads, [&] {
       [[maybe_unused]] const auto session = product.begin();
       if (shared_x) {
 #pragma omp for schedule(static)
@@ -87,7 +86,7 @@ class LinearSolver {
           pack_tile(t, shared_x + (t - packed_from) * tile_words);
       }
       items.visit([&](int64_t i) { solve(i / row_groups, i % row_groups); });
-    }
+    });
   }
 
  private:

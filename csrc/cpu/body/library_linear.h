@@ -11,6 +11,7 @@
 
 #include "cpu/body/arithmetic.h"
 #include "cpu/body/epilogue.h"
+#include "cpu/body/share.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
 
@@ -44,9 +45,11 @@ class LibrarySolver {
 
   void run() const {
     const int64_t runs = ceil_div(p.n, run_length);
-    [[maybe_unused]] const int threads = p.m * p.n * p.k < 2 * serial_limit ? 1 : p.threads;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t i = 0; i < runs; ++i) solve(i * run_length);
+    const int threads = p.m * p.n * p.k < 2 * serial_limit ? 1 : p.threads;
+    in_parallel(threads, [&] {
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < runs; ++i) solve(i * run_length);
+    });
   }
 
  private:

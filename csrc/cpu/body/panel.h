@@ -36,8 +36,8 @@ struct Panel {
 // does not look beyond a page.
 constexpr int64_t weights_ahead = 1024;
 
-inline F broadcast(float x) { return set1(x); }
-inline F broadcast(Pair x) {
+inline F broadcast(const float& x) { return set1(x); }
+inline F broadcast(const Pair& x) {
   float bits;
   __builtin_memcpy(&bits, &x, sizeof bits);
   return set1(bits);

@@ -59,8 +59,7 @@ class PatternSolver {
 
   void run() const {
     SharedItems items(tile_blocks * group_blocks, threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
+    in_parallel(threads, [&] {
       if (packed) {
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < tiles; ++t)
@@ -69,7 +68,7 @@ class PatternSolver {
       }
       [[maybe_unused]] typename Product::Session session;
       items.visit([&](int64_t i) { solve(i / group_blocks, i % group_blocks); });
-    }
+    });
   }
 
  private:

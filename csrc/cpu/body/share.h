@@ -1,4 +1,4 @@
-// How the threads of a parallel region share out numbered items.
+// The threads of a parallel region: what they throw, and how they share out numbered items.
 //
 // Each thread begins with a part of its own, the same part in every call: what one kernel writes,
 // the next one finds in its own cache, which is several times as fast as another core's. Who is done
@@ -10,9 +10,42 @@
 #endif
 
 #include "cpu/body/arithmetic.h"
+#include "cpu/failure.h"
 
 namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
+
+// The calling thread among those of its region, and how many they are.
+inline int64_t thread() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+inline int64_t team() {
+#ifdef _OPENMP
+  return omp_get_num_threads();
+#else
+  return 1;
+#endif
+}
+
+// Runs work() in every thread of a parallel region, and throws what any of them threw. Who throws
+// is gone: before a barrier, the end of a shared loop among them, work() may not.
+template <class Work>
+inline void in_parallel([[maybe_unused]] int threads, const Work& work) {
+  Failure failure;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    try {
+      work();
+    } catch (...) {
+      failure.keep();
+    }
+  }
+  failure.rethrow();
+}
 
 class SharedItems {
  public:
@@ -40,14 +73,6 @@ class SharedItems {
 
   int64_t items, parts;
   Counter next[most_parts];
-
-  static int64_t thread() {
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-  }
 };
 
 }  // namespace

@@ -16,7 +16,7 @@ inline const float* words_of(const bf16* x) { return reinterpret_cast<const floa
 inline void pack_rest(const float*, int64_t, int64_t, int, float*) {}
 inline void pack_rest(const bf16* x, int64_t x_stride, int64_t k, int rows, Pair* to) {
   if (k % 2)
-    for (int i = 0; i < rows; ++i) to[i].bits = x[i * x_stride + k - 1].bits;
+    for (int i = 0; i < rows; ++i) to[i] = {x[i * x_stride + k - 1], {0}};
 }
 
 // Products of T (float or bf16), strips of NV vectors of outputs.

@@ -26,7 +26,11 @@ inline F load(const float* p) {
 }
 inline F load(const float* p, int n) {
   F x = zero();
-  for (int i = 0; i < n; ++i) x.v[i] = p[i];
+  for (int i = 0; i < n; ++i) {
+    float each;  // copied: words of bf16 may lie between floats
+    __builtin_memcpy(&each, p + i, sizeof each);
+    x.v[i] = each;
+  }
   return x;
 }
 inline void store(float* p, F x) { __builtin_memcpy(p, &x, sizeof x); }

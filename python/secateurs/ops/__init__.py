@@ -11,10 +11,11 @@ from torch import Tensor
 from secateurs.ops import cpu, cuda
 from secateurs.ops._dispatch import Choice, use_backend
 from secateurs.ops._epilogue import ACTIVATIONS
+from secateurs.ops._recording import plain, recording
 from secateurs.ops._tuning import autotune
 from secateurs.ops.add_norm import add_norm, sum_and_norm
 from secateurs.ops.attention import attention
-from secateurs.ops.block_sparse_linear import block_sparse_linear
+from secateurs.ops.block_sparse_linear import block_sparse_linear, read_in_pairs
 from secateurs.ops.encoder_layer import encoder_layer
 from secateurs.ops.encoder_layer import run as run_encoder_layer
 from secateurs.ops.pattern_linear import (
@@ -35,6 +36,9 @@ __all__ = [
     "explain_choice",
     "inputs_together",
     "pattern_linear",
+    "plain",
+    "read_in_pairs",
+    "recording",
     "run_encoder_layer",
     "sparse_tensor_cores",
     "sum_and_norm",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from secateurs.errors import BackendError
+from secateurs.ops._forced import Forced
 
 NAMES = ("cuda", "triton", "cpu", "reference")  # the order of preference
 AUTO = "auto"
@@ -96,14 +96,11 @@ def use_backend(name: str) -> Iterator[None]:
     """Force every operation inside the block onto one backend, or give the choice back with
     `"auto"`.
 
-    Raises BackendError for an unknown name, and inside the block wherever that backend refuses a
-    call.
+    It holds in this thread and in all that force nothing themselves; see `Forced`. Raises
+    BackendError for an unknown name, and inside the block wherever that backend refuses a call.
     """
-    token = _forced.set(_known(name))
-    try:
+    with _forced.set(_known(name)):
         yield
-    finally:
-        _forced.reset(token)
 
 
 def forced_backend() -> str:
@@ -111,7 +108,7 @@ def forced_backend() -> str:
     return _forced.get() or _from_environment()
 
 
-_forced: ContextVar[str | None] = ContextVar("secateurs_backend", default=None)
+_forced: Forced[str] = Forced("secateurs_backend")
 
 
 @cache

@@ -1,27 +1,37 @@
 """How an operation becomes known to torch: a schema, one implementation for all devices, shapes,
-gradients."""
+gradients, FLOPs, and who may be watching."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-from secateurs.ops._dispatch import Op
+from secateurs.errors import BackendError
+from secateurs.ops._dispatch import AUTO, Op, forced_backend
+from secateurs.ops._recording import recording, wants_torch_operations
 
 _LIBRARY = torch.library.Library("secateurs", "FRAGMENT")
 
 
 def register(
-    op: Op, schema: str, shape: Callable[..., Tensor], reference: Callable[..., Tensor] | None
+    op: Op,
+    schema: str,
+    shape: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    flops: Callable[..., int],
+    differentiable: bool = True,
 ) -> Any:
     """Register `op` under `secateurs::<name>` and return what calls it.
 
     `shape` returns an uninitialised output. Gradients are those of `reference`, which the backward
-    pass runs again: no kernel has to be differentiable, and no gradient is lost. Without a
-    reference the operation is one for callers who record no gradients.
+    pass runs again: no kernel has to be differentiable, and no gradient is lost. An operation that
+    is not `differentiable` is one for callers who record no gradients. `flops` counts what a call
+    computes, two for a multiply-add, as `FlopCounterMode` counts torch's own.
     """
     _LIBRARY.define(f"{op.name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(op.name, op.run, "CPU")
@@ -33,25 +43,69 @@ def register(
         return shape(*args)
 
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
-    if reference is not None:
+    packet = getattr(torch.ops.secateurs, op.name)
+    torch.library.register_vmap(qualified, _one_by_one(packet.default), lib=_LIBRARY)
+    if differentiable:
         _differentiate(qualified, reference)
-    return _caller(getattr(torch.ops.secateurs, op.name).default)
+    register_flop_formula(packet, get_raw=True)(_without_output(flops))
+    return _caller(op, packet.default, reference)
 
 
-def _caller(dispatched: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """What calls an operation, and costs less where no gradients are recorded.
+def _without_output(flops: Callable[..., int]) -> Callable[..., int]:
+    """`flops` of a call's operands, whatever else a counter tells."""
+    return lambda *args, **_: flops(*args)
 
-    Going through what would remember a call's inputs takes as long as a small product. A graph that
-    is being traced must see nothing but the operation.
+
+def _one_by_one(dispatched: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
+    """How `vmap` batches a call that is in a graph already."""
+
+    def batched(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+        calls = (_select(args, in_dims, i) for i in range(info.batch_size))
+        return torch.stack([dispatched(*call) for call in calls]), 0
+
+    return batched
+
+
+def _select(operand: Any, dim: Any, i: int) -> Any:
+    """The part of an operand, or of a list of them, that is number `i` of its batch."""
+    if isinstance(dim, list | tuple):
+        return [_select(each, d, i) for each, d in zip(operand, dim, strict=True)]
+    return operand if dim is None else operand.select(dim, i)
+
+
+def _caller(
+    op: Op, dispatched: Callable[..., Tensor], reference: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    """What calls an operation, and costs less where nobody records anything, gradients among it.
+
+    Going through what would remember a call's inputs takes as long as a small product.
     """
 
     def call(*args: Any) -> Tensor:
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        if recording():
+            return _in_torch(op, reference, args) if wants_torch_operations() else dispatched(*args)
+        if torch.is_grad_enabled():
             return dispatched(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return dispatched(*args)
 
     return call
+
+
+def _in_torch(op: Op, reference: Callable[..., Tensor], args: tuple[Any, ...]) -> Tensor:
+    """The call in torch's own operations. Raises BackendError where a kernel is forced."""
+    forced = forced_backend()
+    if forced not in (AUTO, "reference"):
+        raise BackendError(
+            f"backend {forced!r} refuses {op.name}: torch.jit.trace, ONNX export, torch.func and "
+            "forward-mode differentiation take torch's own operations only; the reference has "
+            "them, and so has the stock model that export_dense returns"
+        )
+    with warnings.catch_warnings():
+        # Sizes of weights are read as numbers, and are the same in every run.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        op.check(*args)
+        return reference(*args)
 
 
 def _differentiate(qualified: str, reference: Callable[..., Tensor]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.errors import BackendError
+from secateurs.ops._forced import Forced
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # as Dtype in csrc/cpu/kernels.h
 
@@ -34,13 +34,10 @@ def isas() -> list[str]:
 
 @contextmanager
 def use_isa(name: str) -> Iterator[None]:
-    """Run the CPU kernels inside the block on one instruction set. Raises BackendError like
-    `isa`."""
-    token = _forced.set(_number(name))
-    try:
+    """Run the CPU kernels inside the block on one instruction set, in this thread and in all that
+    force none themselves; see `Forced`. Raises BackendError like `isa`."""
+    with _forced.set(_number(name)):
         yield
-    finally:
-        _forced.reset(token)
 
 
 def isa_number() -> int:
@@ -68,7 +65,7 @@ def matrix(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-_forced: ContextVar[int | None] = ContextVar("secateurs_isa", default=None)
+_forced: Forced[int] = Forced("secateurs_isa")
 
 
 @cache

@@ -192,6 +192,17 @@ def _check_pattern(
         )
 
 
+def flops(q: Tensor, k: Tensor, *rest: Any) -> int:
+    """Of the blocks of scores that exist. Causality is not counted, as with torch's own."""
+    (b, heads, tq, d), tk = q.shape, k.shape[2]
+    scores = heads * tq * tk
+    indptr, indices, _, masks = rest[-4:]
+    if indptr is not None:
+        alike = heads if indptr.shape[0] == 1 else 1
+        scores = min(scores, alike * indices.numel() * masks.shape[-1] ** 2)
+    return 4 * b * scores * d
+
+
 OP = Op(
     "attention",
     check,
@@ -207,4 +218,5 @@ _call = register(
     "Tensor? pattern_masks) -> Tensor",
     lambda q, *_: q.new_empty((q.shape[0], q.shape[2], q.shape[1], q.shape[3])),
     reference.attention,
+    flops,
 )

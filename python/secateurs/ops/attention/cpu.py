@@ -9,6 +9,7 @@ from torch import Tensor
 
 from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.errors import OperandError
+from secateurs.lasting import lasting
 from secateurs.ops import cpu
 from secateurs.ops._dispatch import Backend
 
@@ -94,10 +95,11 @@ def _rows(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@lasting
 def key_value_heads(hq: int, hkv: int) -> Tensor:
     """`kv_of` where each key/value head serves as many query heads as the others, neighbours
     together."""
-    return torch.arange(hq, dtype=torch.int32) // max(hq // max(hkv, 1), 1)
+    return torch.arange(hq, dtype=torch.int32, device="cpu") // max(hq // max(hkv, 1), 1)
 
 
 def _additive(mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:

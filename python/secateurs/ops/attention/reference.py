@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from secateurs.ops._dispatch import Backend
+from secateurs.ops.block_sparse_linear.reference import row_of_block
 
 
 def attention(
@@ -57,8 +58,7 @@ def _allowed(
     columns = (tk + block - 1) // block
     # Row -1 of the padded masks is a full block.
     tiles = torch.cat([masks, masks.new_ones(1, block, block)])[partial.long()]
-    row = torch.arange(heads * rows, device=indptr.device)
-    row = row.repeat_interleave(indptr.diff(dim=1).flatten().long(), output_size=len(indices))
+    row = row_of_block(indptr[:, 1:].flatten(), len(indices))
     grid = masks.new_zeros(heads * rows, columns, block, block)
     grid = grid.index_put((row, indices.long()), tiles)
     dense = grid.view(heads, rows, columns, block, block).transpose(2, 3)

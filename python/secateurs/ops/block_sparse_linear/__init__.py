@@ -116,6 +116,30 @@ def check_weight(
         raise OperandError(f"expected int32 indices, got {indptr.dtype} and {indices.dtype}")
 
 
+def flops(
+    x: Tensor,
+    values: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    out_features: int,
+    *_: object,
+) -> int:
+    return 2 * x.shape[:-1].numel() * stored(x.shape[-1], values, out_features)
+
+
+def stored(k: int, values: Tensor, out_features: int) -> int:
+    """How many entries of a weight of `out_features` by `k` its blocks hold."""
+    if values.shape[1] * (values.shape[3] if values.dim() == 4 else 1) < k:
+        return values.numel()
+    # Blocks of all inputs, the last of which may be filled up with zeros.
+    return k * min(values.shape[0] * values.shape[2], out_features)
+
+
+def read_in_pairs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a device's kernels want weights in pairs of inputs."""
+    return torch.device(device).type == "cpu" and cpu.reads_pairs(dtype)
+
+
 OP = Op(
     "block_sparse_linear",
     check,
@@ -130,4 +154,5 @@ _call = register(
     "str activation, Tensor? gate, Tensor? residual) -> Tensor",
     lambda x, values, indptr, indices, n, *_: x.new_empty((*x.shape[:-1], n)),
     reference.block_sparse_linear,
+    flops,
 )

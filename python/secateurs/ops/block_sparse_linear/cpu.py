@@ -21,11 +21,16 @@ def _refuse(x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, *_: obje
     return refuse_weight(x, values, indptr, indices)
 
 
+def reads_pairs(dtype: torch.dtype) -> bool:
+    """Whether weights are read in pairs of inputs."""
+    return dtype == torch.bfloat16
+
+
 def refuse_weight(x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor) -> str | None:
     """Why the kernels would not multiply `x` by this weight, if so."""
     if x.dtype not in cpu.DTYPES:
         return f"takes float32 and bfloat16, got {x.dtype}"
-    if (values.dim() == 4) != (x.dtype == torch.bfloat16):
+    if (values.dim() == 4) != reads_pairs(x.dtype):
         return "takes bfloat16 weights in pairs of inputs, float32 ones input by input"
     if values.shape[2] not in WIDTHS:
         return f"takes blocks of 16, 32 or 64 outputs, got {values.shape[2]}"

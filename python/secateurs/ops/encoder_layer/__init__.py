@@ -14,9 +14,10 @@ from torch import Tensor
 from secateurs.errors import OperandError
 from secateurs.ops._dispatch import AUTO, Op, forced_backend
 from secateurs.ops._epilogue import ACTIVATIONS
+from secateurs.ops._recording import plain, recording
 from secateurs.ops._register import register
 from secateurs.ops.attention import check_key_mask, check_kv_of
-from secateurs.ops.block_sparse_linear import Weight, check_weight
+from secateurs.ops.block_sparse_linear import Weight, check_weight, stored
 from secateurs.ops.encoder_layer import cpu, reference
 from secateurs.ops.encoder_layer.operands import Linear, operands
 
@@ -198,6 +199,22 @@ def _check_product(name: str, linear: Linear, k: int, n: int) -> None:
     check_weight(k, values, indptr, indices, n)
 
 
+def flops(
+    x: Tensor,
+    weights: list[Tensor | None],
+    features: list[int],
+    heads: int,
+    kv_heads: int,
+    *_: object,
+) -> int:
+    """Of the products and of attention."""
+    layer, (_, tokens, d) = operands(weights, features), x.shape
+    width = heads * (layer.qkv.out_features // max(heads + 2 * kv_heads, 1))
+    products = ((layer.qkv, d), (layer.output, width), (layer.up, d), (layer.down, layer.up[-1]))
+    each = sum(stored(k, p.values, p.out_features) for p, k in products if p.values is not None)
+    return 2 * x.shape[:-1].numel() * (each + 2 * tokens * width)
+
+
 class _Remembering(Op):
     """An operation that knows the layers it has seen, and does not check them again."""
 
@@ -210,12 +227,22 @@ class _Remembering(Op):
         return super().run(*args)
 
 
+def run(x: Tensor, *operands: Any) -> Tensor:
+    """The call in the order of the schema, for callers who record no gradients: past torch's
+    dispatcher unless someone is recording."""
+    key_mask = operands[5]
+    if recording() or not (plain(x) and plain(key_mask)):
+        return _call(x, *operands)
+    return OP.run(x, *operands)
+
+
 OP = _Remembering("encoder_layer", check, cpu.BACKEND, reference.BACKEND)
-run = OP.run  # for callers whom nothing traces: past torch's dispatcher
 _call = register(
     OP,
     "(Tensor x, Tensor?[] weights, int[] features, int heads, int kv_heads, Tensor? kv_of, "
     "Tensor? key_mask, str activation, float attention_eps, float ffn_eps) -> Tensor",
     lambda x, *_: x.new_empty(x.shape),
-    None,
+    reference.encoder_layer,
+    flops,
+    differentiable=False,
 )

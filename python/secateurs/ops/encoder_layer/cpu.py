@@ -12,6 +12,7 @@ from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.errors import OperandError
 from secateurs.ops import cpu
 from secateurs.ops._dispatch import Backend
+from secateurs.ops._recording import plain
 from secateurs.ops.attention import check_key_mask
 from secateurs.ops.attention.cpu import key_value_heads
 from secateurs.ops.block_sparse_linear.cpu import (
@@ -110,6 +111,9 @@ class Bound:
 def _refuse(x: Tensor, weights: list[Tensor | None], features: list[int], *_: object) -> str | None:
     if x.device.type != "cpu":
         return f"runs on the CPU, got tensors on {x.device}"
+    strange = next((type(w).__name__ for w in weights if not plain(w)), None)
+    if strange is not None:
+        return f"takes torch's own tensors, got a weight of class {strange}"
     for values, indptr, indices, *_ in operands(weights, features)[:4]:
         if values is not None and indptr is not None and indices is not None:
             reason = refuse_weight(x, values, indptr, indices)

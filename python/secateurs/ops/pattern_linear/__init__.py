@@ -157,6 +157,13 @@ def _check_places(x: Tensor, values: Tensor, places: Tensor) -> None:
         )
 
 
+def flops(x: Tensor, values: Tensor, index: Tensor, library: Tensor | None, *_: object) -> int:
+    """Of the entries that are stored; values beside columns may be padded."""
+    padded = library is None and index.dim() == 2
+    stored = index.numel() * values.shape[2] if padded else values.numel()
+    return 2 * x.shape[:-1].numel() * stored
+
+
 OP = Op(
     "pattern_linear",
     check,
@@ -171,4 +178,5 @@ _call = register(
     "Tensor? gate, Tensor? residual) -> Tensor",
     lambda x, values, index, library, *_: x.new_empty((*x.shape[:-1], outputs(values, library))),
     reference.pattern_linear,
+    flops,
 )

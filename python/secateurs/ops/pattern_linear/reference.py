@@ -51,9 +51,11 @@ def _columns(places: Tensor) -> Tensor:
 
 
 def _blocks(values: Tensor, codes: Tensor, library: Tensor) -> Tensor:
-    chosen = library[codes.long()]  # [N/p, K/q, p, q]
-    blocks = values.new_zeros(chosen.shape).masked_scatter(chosen, values)
-    rows, columns, p, q = chosen.shape
+    (_, p, q), (rows, columns), codes = library.shape, codes.shape, codes.long()
+    ones = library.flatten(1)
+    place = (ones.cumsum(1) - 1).clamp(min=0)  # of each entry among those that a block stores
+    blocks = values.gather(2, place[codes]).masked_fill(~ones[codes], 0)  # [N/p, K/q, p q]
+    blocks = blocks.view(rows, columns, p, q)
     return blocks.transpose(1, 2).reshape(rows * p, columns * q)
 
 

@@ -1,0 +1,47 @@
+"""Choices that hold inside a `with` block, in whichever thread its work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import Lock
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Forced(Generic[T]):
+    """What is chosen by the blocks that are open.
+
+    A block's choice holds where it was opened, and in every thread of the process that has made
+    none itself: workers of a pool, of DataParallel or of autograd do a block's work, and need not
+    have been started inside it. Of several blocks open elsewhere it follows the one opened last.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._own: ContextVar[T | None] = ContextVar(name, default=None)
+        self._open: tuple[list[T], ...] = ()  # of all threads, each a list to tell equals apart
+        self._changing = Lock()
+
+    def get(self) -> T | None:
+        """The choice that holds here; None without one."""
+        own = self._own.get()
+        if own is not None:
+            return own
+        blocks = self._open
+        return blocks[-1][0] if blocks else None
+
+    @contextmanager
+    def set(self, choice: T) -> Iterator[None]:
+        """Choose inside the block."""
+        block = [choice]
+        token = self._own.set(choice)
+        with self._changing:
+            self._open += (block,)
+        try:
+            yield
+        finally:
+            with self._changing:
+                self._open = tuple(other for other in self._open if other is not block)
+            self._own.reset(token)
