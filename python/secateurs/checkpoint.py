@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from secateurs.checks import door
 from secateurs.convert import (
     CompactLinear,
     compact_blocks,
@@ -44,6 +45,7 @@ FORMAT_VERSION = 1
 CONFIG, WEIGHTS, PLAN = "config.json", "model.safetensors", "plan.safetensors"
 
 
+@door
 def save(model: nn.Module, directory: str | Path) -> None:
     """Write a converted model; the files are complete or absent.
 
@@ -73,6 +75,7 @@ def save(model: nn.Module, directory: str | Path) -> None:
         (scratch / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+@door
 @torch.no_grad()
 def load(directory: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
     """Read a model written by `save`, packed for the machine and device it is loaded on.
@@ -112,6 +115,7 @@ def load(directory: str | Path, *, device: str | torch.device = "cpu") -> nn.Mod
         raise CheckpointError(f"the model in {directory} is damaged: {error}") from error
 
 
+@door
 @torch.no_grad()
 def export_dense(model: nn.Module) -> nn.Module:
     """The stock model that computes the same: zeros back in place of what was removed. Loads

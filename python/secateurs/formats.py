@@ -8,6 +8,7 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
+from secateurs.checks import door
 from secateurs.errors import FormatError
 
 PANEL = (
@@ -54,6 +55,7 @@ class BlockSparseWeight:
         return self.values.shape[0] / max(1, rows * columns)
 
     @classmethod
+    @door
     def pack(
         cls, weight: Tensor, keep: Tensor | None = None, block: tuple[int, int] = (32, 32)
     ) -> BlockSparseWeight:
@@ -79,6 +81,7 @@ class BlockSparseWeight:
         return cls(tiles[keep].contiguous(), indptr, indices, (n, k))
 
     @classmethod
+    @door
     def pack_dense(cls, weight: Tensor) -> BlockSparseWeight:
         """Pack a whole `weight` `[N, K]`, any N and K, in panels of 32 outputs."""
         n, k = weight.shape

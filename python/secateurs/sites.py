@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.checks import door
 from secateurs.errors import FamilyError
 from secateurs.levels import Levels
 from secateurs.plan import BlockMask, PatternMask, Site, SparsityPlan
@@ -308,6 +309,7 @@ class Sites:
         }
 
 
+@door
 def find_sites(model: nn.Module) -> Sites:
     """The sites of a transformers model.
 
