@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.errors import CheckpointError, MethodError
+from secateurs.checks import check_seed, check_weights, door
+from secateurs.errors import ArgumentError, CheckpointError, MethodError
 from secateurs.gates import Gates
 from secateurs.plan import SparsityPlan
-from secateurs.pruning import Budget, Needs, Pruner, make_pruner
+from secateurs.pruning import Budget, Needs, Pruner, check_options, make_pruner
 from secateurs.sites import find_sites
 
 GIVE_UP = 25  # steps in a row without finite gradients
@@ -51,37 +52,50 @@ class Session:
     that do not fit into the training; BudgetError and FamilyError as their names say.
     """
 
+    @door
     def __init__(
         self,
         model: nn.Module,
         method: str | SparsityPlan,
         *,
-        budget: Budget | str | None = None,
+        budget: Budget | Mapping[str, Any] | str | None = None,
         steps: int | None = None,
         seed: int = 0,
         **options: Any,
     ) -> None:
+        check_seed(seed)
+        check_weights(model)
+        if any(parameter.is_inference() for parameter in model.parameters()):
+            raise ArgumentError(
+                "expected a model that can be trained, got one made under torch.inference_mode: "
+                "train a copy.deepcopy of it"
+            )
         self.model, self.seed, self.options = model, seed, options
         self.sites = find_sites(model)
         self.step = 0
         self._left_out = 0
         self._finite = True
+        self._learnt = False  # whether a step has had gradients to go by
         self._steps: int | None = None
         self._given_steps = steps
         self._stack: ExitStack | None = None
         self._plan: SparsityPlan | None = None
         if isinstance(method, SparsityPlan):
+            if budget is not None or options:
+                raise MethodError("expected neither a budget nor options beside a plan, got some")
             self.method, self.budget = "", None
             self.pruner: Pruner = _Decided(method)
         else:
-            self.pruner, self.method = make_pruner(method, **options), method
+            self.options = check_options(method, options)
+            self.pruner, self.method = make_pruner(method, **self.options), method
             if Needs.TRAINING not in self.pruner.needs:
                 raise MethodError(
                     f"{method} decides without training: expected its plan, made by prune"
                 )
             if budget is None:
                 raise MethodError(f"{method} expects a budget, got none")
-            self.budget = Budget.parse(budget) if isinstance(budget, str) else budget
+            self.budget = Budget.of(budget)
+            self.pruner.check(self.budget)
 
     def __enter__(self) -> Session:
         with ExitStack() as stack:
@@ -102,10 +116,16 @@ class Session:
         assert self._stack is not None
         with self._stack:
             if kind is None:
+                if self.step and self.method and not self._learnt:
+                    raise MethodError(
+                        "expected gradients to decide by, got none but zeros, NaN or infinity in "
+                        f"all {self.step} steps"
+                    )
                 if self.step or not self.method:
                     self._plan = self.current_plan()
                 self.pruner.close()
 
+    @door
     def begin(self, steps: int) -> None:
         """The training has `steps` optimizer steps. Raises MethodError if the method's schedules do
         not fit into them."""
@@ -140,6 +160,8 @@ class Session:
             finite = _finite(self.model.parameters())
         self._finite = finite and _finite(own)
         if self._finite:
+            judged = self.model.parameters() if self.pruner.trains_model else own
+            self._learnt = self._learnt or _any(judged)
             self._left_out = 0
             self.pruner.after_backward(self.step)
             return
@@ -204,6 +226,7 @@ class Session:
                     f"expected a state with {key} {value!r}, got one with {given.get(key)!r}"
                 )
         self.step = state["step"]
+        self._learnt = self.step > 0
         self.pruner.generator.set_state(state["generator"])
         self.pruner.load_state_dict(state["pruner"])
 
@@ -215,6 +238,10 @@ class Session:
 
 def _finite(parameters: Iterable[nn.Parameter]) -> bool:
     return all(bool(torch.isfinite(p.grad).all()) for p in parameters if p.grad is not None)
+
+
+def _any(parameters: Iterable[nn.Parameter]) -> bool:
+    return any(p.grad is not None and bool(p.grad.any()) for p in parameters)
 
 
 class _Decided(Pruner):

@@ -110,6 +110,8 @@ class Bound:
 def _refuse(x: Tensor, weights: list[Tensor | None], features: list[int], *_: object) -> str | None:
     if x.device.type != "cpu":
         return f"runs on the CPU, got tensors on {x.device}"
+    if x.dtype not in cpu.DTYPES:
+        return f"takes float32 and bfloat16, got {x.dtype}"
     for values, indptr, indices, *_ in operands(weights, features)[:4]:
         if values is not None and indptr is not None and indices is not None:
             reason = refuse_weight(x, values, indptr, indices)
