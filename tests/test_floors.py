@@ -53,7 +53,7 @@ FLOORS = {
     "measure": {"environment"},
     "cost": {"ops", "environment"},
     "text": set(),
-    "tasks": set(),
+    "tasks": {"text"},
     "capture": set(),
 }
 TOP = {

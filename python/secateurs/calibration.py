@@ -115,8 +115,8 @@ def loss_of(output: Any) -> Tensor:
         )
     if not bool(torch.isfinite(loss).all()):
         raise MethodError(
-            "expected a finite loss on each batch, got NaN or infinity: some labels must count (not "
-            "be -100), and weights and inputs be finite"
+            "expected a finite loss on each batch, got NaN or infinity: some labels must count "
+            "(-100 does not), and weights and inputs be finite"
         )
     return loss
 

@@ -53,6 +53,13 @@ def door(function: Function) -> Function:
     return cast(Function, checked)
 
 
+def read_options(function: Callable[..., Any], words: Mapping[str, str]) -> dict[str, Any]:
+    """Words of a command line as keywords of `function`, by what its annotations name. Raises
+    ArgumentError for one that is no such thing."""
+    hints = _hints(function)
+    return {name: _read(name, text, hints.get(name, str)) for name, text in words.items()}
+
+
 def fit_options(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """`options` as keywords of `function`. Raises ArgumentError for a value of another kind than
     its annotation names."""
@@ -130,6 +137,25 @@ def check_seed(seed: int) -> None:
     """Raise ArgumentError unless every generator takes `seed`."""
     if not 0 <= seed < SEEDS:
         raise ArgumentError(f"expected a seed from 0 to {SEEDS - 1}, got {seed}")
+
+
+def _read(name: str, text: str, hint: Any) -> Any:
+    hints = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for kind, reader in _READERS.items():
+        if kind in hints:
+            try:
+                return fit(name, reader(text), kind)
+            except (KeyError, ValueError):
+                continue
+    return fit(name, text, hint)
+
+
+_READERS: dict[Any, Callable[[str], Any]] = {
+    bool: lambda text: {"true": True, "1": True, "false": False, "0": False}[text.lower()],
+    int: int,
+    float: float,
+    type(None): lambda text: {"none": None}[text.lower()],
+}
 
 
 class _Unfit(Exception):

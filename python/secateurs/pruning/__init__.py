@@ -38,6 +38,7 @@ __all__ = [
     "Method",
     "Needs",
     "Pruner",
+    "check_option_names",
     "check_options",
     "make_pruner",
     "prune",
@@ -88,15 +89,20 @@ METHODS: dict[str, Method] = {
 }
 
 
+def check_option_names(method: str, names: Iterable[str]) -> None:
+    """Raise MethodError for a name that is no option of `method`."""
+    known = METHODS[method].options
+    for name in names:
+        if name not in known:
+            raise MethodError(f"{method} has the options {known}, got {name!r}")
+
+
 def check_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """`options` of `method` as it takes them. Raises MethodError for an unknown method or option,
     ArgumentError for a value of another kind."""
     if method not in METHODS:
         raise MethodError(f"expected a method in {', '.join(METHODS)}; got {method!r}")
-    known = METHODS[method].options
-    for name in options:
-        if name not in known:
-            raise MethodError(f"{method} has the options {known}, got {name!r}")
+    check_option_names(method, options)
     return fit_options(METHODS[method].pruner, options)
 
 
