@@ -275,13 +275,12 @@ def _work(options: argparse.Namespace, out: Path) -> Path:
 def _tokenizer(options: argparse.Namespace, model: Any) -> Any:
     """The tokenizer of `model`, made fit for it; a length beyond its positions is cut, and told."""
     from secateurs.pretrained import open_tokenizer
-    from secateurs.text import check_has_files, fit_tokenizer, most_tokens
+    from secateurs.text import check_has_files, fit_tokenizer
 
     tokenizer = open_tokenizer(options.model)
     check_has_files(tokenizer, options.model)
-    fit_tokenizer(tokenizer, model)
-    most = most_tokens(model)
-    if most is not None and most < options.max_length:
+    most = fit_tokenizer(tokenizer, model, options.max_length)
+    if most < options.max_length:
         _tell(options, f"the model reads {most} tokens, longer texts are cut to them")
         options.max_length = most
     return tokenizer

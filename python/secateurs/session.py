@@ -116,12 +116,7 @@ class Session:
         assert self._stack is not None
         with self._stack:
             if kind is None:
-                if self.step and self.method and not self._learnt:
-                    raise MethodError(
-                        "expected gradients to decide by, got none but zeros, NaN or infinity in "
-                        f"all {self.step} steps"
-                    )
-                if self.step or not self.method:
+                if (self.step and self._learnt) or not self.method:
                     self._plan = self.current_plan()
                 self.pruner.close()
 
@@ -161,7 +156,7 @@ class Session:
         self._finite = finite and _finite(own)
         if self._finite:
             judged = self.model.parameters() if self.pruner.trains_model else own
-            self._learnt = self._learnt or _any(judged)
+            self._learnt = self._learnt or not _all_zero(judged)
             self._left_out = 0
             self.pruner.after_backward(self.step)
             return
@@ -186,9 +181,14 @@ class Session:
 
     @property
     def plan(self) -> SparsityPlan:
-        """What the method decided. Raises MethodError before the training is over, and after none
-        at all."""
+        """What the method decided. Raises MethodError before the training is over, after none at
+        all, and after one whose gradients told nothing."""
         if self._plan is None:
+            if self.step and not self._learnt:
+                raise MethodError(
+                    "expected gradients to decide by, got none but zeros, NaN or infinity in all "
+                    f"{self.step} steps"
+                )
             raise MethodError(
                 f"expected a session that has trained and was left, got one at step {self.step}"
             )
@@ -240,8 +240,10 @@ def _finite(parameters: Iterable[nn.Parameter]) -> bool:
     return all(bool(torch.isfinite(p.grad).all()) for p in parameters if p.grad is not None)
 
 
-def _any(parameters: Iterable[nn.Parameter]) -> bool:
-    return any(p.grad is not None and bool(p.grad.any()) for p in parameters)
+def _all_zero(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether there are gradients, and none that is not zero: those of a loss without labels."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)
 
 
 class _Decided(Pruner):

@@ -107,12 +107,7 @@ def tokenized(
     **options: Any,
 ) -> dict[str, Any]:
     """What `tokenizer` makes of texts, or of pairs of them, cut to `max_length` tokens. Raises
-    DataError where it fails, or the length leaves no room beside the special tokens."""
-    special = tokenizer.num_special_tokens_to_add(pair=pairs is not None)
-    if max_length <= special:
-        raise DataError(
-            f"expected a length of more than the {special} special tokens, got {max_length}"
-        )
+    DataError where it fails."""
     try:
         made = tokenizer(texts, pairs, truncation=True, max_length=max_length, **options)
     except Exception as error:  # tokenizers raise whatever they come to
@@ -126,7 +121,7 @@ def check_known(tokenizer: Any, examples: Iterable[Sequence[int]]) -> None:
     unknown = _unknown(tokenizer)
     if unknown is None:
         return
-    others = set(tokenizer.all_special_ids) - {unknown}
+    others = set(tokenizer.all_special_ids) - {unknown}  # of these every text has some
     words = strange = 0
     for ids in examples:
         words += sum(i not in others for i in ids)
@@ -138,18 +133,19 @@ def check_known(tokenizer: Any, examples: Iterable[Sequence[int]]) -> None:
 
 
 def check_has_files(tokenizer: Any, folder: str | Path) -> None:
-    """Raise DataError unless the vocabulary of `tokenizer` lies in `folder`: without it an empty one
-    is made up."""
+    """Raise DataError unless the vocabulary of `tokenizer` lies in `folder`: without its files an
+    empty one is made up."""
     names = dict.fromkeys(("tokenizer.json", *tokenizer.vocab_files_names.values()))
     if not any((Path(folder) / name).is_file() for name in names):
         raise DataError(f"expected a tokenizer in {folder}, got none of {', '.join(names)}")
 
 
-def fit_tokenizer(tokenizer: Any, model: nn.Module) -> None:
+def fit_tokenizer(tokenizer: Any, model: nn.Module, max_length: int) -> int:
     """Let `tokenizer` pad, with the end of a text where it has no token of its own for that, and
-    give only what `model` takes; let `model` know its padding.
+    give only what `model` takes; let `model` know its padding. Returns the tokens that a text of up
+    to `max_length` may have.
 
-    Raises DataError if there is no token to pad with.
+    Raises DataError if there is no token to pad with, or no room beside the special tokens.
     """
     if tokenizer.pad_token is None:
         for token in (tokenizer.eos_token, tokenizer.unk_token):
@@ -163,6 +159,11 @@ def fit_tokenizer(tokenizer: Any, model: nn.Module) -> None:
         config.pad_token_id = tokenizer.pad_token_id
     takes = inspect.signature(model.forward).parameters
     tokenizer.model_input_names = [n for n in tokenizer.model_input_names if n in takes]
+    most = min(max_length, most_tokens(model) or max_length)
+    special = tokenizer.num_special_tokens_to_add()
+    if most <= special:
+        raise DataError(f"expected a length of more than {special} special tokens, got {most}")
+    return most
 
 
 def most_tokens(model: nn.Module) -> int | None:
@@ -176,7 +177,7 @@ def most_tokens(model: nn.Module) -> int | None:
 
 def _unknown(tokenizer: Any) -> int | None:
     """The token that stands for unknown words, which only the model of a tokenizer may name."""
-    if tokenizer.unk_token_id is not None:
+    if getattr(tokenizer, "unk_token_id", None) is not None:
         return tokenizer.unk_token_id
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     name = getattr(model, "unk_token", None)
