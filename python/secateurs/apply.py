@@ -7,11 +7,13 @@ import copy
 import torch
 from torch import nn
 
+from secateurs.checks import door
 from secateurs.errors import PlanError
 from secateurs.plan import SparsityPlan
 from secateurs.sites import find_sites
 
 
+@door
 @torch.no_grad()
 def apply(model: nn.Module, plan: SparsityPlan, *, inplace: bool = False) -> nn.Module:
     """A stock model with zeros where `plan` removes, and the rest on the levels it gives: as slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,24 +11,53 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from secateurs.errors import DataError
+from secateurs.checks import brief, first_line, fit
+from secateurs.errors import DataError, MethodError, SecateursError
 
 Batch = Mapping[str, Tensor]
+
+
+_QUESTIONS = ("start_positions", "end_positions")  # labels by another name
+_OUTPUTS = ("logits", "prediction_logits", "reconstruction", "last_hidden_state")
 
 
 def check_batches(batches: Iterable[Batch] | None) -> list[Batch]:
     """The batches as a list. Raises DataError if there are none, or one is not a dict of tensors of
     one length."""
-    found = list(batches or ())
+    found = list(fit("batches", () if batches is None else batches, Iterable, DataError))
     if not found:
         raise DataError("expected at least one batch of data, got an empty dataset")
     for batch in found:
-        if not isinstance(batch, Mapping) or not all(isinstance(v, Tensor) for v in batch.values()):
-            raise DataError(f"expected batches as dicts of tensors, got {type(batch).__name__}")
+        if not isinstance(batch, Mapping):
+            raise DataError(f"expected batches as dicts of tensors, got {brief(batch)}")
+        for name, value in batch.items():
+            if not isinstance(name, str) or not isinstance(value, Tensor):
+                raise DataError(
+                    f"expected batches as dicts of tensors, got {brief(value)} by {brief(name)}"
+                )
+            if not value.dim() or value.is_meta:
+                raise DataError(
+                    f"expected {name} with values for each example, got "
+                    f"{'a number' if not value.dim() else 'a tensor on the meta device'}"
+                )
         sizes = {value.shape[0] for value in batch.values()}
         if len(sizes) != 1 or sizes == {0}:
             raise DataError(f"expected tensors of one batch size above 0, got {sorted(sizes)}")
     return found
+
+
+def is_label(name: str) -> bool:
+    """Whether a tensor of this name in a batch is what the model's answer is judged by."""
+    return "label" in name or name in _QUESTIONS
+
+
+def check_labels(batches: Iterable[Batch]) -> None:
+    """Raise DataError unless all batches have the same labels, or none has any: losses of two kinds
+    do not add up."""
+    kinds = {tuple(sorted(filter(is_label, batch))) for batch in batches}
+    if len(kinds) > 1:
+        told = " and ".join(", ".join(names) or "none" for names in sorted(kinds))
+        raise DataError(f"expected the same labels in every batch, got {told}")
 
 
 def batch_size(batch: Batch) -> int:
@@ -35,8 +65,23 @@ def batch_size(batch: Batch) -> int:
 
 
 def to_device(batch: Batch, model: nn.Module) -> dict[str, Tensor]:
+    """The batch where the model is; tensors made under `torch.inference_mode` as copies, for no
+    gradient may pass by them."""
     device = next(model.parameters()).device
-    return {name: value.to(device) for name, value in batch.items()}
+    moved = {name: value.to(device) for name, value in batch.items()}
+    return {n: v.clone() if v.is_inference() else v for n, v in moved.items()}
+
+
+def unlabelled(batch: Batch, model: nn.Module) -> dict[str, Tensor]:
+    """`batch` without its labels, on the device of `model`."""
+    return {name: v for name, v in to_device(batch, model).items() if not is_label(name)}
+
+
+def made_for_gradients(model: nn.Module) -> nn.Module:
+    """`model`, or a copy where it was made under `torch.inference_mode`: through such weights no
+    gradient may pass."""
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model) if any(t.is_inference() for t in tensors) else model
 
 
 def shown(items: Iterable[Any], total: int, label: str, progress: bool) -> Iterator[Any]:
@@ -52,20 +97,40 @@ def run(model: nn.Module, batch: Batch) -> Any:
     """`model(**batch)`. Raises DataError if the model does not take these inputs."""
     try:
         return model(**batch)
-    except (TypeError, ValueError, IndexError) as error:
+    except (SecateursError, torch.OutOfMemoryError):
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise DataError(
             f"expected a batch that {type(model).__name__} takes, got one of "
-            f"{', '.join(batch)}: {error}"
+            f"{', '.join(batch)}: {first_line(error)}"
         ) from error
 
 
+def loss_of(output: Any) -> Tensor:
+    """The loss in an output. Raises DataError if there is none, MethodError if it is not finite."""
+    loss = getattr(output, "loss", None)
+    if not isinstance(loss, Tensor):
+        raise DataError(
+            "the batch has labels, but the model returns no loss: expected a model with a task head"
+        )
+    if not bool(torch.isfinite(loss).all()):
+        raise MethodError(
+            "expected a finite loss on each batch, got NaN or infinity: some labels must count "
+            "(-100 does not), and weights and inputs be finite"
+        )
+    return loss
+
+
 def main_output(output: Any) -> Tensor:
-    """What a model is for: its logits, else its last hidden states. Raises DataError for other
-    outputs."""
-    for name in ("logits", "last_hidden_state"):
+    """What a model is for: its logits (those of where an answer starts and ends as `[B, T, 2]`),
+    else its last hidden states. Raises DataError for other outputs."""
+    for name in _OUTPUTS:
         found = getattr(output, name, None)
         if isinstance(found, Tensor):
             return found
+    ends = [getattr(output, name, None) for name in ("start_logits", "end_logits")]
+    if all(isinstance(end, Tensor) for end in ends):
+        return torch.stack(ends, -1)  # type: ignore[arg-type]
     raise DataError(
         f"expected an output with logits or last_hidden_state, got {type(output).__name__}"
     )
@@ -75,6 +140,8 @@ def token_weights(output: Tensor, batch: Batch) -> Tensor:
     """Ones, or zeros where `output` `[B, T, ...]` stands at padding: what a comparison of outputs
     should count."""
     mask = batch.get("attention_mask")
+    if mask is not None and mask.dim() == 3:  # of choices [B, C, T], which a model runs as B * C
+        mask = mask.flatten(0, 1)
     if mask is None or output.dim() < 3 or mask.shape != output.shape[:2]:
         return torch.ones((), dtype=output.dtype, device=output.device)
     return mask.to(output.dtype).view(*mask.shape, *[1] * (output.dim() - 2))

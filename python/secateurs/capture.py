@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.checks import door
 from secateurs.errors import BackendError, DataError
 from secateurs.graphs import Recording
 
@@ -21,6 +22,7 @@ Step = Callable[[Mapping[str, Any]], Any]
 Shapes = dict[str, tuple[int, ...]]
 
 
+@door
 def capture(
     model: nn.Module, example_inputs: Mapping[str, Any], lengths: Iterable[int] = LENGTHS
 ) -> Bucketed:

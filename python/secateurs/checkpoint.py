@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from secateurs.blueprint import FLOATS, Blueprint, blueprint_of, is_stock
+from secateurs.checks import door
 from secateurs.convert import CompactLinear, conversion_of, rebuild
 from secateurs.cost import FormPicker, machine
 from secateurs.errors import CheckpointError, FormatError, SecateursError
@@ -54,6 +55,7 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 _MOST_READS = 100  # of a directory that others keep writing to
 
 
+@door
 def save(model: nn.Module, directory: str | Path) -> None:
     """Write a converted model. Whenever a reader comes, or this process dies, the directory holds
     the model it held before or this one.
@@ -102,6 +104,7 @@ def save(model: nn.Module, directory: str | Path) -> None:
         raise CheckpointError(f"cannot write the model to {directory}: {error}") from error
 
 
+@door
 @torch.no_grad()
 def load(
     directory: str | Path,
@@ -142,6 +145,7 @@ def load(
     raise CheckpointError(f"cannot read the model in {directory}: it changes all the time")
 
 
+@door
 @torch.no_grad()
 def export_dense(model: nn.Module) -> nn.Module:
     """The stock model that computes the same: zeros back in place of what was removed. Loads

@@ -6,12 +6,14 @@ import argparse
 import random
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from secateurs.arguments import parser
-from secateurs.errors import DataError, SecateursError
+from secateurs.arguments import method_options, parser, settle
+from secateurs.checks import first_line
+from secateurs.errors import DataError, MethodError, SecateursError
 
 # argparse answers a command line it cannot read with 2, and we one whose input we cannot use.
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -21,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 only on success."""
     options = parser(_COMMANDS).parse_args(arguments)
     try:
-        _check_writable(options.json)
+        _check_json(options.json)
         status, result = options.run(options)
         if options.json:
             from secateurs.report import write_json
@@ -30,8 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SecateursError as error:
         if options.debug:
             raise
-        print(f"secateurs {options.command}: {error}", file=sys.stderr)
+        _tell(options, str(error))
         return BAD_INPUT
+    except OSError as error:  # a full disk, a file that vanished: not ours to foresee
+        if options.debug:
+            raise
+        _tell(options, first_line(error))
+        return FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -51,27 +58,37 @@ def _demo(options: argparse.Namespace) -> tuple[int, Any]:
 def _prune(options: argparse.Namespace) -> tuple[int, Any]:
     from secateurs.checkpoint import save
     from secateurs.convert import convert
-    from secateurs.pretrained import open_model, open_tokenizer
-    from secateurs.pruning import METHODS, Needs, prune
+    from secateurs.pretrained import open_model
+    from secateurs.pruning import METHODS, Budget, Needs, make_pruner, prune
+    from secateurs.recipe import check_pruning
     from secateurs.sites import find_sites
     from secateurs.text import batches, read_examples, read_text
     from secateurs.training import distill
 
     _quiet()
+    settle(options)
     out = _new_directory(options.out)
+    chosen = method_options(options.method, options.option)
+    needs = METHODS[options.method].needs
+    make_pruner(options.method, **chosen).check(Budget.parse(options.budget))
     if options.task:
-        return _prune_on_task(options, out)
-    model = open_model(options.model)
-    tokenizer, training = None, []
+        return _prune_on_task(options, out, chosen)
+    if Needs.TRAINING in needs:
+        raise MethodError(f"expected --task, on which {options.method} trains the model, got none")
+    reads_data = needs & (Needs.ACTIVATIONS | Needs.GRADIENTS)
+    rows: Sequence[Any] = ()
     if options.text or options.data:
-        tokenizer = open_tokenizer(options.model)
         rows = read_text(options.text) if options.text else read_examples(options.data)
-        training = batches(tokenizer, rows, options.batch_size, options.max_length)
-        random.Random(options.seed).shuffle(training)
-    reads_data = METHODS[options.method].needs & (Needs.ACTIVATIONS | Needs.GRADIENTS)
-    if not training and (reads_data or options.distill):
+    elif reads_data or options.distill:
         who = f"method {options.method}" if reads_data else "--distill"
         raise DataError(f"expected --text or --data, which {who} needs, got neither")
+    model = open_model(options.model)
+    check_pruning(model, options.method, options.budget, chosen, seed=options.seed)
+    tokenizer, training = None, []
+    if rows:
+        tokenizer = _tokenizer(options, model)
+        training = batches(tokenizer, rows, options.batch_size, options.max_length)
+        random.Random(options.seed).shuffle(training)
     plan = prune(
         model,
         training[: -(-options.examples // options.batch_size)],
@@ -79,7 +96,7 @@ def _prune(options: argparse.Namespace) -> tuple[int, Any]:
         budget=options.budget,
         seed=options.seed,
         progress=options.progress,
-        **dict(options.option),
+        **chosen,
     )
     recovered = model
     if options.distill:
@@ -105,20 +122,41 @@ def _prune(options: argparse.Namespace) -> tuple[int, Any]:
     }
 
 
-def _prune_on_task(options: argparse.Namespace, out: Path) -> tuple[int, Any]:
+def _prune_on_task(
+    options: argparse.Namespace, out: Path, chosen: dict[str, Any]
+) -> tuple[int, Any]:
+    import torch
+
     from secateurs.checkpoint import save
     from secateurs.convert import convert
-    from secateurs.pretrained import has_classifier, open_classifier, open_tokenizer
-    from secateurs.pruning import METHODS
-    from secateurs.recipe import Settings, TaskData, evaluate, prune_on_task, train
+    from secateurs.pretrained import has_classifier, open_classifier
+    from secateurs.pruning import METHODS, Needs
+    from secateurs.recipe import (
+        Settings,
+        TaskData,
+        check_pruning,
+        evaluate,
+        prune_on_task,
+        steps_of,
+        train,
+    )
     from secateurs.report import table
     from secateurs.sites import find_sites
     from secateurs.tasks import find_task
     from secateurs.trainer import Distillation
 
-    task, tokenizer = find_task(options.task), open_tokenizer(options.model)
+    task, method = find_task(options.task), METHODS[options.method]
+    work, progress = _work(options, out), options.progress
+    if options.precision == "fp16" and not torch.cuda.is_available():
+        raise DataError("expected a GPU to train in fp16 on, got none: bf16 needs none")
+    if Needs.TRAINING in method.needs and options.prune_epochs <= 0:
+        raise DataError(f"expected epochs for {method.name} to prune in, got 0")
+    # What the task knows and the method asks.
+    chosen = ({"pair": task.pair} if "pair" in method.options else {}) | chosen
     model = open_classifier(options.model, task.labels, options.seed)
     sites = find_sites(model)
+    check_pruning(model, method.name, options.budget, chosen, seed=options.seed)
+    tokenizer = _tokenizer(options, model)
     data = TaskData.read(
         task, tokenizer, options.data_dir, options.max_length, options.train_examples
     )
@@ -129,9 +167,8 @@ def _prune_on_task(options: argparse.Namespace, out: Path) -> tuple[int, Any]:
         precision=options.precision,
         distillation=Distillation() if options.imitate else None,
     )
-    # What the task knows and the method asks.
-    known = {"pair": task.pair} if "pair" in METHODS[options.method].options else {}
-    work, progress = Path(options.checkpoints or f"{out}-checkpoints"), options.progress
+    steps = steps_of(data, options.prune_epochs, options.batch_size)
+    check_pruning(model, method.name, options.budget, chosen, seed=options.seed, steps=steps)
     seconds = {}
     before = options.dense_epochs
     if before is None:
@@ -150,7 +187,7 @@ def _prune_on_task(options: argparse.Namespace, out: Path) -> tuple[int, Any]:
         recover_epochs=options.recover_epochs,
         examples=options.examples,
         progress=progress,
-        options=known | dict(options.option),
+        options=chosen,
     )
     fast = convert(outcome.model, outcome.plan)
     converted = evaluate(fast, data)
@@ -179,17 +216,20 @@ def _prune_on_task(options: argparse.Namespace, out: Path) -> tuple[int, Any]:
 
 
 def _meta_train(options: argparse.Namespace) -> tuple[int, Any]:
-    from secateurs.pretrained import open_model, open_tokenizer
+    from secateurs.pretrained import open_model
     from secateurs.pruning.smp import meta_train, save_scorer
     from secateurs.recipe import meta_task
+    from secateurs.sites import find_sites
     from secateurs.tasks import find_task
 
     _quiet()
     out = Path(options.out)
-    if out.exists() or not out.absolute().parent.is_dir():
+    if out.exists() or not _may_write(out.absolute().parent):
         raise DataError(f"expected --out to be a new file in an existing folder, got {out}")
     tasks = [find_task(name) for name in options.tasks]
-    model, tokenizer = open_model(options.model), open_tokenizer(options.model)
+    model = open_model(options.model)
+    find_sites(model)
+    tokenizer = _tokenizer(options, model)
     learnt = [
         meta_task(
             task,
@@ -214,7 +254,36 @@ def _new_directory(path: str) -> Path:
     out = Path(path)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DataError(f"expected --out to be a new or empty directory, got {out}")
+    above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not _may_write(above):
+        raise DataError(f"expected --out where a directory can be made, got {out}")
     return out
+
+
+def _work(options: argparse.Namespace, out: Path) -> Path:
+    """The folder of the checkpoints, which is removed in the end."""
+    work = Path(options.checkpoints or f"{out}-checkpoints")
+    kept, removed = out.resolve(), work.resolve()
+    if kept.is_relative_to(removed) or removed.is_relative_to(kept):
+        raise DataError(f"expected --checkpoints apart from --out, got {work} and {out}")
+    above = next(folder for folder in (work, *work.absolute().parents) if folder.exists())
+    if not _may_write(above):
+        raise DataError(f"expected --checkpoints where a directory can be made, got {work}")
+    return work
+
+
+def _tokenizer(options: argparse.Namespace, model: Any) -> Any:
+    """The tokenizer of `model`, made fit for it; a length beyond its positions is cut, and told."""
+    from secateurs.pretrained import open_tokenizer
+    from secateurs.text import check_has_files, fit_tokenizer
+
+    tokenizer = open_tokenizer(options.model)
+    check_has_files(tokenizer, options.model)
+    most = fit_tokenizer(tokenizer, model, options.max_length)
+    if most < options.max_length:
+        _tell(options, f"the model reads {most} tokens, longer texts are cut to them")
+        options.max_length = most
+    return tokenizer
 
 
 def _print_density(density: dict[str, float], out: Path) -> None:
@@ -229,12 +298,18 @@ def _measure(options: argparse.Namespace) -> tuple[int, Any]:
     from dataclasses import asdict
 
     from secateurs.evaluation import fidelity, speed
-    from secateurs.pretrained import open_model, open_tokenizer
+    from secateurs.pretrained import open_model
     from secateurs.report import speed_table
     from secateurs.text import batches, read_text
 
     _quiet()
+    rows_of_text = read_text(options.text) if options.text else []
     model, dense = open_model(options.model), open_model(options.baseline)
+    found: list[Any] = []
+    if rows_of_text:
+        reading = argparse.Namespace(command="measure", model=options.baseline, max_length=128)
+        tokenizer = _tokenizer(reading, dense)
+        found = batches(tokenizer, rows_of_text, 32, reading.max_length)
     rows = speed(
         Path(options.baseline).name,
         dense,
@@ -245,8 +320,7 @@ def _measure(options: argparse.Namespace) -> tuple[int, Any]:
     )
     print(speed_table(rows))
     result: dict[str, Any] = {"rows": rows}
-    if options.text:
-        found = batches(open_tokenizer(options.baseline), read_text(options.text), 32, 128)
+    if found:
         kept = fidelity(dense, model, found)
         result["cosine"] = asdict(kept)
         print(
@@ -312,10 +386,27 @@ def _env(options: argparse.Namespace) -> tuple[int, Any]:
     return OK, found
 
 
-def _check_writable(path: str | None) -> None:
+def _check_json(path: str | None) -> None:
     """Before minutes of work, not after."""
-    if path is not None and not Path(path).absolute().parent.is_dir():
-        raise DataError(f"expected --json in an existing folder, got {path}")
+    if path is None:
+        return
+    if not _may_write(Path(path).absolute().parent):
+        raise DataError(f"expected --json in an existing folder that can be written, got {path}")
+    if Path(path).is_dir():
+        raise DataError(f"expected --json to be a file, got the folder {path}")
+
+
+def _may_write(folder: Path) -> bool:
+    """Whether files can be made in a folder: only trying tells, for permissions are not all."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".secateurs-", dir=folder):
+            return folder.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _tell(options: argparse.Namespace, sentence: str) -> None:
+    print(f"secateurs {options.command}: {sentence}", file=sys.stderr)
 
 
 def _quiet() -> None:

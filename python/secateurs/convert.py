@@ -15,6 +15,7 @@ from transformers.activations import ACT2FN
 
 from secateurs import interface
 from secateurs.apply import check_finite
+from secateurs.checks import door
 from secateurs.cost import CostTable, FormPicker
 from secateurs.errors import FormatError, PlanError
 from secateurs.formats import BlockSparseWeight, LibraryWeight, VectorWeight
@@ -104,6 +105,7 @@ class Explanation(list[SiteReport]):
         return [(r.site, r.action, r.reason) for r in self]
 
 
+@door
 def explain(model: nn.Module) -> Explanation:
     """What was done at every site of a converted model, and why. Raises PlanError for a model not
     converted."""
@@ -120,6 +122,7 @@ def conversion_of(model: nn.Module) -> Conversion:
     return conversion
 
 
+@door
 @torch.no_grad()
 def convert(
     model: nn.Module,

@@ -8,6 +8,10 @@ class SecateursError(Exception):
     """Base of all errors raised by secateurs."""
 
 
+class ArgumentError(SecateursError, TypeError, ValueError):
+    """An argument is of another kind than a function takes, or in a state it cannot use."""
+
+
 class PlanError(SecateursError, ValueError):
     """A sparsity plan is malformed, or does not fit the model it is used on."""
 

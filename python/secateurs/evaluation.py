@@ -11,11 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateurs import ops
-from secateurs.calibration import Batch, main_output, shown, to_device, token_weights
+from secateurs.calibration import (
+    Batch,
+    main_output,
+    run,
+    shown,
+    to_device,
+    token_weights,
+    unlabelled,
+)
 from secateurs.errors import DataError
 from secateurs.measure import Measurement, measure, row
 from secateurs.modules import PackedLinear
 from secateurs.patterned import PatternLinear
+from secateurs.text import most_tokens
 
 Shape = tuple[int, int]
 
@@ -51,9 +60,11 @@ def speed(
             means to differ, so that its rows are neither ok nor wrong.
     """
     pairs = [(shape, variant) for shape in shapes for variant in others]
+    inputs = {shape: token_inputs(dense, shape) for shape in shapes}
+    check_same_inputs(dense, others, inputs)
     found = {
         (shape, variant): measure(
-            others[variant], token_inputs(dense, shape), dense, min_time=min_time, memory=True
+            others[variant], inputs[shape], dense, min_time=min_time, memory=True
         )
         for shape, variant in shown(pairs, len(pairs), "measure", progress)
     }
@@ -79,6 +90,27 @@ def speed(
     return rows
 
 
+@torch.inference_mode()
+def check_same_inputs(
+    dense: nn.Module, others: Mapping[str, nn.Module], inputs: Mapping[Shape, Batch]
+) -> None:
+    """Raise DataError unless every model takes all inputs, and answers the smallest as `dense`
+    does in shape: before minutes of timing, not after."""
+    most = most_tokens(dense)
+    for batch, tokens in inputs:
+        if most is not None and tokens > most and "input_ids" in inputs[batch, tokens]:
+            raise DataError(f"expected shapes of at most {most} tokens, got {batch}x{tokens}")
+    smallest = min(inputs.items(), key=lambda item: item[0][0] * item[0][1])[1]
+    wanted = main_output(run(dense, smallest)).shape
+    for name, model in others.items():
+        given = main_output(run(model, to_device(smallest, model))).shape
+        if given != wanted:
+            raise DataError(
+                f"expected {name} to answer like its baseline in shape {tuple(wanted)}, got "
+                f"{tuple(given)}"
+            )
+
+
 def fidelity(dense: nn.Module, other: nn.Module, batches: Iterable[Batch]) -> Fidelity:
     """How close `other` stays to `dense`: cosine of their `embeddings` over all examples."""
     cosines = torch.cat(
@@ -90,8 +122,8 @@ def fidelity(dense: nn.Module, other: nn.Module, batches: Iterable[Batch]) -> Fi
 @torch.inference_mode()
 def embeddings(model: nn.Module, batch: Batch) -> Tensor:
     """One vector per example `[B, D]`: its logits, or mean hidden state of real tokens."""
-    batch = {k: v for k, v in to_device(batch, model).items() if k != "labels"}
-    output = main_output(model(**batch))
+    batch = unlabelled(batch, model)
+    output = main_output(run(model, batch))
     if output.dim() == 2:
         return output.double()
     weights = token_weights(output, batch).expand(*output.shape[:2], 1).double()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs import ops
+from secateurs.checks import door
 from secateurs.errors import FormatError
 
 PANEL = (
@@ -55,6 +56,7 @@ class BlockSparseWeight:
         return self.values.shape[0] / max(1, rows * columns)
 
     @classmethod
+    @door
     def pack(
         cls, weight: Tensor, keep: Tensor | None = None, block: tuple[int, int] = (32, 32)
     ) -> BlockSparseWeight:
@@ -80,6 +82,7 @@ class BlockSparseWeight:
         return cls(tiles[keep].contiguous(), indptr, indices, (n, k)).as_read()
 
     @classmethod
+    @door
     def pack_dense(cls, weight: Tensor) -> BlockSparseWeight:
         """Pack a whole `weight` `[N, K]`, any N and K, in panels of 32 outputs, as kernels read
         them."""

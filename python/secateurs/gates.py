@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateurs.checks import door
 from secateurs.errors import PlanError
 from secateurs.levels import Levels
 from secateurs.plan import Site, SparsityPlan
-from secateurs.sites import Sites
+from secateurs.sites import Sites, find_sites
 
 
 class Gates(Mapping[str, Tensor]):
@@ -41,7 +42,10 @@ class Gates(Mapping[str, Tensor]):
     | `layers.I.query`, ... | `[N, K]` | the weight |
     """
 
+    @door
     def __init__(self, model: nn.Module, sites: Sites) -> None:
+        if find_sites(model).fingerprint() != sites.fingerprint():
+            raise PlanError(f"expected the sites of this {type(model).__name__}, got another's")
         self._model, self._sites = model, sites
         self._by_name = {site.name: site for site in sites}
         self._gates: dict[str, Tensor] = {}
@@ -73,6 +77,7 @@ class Gates(Mapping[str, Tensor]):
     def __setitem__(self, name: str, gate: Tensor) -> None:
         self.set(name, gate)
 
+    @door
     def set(self, name: str, gate: Tensor, *, straight_through: bool = False) -> None:
         """Set the gate at site `name`. With `straight_through`, the gradient passes to what is
         gated as if the gate were one, and none reaches the gate."""
@@ -88,6 +93,7 @@ class Gates(Mapping[str, Tensor]):
         if not known:
             self._open(name, site)
 
+    @door
     def set_levels(self, name: str, levels: Levels) -> None:
         """Round what the gate at the linear `name` lets through to `levels`; the gradient passes
         as if it were not rounded. A gate that is not set yet is one."""
@@ -98,6 +104,7 @@ class Gates(Mapping[str, Tensor]):
             self[name] = next(self._model.parameters()).new_ones(site.shape)
         self._levels[name] = levels
 
+    @door
     def set_plan(self, plan: SparsityPlan) -> None:
         """Set hard gates: zero where `plan` removes, one where it keeps; and its levels."""
         plan.validate(self._sites, self._sites.fingerprint())
@@ -114,6 +121,7 @@ class Gates(Mapping[str, Tensor]):
         for name, levels in plan.levels.items():
             self.set_levels(name, levels)
 
+    @door
     def on_forward(self, callback: Callable[[Mapping[str, Any]], None]) -> None:
         """Call `callback` with the keyword inputs before each forward pass of the model."""
         stack = self._opened()
@@ -122,6 +130,7 @@ class Gates(Mapping[str, Tensor]):
         )
         stack.callback(hook.remove)
 
+    @door
     def watch(self, name: str, callback: Callable[[Tensor], None]) -> None:
         """Call `callback` in each forward pass with what the gate at `name` multiplies, before it
         does: head contexts `[B, T, H * D]`, activations `[B, T, F]`, the output of a sub-layer
@@ -137,6 +146,7 @@ class Gates(Mapping[str, Tensor]):
             hook = linear.register_forward_hook(lambda _, args, out: callback(out), prepend=True)
         self._opened().callback(hook.remove)
 
+    @door
     @torch.no_grad()
     def fold(self, name: str) -> None:
         """Let the weight of a linear be what its gate and levels make of it, for good; the gate is
@@ -179,6 +189,8 @@ class Gates(Mapping[str, Tensor]):
             """Multiply `x` `[B, T, C]` by the gate, each entry over its `width` channels."""
             gate = self._gates[name]
             batched = gate.dim() == (2 if before else 1)
+            if batched and gate.shape[0] != x.shape[0]:
+                gate = _of_choices(gate, x.shape[0])
             channels = gate.repeat_interleave(width, -1) if before else gate[..., None]
             return self._gated(name, x, channels[:, None] if batched else channels)
 
@@ -214,6 +226,13 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         return None, gradient
+
+
+def _of_choices(gate: Tensor, rows: int) -> Tensor:
+    """One gate per example for the `rows` that a model makes of its choices, example by example."""
+    if rows % max(gate.shape[0], 1):
+        raise PlanError(f"expected gates for a batch of {rows} rows, got {gate.shape[0]}")
+    return gate.repeat_interleave(rows // gate.shape[0], 0)
 
 
 def _part(name: str) -> str:

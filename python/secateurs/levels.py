@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from secateurs.checks import door, fit
 from secateurs.errors import PlanError
 
 LEAST_BITS, MOST_BITS = 2, 8  # codes fit int8
@@ -25,16 +26,20 @@ class Levels:
     scale: float
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", fit("bits", self.bits, int, PlanError))
+        if not isinstance(self.scale, float):  # NaN and infinity are told below
+            object.__setattr__(self, "scale", fit("scale", self.scale, float, PlanError))
         if self.bits not in range(LEAST_BITS, MOST_BITS + 1):
             raise PlanError(
                 f"expected levels of {LEAST_BITS} to {MOST_BITS} bits, got {self.bits!r}"
             )
-        scale = float(torch.tensor(self.scale, dtype=torch.float32))
+        scale = float(torch.tensor(float(self.scale), dtype=torch.float32))
         if not (math.isfinite(scale) and scale > 0):
             raise PlanError(f"expected levels with a scale above 0, got {self.scale!r}")
         object.__setattr__(self, "scale", scale)
 
     @classmethod
+    @door
     def fit(cls, weight: Tensor, bits: int, rounds: int = 5) -> Levels:
         """Levels close to all of `weight`, of any shape, by least squares.
 
@@ -53,16 +58,19 @@ class Levels:
             scale = (size * q).sum() / q.square().sum()
         return cls(bits, float(scale))
 
+    @door
     def codes(self, weight: Tensor) -> Tensor:
         """int8, shaped as `weight`: the q of the level nearest to each entry."""
         top = 2 ** (self.bits - 1) - 1
         return (weight.detach().float() / self.scale).round_().clamp_(-top, top).to(torch.int8)
 
+    @door
     def values(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         """The levels that `codes` stand for, rounded to `dtype`: bfloat16 still tells 8 bits of
         levels apart, so that `codes` of them are the same."""
         return (codes.float() * self.scale).to(dtype)
 
+    @door
     def nearest(self, weight: Tensor) -> Tensor:
         """`weight` with each entry on its nearest level, in the dtype of `weight`."""
         return self.values(self.codes(weight), weight.dtype)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.checks import door
 from secateurs.environment import device_name, git_commit
 from secateurs.errors import DataError
 
@@ -62,6 +63,7 @@ class Measurement:
         return text if self.rel_err is None else f"{text}, relative error {self.rel_err:.1e}"
 
 
+@door
 def measure(
     model: Callable[..., Any],
     inputs: Inputs,
@@ -96,9 +98,10 @@ def measure(
     Raises:
         DataError: the inputs hold no tensor, or the outputs of the two cannot be compared.
     """
-    if min_repeats < 1 or warmup < 0:
+    if min_repeats < 1 or min(warmup, min_time, min_sample, settle) < 0:
         raise DataError(
-            f"expected min_repeats >= 1 and warmup >= 0, got {min_repeats} and {warmup}"
+            "expected min_repeats >= 1, and warmup, min_time, min_sample and settle >= 0, got "
+            f"{min_repeats}, {warmup}, {min_time}, {min_sample} and {settle}"
         )
     device = _device(model, inputs)
     sync = _synchroniser(device)

@@ -8,7 +8,7 @@ inputs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from typing import Any, ClassVar
 
 import torch
@@ -19,22 +19,26 @@ from secateurs import ops
 from secateurs.errors import FormatError
 from secateurs.formats import BlockSparseWeight
 from secateurs.interface import attend, refuse_unknown
+from secateurs.ops.cpu import DTYPES
+from secateurs.parts import Part
 from secateurs.whole import WholeLayer
 
 
-class DenseLinear(nn.Module):
+class DenseLinear(Part):
     """y = act(x W^T + bias) * gate + residual by torch's own product, where none of our kernels
     applies."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none") -> None:
         super().__init__()
         self.weight = nn.Buffer(weight)
-        self.bias = None if bias is None else nn.Buffer(bias)
+        self.bias = None if bias is None else nn.Buffer(bias.to(weight.dtype))
         self.activation = activation
 
     def forward(
         self, x: Tensor, gate: Tensor | None = None, residual: Tensor | None = None
     ) -> Tensor:
+        if self.casts:
+            x, gate, residual = self.own(x, gate, residual)
         y = ops.ACTIVATIONS[self.activation](F.linear(x, self.weight, self.bias))
         y = y if gate is None else y * gate
         return y if residual is None else y + residual
@@ -47,7 +51,7 @@ class DenseLinear(nn.Module):
         return f"{tuple(self.weight.shape)}, dense, activation={self.activation}"
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(Part):
     """y = act(x W^T + bias) * gate + residual by our kernel; W is packed once, dense or
     block-sparse."""
 
@@ -59,12 +63,14 @@ class PackedLinear(nn.Module):
         self.values = nn.Buffer(weight.values)
         self.indptr = nn.Buffer(weight.indptr)
         self.indices = nn.Buffer(weight.indices)
-        self.bias = None if bias is None else nn.Buffer(bias)
+        self.bias = None if bias is None else nn.Buffer(bias.to(weight.values.dtype))
         self.shape, self.activation = weight.shape, activation
 
     def forward(
         self, x: Tensor, gate: Tensor | None = None, residual: Tensor | None = None
     ) -> Tensor:
+        if self.casts:
+            x, gate, residual = self.own(x, gate, residual)
         return ops.block_sparse_linear(x, self, self.bias, self.activation, gate, residual)
 
     @property
@@ -181,7 +187,7 @@ class FeedForward(nn.Module):
         return self.down(h, residual=residual)
 
 
-class Norm(nn.Module):
+class Norm(Part):
     """A LayerNorm or RMSNorm by our kernel, with the parameters of the stock one."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, eps: float, rms: bool) -> None:
@@ -190,6 +196,8 @@ class Norm(nn.Module):
         self.eps, self.rms = eps, rms
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.casts:
+            (x,) = self.own(x)
         return ops.add_norm(x, None, self.weight, self.bias, self.eps, self.rms)
 
     @staticmethod
@@ -215,6 +223,26 @@ class Norm(nn.Module):
         return f"{kind}, {tuple(self.weight.shape)}, eps={self.eps}"
 
 
+def _in_own_dtypes(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`forward` of a layer without autocast: its weights were packed in the dtypes they have, and
+    are not cast anew in each call. Under autocast, and of a layer of several dtypes, the result is
+    in the dtype of the input, as a stock layer's."""
+
+    @wraps(forward)
+    def run(layer: Layer, hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
+        device = hidden_states.device.type
+        if not (layer.mixed or torch.is_autocast_enabled(device)):
+            return forward(layer, hidden_states, *args, **options)
+        rotary = options.get("position_embeddings")
+        if rotary is not None:
+            options["position_embeddings"] = tuple(turn.to(layer.dtype) for turn in rotary)
+        with torch.autocast(device, enabled=False):
+            out = forward(layer, hidden_states.to(layer.dtype), *args, **options)
+        return out.to(hidden_states.dtype)
+
+    return run
+
+
 class Mixed:
     """An object whose class was made at run time, from a stock class: pickled and copied as one
     that the reader makes again."""
@@ -235,8 +263,6 @@ class Layer(Mixed, nn.Module):
     """One Transformer layer: attention and FFN around their residuals, the norm behind or in front
     of each."""
 
-    stock: type[nn.Module]  # the class of the layer it replaces
-
     def __init__(
         self,
         attention: nn.Module,
@@ -252,6 +278,10 @@ class Layer(Mixed, nn.Module):
         self.attention, self.attention_norm = attention, attention_norm
         self.ffn, self.ffn_norm = ffn, ffn_norm
         self.norm_first, self.layer_idx = norm_first, layer_idx
+        self.mixed = len(set(self._dtypes())) > 1
+        for part in self.modules():
+            if isinstance(part, Part):
+                part.casts = self.mixed
         self.whole = self._as_one() if self.why_in_parts() is None else None
 
     def become(self, other: Layer) -> Layer:
@@ -270,11 +300,24 @@ class Layer(Mixed, nn.Module):
         parts = (None if isinstance(part, Skip) else part for part in self.children())
         return WholeLayer(self, *parts)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its first weight."""
+        return self._dtypes()[0]
+
+    def _dtypes(self) -> list[torch.dtype]:
+        held = (*self.buffers(), *self.parameters())
+        return [tensor.dtype for tensor in held if tensor.is_floating_point()]
+
     def why_never_whole(self) -> str | None:
         """Why the layer is not one operation on the CPU whatever form its linears take, if so."""
         attention, ffn = self.attention, self.ffn
         if self.norm_first:
             return "its norms come before the sub-layers"
+        if self.mixed:
+            return "its parts are of several dtypes"
+        if self.dtype not in DTYPES:
+            return f"no kernel computes it in {self.dtype}"
         if isinstance(attention, Attention) and attention.causal:
             return "its attention is causal"
         if isinstance(attention, Attention) and attention.scale != attention.head_dim**-0.5:
@@ -300,6 +343,7 @@ class Layer(Mixed, nn.Module):
                 return f"{' and '.join(others)} in another form"
         return None
 
+    @_in_own_dtypes
     def forward(
         self,
         hidden_states: Tensor,  # [B, T, d]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from secateurs import ops
 from secateurs.formats import LibraryWeight, VectorWeight
+from secateurs.parts import Part
 
 NM_INPUTS = 4  # inputs among which an N:M pattern of single outputs chooses
 
@@ -36,7 +37,7 @@ def pack(weight: Tensor, keep: Tensor, block: tuple[int, int]) -> VectorWeight |
     return LibraryWeight.pack(weight, codes.view(n // p, k // q), library.view(-1, p, q))
 
 
-class PatternLinear(nn.Module):
+class PatternLinear(Part):
     """y = act(x W^T + bias) * gate + residual by our kernel; W is vector N:M, 2:4, or of a library
     of block patterns."""
 
@@ -54,12 +55,14 @@ class PatternLinear(nn.Module):
         self.library = nn.Buffer(weight.library) if coded else None
         places = None if coded else weight.places
         self.places = None if places is None else nn.Buffer(places, persistent=False)
-        self.bias = None if bias is None else nn.Buffer(bias)
+        self.bias = None if bias is None else nn.Buffer(bias.to(weight.values.dtype))
         self.shape, self.activation = weight.shape, activation
 
     def forward(
         self, x: Tensor, gate: Tensor | None = None, residual: Tensor | None = None
     ) -> Tensor:
+        if self.casts:
+            x, gate, residual = self.own(x, gate, residual)
         return ops.pattern_linear(x, self.weight, self.bias, self.activation, gate, residual)
 
     @property

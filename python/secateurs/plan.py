@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from secateurs.errors import CheckpointError, PlanError
+from secateurs.checks import brief, door, fit, fit_fields, plain
+from secateurs.errors import ArgumentError, CheckpointError, PlanError
 from secateurs.files import written_whole
 from secateurs.levels import Levels
 
@@ -41,7 +42,8 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Which units of one site stay: `keep` is a bool tensor, True where the unit stays."""
+    """Which units of one site stay: `keep` is a bool tensor, True where the unit stays; a copy of
+    the one given."""
 
     keep: Tensor
     kind: ClassVar[str]
@@ -50,7 +52,12 @@ class Mask:
         if not isinstance(self.keep, Tensor) or self.keep.dtype != torch.bool:
             came = self.keep.dtype if isinstance(self.keep, Tensor) else type(self.keep).__name__
             raise PlanError(f"{type(self).__name__} expects a bool tensor `keep`, got {came}")
-        object.__setattr__(self, "keep", self.keep.detach().cpu().contiguous())
+        if self.keep.is_meta or self.keep.layout != torch.strided:
+            came = "one on the meta device" if self.keep.is_meta else str(self.keep.layout)
+            raise PlanError(f"{type(self).__name__} expects a dense `keep` with values, got {came}")
+        with torch.inference_mode(False):
+            own = self.keep.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        object.__setattr__(self, "keep", own)
 
     def check(self, site: Site) -> None:
         """Raise PlanError unless this mask fits `site`."""
@@ -67,6 +74,7 @@ class Mask:
     def expected_shape(self, site: Site) -> tuple[int, ...]:
         return site.shape
 
+    @door
     def merge(self, other: Mask) -> Mask:
         """Keep what both masks keep."""
         self._check_mergeable(other)
@@ -115,8 +123,8 @@ class _TiledMask(Mask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        block = tuple(int(b) for b in self.block)
-        if len(block) != 2 or min(block) < 1:
+        block = fit("block", self.block, tuple[int, int], PlanError)
+        if min(block) < 1:
             raise PlanError(f"block must be two positive sizes (bn, bk), got {self.block}")
         object.__setattr__(self, "block", block)
 
@@ -142,6 +150,7 @@ class BlockMask(_TiledMask):
     """Tiles of a linear weight `[N, K]`: `keep[i, j]` is the tile at rows `i*bn`, columns `j*bk`.
     Tiles of `(1, 1)` are single weights."""
 
+    @door
     def merge(self, other: Mask) -> Mask:
         self._check_mergeable(other)
         assert isinstance(other, BlockMask)
@@ -171,6 +180,7 @@ class PatternMask(_TiledMask):
         super().expected_shape(site)
         return site.shape
 
+    @door
     def merge(self, other: Mask) -> Mask:
         """Itself where both are equal; else what both keep, as single weights without a pattern."""
         self._check_mergeable(other)
@@ -189,7 +199,7 @@ _MASKS["pattern"] = PatternMask
 
 @dataclass(frozen=True, eq=False)
 class SparsityPlan:
-    """Masks by site name; a site without a mask keeps everything.
+    """Masks by site name; a site without a mask keeps everything. What is given is copied.
 
     Args:
         masks: site name (`layers.3.heads`, `layers.3.neurons`, `layers.3.attention`,
@@ -205,6 +215,19 @@ class SparsityPlan:
     notes: Mapping[str, Any] = field(default_factory=dict)
     levels: Mapping[str, Levels] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        fit_fields(self, PlanError)
+        masks = {name: _of_kind(name, mask, Mask) for name, mask in self.masks.items()}
+        levels = {name: _of_kind(name, found, Levels) for name, found in self.levels.items()}
+        # Copied: neither the caller's tensors nor one mask at two sites may tie a plan to another.
+        object.__setattr__(self, "masks", {name: replace(mask) for name, mask in masks.items()})
+        object.__setattr__(self, "levels", levels)
+        for name in ("model", "notes"):
+            try:
+                object.__setattr__(self, name, plain(getattr(self, name)))
+            except ArgumentError as error:
+                raise PlanError(f"{name} of a plan: {error}") from None
+
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, SparsityPlan)
@@ -215,6 +238,7 @@ class SparsityPlan:
 
     __hash__ = None  # type: ignore[assignment]
 
+    @door
     def merge(self, other: SparsityPlan) -> SparsityPlan:
         """The plan that keeps what both plans keep. Raises PlanError for plans of different models,
         or with different levels for one weight."""
@@ -235,6 +259,7 @@ class SparsityPlan:
         notes = {**self.notes, **other.notes}
         return SparsityPlan(masks, self.model or other.model, notes, levels)
 
+    @door
     def validate(self, sites: Iterable[Site], model: Mapping[str, Any]) -> None:
         """Raise PlanError unless every mask fits a site of the model with fingerprint `model`."""
         if self.model and dict(self.model) != dict(model):
@@ -249,6 +274,7 @@ class SparsityPlan:
             if by_name[name].kind != "linear":
                 raise PlanError(f"levels are of a linear's weight, got some for site {name!r}")
 
+    @door
     def save(self, path: str | Path) -> None:
         """Write the plan as one safetensors file with a JSON header. Nothing half-written is left
         behind."""
@@ -267,6 +293,7 @@ class SparsityPlan:
             raise CheckpointError(f"cannot write the plan to {path}: {error}") from error
 
     @classmethod
+    @door
     def load(cls, path: str | Path) -> SparsityPlan:
         """Read a plan written by `save`. Raises CheckpointError for a missing, truncated or foreign
         file."""
@@ -296,6 +323,15 @@ class SparsityPlan:
 def _read_mask(keep: Tensor, header: Mapping[str, Any]) -> Mask:
     kind = _MASKS[header["kind"]]
     return kind(keep, tuple(header["block"])) if issubclass(kind, _TiledMask) else kind(keep)
+
+
+def _of_kind(name: Any, value: Any, kind: type[Any]) -> Any:
+    if not isinstance(name, str) or not isinstance(value, kind):
+        raise PlanError(
+            f"expected a {kind.__name__} by the name of its site, got {brief(value)} by "
+            f"{brief(name)}"
+        )
+    return value
 
 
 def _brief(model: Mapping[str, Any]) -> str:

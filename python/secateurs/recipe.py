@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,9 +19,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from secateurs.calibration import to_device
 from secateurs.errors import DataError
 from secateurs.plan import SparsityPlan
-from secateurs.pruning import METHODS, Budget, Needs, prune
+from secateurs.pruning import METHODS, Budget, Needs, make_pruner, prune
 from secateurs.pruning.smp import MetaTask
 from secateurs.session import Session
+from secateurs.sites import find_sites
 from secateurs.tasks import Task, encode, read_split
 from secateurs.trainer import Distillation, PruningTrainer
 
@@ -154,6 +156,28 @@ def train(
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=known)
     return time.perf_counter() - start
+
+
+def check_pruning(
+    model: nn.Module,
+    method: str,
+    budget: Budget | str,
+    options: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+) -> None:
+    """Raise what `prune` or a `Session` would for this model before it reads any data; for a method
+    that trains, also what does not fit into `steps`."""
+    pruner = make_pruner(method, **options)
+    pruner.start(model, find_sites(model), Budget.of(budget), seed)
+    if steps is not None and Needs.TRAINING in pruner.needs:
+        pruner.begin(steps)
+
+
+def steps_of(data: TaskData, epochs: float, batch_size: int) -> int:
+    """Optimizer steps of so many epochs."""
+    return math.ceil(epochs * math.ceil(len(data.train) / batch_size))
 
 
 def prune_on_task(

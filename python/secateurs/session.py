@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.errors import CheckpointError, MethodError
+from secateurs.checks import check_seed, check_weights, door
+from secateurs.errors import ArgumentError, CheckpointError, MethodError
 from secateurs.gates import Gates
 from secateurs.plan import SparsityPlan
-from secateurs.pruning import Budget, Needs, Pruner, make_pruner
+from secateurs.pruning import Budget, Needs, Pruner, check_options, make_pruner
 from secateurs.sites import find_sites
 
 GIVE_UP = 25  # steps in a row without finite gradients
@@ -51,37 +52,50 @@ class Session:
     that do not fit into the training; BudgetError and FamilyError as their names say.
     """
 
+    @door
     def __init__(
         self,
         model: nn.Module,
         method: str | SparsityPlan,
         *,
-        budget: Budget | str | None = None,
+        budget: Budget | Mapping[str, Any] | str | None = None,
         steps: int | None = None,
         seed: int = 0,
         **options: Any,
     ) -> None:
+        check_seed(seed)
+        check_weights(model)
+        if any(parameter.is_inference() for parameter in model.parameters()):
+            raise ArgumentError(
+                "expected a model that can be trained, got one made under torch.inference_mode: "
+                "train a copy.deepcopy of it"
+            )
         self.model, self.seed, self.options = model, seed, options
         self.sites = find_sites(model)
         self.step = 0
         self._left_out = 0
         self._finite = True
+        self._learnt = False  # whether a step has had gradients to go by
         self._steps: int | None = None
         self._given_steps = steps
         self._stack: ExitStack | None = None
         self._plan: SparsityPlan | None = None
         if isinstance(method, SparsityPlan):
+            if budget is not None or options:
+                raise MethodError("expected neither a budget nor options beside a plan, got some")
             self.method, self.budget = "", None
             self.pruner: Pruner = _Decided(method)
         else:
-            self.pruner, self.method = make_pruner(method, **options), method
+            self.options = check_options(method, options)
+            self.pruner, self.method = make_pruner(method, **self.options), method
             if Needs.TRAINING not in self.pruner.needs:
                 raise MethodError(
                     f"{method} decides without training: expected its plan, made by prune"
                 )
             if budget is None:
                 raise MethodError(f"{method} expects a budget, got none")
-            self.budget = Budget.parse(budget) if isinstance(budget, str) else budget
+            self.budget = Budget.of(budget)
+            self.pruner.check(self.budget)
 
     def __enter__(self) -> Session:
         with ExitStack() as stack:
@@ -102,10 +116,11 @@ class Session:
         assert self._stack is not None
         with self._stack:
             if kind is None:
-                if self.step or not self.method:
+                if (self.step and self._learnt) or not self.method:
                     self._plan = self.current_plan()
                 self.pruner.close()
 
+    @door
     def begin(self, steps: int) -> None:
         """The training has `steps` optimizer steps. Raises MethodError if the method's schedules do
         not fit into them."""
@@ -140,6 +155,8 @@ class Session:
             finite = _finite(self.model.parameters())
         self._finite = finite and _finite(own)
         if self._finite:
+            judged = self.model.parameters() if self.pruner.trains_model else own
+            self._learnt = self._learnt or not _all_zero(judged)
             self._left_out = 0
             self.pruner.after_backward(self.step)
             return
@@ -164,9 +181,14 @@ class Session:
 
     @property
     def plan(self) -> SparsityPlan:
-        """What the method decided. Raises MethodError before the training is over, and after none
-        at all."""
+        """What the method decided. Raises MethodError before the training is over, after none at
+        all, and after one whose gradients told nothing."""
         if self._plan is None:
+            if self.step and not self._learnt:
+                raise MethodError(
+                    "expected gradients to decide by, got none but zeros, NaN or infinity in all "
+                    f"{self.step} steps"
+                )
             raise MethodError(
                 f"expected a session that has trained and was left, got one at step {self.step}"
             )
@@ -204,6 +226,7 @@ class Session:
                     f"expected a state with {key} {value!r}, got one with {given.get(key)!r}"
                 )
         self.step = state["step"]
+        self._learnt = self.step > 0
         self.pruner.generator.set_state(state["generator"])
         self.pruner.load_state_dict(state["pruner"])
 
@@ -215,6 +238,12 @@ class Session:
 
 def _finite(parameters: Iterable[nn.Parameter]) -> bool:
     return all(bool(torch.isfinite(p.grad).all()) for p in parameters if p.grad is not None)
+
+
+def _all_zero(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether there are gradients, and none that is not zero: those of a loss without labels."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return bool(gradients) and not any(bool(gradient.any()) for gradient in gradients)
 
 
 class _Decided(Pruner):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from secateurs.checks import door
 from secateurs.errors import FamilyError
 from secateurs.levels import Levels
 from secateurs.plan import BlockMask, PatternMask, Site, SparsityPlan
@@ -309,6 +310,7 @@ class Sites:
         }
 
 
+@door
 def find_sites(model: nn.Module) -> Sites:
     """The sites of a transformers model.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from secateurs.checks import first_line
 from secateurs.errors import DataError
+from secateurs.text import check_known, tokenized
 
 Array = NDArray[Any]
 
@@ -122,10 +125,10 @@ def read_split(task: Task, split: str, directory: str | Path | None = None) -> l
             for number, line in enumerate(file, 1):
                 if line.strip():
                     rows.append(_row(task, json.loads(line), f"{path}:{number}"))
-    except (OSError, EOFError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"expected JSON lines in {path}, got {error}") from error
+    except DataError:
+        raise
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+        raise DataError(f"expected JSON lines in {path}, got {first_line(error)}") from error
     if not rows:
         raise DataError(f"expected at least one example in {path}, got none")
     return rows
@@ -137,7 +140,8 @@ def encode(
     """Token ids and labels, one dict for each row, not padded."""
     texts = [row["text"] for row in rows]
     pairs = [row["text_pair"] for row in rows] if task.pair else None
-    encoded = tokenizer(texts, pairs, truncation=True, max_length=max_length)
+    encoded = tokenized(tokenizer, texts, pairs, max_length)
+    check_known(tokenizer, encoded["input_ids"])
     examples = []
     for i, row in enumerate(rows):
         example = {name: values[i] for name, values in encoded.items()}
@@ -171,7 +175,10 @@ def _from_hub(task: Task, split: str) -> Any:
             f"expected a folder with the files of {task.name}, or the package datasets to fetch it"
         ) from None
     name = f"{split}_matched" if (task.name, split) == ("mnli", "validation") else split
-    return datasets.load_dataset("nyu-mll/glue", task.name, split=name)
+    try:
+        return datasets.load_dataset("nyu-mll/glue", task.name, split=name)
+    except Exception as error:  # of any of the layers between here and the hub
+        raise DataError(f"cannot fetch {task.name} by datasets: {first_line(error)}") from error
 
 
 def _row(task: Task, row: Any, where: str) -> dict[str, Any]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from secateurs.checks import brief, first_line
 from secateurs.errors import DataError
+
+MOST_UNKNOWN = 0.5  # share of the tokens of a text that a tokenizer may not know
+_LABELS = 2**31
 
 # A sentence ends at a space behind its stop, or behind the quotation mark that closes it; not
 # behind an abbreviation, nor before a small letter ("Indeed!" said he).
@@ -46,11 +52,17 @@ def read_examples(path: str | Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"expected JSON at {path}:{number}, got {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"expected JSON at {path}:{number}, got {first_line(error)}") from None
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise DataError(
                 f"expected an object with a string 'text' at {path}:{number}, got {line[:60]!r}"
+            )
+        if not isinstance(row.get("text_pair", ""), str) or not _is_label(row.get("label", 0)):
+            odd = row["label"] if isinstance(row.get("text_pair", ""), str) else row["text_pair"]
+            raise DataError(
+                f"expected a string as text_pair and a number as label at {path}:{number}, got "
+                f"{brief(odd)}"
             )
         rows.append(row)
     if not rows:
@@ -67,27 +79,120 @@ def read_examples(path: str | Path) -> list[dict[str, Any]]:
 def batches(
     tokenizer: Any, rows: Sequence[str | dict[str, Any]], batch_size: int, max_length: int
 ) -> list[dict[str, Tensor]]:
-    """Padded batches of sentences or examples; similar lengths together keep padding small."""
+    """Padded batches of sentences or examples; similar lengths together keep padding small.
+
+    Raises DataError for a tokenizer that cannot read them, or does not know most of their words.
+    """
     examples = [{"text": row} if isinstance(row, str) else row for row in rows]
     examples = sorted(examples, key=lambda e: len(e["text"]) + len(e.get("text_pair", "")))
     made = []
     for start in range(0, len(examples), batch_size):
         part = examples[start : start + batch_size]
         pairs = [e["text_pair"] for e in part] if "text_pair" in part[0] else None
-        batch = dict(
-            tokenizer(
-                [e["text"] for e in part],
-                pairs,
-                padding=True,
-                truncation=True,
-                max_length=max_length,
-                return_tensors="pt",
-            )
-        )
+        texts = [e["text"] for e in part]
+        together = {"padding": True, "return_tensors": "pt"}
+        batch = tokenized(tokenizer, texts, pairs, max_length, **together)
         if "label" in part[0]:
             batch["labels"] = torch.tensor([e["label"] for e in part])
         made.append(batch)
+    check_known(tokenizer, (ids for batch in made for ids in _unpadded(batch)))
     return made
+
+
+def tokenized(
+    tokenizer: Any,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_length: int,
+    **options: Any,
+) -> dict[str, Any]:
+    """What `tokenizer` makes of texts, or of pairs of them, cut to `max_length` tokens. Raises
+    DataError where it fails."""
+    try:
+        made = tokenizer(texts, pairs, truncation=True, max_length=max_length, **options)
+    except Exception as error:  # tokenizers raise whatever they come to
+        raise DataError(f"the tokenizer cannot read the text: {first_line(error)}") from error
+    return dict(made)
+
+
+def check_known(tokenizer: Any, examples: Iterable[Sequence[int]]) -> None:
+    """Raise DataError if more than half of the tokens are ones the tokenizer does not know: a model
+    learns nothing from them."""
+    unknown = _unknown(tokenizer)
+    if unknown is None:
+        return
+    others = set(tokenizer.all_special_ids) - {unknown}  # of these every text has some
+    words = strange = 0
+    for ids in examples:
+        words += sum(i not in others for i in ids)
+        strange += sum(i == unknown for i in ids)
+    if strange > MOST_UNKNOWN * words:
+        raise DataError(
+            f"expected a text in the tokenizer's words, got {strange} unknown tokens of {words}"
+        )
+
+
+def check_has_files(tokenizer: Any, folder: str | Path) -> None:
+    """Raise DataError unless the vocabulary of `tokenizer` lies in `folder`: without its files an
+    empty one is made up."""
+    names = dict.fromkeys(("tokenizer.json", *tokenizer.vocab_files_names.values()))
+    if not any((Path(folder) / name).is_file() for name in names):
+        raise DataError(f"expected a tokenizer in {folder}, got none of {', '.join(names)}")
+
+
+def fit_tokenizer(tokenizer: Any, model: nn.Module, max_length: int) -> int:
+    """Let `tokenizer` pad, with the end of a text where it has no token of its own for that, and
+    give only what `model` takes; let `model` know its padding. Returns the tokens that a text of up
+    to `max_length` may have.
+
+    Raises DataError if there is no token to pad with, or no room beside the special tokens.
+    """
+    if tokenizer.pad_token is None:
+        for token in (tokenizer.eos_token, tokenizer.unk_token):
+            if token is not None:
+                tokenizer.pad_token = token
+                break
+        else:
+            raise DataError("expected a tokenizer with a token to pad with, got none")
+    config: Any = model.config
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    takes = inspect.signature(model.forward).parameters
+    tokenizer.model_input_names = [n for n in tokenizer.model_input_names if n in takes]
+    most = min(max_length, most_tokens(model) or max_length)
+    special = tokenizer.num_special_tokens_to_add()
+    if most <= special:
+        raise DataError(f"expected a length of more than {special} special tokens, got {most}")
+    return most
+
+
+def most_tokens(model: nn.Module) -> int | None:
+    """How many tokens a sequence of `model` may have; None if nothing says so."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - unused
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def _unknown(tokenizer: Any) -> int | None:
+    """The token that stands for unknown words, which only the model of a tokenizer may name."""
+    if getattr(tokenizer, "unk_token_id", None) is not None:
+        return tokenizer.unk_token_id
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    name = getattr(model, "unk_token", None)
+    return None if name is None else tokenizer.backend_tokenizer.token_to_id(name)
+
+
+def _unpadded(batch: dict[str, Tensor]) -> list[list[int]]:
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask", torch.ones_like(ids)).bool()
+    return [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
+
+
+def _is_label(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and abs(value) < _LABELS
 
 
 def _read(path: str | Path) -> str:

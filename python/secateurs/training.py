@@ -16,15 +16,17 @@ from secateurs.calibration import (
     main_output,
     run,
     shown,
-    to_device,
     token_weights,
+    unlabelled,
 )
+from secateurs.checks import check_seed, check_weights, door
 from secateurs.errors import DataError
 from secateurs.gates import Gates
 from secateurs.plan import SparsityPlan
 from secateurs.sites import find_sites
 
 
+@door
 def distill(
     model: nn.Module,
     plan: SparsityPlan,
@@ -44,7 +46,8 @@ def distill(
     Pruning leaves the residual stream as wide as it was, so each layer can be held to its own old
     answer (MiniLM without a third of its heads and neurons, 200 steps: 70 % of the gap in cosine
     closed; by outputs alone 63 %). What the plan removes is gated, gets no gradient, and is not
-    changed. Hand the result to `apply` or `convert` with the same plan.
+    changed. Hand the result, which is in evaluation mode and as trainable as `model`, to `apply` or
+    `convert` with the same plan.
 
     Args:
         model: a transformers model of a supported family; not changed.
@@ -61,11 +64,17 @@ def distill(
     found = check_batches(batches)
     if steps < 1:
         raise DataError(f"expected at least one step, got {steps}")
+    if lr <= 0:
+        raise DataError(f"expected a learning rate above 0, got {lr}")
+    check_seed(seed)
+    check_weights(model)
     sites = find_sites(model)
     plan.validate(sites, sites.fingerprint())
     teacher = model if teacher is None else teacher
+    check_weights(teacher)
     student = copy.deepcopy(model).eval()  # evaluation mode: dropout would only blur the target
     modes = {module: module.training for module in teacher.modules()}
+    trainable = [p.requires_grad for p in student.parameters()]
     parameters = [p.requires_grad_() for p in student.get_submodule(sites.path).parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     warmup = max(1, steps // 10)
@@ -80,24 +89,39 @@ def distill(
         with Gates(student, sites) as gates:
             gates.set_plan(plan)
             for i in shown(picked, steps, "distill", progress):
-                batch = {k: v for k, v in to_device(found[i], student).items() if k != "labels"}
+                batch = unlabelled(found[i], student)
                 with torch.no_grad():
-                    wanted = _answers(teacher, batch)
-                given = _answers(student, batch)
-                alike = [a.shape for a in given] == [a.shape for a in wanted]
-                pairs = list(zip(given, wanted, strict=alike))[: None if alike else 1]
-                loss = torch.stack([_distance(*pair, batch) for pair in pairs]).sum()
+                    wanted = _answers(teacher, unlabelled(found[i], teacher))
+                loss = _loss(_answers(student, batch), wanted, batch)
                 if not bool(torch.isfinite(loss)):
                     raise DataError("expected a finite distillation loss, got NaN or infinity")
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                nn.utils.clip_grad_norm_(parameters, 1.0)
+                length = nn.utils.clip_grad_norm_(parameters, 1.0)
+                if not bool(torch.isfinite(length)):
+                    raise DataError("expected finite gradients, got NaN or infinity")
                 optimizer.step()
                 schedule.step()
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return student.requires_grad_(False)
+    for parameter, flag in zip(student.parameters(), trainable, strict=True):
+        parameter.requires_grad_(flag).grad = None
+    return student
+
+
+def _loss(given: list[Tensor], wanted: list[Tensor], batch: Batch) -> Tensor:
+    """How far the student's answers are from the teacher's: all of them where they are alike, else
+    the outputs. Raises DataError for outputs of two shapes."""
+    wanted = [answer.to(given[0].device) for answer in wanted]
+    shapes = [[tuple(answer.shape) for answer in answers] for answers in (given, wanted)]
+    if shapes[0][0] != shapes[1][0]:
+        raise DataError(
+            f"expected a teacher whose outputs are {shapes[0][0]} like the student's, got "
+            f"{shapes[1][0]}"
+        )
+    pairs = list(zip(given, wanted, strict=False))[: None if shapes[0] == shapes[1] else 1]
+    return torch.stack([_distance(*pair, batch) for pair in pairs]).sum()
 
 
 def _answers(model: nn.Module, batch: Batch) -> list[Tensor]:

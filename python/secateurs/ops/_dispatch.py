@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from secateurs.checks import door
 from secateurs.errors import BackendError
 from secateurs.ops._forced import Forced
 
@@ -91,6 +92,7 @@ class Op:
         return Choice(chosen, refusals)
 
 
+@door
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Force every operation inside the block onto one backend, or give the choice back with

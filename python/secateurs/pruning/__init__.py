@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from secateurs.calibration import Batch, check_batches, shown
+from secateurs.calibration import (
+    Batch,
+    check_batches,
+    check_labels,
+    made_for_gradients,
+    shown,
+)
+from secateurs.checks import check_seed, check_weights, door, fit_options
 from secateurs.errors import MethodError
 from secateurs.plan import SparsityPlan
 from secateurs.pruning.admm_pattern import AdmmPatternPruner
@@ -25,7 +32,17 @@ from secateurs.pruning.snip_identity import SnipIdentityPruner
 from secateurs.pruning.voita import VoitaPruner
 from secateurs.sites import find_sites
 
-__all__ = ["METHODS", "Budget", "Method", "Needs", "Pruner", "make_pruner", "prune"]
+__all__ = [
+    "METHODS",
+    "Budget",
+    "Method",
+    "Needs",
+    "Pruner",
+    "check_option_names",
+    "check_options",
+    "make_pruner",
+    "prune",
+]
 
 
 @dataclass(frozen=True)
@@ -72,23 +89,37 @@ METHODS: dict[str, Method] = {
 }
 
 
-def make_pruner(method: str, **options: Any) -> Pruner:
-    """The method `method` of METHODS. Raises MethodError for an unknown method or option."""
-    if method not in METHODS:
-        raise MethodError(f"expected a method in {', '.join(METHODS)}; got {method!r}")
+def check_option_names(method: str, names: Iterable[str]) -> None:
+    """Raise MethodError for a name that is no option of `method`."""
     known = METHODS[method].options
-    for name in options:
+    for name in names:
         if name not in known:
             raise MethodError(f"{method} has the options {known}, got {name!r}")
-    return METHODS[method].pruner(**options)
 
 
+def check_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` of `method` as it takes them. Raises MethodError for an unknown method or option,
+    ArgumentError for a value of another kind."""
+    if method not in METHODS:
+        raise MethodError(f"expected a method in {', '.join(METHODS)}; got {method!r}")
+    check_option_names(method, options)
+    return fit_options(METHODS[method].pruner, options)
+
+
+def make_pruner(method: str, **options: Any) -> Pruner:
+    """The method `method` of METHODS. Raises as `check_options`, and MethodError for values out of
+    range."""
+    fitting = check_options(method, options)
+    return METHODS[method].pruner(**fitting)
+
+
+@door
 def prune(
     model: nn.Module,
     batches: Iterable[Batch] | None = None,
     *,
     method: str = "gradient",
-    budget: Budget | str,
+    budget: Budget | Mapping[str, Any] | str,
     seed: int = 0,
     progress: bool = True,
     **options: Any,
@@ -100,24 +131,32 @@ def prune(
         batches: dicts of tensors as the model takes them, for methods that read data; `labels` are
             optional.
         method: a name in METHODS.
-        budget: what must go, such as `Budget(heads=0.5, neurons=0.5)` or `"heads=0.5,neurons=0.5"`.
+        budget: what must go, such as `Budget(heads=0.5, neurons=0.5)`, the same as a dict, or
+            `"heads=0.5,neurons=0.5"`.
         seed: the same seed gives the same plan.
         progress: show a progress bar on passes longer than two seconds.
         options: of the method.
 
     Raises:
         MethodError: unknown method or option, a method that trains, a budget the method cannot
-        serve, scores that are not finite. FamilyError, BudgetError, DataError: as their names say.
+        serve, a loss, gradients or scores that are not finite. ArgumentError, FamilyError,
+        BudgetError, DataError: as their names say.
     """
+    options = check_options(method, options)
     pruner = make_pruner(method, **options)
     if Needs.TRAINING in pruner.needs:
         raise MethodError(
             f"{method} decides while the model trains: expected it in a Session or PruningTrainer"
         )
-    budget = Budget.parse(budget) if isinstance(budget, str) else budget
+    budget = Budget.of(budget)
+    check_seed(seed)
+    check_weights(model)
+    reads_data = bool(pruner.needs & (Needs.ACTIVATIONS | Needs.GRADIENTS))
+    model = made_for_gradients(model) if reads_data else model
     pruner.start(model, find_sites(model), budget, seed)
-    if pruner.needs & (Needs.ACTIVATIONS | Needs.GRADIENTS):
+    if reads_data:
         found = check_batches(batches)
+        check_labels(found)
         pruner.batches = len(found)
         for number in range(pruner.rounds):
             label = f"{method} {number + 1}/{pruner.rounds}" if pruner.rounds > 1 else method

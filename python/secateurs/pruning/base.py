@@ -66,15 +66,23 @@ class Pruner:
     trains_model: bool = True
     """Whether the model's own parameters are trained beside what the method trains."""
 
-    def start(self, model: nn.Module, sites: Sites, budget: Budget, seed: int) -> None:
-        unable = budget.kinds() - self.produces
+    @classmethod
+    def check(cls, budget: Budget) -> None:
+        """Raise MethodError for units that the method does not prune."""
+        unable = budget.kinds() - cls.produces
         if unable:
             raise MethodError(
-                f"{type(self).__name__} prunes {', '.join(sorted(self.produces))}; "
+                f"{cls.__name__} prunes {', '.join(sorted(cls.produces))}; "
                 f"the budget names {', '.join(sorted(unable))}"
             )
+
+    def start(self, model: nn.Module, sites: Sites, budget: Budget, seed: int) -> None:
+        """Take in what to prune and how much, before any data. Raises MethodError and BudgetError
+        for what the method cannot do to this model."""
+        self.check(budget)
         self.model, self.sites, self.budget = model, sites, budget
         self.generator = torch.Generator().manual_seed(seed)
+        self.units()  # refuses blocks and patterns that do not fit
 
     def observe(self, batch: Batch) -> None:
         """Read one calibration batch; the model may run, but must be left as it was."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numbers
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from secateurs.checks import brief, door, fit_fields
 from secateurs.errors import BudgetError
 from secateurs.patterns import Family, Library, TwoFour, VectorNM
 
@@ -58,10 +61,12 @@ class Budget:
         if not asked:
             raise BudgetError(f"expected a budget in {', '.join(self.FRACTIONS)}, got none")
         for name, fraction in asked.items():
-            if not (isinstance(fraction, (int, float)) and 0 < fraction < 1):
+            real = isinstance(fraction, numbers.Real) and not isinstance(fraction, bool)
+            if not (real and 0 < fraction < 1):
                 raise BudgetError(
-                    f"expected {name} to remove a fraction between 0 and 1, got {fraction}"
+                    f"expected {name} to remove a fraction between 0 and 1, got {brief(fraction)}"
                 )
+        fit_fields(self, BudgetError)
         if len(asked) > 1 and asked.keys() & set(self.TOTALS):
             raise BudgetError(
                 f"parameters and macs each stand alone in a budget, got {', '.join(asked)}"
@@ -120,13 +125,30 @@ class Budget:
         return (1, 1) if self.pattern == "2:4" else (self.vector, 1)
 
     @classmethod
+    @door
+    def of(cls, budget: Budget | Mapping[str, Any] | str) -> Budget:
+        """The budget that is meant by one, by `{"heads": 0.5}` or by `"heads=0.5"`."""
+        if isinstance(budget, Budget):
+            return budget
+        if isinstance(budget, str):
+            return cls.parse(budget)
+        known = [f.name for f in fields(cls)]
+        for name in budget:
+            if name not in known:
+                raise BudgetError(f"expected a budget in {', '.join(known)}, got {brief(name)}")
+        return cls(**budget)
+
+    @classmethod
+    @door
     def parse(cls, text: str) -> Budget:
         """Read `heads=0.5,neurons=0.5`."""
         known = {f.name: f for f in fields(cls)}
         values: dict[str, float | int | str] = {}
         for item in text.split(","):
             name, _, value = item.partition("=")
-            name = name.strip()
+            name, value = name.strip(), value.strip()
+            if name in values:
+                raise BudgetError(f"expected {name} once in a budget, got {text!r}")
             if name not in known:
                 raise BudgetError(
                     f"expected a budget like heads=0.5,neurons=0.5 in {', '.join(known)}, "

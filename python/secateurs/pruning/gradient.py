@@ -25,6 +25,8 @@ from secateurs.calibration import (
     Batch,
     batch_size,
     evaluating,
+    is_label,
+    loss_of,
     main_output,
     run,
     to_device,
@@ -71,24 +73,18 @@ class GradientPruner(Pruner):
                 leaves[name] = start.detach().expand(size, *shape).clone().requires_grad_()
                 gates[name] = leaves[name]
             output = run(self.model, batch)
-            if "labels" in batch:
-                loss = getattr(output, "loss", None)
-                if loss is None:
-                    raise DataError(
-                        "the batch has labels, but the model returns no loss: "
-                        "expected a model with a task head"
-                    )
-                target, power = (
-                    loss * size,
-                    1,
-                )  # the loss is the batch mean: size times it, per example
+            if any(map(is_label, batch)):
+                # The loss is the batch mean: size times it, per example.
+                target, power = loss_of(output).sum() * size, 1
             else:
                 out = main_output(output)
                 probe = torch.randn(out.shape, generator=self.generator).to(out)
                 target, power = (out * probe * token_weights(out, batch)).sum(), 2
-            gradients = torch.autograd.grad(target, list(leaves.values()))
+            gradients = torch.autograd.grad(target, list(leaves.values()), materialize_grads=True)
         for name, gradient in zip(leaves, gradients, strict=True):
             total = gradient.double().abs().pow(power).sum(0).cpu()
+            if not bool(torch.isfinite(total).all()):
+                raise MethodError(f"expected finite gradients, got NaN or infinity at {name}")
             self._sums[name] = self._sums.get(name, 0) + total
         self._power = power
 
@@ -102,6 +98,8 @@ class GradientPruner(Pruner):
     def scores(self) -> Mapping[str, Tensor]:
         if not self._last:
             raise DataError("gradient ranking expects calibration batches, got none")
+        if not any(bool(score.any()) for score in self._last.values()):
+            raise MethodError("expected gradients that tell units apart, got zeros everywhere")
         return {name: self._sunk(name, score) for name, score in self._last.items()}
 
     def _importance(self, total: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateurs.calibration import Batch, evaluating, run, to_device
+from secateurs.calibration import Batch, evaluating, is_label, loss_of, run, to_device
 from secateurs.errors import DataError, MethodError
 from secateurs.gates import Gates
 from secateurs.pruning.base import Needs, Pruner
@@ -233,11 +233,13 @@ class SevenPrePruner(_Seven):
                 gates[name] = gate
             for weight in weights.values():
                 weight.requires_grad_()
-            loss = getattr(run(self.model, to_device(batch, self.model)), "loss", None)
-            if loss is None:
+            if not any(map(is_label, batch)):
                 raise DataError("expected batches with labels and a model with a task head")
-            gradients = torch.autograd.grad(loss, list(weights.values()))
+            loss = loss_of(run(self.model, to_device(batch, self.model))).sum()
+            gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
             for name, gradient in zip(weights, gradients, strict=True):
+                if not bool(torch.isfinite(gradient).all()):
+                    raise MethodError(f"expected finite gradients, got NaN or infinity at {name}")
                 self._sensitivities[name].read(gradient)
             self._accumulate(gates)
             self._seen += 1

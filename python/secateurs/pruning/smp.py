@@ -52,7 +52,7 @@ from secateurs.calibration import (
     evaluating,
     run,
     shown,
-    to_device,
+    unlabelled,
 )
 from secateurs.errors import BudgetError, CheckpointError, DataError, MethodError
 from secateurs.files import written_whole
@@ -278,7 +278,7 @@ class SMPPruner(Pruner):
     needs = Needs.ACTIVATIONS
 
     def __init__(
-        self, pair: bool = False, meta_rounds: int = 1, artifact: str | None = None
+        self, pair: bool = False, meta_rounds: int = 1, artifact: str | Path | None = None
     ) -> None:
         if meta_rounds < 1:
             raise MethodError(f"expected at least one round of meta-training, got {meta_rounds}")
@@ -337,11 +337,6 @@ class SMPPruner(Pruner):
                 )
             masks[name] = HeadMask(~lowest([score], gone)[0])
         return SparsityPlan(masks, self.sites.fingerprint())
-
-
-def unlabelled(batch: Batch, model: nn.Module) -> dict[str, Tensor]:
-    """`batch` without its labels, on the device of `model`."""
-    return {name: value for name, value in to_device(batch, model).items() if name != "labels"}
 
 
 def attend(model: nn.Module, batch: Batch, pair: bool) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:

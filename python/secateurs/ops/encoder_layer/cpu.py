@@ -111,6 +111,8 @@ class Bound:
 def _refuse(x: Tensor, weights: list[Tensor | None], features: list[int], *_: object) -> str | None:
     if x.device.type != "cpu":
         return f"runs on the CPU, got tensors on {x.device}"
+    if x.dtype not in cpu.DTYPES:
+        return f"takes float32 and bfloat16, got {x.dtype}"
     strange = next((type(w).__name__ for w in weights if not plain(w)), None)
     if strange is not None:
         return f"takes torch's own tensors, got a weight of class {strange}"
