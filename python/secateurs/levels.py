@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -18,20 +19,29 @@ _SEARCHED = 4096  # entries among which the first scale is searched
 class Levels:
     """The values `scale * q` for whole numbers q, |q| < 2^(bits - 1): zero is one of them.
 
-    Raises PlanError for bits beyond 2 to 8, or a scale that is not positive and finite in float32.
+    Raises PlanError for bits that are no whole number from 2 to 8, or a scale that is not positive,
+    or whose levels are not finite, in float32.
     """
 
     bits: int
     scale: float
 
     def __post_init__(self) -> None:
-        if self.bits not in range(LEAST_BITS, MOST_BITS + 1):
+        whole = isinstance(self.bits, numbers.Integral) and not isinstance(self.bits, bool)
+        if not whole or not LEAST_BITS <= self.bits <= MOST_BITS:
             raise PlanError(
                 f"expected levels of {LEAST_BITS} to {MOST_BITS} bits, got {self.bits!r}"
             )
-        scale = float(torch.tensor(self.scale, dtype=torch.float32))
-        if not (math.isfinite(scale) and scale > 0):
-            raise PlanError(f"expected levels with a scale above 0, got {self.scale!r}")
+        object.__setattr__(self, "bits", int(self.bits))
+        try:
+            scale = float(torch.tensor(float(self.scale), dtype=torch.float32))
+        except (TypeError, ValueError, OverflowError):
+            scale = math.nan
+        largest = torch.tensor(scale, dtype=torch.float32) * (2 ** (self.bits - 1) - 1)
+        if not (math.isfinite(largest) and scale > 0):
+            raise PlanError(
+                f"expected levels with a scale above 0 and finite values, got {self.scale!r}"
+            )
         object.__setattr__(self, "scale", scale)
 
     @classmethod
