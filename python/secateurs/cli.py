@@ -15,6 +15,11 @@ from secateurs.errors import DataError, SecateursError
 
 # argparse answers a command line it cannot read with 2, and we one whose input we cannot use.
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+# Arguments that decide where a run is found and what it tells, not how it ends; of the model and
+# the data what is in them does.
+_WITHOUT_EFFECT = {
+    "model", "data_dir", "out", "checkpoints", "json", "debug", "progress", "command", "run"
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,8 +115,9 @@ def _prune_on_task(options: argparse.Namespace, out: Path) -> tuple[int, Any]:
     from secateurs.convert import convert
     from secateurs.pretrained import has_classifier, open_classifier, open_tokenizer
     from secateurs.pruning import METHODS
-    from secateurs.recipe import Settings, TaskData, evaluate, prune_on_task, train
+    from secateurs.recipe import Settings, TaskData, evaluate, prune_on_task, train, versions
     from secateurs.report import table
+    from secateurs.runs import claim, model_digest, values_digest
     from secateurs.sites import find_sites
     from secateurs.tasks import find_task
     from secateurs.trainer import Distillation
@@ -132,6 +138,15 @@ def _prune_on_task(options: argparse.Namespace, out: Path) -> tuple[int, Any]:
     # What the task knows and the method asks.
     known = {"pair": task.pair} if "pair" in METHODS[options.method].options else {}
     work, progress = Path(options.checkpoints or f"{out}-checkpoints"), options.progress
+    claim(
+        work,
+        {
+            "model": model_digest(model),
+            "data": values_digest([*data.train, "validation", *data.validation]),
+            **{k: repr(v) for k, v in sorted(vars(options).items()) if k not in _WITHOUT_EFFECT},
+            "versions": versions(),
+        },
+    )
     seconds = {}
     before = options.dense_epochs
     if before is None:
