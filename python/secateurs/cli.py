@@ -18,7 +18,7 @@ OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 # Arguments that decide where a run is found and what it tells, not how it ends; of the model and
 # the data what is in them does.
 _WITHOUT_EFFECT = {
-    "model", "data_dir", "out", "checkpoints", "json", "debug", "progress", "command", "run"
+    "model", "data", "data_dir", "out", "checkpoints", "json", "debug", "progress", "command", "run"
 }  # fmt: skip
 
 
@@ -141,9 +141,9 @@ def _prune_on_task(options: argparse.Namespace, out: Path) -> tuple[int, Any]:
     claim(
         work,
         {
+            **{k: repr(v) for k, v in sorted(vars(options).items()) if k not in _WITHOUT_EFFECT},
             "model": model_digest(model),
             "data": values_digest([*data.train, "validation", *data.validation]),
-            **{k: repr(v) for k, v in sorted(vars(options).items()) if k not in _WITHOUT_EFFECT},
             "versions": versions(),
         },
     )

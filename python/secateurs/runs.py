@@ -22,8 +22,8 @@ from secateurs.plan import SparsityPlan
 from secateurs.reading import opened, read_json
 
 RUN, SEAL = "run.json", "complete.json"
-# Where a model came from, and what its first loss notes in its config.
-_NOT_CONTENT = ("_name_or_path", "transformers_version", "problem_type")
+# In a config: where a model came from, what saving notes, and what the first loss does.
+_NOT_CONTENT = ("_name_or_path", "transformers_version", "architectures", "dtype", "problem_type")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
