@@ -1,20 +1,21 @@
 """save, load and export_dense: compact models as plain safetensors, reloaded without pickle or
 remote code.
 
-A saved directory holds `config.json` (the stock config and one `secateurs` block),
-`model.safetensors` (compact tensors under stock parameter names; a block-sparse weight as
-`NAME.values`, `.indptr`, `.indices`; one on levels as their int8 codes) and `plan.safetensors`.
+A saved directory holds `config.json` (the stock config, and one `secateurs` block that names the
+other files and says what they cannot), the compact tensors under stock names (a block-sparse weight
+as `NAME.values`, `.indptr`, `.indices`; one on levels as its int8 codes) and the plan. Files have
+names made of their content, under which stock transformers looks for no weights. The config is
+replaced last, at once, so that whenever a directory is read it holds the old model or the new one.
 Kernels are chosen, and weights packed for them, on the machine that loads.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,303 +26,373 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import GenerationConfig, PreTrainedModel
 
-from secateurs.convert import (
-    CompactLinear,
-    compact_blocks,
-    conversion_of,
-    rebuild,
-)
+from secateurs.blueprint import FLOATS, Blueprint, blueprint_of, is_stock
+from secateurs.convert import CompactLinear, conversion_of, rebuild
 from secateurs.cost import FormPicker, machine
-from secateurs.errors import CheckpointError, FormatError
-from secateurs.formats import BlockSparseWeight
-from secateurs.modules import Attention, Constant, FeedForward, Layer
+from secateurs.errors import CheckpointError, FormatError, SecateursError
+from secateurs.files import PARTIAL, held, sha256, written_by_content, written_whole
 from secateurs.plan import SparsityPlan
-from secateurs.sites import LayerKeep, Sites, find_sites
+from secateurs.sites import FAMILIES, LayerKeep, find_sites
+from secateurs.skeleton import check_like, named_tensors, outside, place, ties
 
-FORMAT_VERSION = 1
-CONFIG, WEIGHTS, PLAN = "config.json", "model.safetensors", "plan.safetensors"
+FORMAT_VERSION = 2
+CONFIG = "config.json"
+WEIGHTS, PLAN = "secateurs", "secateurs-plan"  # what names of files begin with
+# Names of weights and of the plan, by format. Stock transformers opens the first weights as what
+# they are not.
+_NAMES = {
+    1: (r"model\.safetensors", r"plan\.safetensors"),
+    2: (rf"{WEIGHTS}-[0-9a-f]{{16}}\.safetensors", rf"{PLAN}-[0-9a-f]{{16}}\.safetensors"),
+}
+_SCRATCH = re.compile(rf"\.+({WEIGHTS}|{re.escape(CONFIG)}).*{re.escape(PARTIAL)}")
+_OPENED_BY_STOCK = re.compile(
+    r"(model|pytorch_model|adapter_model)[-.](.*\.)?(safetensors|bin|index\.json)"
+)
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
+_MOST_READS = 100  # of a directory that others keep writing to
 
 
 def save(model: nn.Module, directory: str | Path) -> None:
-    """Write a converted model; the files are complete or absent.
+    """Write a converted model. Whenever a reader comes, or this process dies, the directory holds
+    the model it held before or this one.
 
     Raises:
         PlanError: the model was not made by `convert` or `load`.
-        CheckpointError: `directory` is not a directory, or cannot be written.
+        CheckpointError: `load` could not make this model again; `directory` is not a directory,
+            cannot be written, or holds weights that stock transformers would open in place of ours.
     """
+    model = getattr(model, "_orig_mod", model)  # where torch.compile made it
     conversion = conversion_of(model)
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"expected a directory to save to, but {directory} is a file")
-    tensors = _outer_tensors(model, conversion.sites)
-    for i in range(len(conversion.sites.layers)):
-        tensors |= _layer_tensors(model, conversion.sites, conversion.plan, i)
-    with _written_whole(directory) as scratch:
-        save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
-        conversion.plan.save(scratch / PLAN)
-        config = model.config.to_dict()
-        config["architectures"] = [type(model).__name__]
-        config["dtype"] = str(model.dtype).removeprefix("torch.")
-        config["secateurs"] = {
-            "format_version": FORMAT_VERSION,
-            # Which form each linear took is bound to the machine it was measured on.
-            "forms": {"machine": machine(model.device), "picked": conversion.forms},
-            "sha256": {name: _digest(scratch / name) for name in (WEIGHTS, PLAN)},
-        }
-        (scratch / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    with torch.no_grad():
+        blueprint, tensors = blueprint_of(model)
+        try:
+            blueprint.restored(conversion.plan, tensors)
+        except SecateursError as error:
+            raise CheckpointError(f"the model could not be loaded again: {error}") from None
+    block = _block(blueprint)
+    if model.can_generate():
+        block["generation_config"] = model.generation_config.to_dict()
+    # Which form each linear took is bound to the machine it was measured on.
+    block["forms"] = {"machine": machine(model.device), "picked": conversion.forms}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _alone_in(directory):
+            block["replaces"] = _replaced(directory)
+            block["sha256"] = {}
+            for stem, write in (
+                (WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"})),
+                (PLAN, conversion.plan.save),
+            ):
+                name, digest = written_by_content(directory, stem, ".safetensors", write)
+                block["sha256"][name] = digest
+            config = {
+                **blueprint.values,
+                "architectures": [blueprint.cls.__name__],
+                "dtype": _brief(blueprint.dtype),
+                "secateurs": block,
+            }
+            with written_whole(directory / CONFIG) as scratch:
+                scratch.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write the model to {directory}: {error}") from error
 
 
 @torch.no_grad()
-def load(directory: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
+def load(
+    directory: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    model_class: type[nn.Module] | None = None,
+) -> nn.Module:
     """Read a model written by `save`, packed for the machine and device it is loaded on.
 
-    Raises CheckpointError for a path that is not such a directory, and for truncated or altered
-    files.
+    Args:
+        model_class: the class of a model that is not one of transformers' own, which no file brings
+            along.
+
+    Raises CheckpointError for a path that is not such a directory, for truncated or altered files,
+    and for a model of an own class without `model_class`.
     """
     directory = Path(directory)
-    config_dict = _read_config(directory)
-    for name, digest in config_dict["secateurs"]["sha256"].items():
-        if not (directory / name).is_file():
-            raise CheckpointError(f"expected {name} in {directory}, but it is missing")
-        if _digest(directory / name) != digest:
+    if not directory.is_dir():
+        raise CheckpointError(f"expected a directory with a saved model, {directory} is none")
+    for _ in range(_MOST_READS):
+        try:
+            with (directory / CONFIG).open("rb") as file:
+                try:
+                    return _load(directory, file.read(), str(device), model_class)
+                except Exception as error:
+                    # While it is open no other file is the same one. A saver may have replaced it,
+                    # and removed what it names.
+                    if not _is_still(directory / CONFIG, file.fileno()):
+                        continue
+                    if isinstance(error, CheckpointError):
+                        raise
+                    told = " ".join(str(error).split()) or type(error).__name__
+                    raise CheckpointError(f"the model in {directory} is damaged: {told}") from error
+        except OSError as error:
             raise CheckpointError(
-                f"{directory / name} is not the file that was saved: truncated or altered"
-            )
-    plan = SparsityPlan.load(directory / PLAN)
-    try:
-        tensors = load_file(directory / WEIGHTS, device=str(device))
-        model, layer_count = _outer_model(config_dict)
-        sites = find_sites(model)
-        template = sites.layer(model, 0)
-        sites = replace(sites, layers=sites.layers * layer_count)
-        plan.validate(sites, sites.fingerprint())
-        dtype = getattr(torch, config_dict["dtype"])
-        model.to(device=device, dtype=dtype)
-        templates = [copy.deepcopy(template) for _ in range(layer_count)]
-        compact = [_read_layer(tensors, sites, plan, i, templates[i]) for i in range(layer_count)]
-        _read_outer(model, tensors, sites)
-        model.config.num_hidden_layers = layer_count
-        forms = config_dict["secateurs"]["forms"]
-        fixed = forms["picked"] if forms["machine"] == machine(model.device) else None
-        return rebuild(model, templates, sites, plan, compact, FormPicker(fixed=fixed))
-    except (KeyError, SafetensorError, FormatError, AttributeError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"the model in {directory} is damaged: {error}") from error
+                f"expected a {CONFIG} with a secateurs block in {directory}: {error}"
+            ) from error
+    raise CheckpointError(f"cannot read the model in {directory}: it changes all the time")
 
 
 @torch.no_grad()
 def export_dense(model: nn.Module) -> nn.Module:
     """The stock model that computes the same: zeros back in place of what was removed. Loads
-    anywhere."""
-    conversion = conversion_of(model)
-    sites, plan = conversion.sites, conversion.plan
-    config = copy.deepcopy(model.config)
-    config._attn_implementation = "sdpa"
-    config.architectures = [type(model).__name__]
-    with torch.random.fork_rng(devices=[]):
-        dense = type(model)(config).to(device=model.device, dtype=model.dtype)
-    state = _outer_tensors(model, sites)
-    for i in range(len(sites.layers)):
-        keep, path = sites.keep(plan, i), sites.layer_path(i)
-        layer = sites.layer(model, i)
-        linears = _stock_linears(layer, sites, keep)
-        for role, name in sites.family.linears().items():
-            stock = sites.linear(dense, i, role)
-            state[f"{path}.{name}.weight"] = torch.zeros_like(stock.weight)
-            if stock.bias is not None:
-                state[f"{path}.{name}.bias"] = torch.zeros_like(stock.bias)
-            if role in linears:
-                rows, columns = (side.to(model.device) for side in keep.sides(role))
-                inner = stock.weight.new_zeros(int(rows.sum()), stock.in_features)
-                inner[:, columns] = linears[role].weight
-                state[f"{path}.{name}.weight"][rows] = inner
-                if linears[role].bias is not None:
-                    state[f"{path}.{name}.bias"][rows] = linears[role].bias
-        state |= _norm_tensors(layer, sites, i)
-    dense.load_state_dict(state, strict=False)
-    dense.tie_weights()
+    anywhere.
+
+    Raises CheckpointError where no config makes such a model of its class.
+    """
+    model = getattr(model, "_orig_mod", model)  # where torch.compile made it
+    plan = conversion_of(model).plan
+    blueprint, tensors = blueprint_of(model)
+    stock = blueprint.of_stock()
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    for name, first in blueprint.tied.items():
+        if name not in stock.tied:
+            tensors[name] = tensors[first].clone()
+    restored = stock.restored(plan, tensors)
+    for i, layer in enumerate(restored.layers):
+        keep = restored.sites.keep(plan, i)
+        for role, path in restored.sites.family.linears().items():
+            linear = layer.get_submodule(path)
+            dtype = stock.dtype_of(f"{restored.sites.layer_path(i)}.{path}.weight")
+            _fill_dense(linear, restored.compact[i].get(role), keep, role, dtype)
+    dense = restored.model.to(model.device)
+    for name, tensor in named_tensors(dense).items():
+        if tensor.device.type == "meta":
+            raise CheckpointError(f"expected a stock layer, but it has a tensor of its own: {name}")
+    if model.can_generate():
+        dense.generation_config = copy.deepcopy(model.generation_config)
     return dense.eval()
 
 
-def _layer_tensors(
-    model: nn.Module, sites: Sites, plan: SparsityPlan, index: int
-) -> dict[str, Tensor]:
-    keep, layer = sites.keep(plan, index), sites.layer(model, index)
-    path, names = sites.layer_path(index), sites.family.linears()
-    tensors = _norm_tensors(layer, sites, index)
-    for role, linear in _stock_linears(layer, sites, keep).items():
-        name = f"{path}.{names[role]}"
-        if linear.bias is not None:
-            tensors[f"{name}.bias"] = linear.bias
-        grid, block, weight = linear.keep, linear.block, linear.weight
-        if role in keep.levels:
-            weight = keep.levels[role].codes(weight)
-        if grid is None or block is None:
-            tensors[f"{name}.weight"] = weight
-        else:
-            packed = BlockSparseWeight.pack(weight, grid, block)
-            tensors[f"{name}.weight.values"] = packed.values
-            tensors[f"{name}.weight.indptr"] = packed.indptr
-            tensors[f"{name}.weight.indices"] = packed.indices
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+def _fill_dense(
+    linear: nn.Module, compact: CompactLinear | None, keep: LayerKeep, role: str, dtype: torch.dtype
+) -> None:
+    """Give a linear of a skeleton the values of a compact one, zeros elsewhere."""
+    device = None if compact is None else compact.weight.device
+    weight = torch.zeros(linear.weight.shape, dtype=dtype, device=device or "cpu")
+    bias = None if linear.bias is None else weight.new_zeros(len(weight))
+    if compact is not None:
+        rows, columns = (side.to(weight.device) for side in keep.sides(role))
+        inner = weight.new_zeros(int(rows.sum()), weight.shape[1])
+        inner[:, columns] = compact.weight
+        weight[rows] = inner
+        if bias is not None and compact.bias is not None:
+            bias = bias.to(compact.bias.dtype)
+            bias[rows] = compact.bias
+    place(linear, "weight", weight)
+    if bias is not None:
+        place(linear, "bias", bias)
 
 
-def _norm_tensors(layer: Layer, sites: Sites, index: int) -> dict[str, Tensor]:
-    path, family = sites.layer_path(index), sites.family
-    norms = ((family.attention_norm, layer.attention_norm), (family.ffn_norm, layer.ffn_norm))
-    return {
-        f"{path}.{name}.{key}": value
-        for name, norm in norms
-        for key, value in norm.state_dict().items()
-    }
+def _load(
+    directory: Path, config: bytes, device: str, model_class: type[nn.Module] | None
+) -> nn.Module:
+    values = _parsed(config, directory)
+    block = values["secateurs"]
+    files = []
+    for name in _files(block):
+        path = directory / name
+        if not path.is_file():
+            raise CheckpointError(f"expected {name} in {directory}, but it is missing")
+        if sha256(path) != block["sha256"][name]:
+            raise CheckpointError(f"{path} is not the file that was saved: truncated or altered")
+        files.append(path)
+    plan = SparsityPlan.load(files[1])
+    tensors = load_file(files[0], device=device)
+    blueprint = Blueprint(
+        _class(values, model_class, directory),
+        {name: value for name, value in values.items() if name != "secateurs"},
+        block.get("arguments", {}),
+        _DTYPES[values["dtype"]],
+        {name: _DTYPES[dtype] for name, dtype in block.get("dtypes", {}).items()},
+        block.get("tied", {}),
+        block.get("settings", {}),
+    )
+    if blueprint.config().num_hidden_layers > len(tensors):
+        raise FormatError(f"expected tensors of all layers, got {len(tensors)} tensors")
+    if block["format_version"] == 1:
+        blueprint, tensors = _from_format_1(blueprint, tensors)
+    restored = blueprint.restored(plan, tensors)
+    model, forms = restored.model, block["forms"]
+    if block.get("generation_config") is not None and model.can_generate():
+        model.generation_config = _generation_config(block["generation_config"])
+    here = forms["machine"] == machine(torch.device(device))
+    picker = FormPicker(fixed=forms["picked"] if here else None)
+    return rebuild(model, restored.layers, restored.sites, plan, restored.compact, picker)
 
 
-def _stock_linears(layer: Layer, sites: Sites, keep: LayerKeep) -> dict[str, CompactLinear]:
-    """The linears of a converted layer under their stock roles, q, k and v taken apart again."""
-    found: dict[str, tuple[Tensor, Tensor | None]] = {}
-    if isinstance(layer.attention, Attention):
-        attention = layer.attention
-        sizes = [attention.heads, attention.kv_heads, attention.kv_heads]
-        rows = [size * attention.head_dim for size in sizes]
-        weights = attention.qkv.dense().split(rows)
-        bias = attention.qkv.bias
-        biases = bias.split(rows) if bias is not None else (None,) * 3
-        for role, weight, part in zip(("query", "key", "value"), weights, biases, strict=True):
-            found[role] = (weight, part)
-        found["output"] = (attention.output.dense(), attention.output.bias)
-    elif isinstance(layer.attention, Constant):
-        found["output"] = _no_columns(layer.attention, keep)
-    if isinstance(layer.ffn, FeedForward):
-        for role, linear in (
-            ("gate", layer.ffn.gate),
-            ("up", layer.ffn.up),
-            ("down", layer.ffn.down),
-        ):
-            if linear is not None:
-                found[role] = (linear.dense(), linear.bias)
-    elif isinstance(layer.ffn, Constant):
-        found["down"] = _no_columns(layer.ffn, keep)
-    return {
-        role: CompactLinear(weight, bias, *compact_blocks(keep, role))
-        for role, (weight, bias) in found.items()
-    }
-
-
-def _no_columns(constant: Constant, keep: LayerKeep) -> tuple[Tensor, Tensor | None]:
-    like = constant.bias if constant.bias is not None else torch.zeros(0)
-    return like.new_zeros(keep.shape.hidden, 0), constant.bias
-
-
-def _outer_tensors(model: nn.Module, sites: Sites) -> dict[str, Tensor]:
-    """Everything outside the layers; of tensors tied to each other, the first."""
-    tensors: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict().items():
-        if name.startswith(f"{sites.path}.") or tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
-        tensors[name] = tensor.contiguous()
-    return tensors
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    if not directory.is_dir():
-        raise CheckpointError(f"expected a directory with a saved model, {directory} is none")
+def _parsed(config: bytes, directory: Path) -> dict[str, Any]:
+    """What a config says. Raises CheckpointError unless it is one of ours."""
     try:
-        config = json.loads((directory / CONFIG).read_text())
-        version = config["secateurs"]["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        values = json.loads(config)
+        version = values["secateurs"]["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"expected a {CONFIG} with a secateurs block in {directory}: {error!r}"
         ) from error
-    if version != FORMAT_VERSION:
+    if version not in _NAMES:
         raise CheckpointError(
-            f"{directory} has checkpoint format {version}, this version reads {FORMAT_VERSION}"
+            f"{directory} has checkpoint format {version}, this version reads 1 to {FORMAT_VERSION}"
         )
-    return config
+    return values
 
 
-def _outer_model(config_dict: dict[str, Any]) -> tuple[nn.Module, int]:
-    """A stock model with one layer, which lends its norms to all, and the number of layers
-    wanted."""
-    values = {k: v for k, v in config_dict.items() if k != "secateurs"}
-    config = AutoConfig.for_model(**values)
-    layer_count = config.num_hidden_layers
-    config.num_hidden_layers = 1
-    architecture = config_dict["architectures"][0]
-    cls = getattr(transformers, architecture, None)
-    if cls is None:
-        raise CheckpointError(f"this transformers has no architecture {architecture}")
-    with torch.random.fork_rng(devices=[]):
-        return cls(config), layer_count
+def _files(block: Mapping[str, Any]) -> list[str]:
+    """The names of weights and plan. Raises FormatError for any others: none leads elsewhere."""
+    names = sorted(block["sha256"], key=lambda name: (PLAN in name or "plan" in name, name))
+    patterns = _NAMES[block["format_version"]]
+    if len(names) != 2 or not all(map(re.fullmatch, patterns, names)):
+        raise FormatError(f"expected digests of weights and of a plan, got those of {names}")
+    return names
 
 
-def _read_layer(
-    tensors: dict[str, Tensor], sites: Sites, plan: SparsityPlan, index: int, template: nn.Module
-) -> dict[str, CompactLinear]:
-    keep, path, family = sites.keep(plan, index), sites.layer_path(index), sites.family
-    for norm in (family.attention_norm, family.ffn_norm):
-        module = template.get_submodule(norm)
-        state = {key: tensors.pop(f"{path}.{norm}.{key}") for key in module.state_dict()}
-        module.load_state_dict(state, assign=True)
-    compact = {}
-    for role, name in family.linears().items():
-        rows, columns = (int(side.sum()) for side in keep.sides(role))
-        grid, block = compact_blocks(keep, role)
-        stem = f"{path}.{name}"
-        if f"{stem}.weight" in tensors:
-            weight = tensors.pop(f"{stem}.weight")
-        elif f"{stem}.weight.values" in tensors:
-            parts = [tensors.pop(f"{stem}.weight.{p}") for p in ("values", "indptr", "indices")]
-            weight = BlockSparseWeight(*parts, shape=(rows, columns)).validate().to_dense()
-        else:
-            continue  # a removed module, or one without heads or neurons, stores nothing here
-        if tuple(weight.shape) != (rows, columns):
-            raise FormatError(
-                f"{stem}.weight has shape {tuple(weight.shape)}, the plan says {(rows, columns)}"
+def _class(
+    values: Mapping[str, Any], given: type[nn.Module] | None, directory: Path
+) -> type[nn.Module]:
+    """The class of a saved model: a stock one by its name, or the one given."""
+    name = values["architectures"][0]
+    own = values["secateurs"].get("model_class", {"module": "transformers", "name": name})
+    stock = own["module"].partition(".")[0] == "transformers"
+    if given is not None:
+        if not (isinstance(given, type) and issubclass(given, PreTrainedModel)):
+            raise CheckpointError(f"expected a class of models as model_class, got {given!r}")
+        if given.__name__ != own["name"] or is_stock(given) != stock:
+            raise CheckpointError(
+                f"expected {own['module']}.{own['name']} as model_class, the class of the model in "
+                f"{directory}, got {given.__module__}.{given.__name__}"
             )
-        if role in keep.levels:
-            if weight.dtype != torch.int8:
-                raise FormatError(f"expected {stem}.weight as int8 codes, got {weight.dtype}")
-            weight = keep.levels[role].values(weight, template.get_submodule(name).weight.dtype)
-        compact[role] = CompactLinear(weight, tensors.pop(f"{stem}.bias", None), grid, block)
-    return compact
+        return given
+    if not stock:
+        raise CheckpointError(
+            f"the model in {directory} is a {own['module']}.{own['name']}, which is not one of "
+            f"transformers' own: load it with model_class={own['name']}"
+        )
+    cls = getattr(transformers, name, None) if name == own["name"] else None
+    kind = getattr(cls, "config_class", None)
+    if kind is None or not issubclass(cls, PreTrainedModel):
+        raise CheckpointError(f"this transformers has no architecture {name}")
+    if kind.model_type not in FAMILIES or kind.model_type != values["model_type"]:
+        raise CheckpointError(
+            f"expected a config of {kind.model_type} for {name}, got {values['model_type']!r}"
+        )
+    return cls
 
 
-def _read_outer(model: nn.Module, tensors: dict[str, Tensor], sites: Sites) -> None:
-    missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
-    model.tie_weights()
-    tied = set(getattr(model, "_tied_weights_keys", None) or ())
-    missing = [n for n in missing if not n.startswith(f"{sites.path}.") and n not in tied]
-    if missing or unexpected:
-        raise FormatError(f"missing tensors {missing}, unexpected tensors {unexpected}")
+def _from_format_1(
+    blueprint: Blueprint, tensors: dict[str, Tensor]
+) -> tuple[Blueprint, dict[str, Tensor]]:
+    """What format 2 says and stores, and format 1 left to the constructor: ties, and buffers that
+    no state dict has."""
+    made = blueprint.skeleton()
+    layers = find_sites(made).path
+    shapes = named_tensors(made)
+    missing = {name for name in outside(layers, shapes) if name not in tensors}
+    tied = {name: first for name, first in ties(shapes).items() if name in missing}
+    state = made.state_dict().keys()
+    for name in sorted(missing - tied.keys()):
+        if name in state:
+            raise FormatError(f"expected {name}, but it is missing")
+    for name in tensors.keys() & shapes.keys():
+        if f"{name}.".startswith(f"{layers}."):
+            continue
+        check_like(name, tensors[name], shapes[name], tensors[name].dtype)
+    config = blueprint.config()
+    config.num_hidden_layers = 1
+    with torch.random.fork_rng(devices=[]):
+        real = named_tensors(blueprint.cls(config).to(blueprint.dtype))
+    device = next(iter(tensors.values())).device
+    tensors |= {name: real[name].to(device) for name in missing - tied.keys()}
+    dtypes = {n: t.dtype for n, t in tensors.items() if t.dtype in FLOATS}
+    return replace(blueprint, tied=tied, dtypes=dtypes), tensors
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _generation_config(values: Mapping[str, Any]) -> GenerationConfig:
+    """The generation config that a file says, of what this transformers knows."""
+    known = vars(GenerationConfig())
+    return GenerationConfig(**{name: value for name, value in values.items() if name in known})
+
+
+def _block(blueprint: Blueprint) -> dict[str, Any]:
+    """What a saved directory says of a model besides its config."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model_class": {"module": blueprint.cls.__module__, "name": blueprint.cls.__name__},
+        "arguments": dict(blueprint.arguments),
+        "dtypes": {name: _brief(dtype) for name, dtype in blueprint.dtypes.items()},
+        "tied": dict(blueprint.tied),
+        "settings": dict(blueprint.settings),
+    }
+
+
+def _replaced(directory: Path) -> list[str]:
+    """The files of a model in format 1 that a save into `directory` makes obsolete.
+
+    Raises CheckpointError where other files there are weights to stock transformers: beside our
+    config it would open them.
+    """
+    block = _written_block(directory)
+    ours = {"replaces": [], "sha256": {}, **block}
+    named = ours["sha256"] if ours.get("format_version") == 1 else ours["replaces"]
+    for path in sorted(directory.iterdir()):
+        if _OPENED_BY_STOCK.fullmatch(path.name) and path.name not in named:
+            raise CheckpointError(
+                f"expected a directory without other weights, but stock transformers would open "
+                f"{path} in place of the saved model: save elsewhere, or remove it"
+            )
+    return [name for name in sorted(named) if (directory / name).exists()]
 
 
 @contextmanager
-def _written_whole(directory: Path) -> Iterator[Path]:
-    """A scratch directory whose files move to `directory` once all are written, the config, which
-    vouches for the others, last."""
-    scratch = None
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Write while no other saver does, and remove what is no longer, or was never, part of the
+    model."""
+    with held(directory) as alone:
+        try:
+            yield
+        finally:
+            # Where there are no locks another saver may be at work: what it writes looks the same.
+            if alone:
+                _sweep(directory)
+
+
+def _sweep(directory: Path) -> None:
+    block = _written_block(directory)
+    present = block.get("sha256", {})
+    old = block.get("replaces", []) if block.get("format_version") == FORMAT_VERSION else []
+    for path in directory.iterdir():
+        content = any(re.fullmatch(pattern, path.name) for pattern in _NAMES[FORMAT_VERSION])
+        if (
+            (content and path.name not in present)
+            or _SCRATCH.fullmatch(path.name)
+            or (path.name in old and any(re.fullmatch(p, path.name) for p in _NAMES[1]))
+        ):
+            path.unlink(missing_ok=True)
+
+
+def _written_block(directory: Path) -> dict[str, Any]:
+    """The block of the model in a directory; empty where there is none."""
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-        yield scratch
-        directory.mkdir(exist_ok=True)
-        for name in (WEIGHTS, PLAN, CONFIG):
-            (scratch / name).replace(directory / name)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write the model to {directory}: {error}") from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+        return dict(json.loads((directory / CONFIG).read_bytes())["secateurs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    """Whether `path` is the open file."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except OSError:
+        return False
+
+
+def _brief(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

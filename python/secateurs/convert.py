@@ -17,6 +17,7 @@ from secateurs.apply import check_finite
 from secateurs.cost import CostTable, FormPicker
 from secateurs.errors import FormatError, PlanError
 from secateurs.formats import BlockSparseWeight, LibraryWeight, VectorWeight
+from secateurs.inherited import adopt
 from secateurs.modules import (
     Attention,
     Constant,
@@ -26,6 +27,7 @@ from secateurs.modules import (
     Norm,
     PackedLinear,
     Skip,
+    husk,
     layer_class,
 )
 from secateurs.patterned import PatternLinear, pack
@@ -64,6 +66,8 @@ class Conversion:
     sites: Sites
     reports: list[SiteReport] = field(default_factory=list)
     forms: dict[str, str] = field(default_factory=dict)  # of each linear
+    tokens: int = 256  # that decisions are for
+    husks: list[nn.Module] = field(default_factory=list)  # of the stock layers
 
 
 @dataclass(frozen=True)
@@ -187,21 +191,22 @@ def rebuild(
 
     `templates` are stock layers that lend their norms and their class.
     """
-    interface.register()
-    conversion = Conversion(plan, sites)
+    conversion = Conversion(plan, sites, tokens=picker.tokens, husks=[husk(t) for t in templates])
     layers = []
     for i, (template, weights) in enumerate(zip(templates, compact, strict=True)):
         keep = sites.keep(plan, i)
         make = partial(
             _LayerBuilder, sites.family, model.config, i, keep, weights, picker, template
         )
-        built = _fastest(make, next(template.parameters()))
+        # Where only the norms have data (a model that is read, or made again), one of theirs.
+        like = max(template.parameters(), key=lambda tensor: tensor.device.type != "meta")
+        built = _fastest(make, like)
         layers.append(built.layer)
         conversion.reports += built.reports
         conversion.forms |= built.forms
     parent, _, name = sites.path.rpartition(".")
     setattr(model.get_submodule(parent), name, nn.ModuleList(layers))
-    model.secateurs = conversion
+    adopt(model, conversion)
     model.set_attn_implementation(interface.NAME)
     return model.eval()
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from secateurs import ops
 from secateurs.environment import device_name
 from secateurs.errors import PlanError
+from secateurs.files import written_whole
 
 ROUNDS = 11
 # Weights below this many elements are not worth a measurement: launching costs more than they do.
@@ -100,11 +101,10 @@ class CostTable:
             return
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._path.with_suffix(f".{os.getpid()}")
-            partial.write_text(
-                json.dumps({"machine": self._machine, "times": self._times}, indent=1)
-            )
-            partial.replace(self._path)
+            with written_whole(self._path, durable=False) as scratch:
+                scratch.write_text(
+                    json.dumps({"machine": self._machine, "times": self._times}, indent=1)
+                )
 
 
 class FormPicker:

@@ -46,3 +46,7 @@ class CheckpointError(SecateursError, RuntimeError):
 
 class PatternError(SecateursError, ValueError):
     """A pattern is malformed, or cannot be laid over the shape asked for."""
+
+
+class ConvertedError(SecateursError, RuntimeError):
+    """A converted model was asked for what only the dense one can do."""

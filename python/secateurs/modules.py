@@ -7,7 +7,9 @@ inputs.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -205,7 +207,23 @@ class Norm(nn.Module):
         return f"{kind}, {tuple(self.weight.shape)}, eps={self.eps}"
 
 
-class Layer(nn.Module):
+class Mixed:
+    """An object whose class was made at run time, from a stock class: pickled and copied as one
+    that the reader makes again."""
+
+    stock: ClassVar[type[nn.Module]]
+    maker: ClassVar[Callable[[type[nn.Module]], type]]  # makes the class from `stock`
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        _, (_, *arguments), *state = super().__reduce_ex__(max(2, protocol))
+        return _made_again, (type(self).maker, self.stock, *arguments), *state
+
+
+def _made_again(maker: Callable[[type], type], stock: type, *arguments: Any) -> Any:
+    return object.__new__(maker(stock), *arguments)
+
+
+class Layer(Mixed, nn.Module):
     """One Transformer layer: attention and FFN around their residuals, the norm behind or in front
     of each."""
 
@@ -224,8 +242,23 @@ class Layer(nn.Module):
         self.attention, self.attention_norm = attention, attention_norm
         self.ffn, self.ffn_norm = ffn, ffn_norm
         self.norm_first, self.layer_idx = norm_first, layer_idx
+        self.whole = self._as_one() if self.why_in_parts() is None else None
+
+    def become(self, other: Layer) -> Layer:
+        """This layer, made of the parts of `other`, under the hooks of its own parts where it has
+        such parts."""
+        mine = dict(self.named_modules())
+        for name, module in other.named_modules():
+            own = vars(mine.get(name, module))
+            vars(module).update({key: held for key, held in own.items() if _is_hooks(key, held)})
+        vars(self).update(vars(other))
+        if self.whole is not None:
+            self.whole = self._as_one()
+        return self
+
+    def _as_one(self) -> WholeLayer:
         parts = (None if isinstance(part, Skip) else part for part in self.children())
-        self.whole = WholeLayer(self, *parts) if self.why_in_parts() is None else None
+        return WholeLayer(self, *parts)
 
     def why_never_whole(self) -> str | None:
         """Why the layer is not one operation on the CPU whatever form its linears take, if so."""
@@ -280,10 +313,46 @@ class Layer(nn.Module):
         return self.ffn_norm(self.ffn(x, x))
 
 
+@cache
 def layer_class(stock: type[nn.Module]) -> type[Layer]:
     """`Layer` as a subclass of the stock layer: transformers finds the layers whose hidden states
     it returns by class."""
-    return type(f"Converted{stock.__name__}", (Layer, stock), {})
+    about = {"__module__": stock.__module__, "stock": stock, "maker": layer_class}
+    return type(f"Converted{stock.__name__}", (Layer, stock), about)
+
+
+def again(module: nn.Module, tensor: Callable[[str, Tensor], Tensor], path: str = "") -> nn.Module:
+    """A copy of `module` and those within it, without hooks, that holds `tensor(name, held)` in
+    place of each tensor it holds."""
+    other: nn.Module = object.__new__(type(module))
+    for key, value in vars(module).items():
+        # Hooks watch the module they were put on, and what they are need not be copied or pickled.
+        vars(other)[key] = type(value)() if _is_hooks(key, value) else value
+    for kind in ("_parameters", "_buffers"):
+        vars(other)[kind] = {
+            name: None if held is None else tensor(f"{path}{name}", held)
+            for name, held in vars(module)[kind].items()
+        }
+    vars(other)["_modules"] = {
+        name: None if child is None else again(child, tensor, f"{path}{name}.")
+        for name, child in module._modules.items()
+    }
+    return other
+
+
+def _is_hooks(key: str, value: Any) -> bool:
+    return "hooks" in key and isinstance(value, dict)
+
+
+def husk(layer: nn.Module) -> nn.Module:
+    """A stock layer without its data: what a converted one is compared with, and made again
+    from."""
+
+    def without_data(_: str, held: Tensor) -> Tensor:
+        shape = torch.empty_like(held.detach(), device="meta")
+        return nn.Parameter(shape, False) if isinstance(held, nn.Parameter) else shape
+
+    return again(layer, without_data)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

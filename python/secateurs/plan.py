@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from secateurs.errors import CheckpointError, PlanError
+from secateurs.files import written_whole
 from secateurs.levels import Levels
 from secateurs.reading import member, one_line, only, parse_json, read_tensors, shown, whole
 
@@ -256,7 +257,6 @@ class SparsityPlan:
     def save(self, path: str | Path) -> None:
         """Write the plan as one safetensors file with a JSON header. Nothing half-written is left
         behind."""
-        path = Path(path)
         if self.model:  # a plan that `load` would refuse is not written
             _check_fingerprint(self.model, "the plan")
         header = {
@@ -266,13 +266,11 @@ class SparsityPlan:
             "notes": dict(self.notes),
             "levels": {name: asdict(levels) for name, levels in self.levels.items()},
         }
-        partial = path.with_name(path.name + ".partial")
+        tensors = {name: mask.keep for name, mask in self.masks.items()}
         try:
-            tensors = {name: mask.keep for name, mask in self.masks.items()}
-            save_file(tensors, partial, metadata={"secateurs_plan": json.dumps(header)})
-            partial.replace(path)
+            with written_whole(path) as scratch:
+                save_file(tensors, scratch, metadata={"secateurs_plan": json.dumps(header)})
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
             raise CheckpointError(f"cannot write the plan to {path}: {error}") from error
 
     @classmethod

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from secateurs.errors import DataError
+from secateurs.files import written_whole
 from secateurs.plan import SparsityPlan
 from secateurs.sites import Sites
 
@@ -87,17 +86,11 @@ def layers_kept(sites: Sites, plan: SparsityPlan) -> list[dict[str, int | float]
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file whole or not at all. Raises DataError if it cannot be written."""
-    path = Path(path)
-    scratch = None
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     try:
-        text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(scratch).replace(path)
+        with written_whole(path) as scratch:
+            scratch.write_text(text, encoding="utf-8")
     except OSError as error:
-        if scratch is not None:
-            Path(scratch).unlink(missing_ok=True)
         raise DataError(f"cannot write {path}: {error.strerror}") from None
 
 

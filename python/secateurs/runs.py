@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,8 +17,9 @@ import torch
 from torch import nn
 
 from secateurs.errors import CheckpointError
+from secateurs.files import PARTIAL, flush, sha256, written_whole
 from secateurs.plan import SparsityPlan
-from secateurs.reading import opened, read_json
+from secateurs.reading import read_json
 
 RUN, SEAL = "run.json", "complete.json"
 # In a config: where a model came from, what saving notes, and what the first loss does.
@@ -46,7 +46,7 @@ def claim(folder: str | Path, inputs: Mapping[str, str]) -> None:
 
 
 def _check_empty(folder: Path) -> None:
-    if found := [path.name for path in folder.iterdir() if not path.name.startswith(f".{RUN}-")]:
+    if found := [path.name for path in folder.iterdir() if not path.name.endswith(PARTIAL)]:
         raise CheckpointError(
             f"expected a new folder for checkpoints, or one of this run, but {folder} holds "
             f"{min(found)} and no {RUN}: name another folder, or remove this one"
@@ -65,24 +65,27 @@ def _compare(folder: Path, known: Mapping[str, Any], inputs: Mapping[str, str]) 
 def seal(checkpoint: str | Path) -> None:
     """All files of `checkpoint` are written: make them last, and note their digests."""
     checkpoint = Path(checkpoint)
-    files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != SEAL)
-    for path in files:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    _write(checkpoint / SEAL, {str(p.relative_to(checkpoint)): file_digest(p) for p in files})
+    files = _files(checkpoint)
+    for path in files.values():
+        flush(path)
+    _write(checkpoint / SEAL, {name: sha256(path) for name, path in files.items()})
+
+
+def _files(checkpoint: Path) -> dict[str, Path]:
+    """All regular files of a checkpoint but the seal, by their names in it."""
+    found = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != SEAL)
+    return {str(path.relative_to(checkpoint)): path for path in found}
 
 
 def is_whole(checkpoint: str | Path) -> bool:
     """Whether every file of a checkpoint is there, as it was when the checkpoint was sealed."""
     checkpoint = Path(checkpoint)
-    files = {str(p.relative_to(checkpoint)): p for p in checkpoint.rglob("*") if p.name != SEAL}
+    files = _files(checkpoint)
     try:
         noted = read_json(checkpoint / SEAL)
-        return noted.keys() <= files.keys() and all(
-            file_digest(files[name]) == noted[name] for name in noted
-        )
     except CheckpointError:
         return False
+    return noted.keys() <= files.keys() and all(sha256(files[n]) == noted[n] for n in noted)
 
 
 def newest_whole(folder: str | Path) -> Path | None:
@@ -100,15 +103,6 @@ def _checkpoints(folder: str | Path) -> list[Path]:
         if path.is_dir() and (match := _CHECKPOINT.fullmatch(path.name))
     }
     return sorted(steps, key=lambda path: -steps[path])
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a regular file. Raises CheckpointError if it cannot be read."""
-    digest = hashlib.sha256()
-    with opened(path) as (file, _):
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def model_digest(model: nn.Module) -> str:
@@ -143,15 +137,5 @@ def values_digest(values: Iterable[Any]) -> str:
 
 
 def _write(path: Path, found: Mapping[str, str]) -> None:
-    """The whole file or none, whenever the machine stops."""
-    scratch = path.with_name(f".{path.name}-{os.getpid()}")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(found, indent=1, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with written_whole(path) as scratch:
+        scratch.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")

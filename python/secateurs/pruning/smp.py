@@ -55,6 +55,7 @@ from secateurs.calibration import (
     to_device,
 )
 from secateurs.errors import BudgetError, CheckpointError, DataError, MethodError
+from secateurs.files import written_whole
 from secateurs.gates import Gates
 from secateurs.plan import HeadMask, SparsityPlan
 from secateurs.pruning.allocation import kept_heads
@@ -187,7 +188,8 @@ def save_scorer(scorer: MapScorer, path: str | Path) -> None:
     """Write what `artifact` reads. Raises CheckpointError if it cannot be written."""
     state = {name: value.cpu().contiguous() for name, value in scorer.state_dict().items()}
     try:
-        save_file(state, path, metadata={"secateurs": "smp"})
+        with written_whole(path) as scratch:
+            save_file(state, scratch, metadata={"secateurs": "smp"})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write a scorer to {path}: {error}") from error
 
