@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from training import dense_folder, glue_folder, sentences, write
 
 import secateurs
 from secateurs import cli
@@ -21,51 +22,15 @@ from secateurs.pretrained import open_classifier, open_tokenizer
 from secateurs.recipe import Settings, TaskData, evaluate, meta_task, prune_on_task, train
 from secateurs.tasks import TASKS, accuracy, f1, find_task, matthews, pearson, read_split, spearman
 
-WORDS = "the old house stood by a river and nobody came there in winter".split()  # noqa: SIM905
-
-
-def write(path: Path, rows: list[dict]) -> None:
-    text = "\n".join(json.dumps(row) for row in rows) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(text.encode()))
-    else:
-        path.write_text(text)
-
-
-def sentences(count: int) -> list[dict]:
-    """Label 1 where the sentence starts in the second half of the words."""
-    random = np.random.default_rng(0)
-    rows = []
-    for i in range(count):
-        words = random.permutation(WORDS)[: 4 + i % 5].tolist()
-        rows.append(
-            {"sentence": " ".join(words), "label": int(WORDS.index(words[0]) > 6), "idx": i}
-        )
-    return rows
-
 
 @pytest.fixture
 def glue(tmp_path) -> Path:
-    folder = tmp_path / "glue"
-    rows = sentences(60)
-    write(folder / "sst2" / "train.jsonl.gz", rows[:40])
-    write(folder / "sst2" / "validation.jsonl", rows[40:])
-    return folder
+    return glue_folder(tmp_path / "glue")
 
 
 @pytest.fixture
 def model_folder(tmp_path) -> Path:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
-    words = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    path = tmp_path / "dense"
-    tiny_model("bert").save_pretrained(path)
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]").save_pretrained(path)
-    return path
+    return dense_folder(tmp_path / "dense")
 
 
 def array(*values: float) -> np.ndarray:

@@ -97,7 +97,7 @@ def test_a_checkpoint_without_its_session_is_refused(tmp_path):
     shutil.copytree(whole, broken)
     (broken / STATE).write_bytes((whole / STATE).read_bytes()[:50])
     for path, budget, words in (
-        (broken, "heads=0.5", "expected the state of a pruning session"),
+        (broken, "heads=0.5", "not written to its end, or files of it are missing or altered"),
         (whole, "heads=0.25", "expected a state with budget"),
     ):
         with Session(classifier(), "dsp", budget=budget) as session:

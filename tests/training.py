@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from conftest import tiny_model
 from torch import Tensor, nn
@@ -101,3 +104,49 @@ def interrupted(
         carried = torch.load(path, weights_only=True)
         model = classifier()
     raise AssertionError("the last stop is the end")
+
+
+WORDS = "the old house stood by a river and nobody came there in winter".split()  # noqa: SIM905
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """JSON lines, gzipped where the name says so."""
+    text = "\n".join(json.dumps(row) for row in rows) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+
+
+def sentences(count: int) -> list[dict]:
+    """Label 1 where the sentence starts in the second half of the words."""
+    random = np.random.default_rng(0)
+    rows = []
+    for i in range(count):
+        words = random.permutation(WORDS)[: 4 + i % 5].tolist()
+        rows.append(
+            {"sentence": " ".join(words), "label": int(WORDS.index(words[0]) > 6), "idx": i}
+        )
+    return rows
+
+
+def glue_folder(path: Path) -> Path:
+    """The task sst2 in 40 and 20 sentences."""
+    rows = sentences(60)
+    write(path / "sst2" / "train.jsonl.gz", rows[:40])
+    write(path / "sst2" / "validation.jsonl", rows[40:])
+    return path
+
+
+def dense_folder(path: Path) -> Path:
+    """A tiny BERT without a head, and a tokenizer of its words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tiny_model("bert").save_pretrained(path)
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]").save_pretrained(path)
+    return path

@@ -17,6 +17,11 @@ from secateurs.errors import DataError, MethodError, SecateursError
 
 # argparse answers a command line it cannot read with 2, and we one whose input we cannot use.
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+# Arguments that decide where a run is found and what it tells, not how it ends; of the model and
+# the data what is in them does.
+_WITHOUT_EFFECT = {
+    "model", "data", "data_dir", "out", "checkpoints", "json", "debug", "progress", "command", "run"
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -139,8 +144,10 @@ def _prune_on_task(
         prune_on_task,
         steps_of,
         train,
+        versions,
     )
     from secateurs.report import table
+    from secateurs.runs import claim, model_digest, values_digest
     from secateurs.sites import find_sites
     from secateurs.tasks import find_task
     from secateurs.trainer import Distillation
@@ -169,6 +176,15 @@ def _prune_on_task(
     )
     steps = steps_of(data, options.prune_epochs, options.batch_size)
     check_pruning(model, method.name, options.budget, chosen, seed=options.seed, steps=steps)
+    claim(
+        work,
+        {
+            **{k: repr(v) for k, v in sorted(vars(options).items()) if k not in _WITHOUT_EFFECT},
+            "model": model_digest(model),
+            "data": values_digest([*data.train, "validation", *data.validation]),
+            "versions": versions(),
+        },
+    )
     seconds = {}
     before = options.dense_epochs
     if before is None:

@@ -19,7 +19,8 @@ _SEARCHED = 4096  # entries among which the first scale is searched
 class Levels:
     """The values `scale * q` for whole numbers q, |q| < 2^(bits - 1): zero is one of them.
 
-    Raises PlanError for bits beyond 2 to 8, or a scale that is not positive and finite in float32.
+    Raises PlanError for bits that are no whole number from 2 to 8, or a scale that is not positive,
+    or whose levels are not finite, in float32.
     """
 
     bits: int
@@ -29,13 +30,16 @@ class Levels:
         object.__setattr__(self, "bits", fit("bits", self.bits, int, PlanError))
         if not isinstance(self.scale, float):  # NaN and infinity are told below
             object.__setattr__(self, "scale", fit("scale", self.scale, float, PlanError))
-        if self.bits not in range(LEAST_BITS, MOST_BITS + 1):
+        if not LEAST_BITS <= self.bits <= MOST_BITS:
             raise PlanError(
                 f"expected levels of {LEAST_BITS} to {MOST_BITS} bits, got {self.bits!r}"
             )
-        scale = float(torch.tensor(float(self.scale), dtype=torch.float32))
-        if not (math.isfinite(scale) and scale > 0):
-            raise PlanError(f"expected levels with a scale above 0, got {self.scale!r}")
+        scale = float(torch.tensor(self.scale, dtype=torch.float32))
+        largest = torch.tensor(scale, dtype=torch.float32) * (2 ** (self.bits - 1) - 1)
+        if not (math.isfinite(largest) and scale > 0):
+            raise PlanError(
+                f"expected levels with a scale above 0 and finite values, got {self.scale!r}"
+            )
         object.__setattr__(self, "scale", scale)
 
     @classmethod

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,8 +21,10 @@ from secateurs.checks import brief, door, fit, fit_fields, plain
 from secateurs.errors import ArgumentError, CheckpointError, PlanError
 from secateurs.files import written_whole
 from secateurs.levels import Levels
+from secateurs.reading import member, one_line, only, parse_json, read_tensors, shown, whole
 
 FORMAT_VERSION = 1
+MOST_BYTES = 2**32  # of a file: a mask of single weights takes a byte for each
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,12 @@ class Mask:
 
     keep: Tensor
     kind: ClassVar[str]
+    dimensions: ClassVar[int] = 1  # of `keep`
 
     def __post_init__(self) -> None:
         if not isinstance(self.keep, Tensor) or self.keep.dtype != torch.bool:
-            came = self.keep.dtype if isinstance(self.keep, Tensor) else type(self.keep).__name__
+            tensor = isinstance(self.keep, Tensor)
+            came = str(self.keep.dtype) if tensor else type(self.keep).__name__
             raise PlanError(f"{type(self).__name__} expects a bool tensor `keep`, got {came}")
         if self.keep.is_meta or self.keep.layout != torch.strided:
             came = "one on the meta device" if self.keep.is_meta else str(self.keep.layout)
@@ -112,6 +116,7 @@ class ModuleMask(Mask):
     stay."""
 
     kind = "module"
+    dimensions = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +125,7 @@ class _TiledMask(Mask):
 
     block: tuple[int, int] = (32, 32)
     kind: ClassVar[str] = "linear"
+    dimensions: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -278,6 +284,8 @@ class SparsityPlan:
     def save(self, path: str | Path) -> None:
         """Write the plan as one safetensors file with a JSON header. Nothing half-written is left
         behind."""
+        if self.model:  # a plan that `load` would refuse is not written
+            _check_fingerprint(self.model, "the plan")
         header = {
             "format_version": FORMAT_VERSION,
             "masks": {name: mask.header() for name, mask in self.masks.items()},
@@ -296,33 +304,90 @@ class SparsityPlan:
     @door
     def load(cls, path: str | Path) -> SparsityPlan:
         """Read a plan written by `save`. Raises CheckpointError for a missing, truncated or foreign
-        file."""
+        file, and for one that says anything that `save` does not write."""
         try:
-            with safe_open(path, framework="pt") as file:
-                text = (file.metadata() or {}).get("secateurs_plan")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"cannot read a plan from {path}: {error}") from error
-        if text is None:
+            found, tensors = read_tensors(path, MOST_BYTES)
+        except CheckpointError as error:
+            raise CheckpointError(f"cannot read a plan from {path}: {error}") from None
+        if "secateurs_plan" not in found.metadata:
             raise CheckpointError(f"{path} is a safetensors file, but holds no secateurs plan")
+        where = f"the plan in {path}"
+        header = parse_json(found.metadata["secateurs_plan"], where)
+        version = member(header, "format_version", "a whole number", whole, where)
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has plan format {version}, this version reads {FORMAT_VERSION}"
+            )
+        only(header, {"format_version", "masks", "model", "notes", "levels"}, where)
+        parts = {
+            name: member({"levels": {}, **header}, name, "an object", _is_object, where)
+            for name in ("masks", "model", "notes", "levels")
+        }
+        if parts["masks"].keys() != tensors.keys():
+            odd = min(parts["masks"].keys() ^ tensors.keys())
+            raise CheckpointError(f"expected one tensor for each mask in {path}, got {shown(odd)}")
+        if parts["model"]:
+            _check_fingerprint(parts["model"], where)
         try:
-            header = json.loads(text)
-            version = header["format_version"]
-            if version != FORMAT_VERSION:
-                raise CheckpointError(
-                    f"{path} has plan format {version}, this version reads {FORMAT_VERSION}"
-                )
-            masks = {name: _read_mask(tensors[name], h) for name, h in header["masks"].items()}
-            written = header.get("levels", {})
-            levels = {name: Levels(**found) for name, found in written.items()}
-            return cls(masks, header["model"], header["notes"], levels)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, PlanError) as error:
-            raise CheckpointError(f"the plan in {path} is damaged: {error!r}") from error
+            masks = {
+                name: _read_mask(keep, parts["masks"][name], f"mask {shown(name)} of {path}")
+                for name, keep in tensors.items()
+            }
+            levels = {
+                name: _read_levels(entry, f"levels {shown(name)} of {path}")
+                for name, entry in parts["levels"].items()
+            }
+        except PlanError as error:
+            raise CheckpointError(f"the plan in {path} is damaged: {one_line(error)}") from None
+        return cls(masks, parts["model"], parts["notes"], levels)
 
 
-def _read_mask(keep: Tensor, header: Mapping[str, Any]) -> Mask:
-    kind = _MASKS[header["kind"]]
-    return kind(keep, tuple(header["block"])) if issubclass(kind, _TiledMask) else kind(keep)
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _read_mask(keep: Tensor, header: Any, where: str) -> Mask:
+    if not isinstance(header, dict):
+        raise CheckpointError(f"expected an object for {where}, got {shown(header)}")
+    known = ", ".join(_MASKS)
+    kind = _MASKS[member(header, "kind", f"one of {known}", lambda k: k in [*_MASKS], where)]
+    tiled = issubclass(kind, _TiledMask)
+    only(header, {"kind", "block"} if tiled else {"kind"}, where)
+    if keep.dim() != kind.dimensions:
+        raise CheckpointError(
+            f"expected {kind.dimensions} dimensions of {where}, got shape {tuple(keep.shape)}"
+        )
+    if not issubclass(kind, _TiledMask):
+        return kind(keep)
+    block = member(header, "block", "two positive sizes", _is_block, where)
+    return kind(keep, tuple(block))
+
+
+def _is_block(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(whole(b, 1) for b in value)
+
+
+def _read_levels(entry: Any, where: str) -> Levels:
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"expected an object for {where}, got {shown(entry)}")
+    only(entry, {"bits", "scale"}, where)
+    bits = member(entry, "bits", "a whole number", whole, where)
+    scale = member(entry, "scale", "a number", lambda v: type(v) in (int, float), where)
+    return Levels(bits, scale)
+
+
+def _check_fingerprint(model: Mapping[str, Any], where: str) -> None:
+    """Raise CheckpointError unless this is what `Sites.fingerprint()` gives."""
+    only(model, {"model_type", "hidden_size", "layers"}, where)
+    member(model, "model_type", "a text", lambda v: isinstance(v, str), where)
+    member(model, "hidden_size", "a whole number", whole, where)
+    member(model, "layers", "a list of four sizes for each layer", _is_sizes, where)
+
+
+def _is_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(sizes, list) and len(sizes) == 4 and all(map(whole, sizes)) for sizes in value
+    )
 
 
 def _of_kind(name: Any, value: Any, kind: type[Any]) -> Any:

@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import nn
 from transformers import DataCollatorWithPadding, PrinterCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
+import secateurs
 from secateurs.calibration import to_device
 from secateurs.errors import DataError
 from secateurs.plan import SparsityPlan
 from secateurs.pruning import METHODS, Budget, Needs, make_pruner, prune
 from secateurs.pruning.smp import MetaTask
+from secateurs.runs import claim, model_digest, newest_whole, values_digest
 from secateurs.session import Session
 from secateurs.sites import find_sites
 from secateurs.tasks import Task, encode, read_split
@@ -121,8 +123,11 @@ def train(
 ) -> float:
     """Fine-tune `model` in place, driving `session` if there is one; the seconds it took.
 
-    Checkpoints go to `directory` after each epoch; from the last one there training goes on.
+    Checkpoints go to `directory` after each epoch; from the last whole one there training goes on.
+
+    Raises CheckpointError if `directory` holds those of a training with another input.
     """
+    claim(directory, _inputs(model, data, epochs, settings, session, teacher))
     gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(directory),
@@ -152,9 +157,9 @@ def train(
         distillation=settings.distillation,
     )
     trainer.remove_callback(PrinterCallback)
-    known = get_last_checkpoint(str(directory)) if Path(directory).is_dir() else None
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=known)
+    known = newest_whole(directory)
+    trainer.train(resume_from_checkpoint=None if known is None else str(known))
     return time.perf_counter() - start
 
 
@@ -180,6 +185,36 @@ def steps_of(data: TaskData, epochs: float, batch_size: int) -> int:
     return math.ceil(epochs * math.ceil(len(data.train) / batch_size))
 
 
+def versions() -> str:
+    """Of what trains: another one may not end in the same weights."""
+    return (
+        f"secateurs {secateurs.__version__}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}"
+    )
+
+
+def _inputs(
+    model: nn.Module,
+    data: TaskData,
+    epochs: float,
+    settings: Settings,
+    session: Session | None,
+    teacher: nn.Module | None,
+) -> dict[str, str]:
+    """All that decides how a training ends."""
+    tokenizer = data.tokenizer
+    padding = [(tokenizer.pad_token_id, tokenizer.padding_side)]
+    return {
+        "model": model_digest(model),
+        "data": values_digest([*padding, *data.train]),
+        "epochs": repr(float(epochs)),
+        "settings": repr(settings),
+        "session": repr(None if session is None else session.run()),
+        "teacher": "" if teacher is None else model_digest(teacher),
+        "versions": versions(),
+    }
+
+
 def prune_on_task(
     model: nn.Module,
     data: TaskData,
@@ -201,9 +236,9 @@ def prune_on_task(
     methods compare at equal epochs.
 
     Args:
-        directory: for checkpoints; one that holds some is gone on from.
+        directory: for checkpoints; whole ones of the same run are gone on from.
 
-    Raises as `Session` and `prune`, DataError for no epochs where a method needs them.
+    Raises as `Session`, `prune` and `train`, DataError for no epochs where a method needs them.
     """
     trains = Needs.TRAINING in METHODS[method].needs if method in METHODS else False
     if trains and prune_epochs <= 0:

@@ -26,6 +26,7 @@ from secateurs.errors import ArgumentError, CheckpointError, MethodError
 from secateurs.gates import Gates
 from secateurs.plan import SparsityPlan
 from secateurs.pruning import Budget, Needs, Pruner, check_options, make_pruner
+from secateurs.runs import plan_digest
 from secateurs.sites import find_sites
 
 GIVE_UP = 25  # steps in a row without finite gradients
@@ -210,16 +211,16 @@ class Session:
     def state_dict(self) -> dict[str, Any]:
         """All that an interrupted session needs to go on exactly: tensors, numbers and strings."""
         return {
-            "run": self._run(),
+            "run": self.run(),
             "step": self.step,
             "generator": self.pruner.generator.get_state(),
             "pruner": self.pruner.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`. Raises CheckpointError for one of another method, budget, seed
-        or options."""
-        given, mine = dict(state["run"]), self._run()
+        """Go on from a `state_dict`. Raises CheckpointError for one of another method, budget,
+        seed, options or plan."""
+        given, mine = dict(state["run"]), self.run()
         for key, value in mine.items():
             if given.get(key) != value:
                 raise CheckpointError(
@@ -230,10 +231,18 @@ class Session:
         self.pruner.generator.set_state(state["generator"])
         self.pruner.load_state_dict(state["pruner"])
 
-    def _run(self) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
+        """Which run this is, in numbers and strings: its state serves no other."""
         options = ", ".join(f"{k}={v}" for k, v in sorted(self.options.items()))
         budget = None if self.budget is None else repr(self.budget)
-        return {"method": self.method, "budget": budget, "seed": self.seed, "options": options}
+        plan = None if self.method else plan_digest(self.pruner.plan())
+        return {
+            "method": self.method,
+            "budget": budget,
+            "seed": self.seed,
+            "options": options,
+            "plan": plan,
+        }
 
 
 def _finite(parameters: Iterable[nn.Parameter]) -> bool:

@@ -10,15 +10,17 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
 
 from secateurs.calibration import main_output, token_weights
 from secateurs.errors import CheckpointError, DataError
+from secateurs.runs import is_whole, newest_whole, seal
 from secateurs.session import Session
 
 STATE = "pruning.pt"
@@ -105,9 +107,11 @@ class PruningTrainer(Trainer):
         teacher: a dense model to imitate.
         distillation: how; by default its logits.
 
-    Checkpoints hold the session's state beside the model's; resuming from one goes on exactly.
+    Checkpoints hold the session's state beside the model's, and digests of all their files;
+    resuming from one goes on exactly. With `resume_from_checkpoint=True` it is the last whole one.
 
-    Raises CheckpointError for a checkpoint without a session's state, or of another session.
+    Raises CheckpointError for a checkpoint that was not written to its end, has lost a file since,
+    is without a session's state, or of another session.
     """
 
     def __init__(
@@ -129,13 +133,29 @@ class PruningTrainer(Trainer):
         if session is not None:
             self.add_callback(_Steps(session))
 
-    def train(self, *args: Any, **options: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any
+    ) -> Any:
+        checkpoint = self._whole(resume_from_checkpoint) if resume_from_checkpoint else None
         try:
-            return super().train(*args, **options)
+            return super().train(checkpoint, *args, **options)
         finally:  # mixed precision wraps the model's forward pass, and would outlast the training;
             # and a model still marked as prepared would not get the precision of the next one
             model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             vars(model).pop("_is_accelerate_prepared", None)
+
+    def _whole(self, checkpoint: str | Path | Literal[True]) -> str:
+        """The checkpoint asked for; the Trainer itself would pass over files that it misses."""
+        if checkpoint is True:
+            checkpoint, found = self.args.output_dir, newest_whole(self.args.output_dir)
+        else:
+            found = Path(checkpoint) if is_whole(checkpoint) else None
+        if found is None:
+            raise CheckpointError(
+                f"expected a whole checkpoint of PruningTrainer in {checkpoint}, got none: it was "
+                "not written to its end, or files of it are missing or altered"
+            )
+        return str(found)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.session is not None:
@@ -190,6 +210,21 @@ class PruningTrainer(Trainer):
         if self.session is not None and self.is_in_train:
             logs = {**logs, **self.session.pruner.figures()}
         super().log(logs, *args, **options)
+
+    def _save_checkpoint(self, *args: Any, **options: Any) -> None:
+        # The older checkpoint may go only once the new one is whole.
+        most, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(*args, **options)
+        finally:
+            self.args.save_total_limit = most
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=None))
+            if not self.args.save_only_model:
+                seal(folder / f"checkpoint-{self.state.global_step}")
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(folder), most, best, use_mtime=True)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
