@@ -154,18 +154,10 @@ BEYOND_MEMORY = {
         call = lambda: ops.attention(q, k, k)
         small = lambda: ops.attention(q, k[:, :, :9999], k[:, :, :9999])
     """,
-    "pattern_linear": """
-        w = VectorWeight.pack(torch.ones(1 << 15, 2048), torch.ones(1 << 15, 2048).bool(), 32)
-        x = torch.ones(512, 2048)
-        part = VectorWeight(w.values[:4], w.columns[:4], (128, 2048))
-        call = lambda: ops.pattern_linear(x, w)
-        small = lambda: ops.pattern_linear(x, part)
-    """,
 }
 OUT_OF_MEMORY = """
     import re, resource, torch
     from secateurs import ops
-    from secateurs.formats import VectorWeight
     torch.set_num_threads(2)
     torch.set_grad_enabled(False)
     {operands}
