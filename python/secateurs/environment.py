@@ -23,7 +23,8 @@ def env_report() -> dict[str, Any]:
     return {
         "versions": {
             "python": platform.python_version(),
-            **{p: package_version(p) for p in PACKAGES},
+            **{package: package_version(package) for package in PACKAGES},
+            "torch": str(torch.__version__),  # says how it was built too: +cpu, +cu130
         },
         "commit": git_commit(),
         "platform": platform.platform(),
@@ -73,8 +74,7 @@ def device_name(device: torch.device) -> str:
 
 
 def package_version(package: str) -> str | None:
-    """The version of an installed package as its metadata tells it, which leaves out how torch was
-    built (`+cu130`); None if it is not there."""
+    """The version of an installed package by its metadata; None if it is not there."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
