@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from secateurs import manifest
 from secateurs.blueprint import FLOATS, Blueprint, blueprint_of, is_stock
 from secateurs.checks import door
 from secateurs.convert import CompactLinear, conversion_of, rebuild
@@ -35,6 +36,15 @@ from secateurs.cost import FormPicker, machine
 from secateurs.errors import CheckpointError, FormatError, SecateursError
 from secateurs.files import PARTIAL, held, sha256, written_by_content, written_whole
 from secateurs.plan import SparsityPlan
+from secateurs.reading import (
+    MOST_JSON,
+    one_line,
+    opened,
+    parse_json,
+    shown,
+    tensors_header,
+    whole,
+)
 from secateurs.sites import FAMILIES, LayerKeep, find_sites
 from secateurs.skeleton import check_like, named_tensors, outside, place, ties
 
@@ -124,24 +134,23 @@ def load(
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"expected a directory with a saved model, {directory} is none")
+    if not (directory / CONFIG).exists():
+        raise CheckpointError(
+            f"expected a {CONFIG} with a secateurs block in {directory}, got none"
+        )
     for _ in range(_MOST_READS):
-        try:
-            with (directory / CONFIG).open("rb") as file:
-                try:
-                    return _load(directory, file.read(), str(device), model_class)
-                except Exception as error:
-                    # While it is open no other file is the same one. A saver may have replaced it,
-                    # and removed what it names.
-                    if not _is_still(directory / CONFIG, file.fileno()):
-                        continue
-                    if isinstance(error, CheckpointError):
-                        raise
-                    told = " ".join(str(error).split()) or type(error).__name__
-                    raise CheckpointError(f"the model in {directory} is damaged: {told}") from error
-        except OSError as error:
-            raise CheckpointError(
-                f"expected a {CONFIG} with a secateurs block in {directory}: {error}"
-            ) from error
+        with opened(directory / CONFIG) as (file, _):
+            try:
+                return _load(directory, file.read(MOST_JSON + 1), str(device), model_class)
+            except Exception as error:
+                # While it is open no other file is the same one. A saver may have replaced it,
+                # and removed what it names.
+                if not _is_still(directory / CONFIG, file.fileno()):
+                    continue
+                if isinstance(error, CheckpointError):
+                    raise
+                told = f"the model in {directory} is damaged: {_told(error)}"
+                raise CheckpointError(told) from error
     raise CheckpointError(f"cannot read the model in {directory}: it changes all the time")
 
 
@@ -205,12 +214,15 @@ def _load(
     files = []
     for name in _files(block):
         path = directory / name
-        if not path.is_file():
+        if not path.exists():
             raise CheckpointError(f"expected {name} in {directory}, but it is missing")
+        with opened(path):  # a pipe or a device would be read without end
+            pass
         if sha256(path) != block["sha256"][name]:
             raise CheckpointError(f"{path} is not the file that was saved: truncated or altered")
         files.append(path)
     plan = SparsityPlan.load(files[1])
+    tensors_header(files[0])
     tensors = load_file(files[0], device=device)
     blueprint = Blueprint(
         _class(values, model_class, directory),
@@ -236,17 +248,19 @@ def _load(
 
 def _parsed(config: bytes, directory: Path) -> dict[str, Any]:
     """What a config says. Raises CheckpointError unless it is one of ours."""
-    try:
-        values = json.loads(config)
-        version = values["secateurs"]["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    where = str(directory / CONFIG)
+    if len(config) > MOST_JSON:
+        raise CheckpointError(f"expected at most {MOST_JSON} bytes in {where}, got more")
+    values = parse_json(config, where)
+    block = values.get("secateurs")
+    if not isinstance(block, dict) or "format_version" not in block:
+        raise CheckpointError(f"expected a {CONFIG} with a secateurs block in {directory}")
+    if not (whole(block["format_version"]) and block["format_version"] in _NAMES):
         raise CheckpointError(
-            f"expected a {CONFIG} with a secateurs block in {directory}: {error!r}"
-        ) from error
-    if version not in _NAMES:
-        raise CheckpointError(
-            f"{directory} has checkpoint format {version}, this version reads 1 to {FORMAT_VERSION}"
+            f"{directory} has checkpoint format {shown(block['format_version'])}, this version "
+            f"reads 1 to {FORMAT_VERSION}"
         )
+    manifest.check(values, where)
     return values
 
 
@@ -255,7 +269,7 @@ def _files(block: Mapping[str, Any]) -> list[str]:
     names = sorted(block["sha256"], key=lambda name: (PLAN in name or "plan" in name, name))
     patterns = _NAMES[block["format_version"]]
     if len(names) != 2 or not all(map(re.fullmatch, patterns, names)):
-        raise FormatError(f"expected digests of weights and of a plan, got those of {names}")
+        raise FormatError(f"expected digests of weights and of a plan, got those of {shown(names)}")
     return names
 
 
@@ -396,6 +410,13 @@ def _is_still(path: Path, handle: int) -> bool:
         return os.path.samestat(os.stat(path), os.fstat(handle))
     except OSError:
         return False
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, where it may be an exception of anyone's."""
+    if isinstance(error, SecateursError):
+        return one_line(error)
+    return f"reading it ends in {type(error).__name__}: {one_line(error)}"
 
 
 def _brief(dtype: torch.dtype) -> str:

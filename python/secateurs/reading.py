@@ -69,12 +69,16 @@ def opened(path: str | Path) -> Iterator[tuple[IO[bytes], int]]:
     try:
         # Opening a pipe would wait for its writer; a regular file does not mind.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:  # a name with a zero in it is a ValueError
+        raise CheckpointError(f"cannot read {path}: {one_line(error)}") from None
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise CheckpointError(f"expected a regular file, but {path} is none")
+    try:
         with open(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise CheckpointError(f"expected a regular file, but {path} is none")
             yield file, found.st_size
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise CheckpointError(f"cannot read {path}: {one_line(error)}") from None
 
 

@@ -85,7 +85,8 @@ def is_whole(checkpoint: str | Path) -> bool:
         noted = read_json(checkpoint / SEAL)
     except CheckpointError:
         return False
-    return noted.keys() <= files.keys() and all(sha256(files[n]) == noted[n] for n in noted)
+    known = bool(noted) and noted.keys() <= files.keys()
+    return known and all(sha256(files[n]) == noted[n] for n in noted)
 
 
 def newest_whole(folder: str | Path) -> Path | None:
