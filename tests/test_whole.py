@@ -11,6 +11,7 @@ from models import relative
 from torch import nn
 
 from secateurs import HeadMask, ModuleMask, SparsityPlan, convert, explain, find_sites, use_backend
+from secateurs.convert import conversion_of
 from secateurs.cost import CostTable
 from secateurs.errors import OperandError
 from secateurs.modules import Layer
@@ -240,7 +241,7 @@ def test_the_faster_of_whole_and_parts_is_picked(whole, action):
         assert (layer.whole is not None) == (action == "one operation")
         up = reports[f"layers.{i}.up"].action
         assert up == ("dense panels" if layer.whole else "torch")
-    assert set(model.secateurs.forms) == {
+    assert set(conversion_of(model).forms) == {
         f"layers.{i}.{part}"
         for i in range(len(find_sites(stock).layers))
         for part in ("query+key+value", "output", "up", "down")

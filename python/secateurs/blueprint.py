@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from secateurs.convert import CompactLinear, compact_blocks, conversion_of
 from secateurs.errors import CheckpointError, FormatError
 from secateurs.formats import BlockSparseWeight
-from secateurs.inherited import stock_class
 from secateurs.plan import SparsityPlan
 from secateurs.remake import compact_linears, stock_husk
 from secateurs.sites import LayerKeep, Sites, find_sites
@@ -176,7 +175,7 @@ def blueprint_of(model: nn.Module) -> tuple[Blueprint, dict[str, Tensor]]:
     Raises CheckpointError for a model that its class does not make again of its config.
     """
     conversion = conversion_of(model)
-    sites, cls = conversion.sites, stock_class(model)
+    sites, cls = conversion.sites, type(model)
     held = named_tensors(model)
     without = [name for name, tensor in held.items() if tensor.device.type == "meta"]
     if without:

@@ -126,7 +126,7 @@ def load(
 
     Args:
         model_class: the class of a model that is not one of transformers' own, which no file brings
-            along.
+            along; needed unless exactly one such class was imported already.
 
     Raises CheckpointError for a path that is not such a directory, for truncated or altered files,
     and for a model of an own class without `model_class`.
@@ -276,7 +276,8 @@ def _files(block: Mapping[str, Any]) -> list[str]:
 def _class(
     values: Mapping[str, Any], given: type[nn.Module] | None, directory: Path
 ) -> type[nn.Module]:
-    """The class of a saved model: a stock one by its name, or the one given."""
+    """The class of a saved model: a stock one by its name, an own one that this process has, or the
+    one given."""
     name = values["architectures"][0]
     own = values["secateurs"].get("model_class", {"module": "transformers", "name": name})
     stock = own["module"].partition(".")[0] == "transformers"
@@ -290,10 +291,13 @@ def _class(
             )
         return given
     if not stock:
-        raise CheckpointError(
-            f"the model in {directory} is a {own['module']}.{own['name']}, which is not one of "
-            f"transformers' own: load it with model_class={own['name']}"
-        )
+        known = [cls for cls in _known(PreTrainedModel) if _is_named(cls, own)]
+        if len(known) != 1:
+            raise CheckpointError(
+                f"the model in {directory} is a {own['module']}.{own['name']}, which is not one of "
+                f"transformers' own: load it with model_class={own['name']}"
+            )
+        return known[0]
     cls = getattr(transformers, name, None) if name == own["name"] else None
     kind = getattr(cls, "config_class", None)
     if kind is None or not issubclass(cls, PreTrainedModel):
@@ -303,6 +307,17 @@ def _class(
             f"expected a config of {kind.model_type} for {name}, got {values['model_type']!r}"
         )
     return cls
+
+
+def _known(cls: type[nn.Module]) -> Iterator[type[nn.Module]]:
+    """Every class of models that this process has defined or imported; nothing is imported."""
+    for kind in cls.__subclasses__():
+        yield kind
+        yield from _known(kind)
+
+
+def _is_named(cls: type[nn.Module], name: Mapping[str, Any]) -> bool:
+    return (cls.__module__, cls.__name__) == (name["module"], name["name"])
 
 
 def _from_format_1(

@@ -19,7 +19,7 @@ from secateurs.checks import door
 from secateurs.cost import CostTable, FormPicker
 from secateurs.errors import FormatError, PlanError
 from secateurs.formats import BlockSparseWeight, LibraryWeight, VectorWeight
-from secateurs.inherited import adopt, disown
+from secateurs.inherited import adopt, disown, record_of
 from secateurs.modules import (
     Attention,
     Constant,
@@ -114,8 +114,8 @@ def explain(model: nn.Module) -> Explanation:
 
 def conversion_of(model: nn.Module) -> Conversion:
     """The record of a converted model. Raises PlanError for any other."""
-    conversion = getattr(model, "secateurs", None)
-    if not isinstance(conversion, Conversion):
+    conversion = record_of(model)
+    if conversion is None:
         raise PlanError(
             f"expected a model made by secateurs.convert or load, got {type(model).__name__}"
         )

@@ -7,7 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache, wraps
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -48,158 +48,174 @@ _UPLOAD = frozenset(
 )
 
 
-class Converted(Mixed):
-    """What every converted model is besides its stock class."""
+def save_pretrained(
+    model: Any,
+    save_directory: str | os.PathLike[str],
+    is_main_process: bool = True,
+    state_dict: Mapping[str, Tensor] | None = None,
+    push_to_hub: bool = False,
+    **options: Any,
+) -> None:
+    """Write what `secateurs.save` writes, always as one file of safetensors.
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        # `type(converted)(config)` and `.from_pretrained` mean the stock class: only `convert` and
-        # `load` convert.
-        return cls.stock(*args, **kwargs)
+    Raises ConvertedError for what that cannot be: other weights, a variant, pickled weights.
+    """
+    from secateurs.checkpoint import save
 
-    @property
-    def secateurs(self) -> Any:
-        """The record of the conversion. It is the base model's, which holds the layers."""
-        base = self.base_model  # type: ignore[attr-defined]
-        record = base._conversion
-        if base is self:
-            return record
-        path = f"{self.base_model_prefix}.{record.sites.path}"  # type: ignore[attr-defined]
-        return replace(record, sites=replace(record.sites, path=path))
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike[str],
-        is_main_process: bool = True,
-        state_dict: Mapping[str, Tensor] | None = None,
-        push_to_hub: bool = False,
-        **options: Any,
-    ) -> None:
-        """Write what `secateurs.save` writes, always as one file of safetensors.
-
-        Raises ConvertedError for what that cannot be: other weights, a variant, pickled weights.
-        """
-        from secateurs.checkpoint import save
-
-        token = options.pop("token", None)
-        upload = {name: options.pop(name) for name in _UPLOAD & options.keys()}
-        wanted = {"safe_serialization": True, "variant": None, "distributed_checkpoint": False}
-        for name, value in options.items():
-            if name not in _WITHOUT_EFFECT and value != wanted.get(name, value is None):
-                raise ConvertedError(
-                    f"save_pretrained of a converted model cannot honour {name}={value!r}: it "
-                    "writes one folder for secateurs.load"
-                )
-        if state_dict is not None and not _same_tensors(state_dict, self.state_dict()):  # type: ignore[attr-defined]
+    token = options.pop("token", None)
+    upload = {name: options.pop(name) for name in _UPLOAD & options.keys()}
+    wanted = {"safe_serialization": True, "variant": None, "distributed_checkpoint": False}
+    for name, value in options.items():
+        if name not in _WITHOUT_EFFECT and value != wanted.get(name, value is None):
             raise ConvertedError(
-                "save_pretrained of a converted model writes the tensors it has, and state_dict "
-                "holds others"
+                f"save_pretrained of a converted model cannot honour {name}={value!r}: it "
+                "writes one folder for secateurs.load"
             )
-        if not is_main_process:
-            return
-        save(self, save_directory)  # type: ignore[arg-type]
-        if push_to_hub:
-            upload.setdefault("repo_id", Path(save_directory).name)
-            self.push_to_hub(token=token, **upload)  # type: ignore[attr-defined]
-
-    def train(self, mode: bool = True) -> Any:
-        """Stay in evaluation mode, the only one there is. Raises ConvertedError for any other."""
-        if mode:
-            raise ConvertedError(f"a converted model is for inference: {_TRAINING}")
-        return super().train(False)  # type: ignore[misc]
-
-    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Count parameters, of the layers those weights and biases that the plan keeps."""
-        count = super().num_parameters(only_trainable, exclude_embeddings)  # type: ignore[misc]
-        if only_trainable:
-            return count
-        record = self.secateurs
-        weights = sum(
-            record.sites.keep(record.plan, i).parameters() for i in range(len(record.sites.layers))
+    if state_dict is not None and not _same_tensors(state_dict, model.state_dict()):
+        raise ConvertedError(
+            "save_pretrained of a converted model writes the tensors it has, and state_dict "
+            "holds others"
         )
-        biases = sum(b.numel() for name, b in self._packed() if name.rpartition(".")[2] == "bias")
-        return count + weights + biases
+    if not is_main_process:
+        return
+    save(model, save_directory)  # type: ignore[arg-type]
+    if push_to_hub:
+        upload.setdefault("repo_id", Path(save_directory).name)
+        model.push_to_hub(token=token, **upload)
 
-    def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Bytes of all tensors; without the buffers, still with those that hold the layers."""
-        size = super().get_memory_footprint(return_buffers)  # type: ignore[misc]
-        if return_buffers:
-            return size
-        return size + sum(held.nelement() * held.element_size() for _, held in self._packed())
 
-    def tie_weights(self, *_: Any, **__: Any) -> None:
-        """Leave tied weights tied, and others apart, as they were in the dense model."""
+def train(model: Any, mode: bool = True) -> Any:
+    """Stay in evaluation mode, the only one there is. Raises ConvertedError for any other."""
+    if mode:
+        raise ConvertedError(f"a converted model is for inference: {_TRAINING}")
+    return type(model).train(model, False)
 
-    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
-        """Keep our attention. Raises ConvertedError for any other."""
-        if attn_implementation != interface.NAME:
+
+def num_parameters(
+    model: Any, only_trainable: bool = False, exclude_embeddings: bool = False
+) -> int:
+    """Count parameters, of the layers those weights and biases that the plan keeps."""
+    count = type(model).num_parameters(model, only_trainable, exclude_embeddings)
+    if only_trainable:
+        return count
+    record = record_of(model)
+    weights = sum(
+        record.sites.keep(record.plan, i).parameters() for i in range(len(record.sites.layers))
+    )
+    biases = sum(b.numel() for name, b in _packed(model) if name.rpartition(".")[2] == "bias")
+    return count + weights + biases
+
+
+def get_memory_footprint(model: Any, return_buffers: bool = True) -> int:
+    """Bytes of all tensors; without the buffers, still with those that hold the layers."""
+    size = type(model).get_memory_footprint(model, return_buffers)
+    if return_buffers:
+        return size
+    return size + sum(held.nelement() * held.element_size() for _, held in _packed(model))
+
+
+def tie_weights(model: Any, *_: Any, **__: Any) -> None:
+    """Leave tied weights tied, and others apart, as they were in the dense model."""
+
+
+def set_attn_implementation(
+    model: Any, attn_implementation: Any, *args: Any, **kwargs: Any
+) -> None:
+    """Keep our attention. Raises ConvertedError for any other."""
+    if attn_implementation != interface.NAME:
+        raise ConvertedError(
+            f"a converted model computes its own attention ({interface.NAME!r}), got "
+            f"{attn_implementation!r}: {_EXPORT}"
+        )
+    type(model).set_attn_implementation(model, attn_implementation, *args, **kwargs)
+
+
+def set_use_kernels(model: Any, use_kernels: bool, *_: Any, **__: Any) -> None:
+    """Keep our kernels. Raises ConvertedError if others are asked for."""
+    if use_kernels:
+        raise ConvertedError(f"a converted model runs on its own kernels: {_EXPORT}")
+
+
+def load_state_dict(
+    model: Any, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+) -> Any:
+    """Load what `state_dict()` of this model gave.
+
+    Raises ConvertedError for other names (the dense model's, say), whatever `strict` says, for
+    other whole numbers (they say which blocks are kept, and kernels trust them), and for
+    `assign`, which would put tensors in place of packed ones.
+    """
+    own = model.state_dict()
+    others = own.keys() ^ state_dict.keys() or {
+        name
+        for name, held in own.items()
+        if not held.is_floating_point() and not torch.equal(held, state_dict[name].to(held))
+    }
+    if others or assign:
+        came = "assign=True" if assign else f"another {min(others)}"
+        raise ConvertedError(
+            f"expected values for the packed tensors of this converted model, got {came}: {_DENSE}"
+        )
+    return type(model).load_state_dict(model, state_dict, True)
+
+
+def _apply(model: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+    """Cast or move, then decide anew which kernels run what, in which form."""
+    from secateurs.remake import remake
+
+    before, ties = _placed(model), _ties(model)
+    type(model)._apply(model, fn, recurse)
+    for module, name, first_module, first in ties:
+        module._parameters[name] = first_module._parameters[first]
+    after = _placed(model)
+    # Of a model with a head the base model has done it by now. Without data there is nothing to
+    # pack, and nothing that could run.
+    if model.base_model is model and after != before and ("meta" not in str(after)):
+        remake(model)
+    return model
+
+
+RIGHT: dict[str, Callable[..., Any]] = {
+    method.__name__: method
+    for method in (
+        save_pretrained,
+        train,
+        num_parameters,
+        get_memory_footprint,
+        tie_weights,
+        set_attn_implementation,
+        set_use_kernels,
+        load_state_dict,
+        _apply,
+    )
+}
+
+
+class Method:
+    """A method of one converted model, in place of the one its class has. So the model keeps its
+    class, which pipelines and registries look up; copies and pickles take the method along."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.model, self.name = model, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.name in REFUSED:
             raise ConvertedError(
-                f"a converted model computes its own attention ({interface.NAME!r}), got "
-                f"{attn_implementation!r}: {_EXPORT}"
+                f"{self.name} of a converted model would not do what it says: {REFUSED[self.name]}"
             )
-        super().set_attn_implementation(attn_implementation, *args, **kwargs)  # type: ignore[misc]
-
-    def set_use_kernels(self, use_kernels: bool, *_: Any, **__: Any) -> None:
-        """Keep our kernels. Raises ConvertedError if others are asked for."""
-        if use_kernels:
-            raise ConvertedError(f"a converted model runs on its own kernels: {_EXPORT}")
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Load what `state_dict()` of this model gave.
-
-        Raises ConvertedError for other names (the dense model's, say), whatever `strict` says, for
-        other whole numbers (they say which blocks are kept, and kernels trust them), and for
-        `assign`, which would put tensors in place of packed ones.
-        """
-        own = self.state_dict()  # type: ignore[attr-defined]
-        others = own.keys() ^ state_dict.keys() or {
-            name
-            for name, held in own.items()
-            if not held.is_floating_point() and not torch.equal(held, state_dict[name].to(held))
-        }
-        if others or assign:
-            came = "assign=True" if assign else f"another {min(others)}"
-            raise ConvertedError(
-                f"expected values for the packed tensors of this converted model, got {came}: "
-                f"{_DENSE}"
-            )
-        return super().load_state_dict(state_dict, True)  # type: ignore[misc]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Cast or move, then decide anew which kernels run what, in which form."""
-        from secateurs.remake import remake
-
-        before, ties = self._placed(), _ties(self)
-        super()._apply(fn, recurse)  # type: ignore[misc]
-        for module, name, first_module, first in ties:
-            module._parameters[name] = first_module._parameters[first]
-        after = self._placed()
-        # Of a model with a head the base model has done it by now. Without data there is nothing to
-        # pack, and nothing that could run.
-        if self.base_model is self and after != before and ("meta" not in str(after)):  # type: ignore[attr-defined]
-            remake(self)  # type: ignore[arg-type]
-        return self
-
-    def _packed(self) -> Iterator[tuple[str, Tensor]]:
-        layers = (m for m in self.modules() if isinstance(m, Layer))  # type: ignore[attr-defined]
-        buffers = (layer.named_buffers() for layer in layers)
-        for i, held in enumerate(buffers):
-            yield from ((f"{i}.{name}", tensor) for name, tensor in held)
-
-    def _placed(self) -> set[tuple[torch.device, torch.dtype]]:
-        """Where the layers are, and in which dtypes."""
-        layers = [m for m in self.modules() if isinstance(m, Layer)]  # type: ignore[attr-defined]
-        held = chain.from_iterable((*layer.buffers(), *layer.parameters()) for layer in layers)
-        return {(tensor.device, tensor.dtype) for tensor in held if tensor.is_floating_point()}
+        return RIGHT[self.name](self.model, *args, **kwargs)
 
 
 def adopt(model: nn.Module, conversion: Any) -> None:
-    """Give a model whose layers were replaced the class of converted ones, and its record; the same
-    to the base model in it."""
+    """Give a model whose layers were replaced the methods of converted ones, and its record; the
+    same to the base model in it."""
     base = getattr(model, "base_model", model)
+    interface.register()
     for part in (model, base):
-        part.__class__ = converted_class(type(part))
+        if not isinstance(vars(part).get("train"), Method):
+            names = [name for name in (*RIGHT, *REFUSED) if hasattr(type(part), name)]
+            vars(part).update({name: Method(part, name) for name in names})
+            part.register_forward_pre_hook(_refuse_probabilities, with_kwargs=True)
     path = conversion.sites.family.layers
     base._conversion = replace(conversion, sites=replace(conversion.sites, path=path))
 
@@ -207,60 +223,59 @@ def adopt(model: nn.Module, conversion: Any) -> None:
 def disown(model: nn.Module) -> None:
     """Take back what `adopt` gave, if it did."""
     base = getattr(model, "base_model", model)
-    for part in (model, base):
-        part.__class__ = stock_class(part)
     vars(base).pop("_conversion", None)
+    for part in (model, base):
+        for name in (*RIGHT, *REFUSED):
+            vars(part).pop(name, None)
+        for key, hook in list(part._forward_pre_hooks.items()):
+            if hook is _refuse_probabilities:
+                del part._forward_pre_hooks[key], part._forward_pre_hooks_with_kwargs[key]
 
 
-def stock_class(model: nn.Module) -> type[nn.Module]:
-    """The class a model, or a layer, has where it is not converted."""
-    return model.stock if isinstance(model, Mixed) else type(model)
+def record_of(model: nn.Module) -> Any:
+    """The record of a conversion, None for a model not converted. It is the base model's, which
+    holds the layers."""
+    base = getattr(model, "base_model", model)
+    record = getattr(base, "__dict__", {}).get("_conversion")
+    if record is None or base is model:
+        return record
+    path = f"{model.base_model_prefix}.{record.sites.path}"
+    return replace(record, sites=replace(record.sites, path=path))
+
+
+def stock_class(module: nn.Module) -> type[nn.Module]:
+    """The class that a layer has where it is not converted; of any other module, its class."""
+    return module.stock if isinstance(module, Mixed) else type(module)
+
+
+def _refuse_probabilities(model: Any, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """Refuse to return attention probabilities, which no kernel of ours holds."""
+    place = _place_of_probabilities(type(model))
+    asked = args[place] if len(args) > place else named.get("output_attentions")
+    if asked or (asked is None and model.config.output_attentions):
+        raise ConvertedError(
+            "expected output_attentions=False: the kernels of a converted model never hold the "
+            f"probabilities; {_EXPORT}"
+        )
 
 
 @cache
-def converted_class(stock: type[nn.Module]) -> type[nn.Module]:
-    """The class of converted models of class `stock`, by the same name: pipelines, and the registry
-    of what to record of a forward pass, look at names."""
-    if issubclass(stock, Converted):
-        return stock
-    interface.register()
-    about = {
-        "__module__": stock.__module__,
-        "__qualname__": stock.__qualname__,
-        "__doc__": stock.__doc__,
-        "stock": stock,
-        "maker": converted_class,
-        "forward": _without_probabilities(stock.forward),
-    }
-    refusals = {name: _refusal(name) for name in REFUSED if hasattr(stock, name)}
-    return type(stock.__name__, (Converted, stock), {**about, **refusals})
+def _place_of_probabilities(stock: type[nn.Module]) -> int:
+    names = list(inspect.signature(stock.forward).parameters)
+    return names.index("output_attentions") - 1 if "output_attentions" in names else len(names)
 
 
-def _refusal(name: str) -> Callable[..., Any]:
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise ConvertedError(
-            f"{name} of a converted model would not do what it says: {REFUSED[name]}"
-        )
-
-    return refuse
+def _packed(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    layers = (module for module in model.modules() if isinstance(module, Layer))
+    for i, layer in enumerate(layers):
+        yield from ((f"{i}.{name}", tensor) for name, tensor in layer.named_buffers())
 
 
-def _without_probabilities(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward` that refuses to return attention probabilities, which no kernel of ours holds."""
-    names = list(inspect.signature(forward).parameters)
-    place = names.index("output_attentions") - 1 if "output_attentions" in names else len(names)
-
-    @wraps(forward)
-    def refusing(self: Any, *args: Any, **kwargs: Any) -> Any:
-        asked = args[place] if len(args) > place else kwargs.get("output_attentions")
-        if asked or (asked is None and self.config.output_attentions):
-            raise ConvertedError(
-                "expected output_attentions=False: the kernels of a converted model never hold the "
-                f"probabilities; {_EXPORT}"
-            )
-        return forward(self, *args, **kwargs)
-
-    return refusing
+def _placed(model: nn.Module) -> set[tuple[torch.device, torch.dtype]]:
+    """Where the layers are, and in which dtypes."""
+    layers = [module for module in model.modules() if isinstance(module, Layer)]
+    held = chain.from_iterable((*layer.buffers(), *layer.parameters()) for layer in layers)
+    return {(tensor.device, tensor.dtype) for tensor in held if tensor.is_floating_point()}
 
 
 def _ties(model: Any) -> list[tuple[nn.Module, str, nn.Module, str]]:

@@ -21,6 +21,7 @@ from transformers.models.bert.modeling_bert import BertLayer, BertOutput
 
 from secateurs import HeadMask, NeuronMask, SparsityPlan, apply, convert, explain, find_sites
 from secateurs.errors import FamilyError
+from secateurs.inherited import record_of
 from secateurs.sites import FAMILIES
 
 PLAN = SparsityPlan(
@@ -131,14 +132,16 @@ def test_what_is_not_stock_is_refused_and_the_model_left_alone(case):
     change(model)
     model.train()
     state, layers = copy.deepcopy(model.state_dict()), list(model.modules())
-    attention = model.config._attn_implementation
+    attention, attributes = model.config._attn_implementation, set(vars(model))
     for inplace in (False, True):
         with pytest.raises(FamilyError, match=told):
             convert(model, PLAN, inplace=inplace)
     assert list(model.modules()) == layers
     assert all(module.training for module in layers)
     assert model.config._attn_implementation == attention
-    assert not hasattr(model, "secateurs")
+    assert record_of(model) is None
+    assert vars(model).keys() == attributes
+    assert not model._forward_pre_hooks
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
