@@ -7,7 +7,6 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -215,7 +214,7 @@ def adopt(model: nn.Module, conversion: Any) -> None:
         if not isinstance(vars(part).get("train"), Method):
             names = [name for name in (*RIGHT, *REFUSED) if hasattr(type(part), name)]
             vars(part).update({name: Method(part, name) for name in names})
-            part.register_forward_pre_hook(_refuse_probabilities, with_kwargs=True)
+            part.register_forward_pre_hook(_WithoutProbabilities(part), with_kwargs=True)
     path = conversion.sites.family.layers
     base._conversion = replace(conversion, sites=replace(conversion.sites, path=path))
 
@@ -228,7 +227,7 @@ def disown(model: nn.Module) -> None:
         for name in (*RIGHT, *REFUSED):
             vars(part).pop(name, None)
         for key, hook in list(part._forward_pre_hooks.items()):
-            if hook is _refuse_probabilities:
+            if isinstance(hook, _WithoutProbabilities):
                 del part._forward_pre_hooks[key], part._forward_pre_hooks_with_kwargs[key]
 
 
@@ -248,21 +247,21 @@ def stock_class(module: nn.Module) -> type[nn.Module]:
     return module.stock if isinstance(module, Mixed) else type(module)
 
 
-def _refuse_probabilities(model: Any, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-    """Refuse to return attention probabilities, which no kernel of ours holds."""
-    place = _place_of_probabilities(type(model))
-    asked = args[place] if len(args) > place else named.get("output_attentions")
-    if asked or (asked is None and model.config.output_attentions):
-        raise ConvertedError(
-            "expected output_attentions=False: the kernels of a converted model never hold the "
-            f"probabilities; {_EXPORT}"
-        )
+class _WithoutProbabilities:
+    """A hook that refuses to return attention probabilities, which no kernel of ours holds."""
 
+    def __init__(self, model: Any) -> None:
+        names = list(inspect.signature(type(model).forward).parameters)[1:]
+        known = "output_attentions" in names
+        self.place = names.index("output_attentions") if known else len(names)
 
-@cache
-def _place_of_probabilities(stock: type[nn.Module]) -> int:
-    names = list(inspect.signature(stock.forward).parameters)
-    return names.index("output_attentions") - 1 if "output_attentions" in names else len(names)
+    def __call__(self, model: Any, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        asked = args[self.place] if len(args) > self.place else named.get("output_attentions")
+        if asked or (asked is None and model.config.output_attentions):
+            raise ConvertedError(
+                "expected output_attentions=False: the kernels of a converted model never hold "
+                f"the probabilities; {_EXPORT}"
+            )
 
 
 def _packed(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
