@@ -145,7 +145,7 @@ def test_fake_tensors_stay_fake(model, mode):
     assert y.shape == model(IDS, PADDED).shape
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # torch's own
 @pytest.mark.parametrize("how", ["jvp", "dual numbers"])
 def test_forward_mode_is_the_derivative(how):
     """Against the stock model, in float64, without gradients being recorded."""
@@ -201,7 +201,7 @@ WATCHERS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace")
 @pytest.mark.parametrize("watcher", WATCHERS)
 def test_the_predicate_sees(watcher):
     seen = []

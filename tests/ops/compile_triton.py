@@ -81,12 +81,14 @@ def linear_calls(op: str) -> Iterator[tuple[str, torch.dtype, int, object]]:
                 dense = torch.zeros(1024, 1024, dtype=dtype)
                 epilogue = (bias, "gelu", None, residual)
                 if op == "block_sparse_linear":
-                    w = BlockSparseWeight.pack(dense, torch.eye(1024 // size) > 0, (size, size))
+                    w = BlockSparseWeight.pack(
+                        dense, torch.eye(1024 // size) > 0, (size, size)
+                    ).unpaired()
                     packed = (w.values, w.indptr, w.indices, 1024)
                     call = (block_sparse_linear.run, (x, *packed, *epilogue))
                 else:
                     w = VectorWeight.pack(
-                        dense, (torch.arange(1024) % 2 == 0).expand(1024, -1), size
+                        dense, (torch.arange(1024) % 2 == 0).expand(1024, -1), size, 1
                     )
                     call = (pattern_linear.run, (x, w.values, w.columns, None, *epilogue))
                 yield f"{op} {size}", dtype, rows, call

@@ -180,7 +180,7 @@ def product_oracle(x, weight, bias, residual):
 def test_vector_patterns(run, dtype, vector, m):
     """One output at a time is 2:4 on the sparse tensor cores. Rows of x stand apart."""
     dense = torch.randn(256, 192) / 10
-    weight = VectorWeight.pack(dense.to(dtype), VectorNM(2, 4, vector).keep(dense), vector)
+    weight = VectorWeight.pack(dense.to(dtype), VectorNM(2, 4, vector).keep(dense), vector, 1)
     x, residual = torch.randn(m, 208).to(dtype)[:, :192], torch.randn(m, 256).to(dtype)
     bias = torch.randn(256).to(dtype)
     got = run(ops.pattern_linear, x, weight, bias, "none", None, residual)
@@ -244,7 +244,7 @@ def test_cuda_pattern_linear_refuses_in_words(run):
     cases = [
         (packed, 17, "at most 16 rows of x, got 17"),
         (
-            VectorWeight.pack(dense, VectorNM(2, 4, 8).keep(dense.float()), 8),
+            VectorWeight.pack(dense, VectorNM(2, 4, 8).keep(dense.float()), 8, 1),
             3,
             "same inputs, got 8",
         ),

@@ -56,8 +56,9 @@ def test_linear(isa, dtype, draw):
         rest = torch.randn(2, rows, n)
         assert_linear(dtype, torch.randn(rows, k), weight, bias, "gelu", *rest)
     bk, rows, columns = 2 * draw(20), draw(6), draw(6)
-    weight = random_weight(16 * rows, bk * columns, (16, bk))
-    assert_linear(dtype, torch.randn(m, bk * columns), weight, torch.randn(16 * rows), "relu")
+    weight, bias = random_weight(16 * rows, bk * columns, (16, bk)), torch.randn(16 * rows)
+    for rows in (1, m):  # a single row of whole words is read as it lies
+        assert_linear(dtype, torch.randn(rows, bk * columns), weight, bias, "relu")
 
 
 @pytest.mark.parametrize("rms", [False, True])

@@ -346,7 +346,7 @@ def test_cpu_backend_refuses_in_words_and_never_falls_back(isa):
         (x, VectorWeight.pack(dense, every, 32, 2), "takes 1 inputs of an output side by side"),
         (
             x.bfloat16(),
-            VectorWeight.pack(dense.bfloat16(), every, 32),
+            VectorWeight.pack(dense.bfloat16(), every, 32, 1),
             f"takes {together} inputs of an output side by side on {isa}, got 1",
         ),
         (x, library_weight(32, 64, (2, 8), 8), "takes blocks of 4 x 4 or 1 x 4, got 2 x 8"),
