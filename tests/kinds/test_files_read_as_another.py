@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SIZES, tiny_model
-from models import answer, relative
+from models import answer, relative, saved_files
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -327,12 +327,12 @@ def test_saving_over_format_1_leaves_nothing_that_stock_transformers_opens(tmp_p
 def retold(directory: Path, change) -> None:
     """Change tensors and config of a saved folder, with digests that fit."""
     config = json.loads((directory / "config.json").read_text())
-    block = config["secateurs"]
-    (name,) = [n for n in block["sha256"] if "plan" not in n]
-    tensors = load_file(directory / name)
+    weights, _ = saved_files(directory)
+    tensors = load_file(weights)
     change(tensors, config)
-    save_file(tensors, directory / name)
-    block["sha256"][name] = sha256(directory / name)
+    save_file(tensors, weights)
+    digests = config["secateurs"]["sha256"]
+    digests.update({weights.name: sha256(weights)} if weights.name in digests else {})
     (directory / "config.json").write_text(json.dumps(config))
 
 
