@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,3 +44,10 @@ def relative(got: Tensor, want: Tensor) -> float:
         (got.detach().double() - want.detach().double()).abs().max()
         / want.detach().double().abs().max()
     )
+
+
+def saved_files(directory: Path) -> tuple[Path, Path]:
+    """The weights and the plan of a saved model."""
+    names = json.loads((directory / "config.json").read_text())["secateurs"]["sha256"]
+    plan = next(name for name in names if "plan" in name)
+    return next(directory / name for name in names if name != plan), directory / plan
