@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.checks import door
+from secateurs.checks import door, first_line
 from secateurs.environment import device_name, git_commit
-from secateurs.errors import DataError
+from secateurs.errors import DataError, SecateursError
 
 Inputs = Mapping[str, Any] | tuple[Any, ...] | Tensor
 
@@ -108,7 +108,8 @@ def measure(
     calls = [_bind(f, inputs) for f in (model, baseline) if f is not None]
     with torch.inference_mode():
         for call in calls:
-            for _ in range(warmup):
+            _try(call)
+            for _ in range(warmup - 1):
                 call()
         sync()
         outputs = [call() for call in calls] if compare and len(calls) == 2 else []
@@ -216,6 +217,18 @@ def _bind(function: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
         return lambda: function(**inputs)
     args = inputs if isinstance(inputs, tuple) else (inputs,)
     return lambda: function(*args)
+
+
+def _try(call: Callable[[], Any]) -> None:
+    """Call once. Raises DataError if that is not possible with these inputs."""
+    try:
+        call()
+    except (SecateursError, torch.OutOfMemoryError):
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise DataError(
+            f"expected inputs that the model and its baseline take, got {first_line(error)}"
+        ) from error
 
 
 def _device(model: Callable[..., Any], inputs: Inputs) -> torch.device:
