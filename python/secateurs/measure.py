@@ -11,8 +11,8 @@ import ctypes
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,10 +106,9 @@ def measure(
     device = _device(model, inputs)
     sync = _synchroniser(device)
     calls = [_bind(f, inputs) for f in (model, baseline) if f is not None]
-    with torch.inference_mode():
+    with torch.inference_mode(), _refusals():
         for call in calls:
-            _try(call)
-            for _ in range(warmup - 1):
+            for _ in range(warmup):
                 call()
         sync()
         outputs = [call() for call in calls] if compare and len(calls) == 2 else []
@@ -219,10 +218,11 @@ def _bind(function: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
     return lambda: function(*args)
 
 
-def _try(call: Callable[[], Any]) -> None:
-    """Call once. Raises DataError if that is not possible with these inputs."""
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What a callable raises at its inputs, told as a DataError."""
     try:
-        call()
+        yield
     except (SecateursError, torch.OutOfMemoryError):
         raise
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
