@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 from secateurs import interface
 from secateurs.apply import check_finite
 from secateurs.checks import door
-from secateurs.cost import CostTable, FormPicker
+from secateurs.cost import FormPicker
 from secateurs.errors import FormatError, PlanError
 from secateurs.formats import BlockSparseWeight, LibraryWeight, VectorWeight
 from secateurs.inherited import adopt, disown, record_of
@@ -58,6 +58,15 @@ def fused_activation(activation: nn.Module) -> str | None:
     if type(activation) is nn.GELU:
         return {"none": "gelu", "tanh": "gelu_tanh"}[activation.approximate]
     return EPILOGUE.get(type(activation))
+
+
+@runtime_checkable
+class Costs(Protocol):
+    """Who knows what the forms of a linear or of a layer cost, as a `CostTable` does."""
+
+    def times(
+        self, name: str, forms: Mapping[str, nn.Module], x: Tensor, residual: Tensor | None
+    ) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ def convert(
     plan: SparsityPlan,
     *,
     tokens: int = 256,
-    costs: CostTable | None = None,
+    costs: Costs | None = None,
     inplace: bool = False,
 ) -> nn.Module:
     """The model without what `plan` removes, on our kernels; computes what `apply(model, plan)`
@@ -143,6 +152,8 @@ def convert(
     Args:
         model: a transformers model of a supported family; untouched unless `inplace`.
         plan: made for this model; an empty plan gives a dense model on our kernels.
+        tokens: of the calls by which forms are compared.
+        costs: what each form costs; by default measured here.
 
     Raises:
         FamilyError: the model is not supported, its layers are not stock, or a converted one does

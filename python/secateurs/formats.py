@@ -9,13 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from secateurs import ops
-from secateurs.checks import door
+from secateurs.checks import door, fit
 from secateurs.errors import FormatError
 
 PANEL = (
     32  # outputs per block row of a dense weight packed as one block per row: two AVX-512 registers
 )
 TILE_INPUTS = 32  # bfloat16 inputs in a row of an AMX tile
+
+
+def _sides(weight: Tensor) -> tuple[int, int]:
+    """N and K of a `weight` `[N, K]`. Raises FormatError for one of other dimensions."""
+    if weight.dim() != 2:
+        raise FormatError(f"expected a weight [N, K], got a tensor of shape {tuple(weight.shape)}")
+    n, k = weight.shape
+    return n, k
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +49,11 @@ class BlockSparseWeight:
     indices: Tensor
     shape: tuple[int, int]
 
+    def __post_init__(self) -> None:
+        for name in ("values", "indptr", "indices"):
+            fit(name, getattr(self, name), Tensor, FormatError)
+        object.__setattr__(self, "shape", fit("shape", self.shape, tuple[int, int], FormatError))
+
     @property
     def block(self) -> tuple[int, int]:
         return (self.values.shape[2], self.values.shape[1] * (2 if self.in_pairs else 1))
@@ -65,7 +78,7 @@ class BlockSparseWeight:
 
         Raises FormatError if the block does not divide the weight or the mask does not fit.
         """
-        (bn, bk), (n, k) = block, weight.shape
+        (bn, bk), (n, k) = block, _sides(weight)
         if bn < 1 or bk < 1 or n % bn or k % bk:
             raise FormatError(f"block {tuple(block)} does not divide a weight of shape {(n, k)}")
         tiles = weight.detach().reshape(n // bn, bn, k // bk, bk).permute(0, 2, 3, 1)
@@ -86,7 +99,7 @@ class BlockSparseWeight:
     def pack_dense(cls, weight: Tensor) -> BlockSparseWeight:
         """Pack a whole `weight` `[N, K]`, any N and K, in panels of 32 outputs, as kernels read
         them."""
-        n, k = weight.shape
+        n, k = _sides(weight)
         rows = -(-n // PANEL)
         padded = weight.new_zeros(rows * PANEL, k)
         padded[:n] = weight.detach()

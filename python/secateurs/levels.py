@@ -51,6 +51,7 @@ class Levels:
         That ends in a local minimum, so the first scale is the best one for up to 4096 of the
         entries, evenly from the largest on; with no more than those that is the global minimum.
         """
+        bits = cls(bits, 1.0).bits
         size = weight.detach().float().abs()
         size = size[size > 0].sort(descending=True).values
         if not size.numel():

@@ -11,8 +11,8 @@ import ctypes
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.checks import door
+from secateurs.checks import door, first_line
 from secateurs.environment import device_name, git_commit
-from secateurs.errors import DataError
+from secateurs.errors import DataError, SecateursError
 
 Inputs = Mapping[str, Any] | tuple[Any, ...] | Tensor
 
@@ -106,7 +106,7 @@ def measure(
     device = _device(model, inputs)
     sync = _synchroniser(device)
     calls = [_bind(f, inputs) for f in (model, baseline) if f is not None]
-    with torch.inference_mode():
+    with torch.inference_mode(), _refusals():
         for call in calls:
             for _ in range(warmup):
                 call()
@@ -216,6 +216,19 @@ def _bind(function: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
         return lambda: function(**inputs)
     args = inputs if isinstance(inputs, tuple) else (inputs,)
     return lambda: function(*args)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What a callable raises at its inputs, told as a DataError."""
+    try:
+        yield
+    except (SecateursError, torch.OutOfMemoryError):
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise DataError(
+            f"expected inputs that the model and its baseline take, got {first_line(error)}"
+        ) from error
 
 
 def _device(model: Callable[..., Any], inputs: Inputs) -> torch.device:

@@ -63,6 +63,7 @@ class Mask:
             own = self.keep.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         object.__setattr__(self, "keep", own)
 
+    @door
     def check(self, site: Site) -> None:
         """Raise PlanError unless this mask fits `site`."""
         if site.kind != self.kind:
@@ -75,6 +76,7 @@ class Mask:
                 f"got {tuple(self.keep.shape)}"
             )
 
+    @door
     def expected_shape(self, site: Site) -> tuple[int, ...]:
         return site.shape
 
@@ -84,6 +86,7 @@ class Mask:
         self._check_mergeable(other)
         return type(self)(self.keep & other.keep)
 
+    @door
     def equal(self, other: Mask) -> bool:
         return type(self) is type(other) and torch.equal(self.keep, other.keep)
 
@@ -134,12 +137,14 @@ class _TiledMask(Mask):
             raise PlanError(f"block must be two positive sizes (bn, bk), got {self.block}")
         object.__setattr__(self, "block", block)
 
+    @door
     def expected_shape(self, site: Site) -> tuple[int, ...]:
         (n, k), (bn, bk) = site.shape, self.block
         if n % bn or k % bk:
             raise PlanError(f"block {self.block} does not divide {site.name} of shape {(n, k)}")
         return (n // bn, k // bk)
 
+    @door
     def equal(self, other: Mask) -> bool:
         return super().equal(other) and self.block == getattr(other, "block", None)
 
@@ -182,6 +187,7 @@ class PatternMask(_TiledMask):
     inputs follows one of a few patterns with equally many elements.
     """
 
+    @door
     def expected_shape(self, site: Site) -> tuple[int, ...]:
         super().expected_shape(site)
         return site.shape
@@ -270,7 +276,10 @@ class SparsityPlan:
         """Raise PlanError unless every mask fits a site of the model with fingerprint `model`."""
         if self.model and dict(self.model) != dict(model):
             raise PlanError(f"the plan is for {_brief(self.model)}, the model is {_brief(model)}")
-        by_name = {site.name: site for site in sites}
+        found = list(sites)
+        if strange := [site for site in found if not isinstance(site, Site)]:
+            raise PlanError(f"expected sites of a model, got {brief(strange[0])}")
+        by_name = {site.name: site for site in found}
         for name in (*self.masks, *self.levels):
             if name not in by_name:
                 raise PlanError(f"the plan names site {name!r}, which the model does not have")
@@ -284,6 +293,9 @@ class SparsityPlan:
     def save(self, path: str | Path) -> None:
         """Write the plan as one safetensors file with a JSON header. Nothing half-written is left
         behind."""
+        path = Path(path)
+        if not path.name:
+            raise CheckpointError(f"expected a file to write the plan to, got {path}")
         if self.model:  # a plan that `load` would refuse is not written
             _check_fingerprint(self.model, "the plan")
         header = {

@@ -141,6 +141,7 @@ class Session:
         """What the method adds to the loss of the forward pass just made."""
         return 0.0 if (penalty := self.pruner.penalty()) is None else penalty
 
+    @door
     def after_backward(self, finite: bool | None = None) -> None:
         """Gradients are complete: unscaled, summed over micro-batches and processes, not clipped.
 
@@ -217,9 +218,12 @@ class Session:
             "pruner": self.pruner.state_dict(),
         }
 
+    @door
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`. Raises CheckpointError for one of another method, budget,
         seed, options or plan."""
+        if not state.keys() >= {"run", "step", "generator", "pruner"}:
+            raise CheckpointError(f"expected the state of a session, got one of {[*state]}")
         given, mine = dict(state["run"]), self.run()
         for key, value in mine.items():
             if given.get(key) != value:

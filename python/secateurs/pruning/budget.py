@@ -94,6 +94,7 @@ class Budget:
         total = self.asked().keys() & set(self.TOTALS)
         return frozenset(("heads", "neurons") if total else self.asked())
 
+    @door
     def kept_in_pattern(self, fraction: float) -> int:
         """Elements that stay of each repetition of the pattern when `fraction` goes. Raises
         BudgetError if it is not a whole number, or none."""
@@ -108,6 +109,7 @@ class Budget:
             raise BudgetError(f"a 2:4 pattern removes half of the weights, got {fraction:g}")
         return kept
 
+    @door
     def family(self, importance: Tensor, kept: int) -> Family:
         """The pattern family for a linear with `importance` `[N, K]`, keeping `kept` of each
         repetition; a library is selected for it."""
