@@ -123,6 +123,17 @@ class Blueprint:
         fill(model, left, self.tied, sites.path, self.dtype_of)
         return Restored(model, sites, layers, compact)
 
+    def unsaved(self) -> dict[str, Tensor]:
+        """The tensors outside the layers that no state dict holds, as the constructor makes them
+        of the config."""
+        made = self.skeleton()
+        names = named_tensors(made).keys() - made.state_dict().keys()
+        config = self.config()
+        config.num_hidden_layers = 0  # the layers have none of them
+        with torch.random.fork_rng(devices=[]):
+            real = named_tensors(self.cls(config, **self.arguments).to(self.dtype))
+        return {name: real[name] for name in outside(find_sites(made).path, names)}
+
     def of_stock(self) -> Blueprint:
         """The blueprint of a model that stock transformers saves and reads as it is: with what the
         config cannot say said by it, and tied where stock ties.
@@ -134,11 +145,11 @@ class Blueprint:
             eps = next(iter(self.settings.values()))
             values |= {name: eps for name in _EPS if name in values}
             stock = replace(self, values=values, settings={})
-            still = changed_settings(self.skeleton(), stock.skeleton())
-            if still:
+            if changed_settings(self.skeleton(), stock.skeleton()):
+                name = min(self.settings)
                 raise CheckpointError(
-                    f"no config of {self.cls.__name__} says {min(still)} = {still[min(still)]}, so "
-                    "its dense model could not be saved"
+                    f"no config of {self.cls.__name__} says {name} = {self.settings[name]} and no "
+                    "other, so its dense model could not be saved"
                 )
         apart = stock._tied_by_stock_alone()
         if apart:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from secateurs import manifest
-from secateurs.blueprint import FLOATS, Blueprint, blueprint_of, is_stock
+from secateurs.blueprint import FLOATS, Blueprint, Restored, blueprint_of, is_stock
 from secateurs.convert import CompactLinear, conversion_of, rebuild
 from secateurs.cost import FormPicker, machine
 from secateurs.errors import CheckpointError, FormatError, SecateursError
@@ -80,10 +80,7 @@ def save(model: nn.Module, directory: str | Path) -> None:
         raise CheckpointError(f"expected a directory to save to, but {directory} is a file")
     with torch.no_grad():
         blueprint, tensors = blueprint_of(model)
-        try:
-            blueprint.restored(conversion.plan, tensors)
-        except SecateursError as error:
-            raise CheckpointError(f"the model could not be loaded again: {error}") from None
+        _restored(blueprint, conversion.plan, tensors)
     block = _block(blueprint)
     if model.can_generate():
         block["generation_config"] = model.generation_config.to_dict()
@@ -166,7 +163,13 @@ def export_dense(model: nn.Module) -> nn.Module:
     for name, first in blueprint.tied.items():
         if name not in stock.tied:
             tensors[name] = tensors[first].clone()
-    restored = stock.restored(plan, tensors)
+    for name, made in stock.unsaved().items():
+        if not torch.equal(made.to(tensors[name]), tensors[name]):
+            raise CheckpointError(
+                f"expected {name} as {stock.cls.__name__} makes it of its config: no file of a "
+                "dense model holds another"
+            )
+    restored = _restored(stock, plan, tensors)
     for i, layer in enumerate(restored.layers):
         keep = restored.sites.keep(plan, i)
         for role, path in restored.sites.family.linears().items():
@@ -180,6 +183,13 @@ def export_dense(model: nn.Module) -> nn.Module:
     if model.can_generate():
         dense.generation_config = copy.deepcopy(model.generation_config)
     return dense.eval()
+
+
+def _restored(blueprint: Blueprint, plan: SparsityPlan, tensors: dict[str, Tensor]) -> Restored:
+    try:
+        return blueprint.restored(plan, tensors)
+    except SecateursError as error:
+        raise CheckpointError(f"the model could not be loaded again: {error}") from None
 
 
 def _fill_dense(
@@ -308,25 +318,18 @@ def _from_format_1(
 ) -> tuple[Blueprint, dict[str, Tensor]]:
     """What format 2 says and stores, and format 1 left to the constructor: ties, and buffers that
     no state dict has."""
-    made = blueprint.skeleton()
-    layers = find_sites(made).path
-    shapes = named_tensors(made)
-    missing = {name for name in outside(layers, shapes) if name not in tensors}
-    tied = {name: first for name, first in ties(shapes).items() if name in missing}
-    state = made.state_dict().keys()
-    for name in sorted(missing - tied.keys()):
-        if name in state:
+    model = blueprint.skeleton()
+    made, state = named_tensors(model), model.state_dict().keys()
+    tied = {name: first for name, first in ties(made).items() if name not in tensors}
+    for name in outside(find_sites(model).path, made):
+        # Sizes are compared before any tensor is made for real.
+        if name in tensors:
+            check_like(name, tensors[name], made[name], tensors[name].dtype)
+        elif name in state and name not in tied:
             raise FormatError(f"expected {name}, but it is missing")
-    for name in tensors.keys() & shapes.keys():
-        if f"{name}.".startswith(f"{layers}."):
-            continue
-        check_like(name, tensors[name], shapes[name], tensors[name].dtype)
-    config = blueprint.config()
-    config.num_hidden_layers = 1
-    with torch.random.fork_rng(devices=[]):
-        real = named_tensors(blueprint.cls(config).to(blueprint.dtype))
+    unsaved = blueprint.unsaved()
     device = next(iter(tensors.values())).device
-    tensors |= {name: real[name].to(device) for name in missing - tied.keys()}
+    tensors |= {name: unsaved[name].to(device) for name in unsaved.keys() - tensors.keys()}
     dtypes = {n: t.dtype for n, t in tensors.items() if t.dtype in FLOATS}
     return replace(blueprint, tied=tied, dtypes=dtypes), tensors
 

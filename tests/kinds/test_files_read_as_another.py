@@ -1,0 +1,424 @@
+"""Files that read as another model than the one that was saved: each model is loaded, and exported,
+as what it is, or is refused in a sentence before anything is written."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SIZES, tiny_model
+from models import answer, relative
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    BertPreTrainedModel,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTModel,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+)
+
+from secateurs import (
+    HeadMask,
+    ModuleMask,
+    NeuronMask,
+    SparsityPlan,
+    convert,
+    export_dense,
+    load,
+    prune,
+    save,
+)
+from secateurs.errors import CheckpointError
+from secateurs.files import sha256
+from secateurs.levels import Levels
+from secateurs.plan import BlockMask
+
+FORMAT_1 = Path(__file__).parents[1] / "fixtures" / "format_1"
+MASKS = {
+    "layers.0.heads": HeadMask(torch.tensor([False, True, True, True])),
+    "layers.1.attention": ModuleMask(torch.tensor(False)),
+    "layers.0.neurons": NeuronMask(torch.arange(96) % 3 == 0),
+}
+PLAN = SparsityPlan(MASKS)
+BLOCKS = SparsityPlan({"layers.1.up": BlockMask(torch.eye(6, 4).bool(), (16, 16))})
+LEVELS = SparsityPlan(MASKS, levels={"layers.0.up": Levels(4, 0.05)})
+TEXT = {"input_ids": torch.arange(3, 21).view(2, 9)}
+IMAGES = {"pixel_values": torch.linspace(-1, 1, 3 * 24 * 24).view(1, 3, 24, 24)}
+
+
+def filled(model: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.1)
+    return model.eval()
+
+
+class Own(BertPreTrainedModel):
+    """An own class, with what no stock class has: its name is also that of one."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.factor = nn.Parameter(torch.tensor(config.own_factor))
+        self.register_buffer("shift", torch.zeros(1), persistent=False)
+        self.bias = torch.ones(1)  # a plain attribute
+        self.post_init()
+
+    def forward(self, **inputs):
+        return (self.bert(**inputs)[0] * self.factor + self.shift + self.bias,)
+
+
+Own.__name__ = Own.__qualname__ = "BertForTokenClassification"
+
+
+def own() -> nn.Module:
+    model = Own(BertConfig(**SIZES, own_factor=2.5)).eval()
+    model.shift.fill_(3.0)
+    model.bias = torch.ones(1) * 5
+    return model
+
+
+def changed(kind: str, change, **options) -> nn.Module:
+    model = tiny_model(kind, **options)
+    with torch.no_grad():
+        change(model)
+    return model
+
+
+def all_eps(model):
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 0.1
+
+
+def tied_by_hand(model):
+    model.lm_head.weight = model.model.embed_tokens.weight
+
+
+def apart(model):
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight * 2 + 1)
+
+
+def mlm_apart():
+    model = filled(BertForMaskedLM(BertConfig(**SIZES)))
+    decoder = model.cls.predictions.decoder
+    decoder.weight = nn.Parameter(decoder.weight.detach() + 1)
+    return model
+
+
+def mixed_dtypes(model):
+    model.bfloat16()
+    model.norm.float() if hasattr(model, "norm") else model.embeddings.LayerNorm.bfloat16()
+
+
+def setting(path, name, value):
+    return lambda model: setattr(model.get_submodule(path), name, value)
+
+
+# Models that load as they are, and whether a stock folder can hold the dense ones, too.
+LOADED = {
+    "no pooler": (lambda: filled(BertModel(BertConfig(**SIZES), add_pooling_layer=False)), True),
+    "pooler taken away": (lambda: changed("bert", setting("", "pooler", None)), True),
+    "a mask token": (
+        lambda: filled(
+            ViTModel(ViTConfig(**SIZES, image_size=24, patch_size=8), use_mask_token=True)
+        ),
+        False,  # from_pretrained gives the dense one no mask token: it is not asked for
+    ),
+    "a masked language model": (
+        lambda: filled(XLMRobertaForMaskedLM(XLMRobertaConfig(**SIZES, pad_token_id=1))),
+        True,
+    ),
+    "a tied head": (lambda: tiny_model("llama", tie_word_embeddings=True), True),
+    "a head tied by hand": (lambda: changed("llama", tied_by_hand), True),
+    "a head trained apart": (lambda: changed("llama", apart, tie_word_embeddings=True), True),
+    "a masked head trained apart": (mlm_apart, True),
+    "dropped layers": (
+        lambda: changed("bert", lambda m: setattr(m.encoder, "layer", m.encoder.layer[:2])),
+        True,
+    ),
+    "eps of all norms": (lambda: changed("bert", all_eps), True),
+    "eps of one norm": (
+        lambda: changed("bert", setting("encoder.layer.1.output.LayerNorm", "eps", 0.1)),
+        False,
+    ),
+    "eps beside the config": (
+        lambda: changed("llama", lambda m: setattr(m.config, "rms_norm_eps", 0.3)),
+        True,
+    ),
+    "rotations changed by hand": (
+        lambda: changed("llama", lambda m: m.model.rotary_emb.inv_freq.mul_(0.5)),
+        False,
+    ),
+    "positions changed by hand": (
+        lambda: changed("bert", lambda m: m.embeddings.position_ids.add_(7)),
+        False,
+    ),
+    "a norm shared by layers": (
+        lambda: changed(
+            "bert",
+            lambda m: setattr(
+                m.encoder.layer[1].output, "LayerNorm", m.encoder.layer[0].output.LayerNorm
+            ),
+        ),
+        True,
+    ),
+    "rotations in float32": (
+        lambda: changed("llama", lambda m: m.bfloat16().model.rotary_emb.float()),
+        None,  # rounded otherwise, at once
+    ),
+    "more in the config": (
+        lambda: changed("bert", lambda m: setattr(m.config, "finetuning_task", "cola")),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(LOADED))
+def test_loaded_and_exported_as_what_it_is(name, tmp_path):
+    make, dense_too = LOADED[name]
+    model = make()
+    batch = IMAGES if isinstance(model, ViTModel) else TEXT
+    masks = {n: m for n, m in MASKS.items() if isinstance(m, (HeadMask, NeuronMask))}
+    fast = convert(model, SparsityPlan(masks))
+    save(fast, tmp_path / "m")
+    again = load(tmp_path / "m")
+    assert type(again) is type(fast)
+    assert torch.equal(answer(again, batch), answer(fast, batch))
+    assert not any(p.device.type == "meta" for p in again.parameters())
+    save(again, tmp_path / "again")
+    assert {p.name for p in (tmp_path / "again").iterdir()} == {
+        p.name for p in (tmp_path / "m").iterdir()
+    }
+    if dense_too:
+        dense = export_dense(fast)
+        assert relative(answer(dense, batch), answer(fast, batch)) < 1e-5
+        dense.save_pretrained(tmp_path / "dense")
+        stock = type(dense).from_pretrained(tmp_path / "dense", **_flags(name)).eval()
+        assert relative(answer(stock, batch), answer(dense, batch)) < 1e-6
+    elif dense_too is False and name != "a mask token":
+        with pytest.raises(CheckpointError, match="dense model"):
+            export_dense(fast)
+
+
+def _flags(name):
+    return {"add_pooling_layer": False} if "pooler" in name else {}
+
+
+def narrowed(model):
+    layer = model.encoder.layer[1]
+    up, down = layer.intermediate.dense, layer.output.dense
+    up.weight, up.bias = nn.Parameter(up.weight[:48]), nn.Parameter(up.bias[:48])
+    down.weight = nn.Parameter(down.weight[:, :48])
+    up.out_features = down.in_features = 48
+
+
+def quantised(model):
+    model.config.quantization_config = {"quant_method": "some"}
+
+
+REFUSED = {
+    "a narrowed FFN": (
+        narrowed,
+        r"encoder.layer.1.intermediate.dense.bias .* \(96,\), got \(48,\)",
+    ),
+    "a norm without weight": (
+        setting("encoder.layer.1.output", "LayerNorm", nn.LayerNorm(64, elementwise_affine=False)),
+        r"encoder.layer.1.output.LayerNorm.bias",
+    ),
+    "a linear without bias": (
+        setting("encoder.layer.0.output.dense", "bias", None),
+        r"encoder.layer.0.output.dense.bias",
+    ),
+    "another buffer": (lambda m: m.register_buffer("mine", torch.ones(3)), "no tensor mine"),
+    "another parameter": (
+        lambda m: m.register_parameter("mine", nn.Parameter(torch.ones(3))),
+        "no tensor mine",
+    ),
+    "another module": (lambda m: m.add_module("mine", nn.Linear(2, 2)), "mine is a Linear"),
+    "another activation": (
+        setting("pooler", "activation", nn.ReLU()),
+        "pooler.activation is a ReLU",
+    ),
+    "an activation beside the config": (
+        lambda m: setattr(m.config, "hidden_act", "relu"),
+        "intermediate_act_fn is a GELUActivation, not a ReLU",
+    ),
+    "NaN outside the layers": (lambda m: m.pooler.dense.bias.fill_(torch.nan), "holds NaN"),
+    "a quantised model": (quantised, "not quantised"),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_refused_before_anything_is_written(name, tmp_path):
+    change, why = REFUSED[name]
+    fast = convert(changed("bert", change), SparsityPlan())
+    for call in (lambda: save(fast, tmp_path / "m"), lambda: export_dense(fast)):
+        with pytest.raises(CheckpointError, match=why) as refusal:
+            call()
+        assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "m").exists()
+
+
+def test_own_classes_are_given_by_who_loads(tmp_path):
+    fast = convert(own(), PLAN)
+    save(fast, tmp_path)
+    assert torch.equal(answer(load(tmp_path, model_class=Own), TEXT), answer(fast, TEXT))
+    with pytest.raises(CheckpointError, match="model_class=BertForTokenClassification"):
+        load(tmp_path)
+    for other in (BertModel, dict, BertForMaskedLM):
+        with pytest.raises(CheckpointError, match="model_class"):
+            load(tmp_path, model_class=other)
+
+
+@pytest.mark.parametrize("plan", [PLAN, BLOCKS, LEVELS], ids=["removed", "blocks", "levels"])
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_stock_transformers_opens_no_folder_of_ours(kind, plan, tmp_path):
+    save(convert(tiny_model(kind), plan), tmp_path)
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_compiled_model_is_saved_as_what_was_compiled(tmp_path):
+    fast = convert(tiny_model("bert"), PLAN)
+    save(torch.compile(fast), tmp_path)
+    assert torch.equal(answer(load(tmp_path), TEXT), answer(fast, TEXT))
+    assert type(export_dense(torch.compile(fast))) is BertModel
+
+
+def test_generation_goes_on_as_before(tmp_path):
+    model = tiny_model("llama")
+    config = model.generation_config
+    config.eos_token_id, config.repetition_penalty = [2, 7], 1.3
+    fast = convert(model, PLAN)
+    save(fast, tmp_path)
+    for again in (load(tmp_path), export_dense(fast)):
+        assert again.generation_config.to_dict() == config.to_dict()
+
+
+def test_folders_of_format_1_load():
+    """Written by the version before; the values are those it computed."""
+    model = load(FORMAT_1)
+    with torch.no_grad():
+        states = model(torch.arange(3, 11)[None])[0]
+    wanted = torch.tensor([-1.0475847721, -0.3520286083, 0.5007877350, 0.5528458953])
+    assert relative(states.flatten()[:4], wanted) < 1e-5
+
+
+def test_saving_over_format_1_leaves_nothing_that_stock_transformers_opens(tmp_path):
+    for path in FORMAT_1.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    save(load(tmp_path), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    with pytest.raises(OSError, match="no file named"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def retold(directory: Path, change) -> None:
+    """Change tensors and config of a saved folder, with digests that fit."""
+    config = json.loads((directory / "config.json").read_text())
+    block = config["secateurs"]
+    (name,) = [n for n in block["sha256"] if "plan" not in n]
+    tensors = load_file(directory / name)
+    change(tensors, config)
+    save_file(tensors, directory / name)
+    block["sha256"][name] = sha256(directory / name)
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+UP = "encoder.layer.0.intermediate.dense.weight"
+BLOCKED = "encoder.layer.1.intermediate.dense.weight"
+TOLD = {
+    "another dtype": lambda t, _: t.update({UP: t[UP].half()}),
+    "another dtype outside": lambda t, _: t.update({"pooler.dense.bias": t["pooler.dense.bias"].half()}),
+    "another shape": lambda t, _: t.update({UP: t[UP][:, :3]}),
+    "NaN": lambda t, _: t[UP].view(-1)[3:4].fill_(torch.nan),
+    "infinity": lambda t, _: t[UP].view(-1)[3:4].fill_(torch.inf),
+    "NaN outside": lambda t, _: t["pooler.dense.bias"].fill_(torch.nan),
+    "no bias": lambda t, _: t.pop(UP.replace("weight", "bias")),
+    "a bias too many": lambda t, _: t.update({"encoder.layer.0.attention.self.bias": torch.ones(3)}),
+    "other blocks": lambda t, _: t[f"{BLOCKED}.indices"].sub_(1).remainder_(4),
+    "dense in place of blocks": lambda t, _: t.update(
+        {BLOCKED: torch.ones(96, 64), **{f"{BLOCKED}.{p}": t.pop(f"{BLOCKED}.{p}")[:0] for p in ("values",)}}
+    ),
+    "blocks in a wide type": lambda t, _: t.update({f"{BLOCKED}.values": t[f"{BLOCKED}.values"].double()}),
+    "more layers": lambda _, c: c.update(num_hidden_layers=10**9),
+    "layers in words": lambda _, c: c.update(num_hidden_layers="many"),
+    "a great vocabulary": lambda _, c: c.update(vocab_size=5 * 10**8),
+    "a wide FFN": lambda _, c: c.update(intermediate_size=10**8),
+    "an unknown class": lambda _, c: c.update(architectures=["pipeline"]),
+    "another class": lambda _, c: c.update(architectures=["LlamaModel"]),
+    "unknown arguments": lambda _, c: c["secateurs"].update(arguments={"device": "cuda"}),
+    "a tie to nothing": lambda _, c: c["secateurs"].update(tied={"pooler.dense.bias": "x"}),
+    "an unknown setting": lambda _, c: c["secateurs"].update(settings={"pooler.training": 1}),
+    "a setting without number": lambda _, c: c["secateurs"].update(
+        settings={"embeddings.LayerNorm.eps": "nan"}
+    ),
+    "files elsewhere": lambda _, c: c["secateurs"].update(sha256={"../x": "", "../plan": ""}),
+    "a deep config": lambda _, c: c.update(id2label=[[[]]]),
+    "a dtype that is none": lambda _, c: c.update(dtype="nn"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", list(TOLD))
+def test_what_is_not_as_saved_is_refused_in_one_line(what, tmp_path):
+    save(convert(tiny_model("bert"), BLOCKS), tmp_path)
+    retold(tmp_path, TOLD[what])
+    with pytest.raises(CheckpointError) as refusal:
+        load(tmp_path)
+    assert re.fullmatch(r"[^\n]{20,}", str(refusal.value))
+
+
+@pytest.mark.parametrize(("low", "loads"), [(-7, True), (-8, False), (8, False)])
+def test_codes_beyond_their_bits_are_refused(low, loads, tmp_path):
+    save(convert(tiny_model("bert"), LEVELS), tmp_path)
+    retold(tmp_path, lambda tensors, _: tensors[UP].view(-1)[:1].fill_(low))
+    if loads:
+        load(tmp_path)
+    else:
+        with pytest.raises(CheckpointError, match=f"codes of 4 bits in {UP}"):
+            load(tmp_path)
+
+
+def test_weights_where_a_pattern_has_none_are_refused(tmp_path):
+    model = tiny_model("bert")
+    plan = prune(model, method="magnitude", budget="weights=0.5")
+    save(convert(model, plan), tmp_path)
+    (stem,) = {name.rpartition(".")[2] for name in plan.masks if name.startswith("layers.0.up")}
+    assert stem == "up"
+    block = plan.masks["layers.0.up"].block
+    if block == (1, 1):  # single weights are packed as blocks: the plan's, to the last one
+        retold(tmp_path, lambda t, _: t[f"{UP}.indices"].copy_(t[f"{UP}.indices"].flip(0)))
+    else:
+        retold(tmp_path, lambda t, _: t[UP].add_(1))
+    with pytest.raises(CheckpointError):
+        load(tmp_path)
+
+
+def test_a_strangers_config_runs_and_fetches_nothing(tmp_path):
+    fast = convert(tiny_model("llama"), PLAN)
+    save(fast, tmp_path)
+    strange = {
+        "attn_implementation": "kernels-community/flash-attn",
+        "_attn_implementation": "kernels-community/flash-attn",
+        "auto_map": {"AutoModel": "evil.Evil"},
+        "use_kernels": True,
+        "quantization_config": {"quant_method": "bitsandbytes"},
+        "to_dict": 5,
+        "output_attentions": True,
+    }
+    retold(tmp_path, lambda _, config: config.update(strange))
+    again = load(tmp_path)
+    assert torch.equal(answer(again, TEXT), answer(fast, TEXT))
+    assert isinstance(again, LlamaForCausalLM)
+    assert again.config._attn_implementation == "secateurs"
