@@ -9,8 +9,8 @@ with 8 GB of address space and 20 seconds. It may end in one of these ways:
     equal           the model loads and answers as the seed does, to the bit;
     as said         it loads and answers as a stock model filled from the altered files by the plain
                     reading of them below, which shares no code with the package;
-    beyond float32  it loads, and that stock model's answer is NaN or infinite: sums that overflow
-                    do so by their order, so there is nothing to compare;
+    beyond float32  it loads, and that stock model's answer is NaN or infinite, or a weight's square
+                    is: which sums overflow depends on their order, so nothing can be compared;
     refused         one sentence of the package's own: an error of ours, on one line.
 
 Anything else is a fault: another exception, an answer that the files do not say, a crash, a hang, a
@@ -52,6 +52,7 @@ import secateurs as sc
 from secateurs.errors import SecateursError
 
 MEMORY, SECONDS = 8 << 30, 20
+HUGE = 1e18  # its square is still a float32
 FINE = ("equal", "as said", "beyond float32", "refused")
 SIZES = {
     "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -615,12 +616,18 @@ def _judged(name: str, loaded: nn.Module, folder: Path) -> str:
         return f"loads, then {type(error).__name__}: {str(error)[:300]}"
     if got.shape != said.shape:
         return "of another shape"
-    if not bool(torch.isfinite(said).all()):
+    if not bool(torch.isfinite(said).all()) or largest(folder) > HUGE:
         return "beyond float32"
     if not bool(torch.isfinite(got).all()):
         return "not finite"
     off = float((got - said).abs().max() / said.abs().max())
     return "as said" if off < 1e-4 else f"off by {off:.1g}"
+
+
+def largest(folder: Path) -> float:
+    """The largest number that a folder's files hold."""
+    found = (t for p in folder.glob("*.safetensors") for t in load_file(p).values())
+    return max(float(t.abs().max()) for t in found if t.is_floating_point() and t.numel())
 
 
 connected: list[Any] = []

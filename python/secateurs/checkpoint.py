@@ -226,13 +226,15 @@ def _load(
         path = directory / name
         if not path.exists():
             raise CheckpointError(f"expected {name} in {directory}, but it is missing")
-        with opened(path):  # a pipe or a device would be read without end
-            pass
-        if sha256(path) != block["sha256"][name]:
+        try:
+            tensors_header(path)  # before all of a device, or of a file of nothing, is read
+            same = sha256(path) == block["sha256"][name]
+        except CheckpointError as error:
+            raise CheckpointError(f"{name} is truncated or altered: {error}") from None
+        if not same:
             raise CheckpointError(f"{path} is not the file that was saved: truncated or altered")
         files.append(path)
     plan = SparsityPlan.load(files[1])
-    tensors_header(files[0])
     tensors = load_file(files[0], device=device)
     blueprint = Blueprint(
         _class(values, model_class, directory),
@@ -434,6 +436,8 @@ def _told(error: Exception) -> str:
     """What went wrong, where it may be an exception of anyone's."""
     if isinstance(error, SecateursError):
         return one_line(error)
+    if isinstance(error, KeyError):
+        return f"it names {shown(error.args[0])}, which nothing here knows"
     return f"reading it ends in {type(error).__name__}: {one_line(error)}"
 
 

@@ -10,7 +10,8 @@ from secateurs.errors import CheckpointError
 from secateurs.reading import is_plain_name, member, only, shown, whole
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-MOST_LAYERS, MOST_LABELS = 10_000, 1_000_000  # made one by one, before any tensor is read
+# Of what is made one by one, or has a mask made of its size, before a tensor is looked at.
+MOST_LAYERS, MOST_LABELS, MOST_UNITS = 10_000, 1_000_000, 1_000_000
 
 
 def check(values: Mapping[str, Any], where: str) -> None:
@@ -26,7 +27,7 @@ def check(values: Mapping[str, Any], where: str) -> None:
     for name, (wanted, fits) in _CONFIG.items():
         member(values, name, wanted, fits, where)
     for name, most in _COUNTED.items():
-        if name in values and not whole(values[name], most=most):
+        if values.get(name) is not None and not whole(values[name], most=most):
             raise CheckpointError(
                 f"expected a whole number up to {most} as {name} in {where}, got "
                 f"{shown(values[name])}"
@@ -91,8 +92,11 @@ _CONFIG: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "dtype": (f"one of {', '.join(DTYPES)}", lambda v: isinstance(v, str) and v in DTYPES),
     "model_type": ("a name", _is_name),
 }
+_UNITS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+          "head_dim", "dim", "hidden_dim", "n_heads")  # fmt: skip
 _COUNTED = {
     "num_hidden_layers": MOST_LAYERS,
     "n_layers": MOST_LAYERS,
     "num_labels": MOST_LABELS,
+    **dict.fromkeys(_UNITS, MOST_UNITS),
 }
