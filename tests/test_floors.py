@@ -57,7 +57,7 @@ FLOORS = {
     # What a converted model inherits reaches up, when it is called, for what does it right.
     "inherited": {"interface", "modules", "remake", "checkpoint"},
     "stock": {"sites"},
-    "proof": {"plan", "sites", "gates"},
+    "proof": {"plan", "sites", "gates", "interface"},
     "convert": {
         "plan",
         "formats",

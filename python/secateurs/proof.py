@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs import interface
 from secateurs.errors import FamilyError, SecateursError
 from secateurs.gates import Gates
 from secateurs.plan import SparsityPlan
@@ -78,7 +79,7 @@ def observe(model: nn.Module, sites: Sites, plan: SparsityPlan) -> Evidence:
     Raises FamilyError if the model cannot be run so.
     """
     runs = tuple(_runs(model, sites))
-    with Gates(model, sites) as gates, _attention(model, "sdpa"):
+    with Gates(model, sites) as gates, _stock_attention(model):
         gates.set_plan(plan)
         updates = tuple(_updates(model, sites, run) for run in runs)
     for index, calls in enumerate(updates[0]):
@@ -250,11 +251,14 @@ class _Watcher:
 
 
 @contextmanager
-def _attention(model: nn.Module, implementation: str) -> Iterator[None]:
-    """Let the model run on one of transformers' own attentions."""
+def _stock_attention(model: nn.Module) -> Iterator[None]:
+    """Let the model run on the attention it has, which may be somebody's own, or, where that is
+    ours, on torch's."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(implementation)
+    if before == interface.NAME:
+        model.set_attn_implementation("sdpa")
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        if before == interface.NAME:
+            model.set_attn_implementation(before)

@@ -178,7 +178,7 @@ def good(owner: str, name: str, parameter: inspect.Parameter) -> Any:
 
 
 CALLS = [
-    pytest.param(owner, name, parameter.name, id=".".join(filter(None, (owner, name, parameter.name))))
+    pytest.param(owner, name, parameter.name, id=f"{owner}.{name}.{parameter.name}".lstrip("."))
     for owner, name in public()
     for parameter in parameters(getattr(getattr(secateurs, owner) if owner else secateurs, name))
     if parameter.name != "self"

@@ -16,7 +16,9 @@ import torch
 from conftest import tiny_model
 from models import answer, relative
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import AttentionInterface, AttentionMaskInterface, BertConfig, BertModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.models.bert.modeling_bert import BertLayer, BertOutput
 
 from secateurs import HeadMask, NeuronMask, SparsityPlan, apply, convert, explain, find_sites
@@ -243,6 +245,25 @@ def test_a_class_patched_at_run_time_is_refused_by_the_proof(monkeypatch):
     monkeypatch.setattr(BertLayer, "feed_forward_chunk", lambda self, x: stock(self, x) * 1.01)
     with pytest.raises(FamilyError, match=r"converted encoder\.layer\.0 does not compute"):
         convert(tiny_model("bert"), SparsityPlan())
+
+
+def test_an_attention_of_ones_own_is_refused_and_its_stock_names_are_not():
+    def doubled(module, query, key, value, attention_mask, **options):
+        out, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return 2 * out, weights
+
+    AttentionInterface.register("doubled", doubled)
+    AttentionMaskInterface.register("doubled", sdpa_mask)
+    for name in ("eager", "sdpa", "secateurs"):
+        model = tiny_model("llama")
+        convert(model, SparsityPlan())  # registers our attention
+        model.set_attn_implementation(name)
+        convert(model, SparsityPlan())
+        assert model.config._attn_implementation == name
+    model.set_attn_implementation("doubled")
+    with pytest.raises(FamilyError, match=r"layers\.0 does not compute"):
+        convert(model, SparsityPlan())
+    assert model.config._attn_implementation == "doubled"
 
 
 @pytest.mark.parametrize("run", ["padded", "with a cache"])
