@@ -65,7 +65,7 @@ _MANY = {
         ("half", 256): Config(128, 32, 8, 2),
         ("float", 16): Config(64, 32, 4, 3),
         ("float", 32): Config(64, 32, 8, 3),
-        ("float", 64): Config(64, 32, 8, 2),
+        ("float", 64): Config(32, 32, 4, 3),
         ("float", 128): Config(32, 32, 8, 3),
         ("float", 256): Config(16, 16, 4, 3),
     },
