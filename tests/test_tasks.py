@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import subprocess
@@ -18,10 +19,12 @@ from training import dense_folder, glue_folder, sentences, write
 
 import secateurs
 from secateurs import cli
+from secateurs.arguments import parser
 from secateurs.errors import CheckpointError, DataError
 from secateurs.pretrained import open_classifier, open_tokenizer
 from secateurs.recipe import Settings, TaskData, evaluate, meta_task, prune_on_task, train
 from secateurs.tasks import TASKS, accuracy, f1, find_task, matthews, pearson, read_split, spearman
+from secateurs.text import fit_tokenizer
 
 
 @pytest.fixture
@@ -32,6 +35,11 @@ def glue(tmp_path) -> Path:
 @pytest.fixture
 def model_folder(tmp_path) -> Path:
     return dense_folder(tmp_path / "dense")
+
+
+def prune_parser() -> argparse.ArgumentParser:
+    commands = next(a for a in parser(dict.fromkeys(cli._COMMANDS))._actions if a.choices)
+    return commands.choices["prune"]
 
 
 def array(*values: float) -> np.ndarray:
@@ -275,6 +283,75 @@ def test_the_command_prunes_on_a_task_and_saves_what_it_says(
     assert evaluate(secateurs.load(out), data) == result["metrics"]["saved"]
     assert "accuracy" in capsys.readouterr().out
     assert not Path(f"{out}-checkpoints").exists()
+
+
+def test_a_decoder_without_padding_classifies_alike_alone_and_padded(model_folder, glue, tmp_path):
+    tokenizer, path = open_tokenizer(model_folder), tmp_path / "llama"
+    tokenizer.pad_token, tokenizer.eos_token = None, "winter"
+    tokenizer.save_pretrained(path)
+    tiny_model("llama").save_pretrained(path)
+    tokenizer, model = open_tokenizer(path), open_classifier(path, 2)
+    assert tokenizer.pad_token is None
+    assert fit_tokenizer(tokenizer, model, 16) == 16
+    data = TaskData.read(find_task("sst2"), tokenizer, glue, 16)
+    with torch.no_grad():
+        for padded in data.batches(data.validation, 8):
+            together = model(**padded).logits
+            for i, mask in enumerate(padded["attention_mask"].bool()):
+                if not padded["input_ids"][i, mask].eq(tokenizer.eos_token_id).any():
+                    alone = model(input_ids=padded["input_ids"][i, mask][None]).logits[0]
+                    torch.testing.assert_close(together[i], alone)
+
+
+# What to give each option of prune in another run than the usual one, and None where it says only
+# whence to read and whereto to write.
+OTHERS: dict[str, list[object] | None] = {
+    "--model": None, "--out": None, "--data-dir": None, "--checkpoints": None, "--json": None,
+    "--debug": None, "--no-progress": None, "--help": None,
+    "--text": ["text"], "--data": ["data"], "--task": ["cola"], "--distill": [3],
+    "--examples": [3], "--batch-size": [5], "--max-length": [3], "--lr": [0.01], "--seed": [7],
+    "--train-examples": [9], "--dense-epochs": [1], "--prune-epochs": [2], "--recover-epochs": [2],
+    "--imitate": [], "--precision": ["bf16"],
+}  # fmt: skip
+OF_METHODS = {
+    "gradient": {"--budget": ["neurons=0.4"], "--method": ["magnitude"], "--option": ["rounds=2"]},
+    "dsp": {"--budget": ["heads=0.25"], "--method": ["voita"], "--option": ["cooldown=0.25"]},
+}
+OPTIONS = [action.option_strings[-1] for action in prune_parser()._actions]
+
+
+@pytest.mark.parametrize("method", OF_METHODS)
+def test_every_option_beside_a_task_changes_the_run_or_is_refused(
+    model_folder, glue, tmp_path, method
+):
+    write(glue / "cola" / "train.jsonl", sentences(20))
+    write(glue / "cola" / "validation.jsonl", sentences(4))
+
+    def outcome(name: str, *more: object) -> bytes | None:
+        out = tmp_path / name
+        usual = {
+            "--model": model_folder, "--task": "sst2", "--data-dir": glue, "--method": method,
+            "--budget": "neurons=0.5" if method == "gradient" else "heads=0.5", "--out": out,
+            "--dense-epochs": 0, "--prune-epochs": 1, "--recover-epochs": 1, "--lr": 1e-3,
+        }  # fmt: skip
+        try:
+            status = run("prune", *(word for pair in usual.items() for word in pair), *more)
+        except SystemExit as refused:
+            status = refused.code
+        assert status in (cli.OK, cli.BAD_INPUT)
+        if status == cli.BAD_INPUT:
+            assert not out.exists()
+            return None
+        return b"".join((out / f"{part}.safetensors").read_bytes() for part in ("plan", "model"))
+
+    assert method in secateurs.METHODS
+    usual = outcome("usual")
+    assert usual == outcome("again")
+    given = OTHERS | OF_METHODS[method]
+    assert {*OPTIONS} == given.keys()
+    for option, words in given.items():
+        if words is not None:
+            assert outcome(option, option, *words) != usual, f"{option} is passed over"
 
 
 def test_a_scorer_learns_from_tasks_and_prunes_another(model_folder, glue, tmp_path, capsys):

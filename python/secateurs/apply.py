@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import nn
 
-from secateurs.checks import door
-from secateurs.errors import PlanError
+from secateurs.checks import check_weights, door
+from secateurs.errors import ArgumentError, PlanError
 from secateurs.plan import SparsityPlan
 from secateurs.sites import find_sites
 
@@ -31,6 +31,10 @@ def apply(model: nn.Module, plan: SparsityPlan, *, inplace: bool = False) -> nn.
         FamilyError: the model is not supported.
         PlanError: the plan does not fit the model, or a weight holds NaN or infinity.
     """
+    if inplace and any(parameter.is_inference() for parameter in model.parameters()):
+        raise ArgumentError(
+            "expected a model that can be changed in place, got one made under torch.inference_mode"
+        )
     sites = find_sites(model)
     plan.validate(sites, sites.fingerprint())
     check_finite(model, sites.path)
@@ -55,7 +59,8 @@ def apply(model: nn.Module, plan: SparsityPlan, *, inplace: bool = False) -> nn.
 
 def check_finite(model: nn.Module, path: str) -> None:
     """Raise PlanError if a weight of the layers holds NaN or infinity: no score or product of it
-    can be trusted."""
+    can be trusted. Raises ArgumentError for a model on the meta device."""
+    check_weights(model)
     for name, parameter in model.get_submodule(path).named_parameters():
-        if parameter.device.type != "meta" and not bool(torch.isfinite(parameter).all()):
+        if not bool(torch.isfinite(parameter).all()):
             raise PlanError(f"expected finite weights, but {path}.{name} holds NaN or infinity")

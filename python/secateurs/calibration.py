@@ -94,9 +94,11 @@ def shown(items: Iterable[Any], total: int, label: str, progress: bool) -> Itera
 
 
 def run(model: nn.Module, batch: Batch) -> Any:
-    """`model(**batch)`. Raises DataError if the model does not take these inputs."""
+    """`model(**batch)`, an output by names. Raises DataError if the model does not take these
+    inputs."""
+    named = getattr(getattr(model, "config", None), "return_dict", True)
     try:
-        return model(**batch)
+        return model(**batch) if named else model(**batch, return_dict=True)
     except (SecateursError, torch.OutOfMemoryError):
         raise
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
@@ -134,6 +136,13 @@ def main_output(output: Any) -> Tensor:
     raise DataError(
         f"expected an output with logits or last_hidden_state, got {type(output).__name__}"
     )
+
+
+def class_logits(output: Any) -> Tensor:
+    """The main output with its classes last: of where an answer starts and ends, `[B, 2, T]`, these
+    are the tokens."""
+    found = main_output(output)
+    return found.transpose(1, 2) if getattr(output, "start_logits", None) is not None else found
 
 
 def token_weights(output: Tensor, batch: Batch) -> Tensor:

@@ -39,11 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _tell(options, str(error))
         return BAD_INPUT
-    except OSError as error:  # a full disk, a file that vanished: not ours to foresee
+    except OSError as error:  # of a path, where nobody foresaw it
         if options.debug:
             raise
         _tell(options, first_line(error))
-        return FAILED
+        return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -270,9 +270,7 @@ def _new_directory(path: str) -> Path:
     out = Path(path)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DataError(f"expected --out to be a new or empty directory, got {out}")
-    above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not _may_write(above):
-        raise DataError(f"expected --out where a directory can be made, got {out}")
+    _check_room("--out", out)
     return out
 
 
@@ -282,10 +280,15 @@ def _work(options: argparse.Namespace, out: Path) -> Path:
     kept, removed = out.resolve(), work.resolve()
     if kept.is_relative_to(removed) or removed.is_relative_to(kept):
         raise DataError(f"expected --checkpoints apart from --out, got {work} and {out}")
-    above = next(folder for folder in (work, *work.absolute().parents) if folder.exists())
-    if not _may_write(above):
-        raise DataError(f"expected --checkpoints where a directory can be made, got {work}")
+    _check_room("--checkpoints", work)
     return work
+
+
+def _check_room(option: str, path: Path) -> None:
+    """Raise DataError unless a directory can be made at `path`."""
+    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not _may_write(above):
+        raise DataError(f"expected {option} where a directory can be made, got {path}")
 
 
 def _tokenizer(options: argparse.Namespace, model: Any) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.checks import door, first_line
+from secateurs.checks import check_weights, door, first_line
 from secateurs.environment import device_name, git_commit
 from secateurs.errors import DataError, SecateursError
 
@@ -103,6 +103,9 @@ def measure(
             "expected min_repeats >= 1, and warmup, min_time, min_sample and settle >= 0, got "
             f"{min_repeats}, {warmup}, {min_time}, {min_sample} and {settle}"
         )
+    for module in (model, baseline):
+        if isinstance(module, nn.Module) and any(True for _ in module.parameters()):
+            check_weights(module)
     device = _device(model, inputs)
     sync = _synchroniser(device)
     calls = [_bind(f, inputs) for f in (model, baseline) if f is not None]

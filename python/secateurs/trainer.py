@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from secateurs.calibration import main_output, token_weights
+from secateurs.calibration import class_logits, token_weights
 from secateurs.errors import CheckpointError, DataError
 from secateurs.runs import is_whole, newest_whole, seal
 from secateurs.session import Session
@@ -56,7 +56,7 @@ class Distillation:
         different shapes."""
         terms: list[Tensor] = []
         if self.logits:
-            terms.append(self.logits * self._of_logits(main_output(given), main_output(wanted)))
+            terms.append(self.logits * self._of_logits(class_logits(given), class_logits(wanted)))
         if self.hidden:
             pairs = _pairs(given, wanted, "hidden_states")[1:]
             terms += [self.hidden * _relative(*pair, batch) for pair in pairs]
@@ -66,6 +66,11 @@ class Distillation:
         return torch.stack(terms).sum()
 
     def _of_logits(self, given: Tensor, wanted: Tensor) -> Tensor:
+        if given.shape != wanted.shape:
+            raise DataError(
+                f"expected a teacher with outputs of {tuple(given.shape)} as the student has, got "
+                f"{tuple(wanted.shape)}"
+            )
         if given.shape[-1] == 1:
             return F.mse_loss(given, wanted)
         t = self.temperature

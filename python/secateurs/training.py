@@ -27,6 +27,7 @@ from secateurs.sites import find_sites
 
 
 @door
+@torch.enable_grad()
 def distill(
     model: nn.Module,
     plan: SparsityPlan,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateurs.calibration import (
@@ -114,6 +115,7 @@ def make_pruner(method: str, **options: Any) -> Pruner:
 
 
 @door
+@torch.enable_grad()
 def prune(
     model: nn.Module,
     batches: Iterable[Batch] | None = None,
