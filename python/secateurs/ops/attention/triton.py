@@ -81,8 +81,8 @@ def _with_few(rows: dict[Key, Config]) -> dict[Key, Config]:
 
 
 # By the width of the dtype ("few ...": at most 16 queries) and the head dimension, rounded up to a
-# power of two. No row spills with Triton 3.6 to 3.9: ptxas gives a kernel fewer registers than it
-# needs where one more block then fits a multiprocessor, each version in other places.
+# power of two. No row spills with Triton 3.8 or 3.9, which CI compiles: ptxas gives a kernel fewer
+# registers than it needs where one more block then fits a multiprocessor, each version elsewhere.
 TABLE = Table(
     "attention",
     {
