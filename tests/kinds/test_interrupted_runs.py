@@ -9,7 +9,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,16 @@ CHOSEN = {
 }  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums of two threads may differ in their last bit from those of one, and a killed child has
+    but one: the others stay in the process that it comes from."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +76,6 @@ def killed(work: Callable[[], object], arrange: Callable[[], None]) -> None:
     child = os.fork()
     if not child:
         try:
-            torch.set_num_threads(1)  # the threads of this process are not in its child
             arrange()
             work()
         finally:
