@@ -78,8 +78,9 @@ def test_two_threads_choose_differently(choice):
             assert set(answer.result()) == {name}
 
 
-def test_blocks_that_close_in_another_order():
-    first, second = use_backend("cpu"), use_backend("reference")
+@pytest.mark.parametrize("names", [("cpu", "reference"), ("reference", "reference")])
+def test_blocks_that_close_in_another_order(names):
+    first, second = map(use_backend, names)
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
         one.submit(first.__enter__).result()
         two.submit(second.__enter__).result()
