@@ -420,6 +420,35 @@ def test_bad_input_is_one_sentence_and_saves_nothing(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--option", "cooldown=999"],
+        ["--option", "t1=-1"],
+        ["--option", "pipelined=perhaps"],
+        ["--budget", "heads=0.99"],
+        ["--budget", "neurons=0.5"],
+        ["--method", "smp", "--budget", "heads=0.4"],
+        ["--method", "seven", "--budget", "blocks=0.5,block=48"],
+        ["--prune-epochs", "0"],
+        ["--precision", "fp16"],
+        ["--checkpoints", "out"],
+    ],
+    ids=" ".join,
+)
+def test_nothing_is_trained_before_what_can_be_refused_is(
+    model_folder, glue, tmp_path, monkeypatch, capsys, arguments
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("secateurs.recipe.train", lambda *_, **__: pytest.fail("trained"))
+    usual = ["--task", "sst2", "--data-dir", glue, "--method", "dsp", "--budget", "heads=0.5"]
+    common = ["--model", model_folder, "--out", "out", "--dense-epochs", 1]
+    assert run("prune", *common, *usual, *arguments) == cli.BAD_INPUT
+    assert capsys.readouterr().err.strip().count("\n") == 0
+    assert not Path("out").exists()
+
+
 def test_the_benchmark_of_methods_adds_what_is_missing_and_leaves_no_checkpoints(
     model_folder, glue, tmp_path
 ):

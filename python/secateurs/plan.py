@@ -57,8 +57,8 @@ class Mask:
             came = str(self.keep.dtype) if tensor else type(self.keep).__name__
             raise PlanError(f"{type(self).__name__} expects a bool tensor `keep`, got {came}")
         if self.keep.is_meta or self.keep.layout != torch.strided:
-            came = "one on the meta device" if self.keep.is_meta else str(self.keep.layout)
-            raise PlanError(f"{type(self).__name__} expects a dense `keep` with values, got {came}")
+            odd = "one on the meta device" if self.keep.is_meta else str(self.keep.layout)
+            raise PlanError(f"{type(self).__name__} expects a dense `keep` with values, got {odd}")
         with torch.inference_mode(False):
             own = self.keep.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         object.__setattr__(self, "keep", own)
