@@ -725,6 +725,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", type=int, help="this try alone, in this process")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    sys.stdout.reconfigure(errors="backslashreplace")  # alterations are no proper text
     if options.only is not None:
         with tempfile.TemporaryDirectory() as folder:
             print(*attempt(options.only, options.seed, Path(folder)), sep="\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -26,3 +28,10 @@ def relative(got: Tensor, want: Tensor) -> float:
         (got.detach().double() - want.detach().double()).abs().max()
         / want.detach().double().abs().max()
     )
+
+
+def saved_files(directory: Path) -> tuple[Path, Path]:
+    """The weights and the plan of a saved model."""
+    names = json.loads((directory / "config.json").read_text())["secateurs"]["sha256"]
+    plan = next(name for name in names if "plan" in name)
+    return next(directory / name for name in names if name != plan), directory / plan

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from conftest import tiny_model
-from models import answer, relative
+from models import answer, relative, saved_files
 from test_convert import PLANS
 
 import secateurs
@@ -29,13 +29,11 @@ def test_reload_is_identical_to_the_bit(model, batch, name, tmp_path):
 
 
 def weights(directory):
-    (path,) = directory.glob("secateurs-????????????????.safetensors")
-    return path
+    return saved_files(directory)[0]
 
 
 def plan(directory):
-    (path,) = directory.glob("secateurs-plan-*.safetensors")
-    return path
+    return saved_files(directory)[1]
 
 
 def test_a_fresh_process_reproduces_the_logits(batch, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_model
+from models import saved_files
 
 import secateurs
 from secateurs import cli
@@ -98,12 +99,13 @@ def test_prune_reads_json_lines_options_and_distils(folder, tmp_path):
     out = tmp_path / "out"
     options = ["--data", data, "--option", "rounds=2", "--option", "normalize=none"]
     assert prune(folder, out, *options, "--distill", 2, "--batch-size", 3) == 0
-    notes = secateurs.SparsityPlan.load(out / "plan.safetensors").notes
+    notes = secateurs.SparsityPlan.load(saved_files(out)[1]).notes
     assert notes["options"] == {"rounds": 2, "normalize": "none"}
     weight = "encoder.layer.0.attention.output.dense.bias"
     from safetensors.torch import load_file
 
-    dense, pruned = (load_file(f / "model.safetensors")[weight] for f in (folder, out))
+    weights = (folder / "model.safetensors", saved_files(out)[0])
+    dense, pruned = (load_file(path)[weight] for path in weights)
     assert not torch.equal(dense, pruned)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from models import saved_files
 from training import dense_folder, glue_folder, sentences, write
 
 import secateurs
@@ -293,7 +294,7 @@ def test_a_scorer_learns_from_tasks_and_prunes_another(model_folder, glue, tmp_p
     for task, pair in (("rte", True), ("sst2", False)):
         out = tmp_path / task
         assert run("prune", *common, "--task", task, *method, *epochs, "--out", out) == cli.OK
-        notes = secateurs.SparsityPlan.load(out / "plan.safetensors").notes
+        notes = secateurs.SparsityPlan.load(saved_files(out)[1]).notes
         assert notes["options"] == {"pair": pair, "artifact": str(scorer)}
 
 

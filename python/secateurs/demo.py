@@ -213,7 +213,9 @@ def _points(result: dict[str, Any]) -> list[tuple[str, float, float]]:
 
 
 def _bytes(folder: Path) -> int:
-    return (folder / "model.safetensors").stat().st_size
+    """The size of the weights in a model folder, stock or pruned."""
+    weights = [p for p in folder.glob("*.safetensors") if "plan" not in p.name]
+    return sum(path.stat().st_size for path in weights)
 
 
 class _Clock:

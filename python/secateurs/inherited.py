@@ -30,6 +30,7 @@ REFUSED: dict[str, str] = {
     "gradient_checkpointing_enable": _TRAINING,
     "init_weights": _DENSE,
     "initialize_weights": _DENSE,
+    "kernelize": "it runs on its own kernels",
     "load_adapter": "merge the adapter into the dense model, and convert that",
     "post_init": _DENSE,
     "prune_heads": _DENSE,

@@ -27,7 +27,7 @@ class Levels:
     scale: float
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.bits, numbers.Integral) and not isinstance(self.bits, bool)
+        whole = isinstance(self.bits, numbers.Integral)
         if not whole or not LEAST_BITS <= self.bits <= MOST_BITS:
             raise PlanError(
                 f"expected levels of {LEAST_BITS} to {MOST_BITS} bits, got {self.bits!r}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SIZES, tiny_model
-from models import answer, relative
+from models import answer, relative, saved_files
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -291,9 +291,9 @@ def test_stock_transformers_opens_no_folder_of_ours(kind, plan, tmp_path):
 
 def test_a_compiled_model_is_saved_as_what_was_compiled(tmp_path):
     fast = convert(tiny_model("bert"), PLAN)
-    save(torch.compile(fast), tmp_path)
+    save(torch.compile(fast, backend="eager"), tmp_path)
     assert torch.equal(answer(load(tmp_path), TEXT), answer(fast, TEXT))
-    assert type(export_dense(torch.compile(fast))) is BertModel
+    assert type(export_dense(torch.compile(fast, backend="eager"))) is BertModel
 
 
 def test_generation_goes_on_as_before(tmp_path):
@@ -327,31 +327,34 @@ def test_saving_over_format_1_leaves_nothing_that_stock_transformers_opens(tmp_p
 def retold(directory: Path, change) -> None:
     """Change tensors and config of a saved folder, with digests that fit."""
     config = json.loads((directory / "config.json").read_text())
-    block = config["secateurs"]
-    (name,) = [n for n in block["sha256"] if "plan" not in n]
-    tensors = load_file(directory / name)
+    weights, _ = saved_files(directory)
+    tensors = load_file(weights)
     change(tensors, config)
-    save_file(tensors, directory / name)
-    block["sha256"][name] = sha256(directory / name)
+    save_file(tensors, weights)
+    digests = config["secateurs"]["sha256"]
+    digests.update({weights.name: sha256(weights)} if weights.name in digests else {})
     (directory / "config.json").write_text(json.dumps(config))
 
 
+BIAS = "pooler.dense.bias"
 UP = "encoder.layer.0.intermediate.dense.weight"
 BLOCKED = "encoder.layer.1.intermediate.dense.weight"
 TOLD = {
     "another dtype": lambda t, _: t.update({UP: t[UP].half()}),
-    "another dtype outside": lambda t, _: t.update({"pooler.dense.bias": t["pooler.dense.bias"].half()}),
-    "another shape": lambda t, _: t.update({UP: t[UP][:, :3]}),
+    "another dtype outside": lambda t, _: t.update({BIAS: t[BIAS].half()}),
+    "another shape": lambda t, _: t.update({UP: t[UP][:3]}),
     "NaN": lambda t, _: t[UP].view(-1)[3:4].fill_(torch.nan),
     "infinity": lambda t, _: t[UP].view(-1)[3:4].fill_(torch.inf),
-    "NaN outside": lambda t, _: t["pooler.dense.bias"].fill_(torch.nan),
+    "NaN outside": lambda t, _: t[BIAS].fill_(torch.nan),
     "no bias": lambda t, _: t.pop(UP.replace("weight", "bias")),
-    "a bias too many": lambda t, _: t.update({"encoder.layer.0.attention.self.bias": torch.ones(3)}),
+    "a bias too many": lambda t, _: t.update({"encoder.layer.0.bias": torch.ones(3)}),
     "other blocks": lambda t, _: t[f"{BLOCKED}.indices"].sub_(1).remainder_(4),
     "dense in place of blocks": lambda t, _: t.update(
-        {BLOCKED: torch.ones(96, 64), **{f"{BLOCKED}.{p}": t.pop(f"{BLOCKED}.{p}")[:0] for p in ("values",)}}
+        {BLOCKED: torch.ones(96, 64)} if t.pop(f"{BLOCKED}.values") is not None else {}
     ),
-    "blocks in a wide type": lambda t, _: t.update({f"{BLOCKED}.values": t[f"{BLOCKED}.values"].double()}),
+    "blocks in a wide type": lambda t, _: t.update(
+        {f"{BLOCKED}.values": t[f"{BLOCKED}.values"].double()}
+    ),
     "more layers": lambda _, c: c.update(num_hidden_layers=10**9),
     "layers in words": lambda _, c: c.update(num_hidden_layers="many"),
     "a great vocabulary": lambda _, c: c.update(vocab_size=5 * 10**8),

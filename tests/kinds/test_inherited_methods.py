@@ -58,6 +58,8 @@ set_adapter set_decoder set_encoder set_extra_state set_input_embeddings set_out
 set_submodule share_memory should_save_on_this_rank state_dict supports_context_parallel
 supports_gradient_checkpointing supports_pp_plan supports_tp_plan to tp_plan tp_size use_kernels
 warn_if_padding_and_no_attention_mask xpu zero_grad
+create_extended_attention_mask_for_decoder get_extended_attention_mask invert_attention_mask
+smart_apply
 """
 
 
