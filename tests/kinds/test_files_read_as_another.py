@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -270,15 +271,26 @@ def test_refused_before_anything_is_written(name, tmp_path):
     assert not (tmp_path / "m").exists()
 
 
-def test_own_classes_are_given_by_who_loads(tmp_path):
+def test_own_classes_are_known_to_this_process_or_given_by_who_loads(tmp_path):
     fast = convert(own(), PLAN)
     save(fast, tmp_path)
-    assert torch.equal(answer(load(tmp_path, model_class=Own), TEXT), answer(fast, TEXT))
-    with pytest.raises(CheckpointError, match="model_class=BertForTokenClassification"):
-        load(tmp_path)
+    for loaded in (load(tmp_path), load(tmp_path, model_class=Own)):
+        assert type(loaded) is Own
+        assert torch.equal(answer(loaded, TEXT), answer(fast, TEXT))
     for other in (BertModel, dict, BertForMaskedLM):
-        with pytest.raises(CheckpointError, match="model_class"):
+        with pytest.raises(SecateursError, match="model_class"):
             load(tmp_path, model_class=other)
+
+
+def test_an_own_class_that_no_one_knows_is_not_looked_for(tmp_path):
+    save(convert(own(), PLAN), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for module in ("nowhere", "os", "antigravity"):
+        config["secateurs"]["model_class"]["module"] = module
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match="model_class=BertForTokenClassification"):
+            load(tmp_path)
+    assert "antigravity" not in sys.modules
 
 
 @pytest.mark.parametrize("plan", [PLAN, BLOCKS, LEVELS], ids=["removed", "blocks", "levels"])
