@@ -38,7 +38,7 @@ from secateurs import (
     prune,
     save,
 )
-from secateurs.errors import CheckpointError
+from secateurs.errors import CheckpointError, SecateursError
 from secateurs.files import sha256
 from secateurs.levels import Levels
 from secateurs.plan import BlockMask

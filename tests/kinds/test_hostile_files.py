@@ -411,7 +411,7 @@ def test_bits_are_a_whole_number(bits):
 
 @pytest.mark.parametrize("scale", ["1.0.0", None, [1], 10**400, float("nan"), 1e39, 3e38, {}])
 def test_a_scale_is_a_number(scale):
-    with pytest.raises(PlanError, match=r"a scale above 0|scale to be a number"):
+    with pytest.raises(PlanError, match=r"\bscale\b"):
         Levels(8, scale)
 
 
