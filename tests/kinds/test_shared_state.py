@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from textwrap import dedent
 
@@ -89,6 +90,15 @@ def test_blocks_that_close_in_another_order(names):
         assert forced_backend() == "reference"
         two.submit(second.__exit__, None, None, None).result()
     assert forced_backend() == "auto"
+
+
+def test_a_choice_ends_with_its_block_in_a_copied_context():
+    with use_backend("cpu"):
+        copied = copy_context()
+        assert copied.run(forced_backend) == "cpu"
+    assert copied.run(forced_backend) == "auto"
+    with use_backend("reference"):
+        assert copied.run(forced_backend) == "reference"
 
 
 def test_a_forced_choice_never_falls_back_in_a_thread():

@@ -20,23 +20,25 @@ class Forced(Generic[T]):
     """
 
     def __init__(self, name: str) -> None:
-        self._own: ContextVar[T | None] = ContextVar(name, default=None)
-        self._open: tuple[list[T], ...] = ()  # of all threads, each a list to tell equals apart
+        # Blocks are lists, to tell equal ones apart.
+        self._own: ContextVar[list[T] | None] = ContextVar(name, default=None)
+        self._open: tuple[list[T], ...] = ()  # of all threads
         self._changing = Lock()
 
     def get(self) -> T | None:
         """The choice that holds here; None without one."""
-        own = self._own.get()
-        if own is not None:
-            return own
         blocks = self._open
-        return blocks[-1][0] if blocks else None
+        if not blocks:
+            return None
+        own = self._own.get()  # of a context that was copied it may be closed by now
+        block = own if own is not None and any(own is each for each in blocks) else blocks[-1]
+        return block[0]
 
     @contextmanager
     def set(self, choice: T) -> Iterator[None]:
         """Choose inside the block."""
         block = [choice]
-        token = self._own.set(choice)
+        token = self._own.set(block)
         with self._changing:
             self._open += (block,)
         try:

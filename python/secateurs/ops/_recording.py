@@ -21,10 +21,10 @@ def recording() -> bool:
     """Whether anything sees or changes what torch is asked to do here: `torch.compile`,
     `torch.export`, `make_fx`, a `FakeTensorMode` or any other mode, `torch.jit.trace`, a transform
     of `torch.func`, forward-mode differentiation."""
-    return (
+    return bool(
         _compiling()
-        or _dispatch_modes() > 0
-        or _function_modes() > 0
+        or _dispatch_modes()
+        or _function_modes()
         or _functorch() is not None
         or _jit_trace() is not None
         or forward_ad._current_level >= 0
