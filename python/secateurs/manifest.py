@@ -26,6 +26,9 @@ def check(values: Mapping[str, Any], where: str) -> None:
         member(block, name, *_BLOCK[name], of_block)
     for name, (wanted, fits) in _CONFIG.items():
         member(values, name, wanted, fits, where)
+    for name in _SWITCHES:
+        if name in values:
+            member(values, name, "yes or no", lambda v: v is None or isinstance(v, bool), where)
     for name, most in _COUNTED.items():
         if values.get(name) is not None and not whole(values[name], most=most):
             raise CheckpointError(
@@ -87,6 +90,9 @@ _CONFIG: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "dtype": (f"one of {', '.join(DTYPES)}", lambda v: isinstance(v, str) and v in DTYPES),
     "model_type": ("a name", is_label),
 }
+# What a forward pass branches on, and transformers takes of any type.
+_SWITCHES = ("add_cross_attention", "is_decoder", "output_attentions", "output_hidden_states",
+             "return_dict", "tie_word_embeddings", "torchscript", "use_cache")  # fmt: skip
 _UNITS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
           "head_dim", "dim", "hidden_dim", "n_heads")  # fmt: skip
 _COUNTED = {

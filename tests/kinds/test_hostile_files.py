@@ -526,3 +526,12 @@ def test_an_entry_of_the_saved_config_of_a_wrong_kind_is_refused(tmp_path, name,
     said = sentence(error.value)
     assert name in said or name in ("format_version", "sha256")
     assert name != "more" or "expected only" in said
+
+
+@pytest.mark.parametrize("value", [[None], float("inf"), "yes", 2])
+@pytest.mark.parametrize("name", ["output_hidden_states", "use_cache", "return_dict"])
+def test_a_switch_of_a_saved_config_is_on_or_off(tmp_path, name, value):
+    path = pruned_folder(tmp_path / "ours") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(CheckpointError, match=f"expected yes or no as {name}"):
+        sc.load(path.parent)
