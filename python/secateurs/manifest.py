@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from secateurs.errors import CheckpointError
-from secateurs.reading import is_plain_name, member, only, shown, whole
+from secateurs.reading import is_label, is_plain_name, member, only, shown, whole
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Of what is made one by one, or has a mask made of its size, before a tensor is looked at.
@@ -26,6 +26,9 @@ def check(values: Mapping[str, Any], where: str) -> None:
         member(block, name, *_BLOCK[name], of_block)
     for name, (wanted, fits) in _CONFIG.items():
         member(values, name, wanted, fits, where)
+    for name in _SWITCHES:
+        if name in values:
+            member(values, name, "yes or no", lambda v: v is None or isinstance(v, bool), where)
     for name, most in _COUNTED.items():
         if values.get(name) is not None and not whole(values[name], most=most):
             raise CheckpointError(
@@ -36,11 +39,6 @@ def check(values: Mapping[str, Any], where: str) -> None:
 
 def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
-
-
-def _is_name(value: Any) -> bool:
-    """Of a class or a module: a text that a sentence can repeat."""
-    return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable()
 
 
 def _is_number(value: Any) -> bool:
@@ -55,17 +53,17 @@ def _is_forms(value: Any) -> bool:
     return (
         _is_object(value)
         and value.keys() == {"machine", "picked"}
-        and _is_name(value["machine"])
-        and _object_of(_is_name)(value["picked"])
+        and is_label(value["machine"])
+        and _object_of(is_label)(value["picked"])
     )
 
 
 def _is_digests(value: Any) -> bool:
-    return _object_of(_is_name)(value) and all(map(is_plain_name, value))
+    return _object_of(is_label)(value) and all(map(is_plain_name, value))
 
 
 def _is_class(value: Any) -> bool:
-    return _object_of(_is_name)(value) and value.keys() == {"module", "name"}
+    return _object_of(is_label)(value) and value.keys() == {"module", "name"}
 
 
 _NEEDED = ("format_version", "sha256", "forms")
@@ -79,19 +77,22 @@ _BLOCK: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "floating types by names",
         _object_of(lambda value: isinstance(value, str) and value in DTYPES),
     ),
-    "tied": ("names by names", _object_of(_is_name)),
+    "tied": ("names by names", _object_of(is_label)),
     "settings": ("numbers by names", _object_of(_is_number)),
     "generation_config": ("an object", lambda value: value is None or _is_object(value)),
-    "replaces": ("a list of names", lambda v: isinstance(v, list) and all(map(_is_name, v))),
+    "replaces": ("a list of names", lambda v: isinstance(v, list) and all(map(is_label, v))),
 }
 _CONFIG: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "architectures": (
         "a list of one name",
-        lambda value: isinstance(value, list) and len(value) == 1 and _is_name(value[0]),
+        lambda value: isinstance(value, list) and len(value) == 1 and is_label(value[0]),
     ),
     "dtype": (f"one of {', '.join(DTYPES)}", lambda v: isinstance(v, str) and v in DTYPES),
-    "model_type": ("a name", _is_name),
+    "model_type": ("a name", is_label),
 }
+# What a forward pass branches on, and transformers takes of any type.
+_SWITCHES = ("add_cross_attention", "is_decoder", "output_attentions", "output_hidden_states",
+             "return_dict", "tie_word_embeddings", "torchscript", "use_cache")  # fmt: skip
 _UNITS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
           "head_dim", "dim", "hidden_dim", "n_heads")  # fmt: skip
 _COUNTED = {

@@ -21,7 +21,16 @@ from secateurs.checks import brief, door, fit, fit_fields, plain
 from secateurs.errors import ArgumentError, CheckpointError, PlanError
 from secateurs.files import written_whole
 from secateurs.levels import Levels
-from secateurs.reading import member, one_line, only, parse_json, read_tensors, shown, whole
+from secateurs.reading import (
+    is_label,
+    member,
+    one_line,
+    only,
+    parse_json,
+    read_tensors,
+    shown,
+    whole,
+)
 
 FORMAT_VERSION = 1
 MOST_BYTES = 2**32  # of a file: a mask of single weights takes a byte for each
@@ -391,7 +400,7 @@ def _read_levels(entry: Any, where: str) -> Levels:
 def _check_fingerprint(model: Mapping[str, Any], where: str) -> None:
     """Raise CheckpointError unless this is what `Sites.fingerprint()` gives."""
     only(model, {"model_type", "hidden_size", "layers"}, where)
-    member(model, "model_type", "a text", lambda v: isinstance(v, str), where)
+    member(model, "model_type", "a name", is_label, where)
     member(model, "hidden_size", "a whole number", whole, where)
     member(model, "layers", "a list of four sizes for each layer", _is_sizes, where)
 

@@ -55,8 +55,9 @@ def shown(value: Any) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception of someone else says, on one line of at most 200 characters."""
+    """What an exception of someone else says, on one line of at most 200 printable characters."""
     text = _WORDS.sub(" ", str(error)).strip() or type(error).__name__
+    text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
@@ -162,6 +163,11 @@ def only(found: Mapping[str, Any], known: set[str], where: str) -> None:
     if unknown := sorted(found.keys() - known):
         raise CheckpointError(f"expected only {', '.join(sorted(known))} in {where}, got "
                               f"{shown(unknown[0])} too")  # fmt: skip
+
+
+def is_label(value: Any) -> bool:
+    """Whether a value is a text that a sentence can repeat as it is."""
+    return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable()
 
 
 def is_plain_name(name: Any) -> bool:

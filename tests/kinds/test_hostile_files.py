@@ -336,7 +336,9 @@ WRONG = [
     *[("levels/layers.0.up/scale", value)
       for value in (None, 0, -1, float("nan"), float("inf"), 1e-60, 3e38, 10**400, "1", True, [1])],
     ("levels/layers.0.up", 4), ("levels/layers.0.up/more", 1),
-    ("model/model_type", 1), ("model/model_type", None), ("model/hidden_size", "64"),
+    ("model/model_type", 1), ("model/model_type", None),
+    ("model/model_type", "a\nb"), ("model/model_type", "\ud800"), ("model/model_type", "b" * 999),
+    ("model/hidden_size", "64"),
     ("model/hidden_size", -1), ("model/layers", 3), ("model/layers", [4]),
     ("model/layers", [[4, 4, 16]]), ("model/layers", [[4, 4, 16, 96.0]]), ("model/more", 1),
     ("notes/deep", json.loads("[" * 40 + "]" * 40)),
@@ -523,3 +525,13 @@ def test_an_entry_of_the_saved_config_of_a_wrong_kind_is_refused(tmp_path, name,
         sc.load(path.parent)
     said = sentence(error.value)
     assert name in said or name in ("format_version", "sha256")
+    assert name != "more" or "expected only" in said
+
+
+@pytest.mark.parametrize("value", [[None], float("inf"), "yes", 2])
+@pytest.mark.parametrize("name", ["output_hidden_states", "use_cache", "return_dict"])
+def test_a_switch_of_a_saved_config_is_on_or_off(tmp_path, name, value):
+    path = pruned_folder(tmp_path / "ours") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(CheckpointError, match=f"expected yes or no as {name}"):
+        sc.load(path.parent)

@@ -172,9 +172,10 @@ def test_a_rerun_ends_in_the_same_weights_to_the_bit(inputs, uninterrupted, tmp_
     assert all(torch.equal(found[name], uninterrupted[name]) for name in found)
 
 
-def test_the_newest_whole_checkpoint_is_gone_on_from(inputs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("death", ["in an optimizer", "before the digests"])
+def test_the_newest_whole_checkpoint_is_gone_on_from(inputs, tmp_path, monkeypatch, death):
     out = tmp_path / "out"
-    killed(lambda: prune(inputs, out), torn_save("optimizer.pt", 3))
+    killed(lambda: prune(inputs, out), DEATHS[death])
     assert (tmp_path / "out-checkpoints" / "prune" / "checkpoint-10").is_dir()  # the torn one
     begun, whole = [], PruningTrainer.train
 
@@ -199,8 +200,25 @@ LOST = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", S
         "model.safetensors", runs.SEAL]  # fmt: skip
 
 
+@pytest.mark.parametrize("harm", ["gone", "cut", "other"])
 @pytest.mark.parametrize("name", LOST)
-def test_a_checkpoint_that_lost_a_file_is_not_gone_on_from(
+def test_a_checkpoint_whose_file_is_not_as_written_is_not_gone_on_from(
+    stopped, tmp_path, name, harm
+):
+    checkpoint = tmp_path / "checkpoint-10"
+    shutil.copytree(next((stopped / "prune").glob("checkpoint-*")), checkpoint)
+    content = (checkpoint / name).read_bytes()
+    if harm == "gone":
+        (checkpoint / name).unlink()
+    elif harm == "cut":
+        (checkpoint / name).write_bytes(content[: len(content) // 2])
+    else:
+        (checkpoint / name).write_bytes(b"{}" if name == runs.SEAL else content[:-1] + b"\xff")
+    assert runs.newest_whole(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", runs.SEAL])
+def test_a_run_whose_checkpoint_lost_a_file_ends_in_the_same_weights(
     inputs, uninterrupted, stopped, tmp_path, name
 ):
     work, out = tmp_path / "work", tmp_path / "out"
