@@ -52,10 +52,13 @@ class Update:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the stock layers of a model computed, by run and layer, in the order of the calls."""
+    """What the stock layers of a model computed, by run and layer, in the order of the calls; the
+    coarsest dtype of the model, and whether it has several."""
 
     runs: tuple[Run, ...]
     updates: tuple[list[list[Update]], ...]
+    dtype: torch.dtype
+    mixed: bool
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,14 @@ def observe(model: nn.Module, sites: Sites, plan: SparsityPlan) -> Evidence:
     Raises FamilyError if the model cannot be run so.
     """
     runs = tuple(_runs(model, sites))
-    with Gates(model, sites) as gates, _stock_attention(model):
+    dtypes = {p.dtype for p in model.base_model.parameters() if p.is_floating_point()}
+    dtype, mixed = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps), len(dtypes) > 1
+    with (
+        Gates(model, sites) as gates,
+        _stock_attention(model),
+        # torch runs a model of several dtypes in no other way.
+        torch.autocast(model.device.type, dtype=dtype, enabled=mixed),
+    ):
         gates.set_plan(plan)
         updates = tuple(_updates(model, sites, run) for run in runs)
     for index, calls in enumerate(updates[0]):
@@ -89,7 +99,7 @@ def observe(model: nn.Module, sites: Sites, plan: SparsityPlan) -> Evidence:
                 f"{sites.layer_path(index)} is never called: config.num_hidden_layers and the "
                 "layers must agree"
             )
-    return Evidence(runs, updates)
+    return Evidence(runs, updates, dtype, mixed)
 
 
 def prove(model: nn.Module, sites: Sites, evidence: Evidence) -> Proof:
@@ -97,17 +107,18 @@ def prove(model: nn.Module, sites: Sites, evidence: Evidence) -> Proof:
 
     Raises FamilyError naming the first layer that computes something else.
     """
-    dtype = evidence.updates[0][0][0].behind.dtype
+    dtype = evidence.dtype
     tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32])
     worst, names = 0.0, []
     for run, stock in zip(evidence.runs, evidence.updates, strict=True):
         for gradients in (False, True) if run.gradients else (False,):
             name = f"{run.name} with gradients" if gradients else run.name
             names.append(name)
-            ours = _updates(model, sites, run, gradients)
+            with torch.autocast(model.device.type, dtype=dtype, enabled=evidence.mixed):
+                ours = _updates(model, sites, run, gradients)
             for index, (calls, others) in enumerate(zip(stock, ours, strict=True)):
                 for want, got in zip(calls, others, strict=True):
-                    difference, rounding = _difference(got, want, run.visible)
+                    difference, rounding = _difference(got, want, run.visible, dtype)
                     allowed = tolerance + rounding
                     if not difference <= allowed:
                         raise FamilyError(_why_refused(sites, index, name, difference, allowed))
@@ -124,7 +135,9 @@ def _why_refused(sites: Sites, index: int, run: str, difference: float, allowed:
     )
 
 
-def _difference(got: Update, want: Update, visible: Tensor | None) -> tuple[float, float]:
+def _difference(
+    got: Update, want: Update, visible: Tensor | None, dtype: torch.dtype
+) -> tuple[float, float]:
     """How far an update is off, relative to the largest entry of the one wanted, and how far
     rounding alone may take it, since states may be much larger than their update; infinity where
     only one of them is finite."""
@@ -136,7 +149,7 @@ def _difference(got: Update, want: Update, visible: Tensor | None) -> tuple[floa
         return float("inf"), 0.0
     ours, stock, before = (x[finite].double() for x in (ours, stock, before))
     off, update, size = (_largest(x) for x in (ours - stock, stock - before, stock))
-    rounding = 4 * torch.finfo(want.behind.dtype).eps * size
+    rounding = 4 * torch.finfo(dtype).eps * size
     # An update of nothing at all has nothing to be relative to.
     return (off / update, rounding / update) if update else (off / (size or 1.0), rounding)
 
