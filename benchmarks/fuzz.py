@@ -712,6 +712,8 @@ def fuzz(numbers: range, seed: int, show: Callable[[str], None]) -> Counter[tupl
     workers, rows = Workers(), Counter()
     for number in numbers:
         name, kind, outcome, told = workers.run(number, seed)
+        if outcome == "hang":  # of the try, or of a machine that was busy with something else
+            name, kind, outcome, told = workers.run(number, seed)
         rows[name, kind, outcome] += 1
         if outcome not in FINE:
             show(f"--only {number} --seed {seed}: {name}, {kind}: {outcome}: {told}")
