@@ -35,13 +35,12 @@ from secateurs import (
     convert,
     export_dense,
     load,
-    prune,
     save,
 )
 from secateurs.errors import CheckpointError, SecateursError
 from secateurs.files import sha256
 from secateurs.levels import Levels
-from secateurs.plan import BlockMask
+from secateurs.plan import BlockMask, PatternMask
 
 FORMAT_1 = Path(__file__).parents[1] / "fixtures" / "format_1"
 MASKS = {
@@ -255,6 +254,14 @@ REFUSED = {
         lambda m: setattr(m.config, "hidden_act", "relu"),
         "intermediate_act_fn is a GELUActivation, not a ReLU",
     ),
+    "another scale": (
+        setting("encoder.layer.0.attention.self", "scaling", 0.5),
+        r"encoder.layer.0.attention.self.scaling is 0\.5, not 0\.25",
+    ),
+    "another padding": (
+        setting("embeddings.word_embeddings", "padding_idx", 3),
+        "embeddings.word_embeddings.padding_idx is 3, not 0",
+    ),
     "NaN outside the layers": (lambda m: m.pooler.dense.bias.fill_(torch.nan), "holds NaN"),
     "a quantised model": (quantised, "not quantised"),
 }
@@ -405,19 +412,29 @@ def test_codes_beyond_their_bits_are_refused(low, loads, tmp_path):
             load(tmp_path)
 
 
-def test_weights_where_a_pattern_has_none_are_refused(tmp_path):
-    model = tiny_model("bert")
-    plan = prune(model, method="magnitude", budget="weights=0.5")
-    save(convert(model, plan), tmp_path)
-    (stem,) = {name.rpartition(".")[2] for name in plan.masks if name.startswith("layers.0.up")}
-    assert stem == "up"
-    block = plan.masks["layers.0.up"].block
-    if block == (1, 1):  # single weights are packed as blocks: the plan's, to the last one
-        retold(tmp_path, lambda t, _: t[f"{UP}.indices"].copy_(t[f"{UP}.indices"].flip(0)))
-    else:
-        retold(tmp_path, lambda t, _: t[UP].add_(1))
-    with pytest.raises(CheckpointError):
+@pytest.mark.parametrize("broken", [False, True], ids=["pattern", "blocks no longer aligned"])
+def test_weights_where_a_plan_has_none_are_refused(broken, tmp_path):
+    fours = torch.tensor([True, False, False, True]).repeat(96, 16)
+    mask = BlockMask(torch.eye(6, 4).bool(), (16, 16)) if broken else PatternMask(fours, (1, 1))
+    neurons = {"layers.0.neurons": MASKS["layers.0.neurons"]} if broken else {}
+    save(convert(tiny_model("bert"), SparsityPlan({"layers.0.up": mask, **neurons})), tmp_path)
+    load(tmp_path)
+    retold(tmp_path, lambda tensors, _: tensors[UP].view(-1)[-3:-2].add_(1))
+    with pytest.raises(CheckpointError, match=f"expected zeros in {UP}"):
         load(tmp_path)
+
+
+def test_files_elsewhere_are_not_read(tmp_path):
+    """Even where they are what the config says they are."""
+    save(convert(tiny_model("bert"), PLAN), tmp_path / "a")
+    save(convert(tiny_model("bert"), PLAN), tmp_path / "b")
+    path = tmp_path / "b" / "config.json"
+    config = json.loads(path.read_text())
+    digests = config["secateurs"]["sha256"]
+    config["secateurs"]["sha256"] = {f"../a/{name}": d for name, d in digests.items()}
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="expected digests of weights and of a plan"):
+        load(tmp_path / "b")
 
 
 def test_a_strangers_config_runs_and_fetches_nothing(tmp_path):
@@ -437,3 +454,4 @@ def test_a_strangers_config_runs_and_fetches_nothing(tmp_path):
     assert torch.equal(answer(again, TEXT), answer(fast, TEXT))
     assert isinstance(again, LlamaForCausalLM)
     assert again.config._attn_implementation == "secateurs"
+    assert again.config.to_dict()["model_type"] == "llama"

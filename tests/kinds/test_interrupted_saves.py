@@ -35,26 +35,33 @@ def said(of: torch.nn.Module) -> torch.Tensor:
 
 
 def die_at(number: int) -> None:
-    """Let this process die, as by kill -9, before the step of that number."""
+    """Let this process die, as by kill -9, before the step of that number, or half-way through it
+    where it writes a file."""
     taken = 0
 
-    def dying(step):
+    def dying(step, half=lambda *_: None):
         def run(*args, **kwargs):
             nonlocal taken
             taken += 1
             if taken == number:
+                half(*args)
                 os._exit(9)
             return step(*args, **kwargs)
 
         return run
 
-    os.fsync = dying(os.fsync)
-    for name in ("replace", "unlink", "mkdir", "write_text"):
-        setattr(Path, name, dying(getattr(Path, name)))
-    from safetensors import torch as stored
+    def half_text(path, text):
+        path.open("w").write(text[: len(text) // 2])
 
+    def half_tensors(_, path):
+        Path(path).write_bytes(b"half")
+
+    os.fsync = dying(os.fsync)
+    for name in ("replace", "unlink", "mkdir"):
+        setattr(Path, name, dying(getattr(Path, name)))
+    Path.write_text = dying(Path.write_text, half_text)
     for module in (sys.modules["secateurs.checkpoint"], sys.modules["secateurs.plan"]):
-        module.save_file = dying(stored.save_file)
+        module.save_file = dying(module.save_file, half_tensors)
 
 
 def run(job: str, *args: object) -> subprocess.Popen:
