@@ -210,7 +210,7 @@ def test_a_tokenizer_without_padding_pads(tmp_path, text, capsys, kind, special)
     for name, more in (("lacks", special), ("has", {"pad_token": "[PAD]"})):
         dense = saved(tmp_path / f"dense-{name}", tiny_model(kind), unk_token="[UNK]", **more)
         assert prune(dense, tmp_path / name, "--text", text) == cli.OK
-        plans.append(secateurs.SparsityPlan.load(tmp_path / name / "plan.safetensors"))
+        plans.append(secateurs.SparsityPlan.load(saved_files(tmp_path / name)[1]))
     assert plans[0] == plans[1]
     tokenizer = open_tokenizer(tmp_path / "lacks")
     assert tokenizer.pad_token == special.get("eos_token", "[UNK]")

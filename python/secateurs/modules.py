@@ -231,12 +231,14 @@ def _in_own_dtypes(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @wraps(forward)
     def run(layer: Layer, hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
         device = hidden_states.device.type
-        if not (layer.mixed or torch.is_autocast_enabled(device)):
+        # Nothing is cast on the meta device, and torch does not take the question.
+        cast = device != "meta" and torch.is_autocast_enabled(device)
+        if not (layer.mixed or cast):
             return forward(layer, hidden_states, *args, **options)
         rotary = options.get("position_embeddings")
         if rotary is not None:
             options["position_embeddings"] = tuple(turn.to(layer.dtype) for turn in rotary)
-        with torch.autocast(device, enabled=False):
+        with torch.autocast("cpu" if device == "meta" else device, enabled=False):
             out = forward(layer, hidden_states.to(layer.dtype), *args, **options)
         return out.to(hidden_states.dtype)
 

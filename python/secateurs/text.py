@@ -157,6 +157,10 @@ def fit_tokenizer(tokenizer: Any, model: nn.Module, max_length: int) -> int:
     config: Any = model.config
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
+        # As the model would be made of this config: its modules were made of one without.
+        for module in model.modules():
+            if getattr(module, "padding_idx", 0) is None:
+                module.padding_idx = tokenizer.pad_token_id  # type: ignore[assignment]
     takes = inspect.signature(model.forward).parameters
     tokenizer.model_input_names = [n for n in tokenizer.model_input_names if n in takes]
     most = min(max_length, most_tokens(model) or max_length)
