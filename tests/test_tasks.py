@@ -342,7 +342,7 @@ def test_every_option_beside_a_task_changes_the_run_or_is_refused(
         if status == cli.BAD_INPUT:
             assert not out.exists()
             return None
-        return b"".join((out / f"{part}.safetensors").read_bytes() for part in ("plan", "model"))
+        return b"".join(path.read_bytes() for path in saved_files(out))
 
     assert method in secateurs.METHODS
     usual = outcome("usual")
