@@ -46,7 +46,7 @@ from secateurs.reading import (
     whole,
 )
 from secateurs.sites import FAMILIES, LayerKeep, find_sites
-from secateurs.skeleton import check_like, named_tensors, outside, place, ties
+from secateurs.skeleton import check_like, dtype_name, named_tensors, outside, place, ties
 
 FORMAT_VERSION = 2
 CONFIG = "config.json"
@@ -102,7 +102,7 @@ def save(model: nn.Module, directory: str | Path) -> None:
             config = {
                 **blueprint.values,
                 "architectures": [blueprint.cls.__name__],
-                "dtype": _brief(blueprint.dtype),
+                "dtype": dtype_name(blueprint.dtype),
                 "secateurs": block,
             }
             with written_whole(directory / CONFIG) as scratch:
@@ -365,7 +365,7 @@ def _block(blueprint: Blueprint) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "model_class": {"module": blueprint.cls.__module__, "name": blueprint.cls.__name__},
         "arguments": dict(blueprint.arguments),
-        "dtypes": {name: _brief(dtype) for name, dtype in blueprint.dtypes.items()},
+        "dtypes": {name: dtype_name(dtype) for name, dtype in blueprint.dtypes.items()},
         "tied": dict(blueprint.tied),
         "settings": dict(blueprint.settings),
     }
@@ -439,7 +439,3 @@ def _told(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it names {shown(error.args[0])}, which nothing here knows"
     return f"reading it ends in {type(error).__name__}: {one_line(error)}"
-
-
-def _brief(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -129,8 +129,8 @@ def check_like(name: str, tensor: Tensor, made: Tensor, floating: torch.dtype) -
     dtype = floating if made.is_floating_point() else made.dtype
     if tensor.shape != made.shape or tensor.dtype != dtype:
         raise FormatError(
-            f"expected {name} as {_brief(dtype)} {tuple(made.shape)}, got {_brief(tensor.dtype)} "
-            f"{tuple(tensor.shape)}"
+            f"expected {name} as {dtype_name(dtype)} {tuple(made.shape)}, "
+            f"got {dtype_name(tensor.dtype)} {tuple(tensor.shape)}"
         )
 
 
@@ -201,5 +201,6 @@ def _kind(module: nn.Module | None) -> str:
     return "missing" if module is None else f"a {stock_class(module).__name__}"
 
 
-def _brief(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype as configs have it."""
     return str(dtype).removeprefix("torch.")
