@@ -52,7 +52,7 @@ BACKENDS = {
     ),
     "triton": Backend(
         required="cuda,triton",
-        tests=("ops/test_triton_gpu.py", "test_capture.py"),
+        tests=("ops/test_triton_gpu.py", "integrations/test_cuda_graphs.py"),
         # Most of their time goes to the compiler, on one core each.
         shares=(
             "linear and float32",

@@ -43,9 +43,9 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.sparse import to_sparse_semi_structured
 
 from secateurs import ops
-from secateurs.attention_patterns import Dense, Local, Rule, Sinks, Strided, layout
 from secateurs.formats import LibraryWeight, VectorWeight
-from secateurs.patterns import Library, VectorNM
+from secateurs.plan.attention_rules import Dense, Local, Rule, Sinks, Strided, layout
+from secateurs.plan.weight_patterns import Library, VectorNM
 
 NORMS = {"bert-base": (768, False), "bert-large": (1024, False), "llama-3-8b": (4096, True)}
 ENCODER: dict[str, Rule] = {

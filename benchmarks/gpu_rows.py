@@ -28,9 +28,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from secateurs import ops
-from secateurs.environment import env_report
 from secateurs.formats import BlockSparseWeight
-from secateurs.measure import Measurement, Timing, append_rows, measure, row
+from secateurs.measurement.environment import env_report
+from secateurs.measurement.timing import Measurement, Timing, append_rows, measure, row
 
 DEVICE = torch.device("cuda")
 DTYPE = torch.bfloat16

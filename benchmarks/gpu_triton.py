@@ -41,11 +41,11 @@ from transformers import BertConfig, BertModel
 
 import secateurs as sc
 from secateurs import ops
-from secateurs.attention_patterns import Local, Rule, Sinks, Strided, layout
 from secateurs.formats import BlockSparseWeight
-from secateurs.measure import measure, row
-from secateurs.ops._tuning import Config, trial
+from secateurs.measurement.timing import measure, row
+from secateurs.ops._core.tuning import Config, trial
 from secateurs.plan import BlockMask
+from secateurs.plan.attention_rules import Local, Rule, Sinks, Strided, layout
 
 PATTERNS: dict[str, Rule] = {
     "local 128": Local(128),

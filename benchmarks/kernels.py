@@ -29,10 +29,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from secateurs import ops
-from secateurs.attention_patterns import BlockLayout, Global, Local, layout
 from secateurs.formats import BlockSparseWeight, LibraryWeight, VectorWeight
-from secateurs.measure import append_rows, measure, relative_error, row
-from secateurs.patterns import Library, TwoFour, VectorNM
+from secateurs.measurement.timing import append_rows, measure, relative_error, row
+from secateurs.plan.attention_rules import BlockLayout, Global, Local, layout
+from secateurs.plan.weight_patterns import Library, TwoFour, VectorNM
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ALL_DTYPES = (torch.float32, torch.bfloat16)

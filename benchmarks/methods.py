@@ -35,11 +35,18 @@ from torch import nn
 from transformers.utils import logging
 
 import secateurs as sc
-from secateurs.evaluation import backend_of, token_inputs
-from secateurs.measure import append_rows, measure, row
-from secateurs.pretrained import open_classifier, open_tokenizer
-from secateurs.recipe import Outcome, Settings, TaskData, evaluate, prune_on_task, train
-from secateurs.tasks import find_task
+from secateurs.data.glue import find_task
+from secateurs.measurement.quality import backend_of, token_inputs
+from secateurs.measurement.timing import append_rows, measure, row
+from secateurs.storage.model_folders import open_classifier, open_tokenizer
+from secateurs.training.task_recipe import (
+    Outcome,
+    Settings,
+    TaskData,
+    evaluate,
+    prune_on_task,
+    train,
+)
 
 HEADS = ("random", "magnitude", "gradient", "smp", "voita", "dsp")
 PATTERNS = ("random", "magnitude", "admm_pattern")
@@ -62,7 +69,7 @@ LATENCY_SHAPE = (8, 32)
 
 def mini() -> Path:
     """The folder of all-MiniLM-L6-v2."""
-    from secateurs.demo import model_folder
+    from secateurs.cli.demo import model_folder
 
     return Path(model_folder())
 

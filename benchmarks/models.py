@@ -29,8 +29,8 @@ from transformers import AutoModel, BertConfig, BertModel
 from transformers.utils import logging
 
 import secateurs as sc
-from secateurs.evaluation import backend_of, token_inputs
-from secateurs.measure import append_rows, measure, row
+from secateurs.measurement.quality import backend_of, token_inputs
+from secateurs.measurement.timing import append_rows, measure, row
 
 COMPILED = "torch.compile + freezing"
 RUNTIMES = ("openvino", "onnxruntime")  # modules of benchmarks.peers
@@ -46,7 +46,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
 def minilm() -> nn.Module:
-    from secateurs.demo import model_folder
+    from secateurs.cli.demo import model_folder
 
     return AutoModel.from_pretrained(model_folder()).eval()
 

@@ -3,130 +3,74 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import secateurs
+from secateurs import _moved
 
 PACKAGE = Path(secateurs.__file__).parent
 CSRC = Path(__file__).parents[1] / "csrc"
 
-# Each part, and which other parts of ours it may import; errors and checks are open to all.
-FLOORS = {
-    "errors": set(),
-    "files": set(),
-    "_cuda_build": set(),  # written by the build
-    "lasting": set(),
-    "checks": set(),
-    "ops": {"lasting"},
-    "patterns": set(),
-    "attention_patterns": {"lasting"},
-    "levels": set(),
-    "reading": set(),
-    "manifest": {"reading"},
-    "runs": {"reading", "files", "plan"},
-    "plan": {"patterns", "attention_patterns", "levels", "files", "reading"},
-    "formats": {"patterns", "ops"},
-    "sites": {"plan", "levels"},
-    "gates": {"plan", "sites", "levels"},
-    "calibration": set(),
-    "schedules": set(),
-    "ranking": set(),
-    "pruning": {
-        "files",
-        "plan",
-        "patterns",
-        "levels",
-        "sites",
-        "gates",
-        "calibration",
-        "schedules",
-        "ranking",
-    },
-    "session": {"plan", "sites", "gates", "pruning", "runs"},
-    "trainer": {"calibration", "session", "runs"},
-    "training": {"plan", "sites", "gates", "calibration"},
-    "interface": {"ops"},
-    "whole": {"ops"},
-    "parts": set(),
-    "modules": {"ops", "formats", "interface", "whole", "parts"},
-    "patterned": {"ops", "formats", "parts"},
-    "apply": {"plan", "sites"},
-    # What a converted model inherits reaches up, when it is called, for what does it right.
-    "inherited": {"interface", "modules", "remake", "checkpoint"},
-    "stock": {"sites"},
-    "proof": {"plan", "sites", "gates", "interface"},
-    "convert": {
-        "plan",
-        "formats",
-        "modules",
-        "patterned",
-        "interface",
-        "inherited",
-        "sites",
-        "stock",
-        "proof",
-        "apply",
-        "cost",
-    },
-    "remake": {"modules", "sites", "convert", "cost"},
-    "skeleton": {"inherited"},
-    "blueprint": {"plan", "formats", "inherited", "sites", "convert", "remake", "skeleton"},
-    "checkpoint": {
-        "files",
-        "reading",
-        "manifest",
-        "plan",
-        "sites",
-        "convert",
-        "cost",
-        "skeleton",
-        "blueprint",
-    },
-    "environment": {"ops"},
-    "measure": {"environment"},
-    "cost": {"ops", "environment", "graphs"},
-    "text": set(),
-    "tasks": {"text"},
-    "capture": {"graphs"},
-    "graphs": set(),
+# Each floor, and the floors it may import; what is on the ground is open to all.
+GROUND = {"errors", "checks", "files", "reading", "lasting", "_cuda_build", "__version__"}
+FLOORS: dict[str, set[str]] = {
+    "plan": set(),
+    "data": set(),
+    "ops": set(),
+    "formats": {"plan", "ops"},
+    "architectures": {"plan"},
+    "measurement": {"ops", "data"},
+    "masking": {"plan", "architectures"},
+    "pruning": {"plan", "data", "architectures", "masking"},
+    "conversion": {"plan", "formats", "ops", "architectures", "measurement", "masking"},
+    "training": {"plan", "data", "architectures", "masking", "pruning"},
+    "storage": {"plan", "formats", "architectures", "conversion"},
+    "integrations": {"measurement"},
 }
-TOP = {
-    "__init__",
-    "arguments",
-    "cli",
-    "demo",
-    "evaluation",
-    "pretrained",
-    "recipe",
-    "report",
-}  # may import all
+# What names or starts everything may import all.
+TOP = {"__init__", "__main__", "_moved", "cli"}
+# A floor that is reached from below, by one file and only when it is called.
+WHEN_CALLED = {("conversion/inherited.py", "storage")}
 
-# Packages that only some parts may import; those not listed here are free to all.
+# Packages that only some floors may import; those not listed here are free to all.
 OUTSIDE = {
-    "transformers": {
-        "sites", "gates", "calibration", "training", "trainer",
-        "interface", "modules", "apply", "convert", "checkpoint",
-    },
-    "safetensors": {"plan", "checkpoint", "pruning"},
+    "transformers": {"architectures", "masking", "conversion", "training", "storage"},
+    "safetensors": {"plan", "pruning", "storage"},
     "matplotlib": set(),
-    "triton": set(),
-}  # fmt: skip
-# A package that only one file of a part may import.
+    "triton": {"ops"},
+}
+# A module that only files of one name may import, inside ops.
 CONFINED = {
     "triton": "triton.py",
     "secateurs._C_cpu": "cpu.py",
     "secateurs._C_cuda": "cuda.py",
     "secateurs._cuda_build": "cuda.py",
 }
+# What a fresh process that imports a module must not have loaded.
+NEVER_LOADED = {
+    "": {"torch", "numpy", "transformers"},
+    "cli.main": {"torch", "numpy", "transformers"},
+    "cli.arguments": {"torch", "numpy", "transformers"},
+    "plan": {"transformers"},
+    "ops": {"transformers", "safetensors"},
+    "formats": {"transformers"},
+    "pruning": {"transformers"},
+    "measurement.timing": {"transformers"},
+}
 
 
-def imports(path: Path) -> set[str]:
-    """Every name a file imports, wherever in the file, behind the module it is from."""
+def imports(path: Path, inside_functions: bool = True) -> set[str]:
+    """Every name a file imports, behind the module it is from; wherever in the file, or only where
+    it is imported with the file."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if inside_functions else tree.body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -136,7 +80,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def part_of(path: Path) -> str:
+def floor_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -144,36 +88,99 @@ PYTHON = sorted(PACKAGE.rglob("*.py"))
 NATIVE = sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh", ".inc"))
 
 
-def test_every_part_has_a_floor():
-    assert {part_of(path) for path in PYTHON} <= set(FLOORS) | TOP
+def test_every_file_has_a_floor():
+    assert {floor_of(path) for path in PYTHON} <= {*FLOORS, *GROUND, *TOP}
+
+
+def test_floors_have_no_cycle():
+    def above(floor: str) -> set[str]:
+        return {floor}.union(*(above(below) for below in FLOORS[floor]))
+
+    for floor in FLOORS:
+        assert all(floor not in above(below) for below in FLOORS[floor])
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_python_imports_keep_their_floor(path):
-    part = part_of(path)
+    floor, inside = floor_of(path), path.relative_to(PACKAGE).as_posix()
     for name in imports(path):
         package, _, rest = name.partition(".")
         confined = [m for m in CONFINED if name == m or name.startswith(m + ".")]
         if confined:
             assert path.name == CONFINED[confined[0]], f"only {CONFINED[confined[0]]} may"
-            assert part == "ops", f"only ops may import {name}"
+            assert floor == "ops", f"only ops may import {name}"
+        elif floor in TOP:
+            continue
         elif package == "secateurs":
             other = rest.partition(".")[0]
-            if part not in TOP and other != part:
-                assert other in FLOORS.get(part, set()) | {"errors", "checks"}, (
-                    f"{part} may not import {other}"
-                )
-        elif package in OUTSIDE and part not in TOP:
-            assert part in OUTSIDE[package], f"{part} may not import {package}"
+            allowed = GROUND if floor in GROUND else GROUND | FLOORS[floor] | {floor}
+            if other not in allowed:
+                assert (inside, other) in WHEN_CALLED, f"{floor} may not import {other}"
+                assert name not in imports(path, inside_functions=False), "only when it is called"
+        elif package in OUTSIDE:
+            assert floor in OUTSIDE[package], f"{floor} may not import {package}"
 
 
 def test_no_method_imports_a_sibling():
-    shared = {"base", "budget", "allocation", "__init__"}
-    for path in (PACKAGE / "pruning").glob("*.py"):
-        if path.stem == "__init__":
-            continue
-        siblings = {n.split(".")[2] for n in imports(path) if n.startswith("secateurs.pruning.")}
-        assert siblings <= shared, f"{path.name} imports {siblings - shared}"
+    methods = PACKAGE / "pruning" / "methods"
+    for path in set(methods.glob("*.py")) - {methods / "__init__.py"}:
+        siblings = {n for n in imports(path) if n.startswith("secateurs.pruning.methods")}
+        assert not siblings, f"{path.name} imports {siblings}"
+
+
+@pytest.mark.parametrize("module", NEVER_LOADED)
+def test_a_fresh_process_loads_no_more_than_its_floor(module):
+    name = f"secateurs.{module}".rstrip(".")
+    script = f"import sys, {name}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert not NEVER_LOADED[module] & set(done.stdout.split())
+
+
+def test_the_command_explains_itself_without_torch():
+    script = (
+        "import sys; from secateurs.cli.main import main\n"
+        "try: main([*sys.argv[1:]])\n"
+        "except SystemExit: print('loaded', *sys.modules)"
+    )
+    for arguments in (["--help"], ["--version"], ["prune", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
+        )
+        assert "torch" not in done.stdout.rpartition("loaded")[2].split()
+
+
+def test_the_public_names_are_told_to_readers_of_types_too():
+    """What `if TYPE_CHECKING` imports is what is found when it is asked for."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    blocks = [node for node in tree.body if isinstance(node, ast.If)]
+    told = {
+        alias.name: node.module
+        for block in blocks
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert told == {name: f"secateurs.{home}" for name, home in secateurs._HOMES.items()}
+    assert all(getattr(secateurs, name) is not None for name in secateurs.__all__)
+
+
+@pytest.mark.parametrize("old", _moved.MOVED)
+def test_old_names_of_modules_still_work_with_a_warning(old):
+    new = importlib.import_module(f"secateurs.{_moved.MOVED[old]}")
+    sys.modules.pop(f"secateurs.{old}", None)
+    with pytest.warns(DeprecationWarning, match=f"secateurs.{old} is now {new.__name__}"):
+        module = importlib.import_module(f"secateurs.{old}")
+    public = [name for name in vars(new) if not name.startswith("__")]
+    assert all(getattr(module, name) is getattr(new, name) for name in public)
+
+
+def test_a_function_keeps_its_name_when_its_old_module_is_imported():
+    sys.modules.pop("secateurs.convert", None)
+    with pytest.warns(DeprecationWarning, match="secateurs.conversion.builder"):
+        from secateurs.convert import convert
+    assert secateurs.convert is convert
 
 
 @pytest.mark.skipif(not NATIVE, reason="the C++ sources are not beside these tests")

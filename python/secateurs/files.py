@@ -1,15 +1,17 @@
-"""Files that are whole or absent: one file replaced at once, and folders that several processes
-write and read."""
+"""Files that are whole or absent: one file replaced at once, folders that several processes write
+and read, and the folder of what this machine's measurements keep in between runs."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -17,6 +19,7 @@ except ImportError:  # no such locks on Windows
     fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial"  # ends the name of a file that is being written
+MOST_BYTES = 64 << 20  # of a table; none of ours comes near
 
 
 @contextmanager
@@ -78,6 +81,43 @@ def held(directory: Path) -> Iterator[bool]:
             yield True
     finally:
         os.close(handle)
+
+
+def cache_folder() -> Path | None:
+    """Where tables are kept: `SECATEURS_CACHE`, else `secateurs` under the user's cache directory;
+    None for a user who has neither."""
+    if own := os.environ.get("SECATEURS_CACHE"):
+        return Path(own)
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches) / "secateurs"
+    try:
+        return Path.home() / ".cache" / "secateurs"
+    except RuntimeError:
+        return None
+
+
+def read_table(path: Path | None) -> dict[str, Any]:
+    """The JSON object that `path` holds; empty if there is none that can be read.
+
+    A table saves time and nothing else, so one that is damaged or not ours is as good as none.
+    """
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        # Reading a pipe or a device may never end.
+        if path is not None and path.is_file() and path.stat().st_size <= MOST_BYTES:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return content if isinstance(content, dict) else {}
+    return {}
+
+
+def write_table(path: Path | None, content: dict[str, Any]) -> None:
+    """Replace the table `path` by a JSON object at once; a table that cannot be written is no
+    error."""
+    if path is None:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path, durable=False) as scratch:
+            scratch.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def flush(path: Path) -> None:

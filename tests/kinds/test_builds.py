@@ -19,12 +19,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from secateurs import cost, ops
-from secateurs.capture import _Graph, capture
+from secateurs import ops
+from secateurs.conversion import cost
 from secateurs.errors import BackendError, DataError, FormatError, OperandError
-from secateurs.formats import VectorWeight, two_four_places
-from secateurs.graphs import WARM_UP, Recording
-from secateurs.ops import _gpu, cuda
+from secateurs.formats import VectorWeight
+from secateurs.formats.vector_nm import two_four_places
+from secateurs.integrations.cuda_graphs import _Graph, capture
+from secateurs.measurement.graph_recording import WARM_UP, Recording
+from secateurs.ops._backends import cuda
+from secateurs.ops._core import gpu
 
 ROOT = Path(__file__).parents[2]
 needs_cmake = pytest.mark.skipif(
@@ -309,7 +312,7 @@ def test_behind_a_driver_too_old_triton_is_reached(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "12.4")
     monkeypatch.setattr(cuda, "_C_cuda", module)
     monkeypatch.setattr(cuda, "_refuse_device", lambda module, _: refusal(module, GPU))
-    monkeypatch.setattr(_gpu, "_refuse_place", lambda _: None)
+    monkeypatch.setattr(gpu, "_refuse_place", lambda _: None)
     pytest.importorskip("triton")
     weight = BlockSparseWeight.pack(torch.ones(32, 32).half())
     choice = ops.explain_choice(ops.block_sparse_linear, torch.ones(1, 32).half(), weight)
@@ -414,7 +417,7 @@ def test_a_captured_run_is_recorded_on_the_device_it_is_given(monkeypatch):
             recorded.append(device)
             self.replay = call
 
-    monkeypatch.setattr(sys.modules["secateurs.capture"], "Recording", Recorded)
+    monkeypatch.setattr(sys.modules["secateurs.integrations.cuda_graphs"], "Recording", Recorded)
     x = torch.ones(1, 3)
     run = _Graph(lambda x: 2 * x, {"x": x}, CPU)
     assert torch.equal(run({"x": 3 * x}), 6 * x)  # the inputs are copied to where they are read
@@ -471,7 +474,7 @@ def two_four(n: int = 32, k: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
 def test_places_of_two_four_are_packed_with_the_weight_and_travel_with_it():
     from copy import deepcopy
 
-    from secateurs.patterned import PatternLinear
+    from secateurs.conversion.pattern_linear import PatternLinear
 
     weight, keep = two_four()
     packed = VectorWeight.pack(weight, keep, 1)

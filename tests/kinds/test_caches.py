@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from secateurs import cost
-from secateurs.cost import CostTable
-from secateurs.modules import DenseLinear
-from secateurs.ops import _cache, _gpu, _tuning
-from secateurs.ops._tuning import Config, Table
+from secateurs import files
+from secateurs.conversion import cost
+from secateurs.conversion.cost import CostTable
+from secateurs.conversion.modules import DenseLinear
+from secateurs.ops._core import gpu, tuning
+from secateurs.ops._core.tuning import Config, Table
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 TUNED = Config(128, 32, 8, 2)
@@ -127,7 +128,7 @@ WRITER = """
 import runpy, sys
 from pathlib import Path
 module, path, letter = sys.argv[1:]
-write = runpy.run_path(module)["write"]
+write = runpy.run_path(module)["write_table"]
 for _ in range(200):
     write(Path(path), {"text": letter * 20_000})
 """
@@ -135,12 +136,12 @@ for _ in range(200):
 
 def test_a_reader_beside_two_writers_finds_one_of_theirs(tmp_path):
     path = tmp_path / "table.json"
-    _cache.write(path, {"text": "a" * 20_000})
-    command = [sys.executable, "-c", WRITER, _cache.__file__, str(path)]
+    files.write_table(path, {"text": "a" * 20_000})
+    command = [sys.executable, "-c", WRITER, files.__file__, str(path)]
     writers = [subprocess.Popen([*command, letter]) for letter in "ab"]
     seen = set()
     while any(writer.poll() is None for writer in writers):
-        seen.add(_cache.read(path).get("text"))
+        seen.add(files.read_table(path).get("text"))
     assert [writer.returncode for writer in writers] == [0, 0]
     assert seen <= {"a" * 20_000, "b" * 20_000}
     assert [file.name for file in tmp_path.iterdir()] == ["table.json"]
@@ -150,14 +151,14 @@ def test_one_variable_says_where_both_tables_are(monkeypatch, tmp_path):
     monkeypatch.setenv("SECATEURS_CACHE", str(tmp_path / "ours"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "all"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "some GPU")
-    monkeypatch.setattr(_tuning, "version", lambda _: "3.8.0")
+    monkeypatch.setattr(tuning, "version", lambda _: "3.8.0")
     assert CostTable(CPU)._path.parent == tmp_path / "ours"
-    assert _tuning._file(GPU) == tmp_path / "ours" / "some-GPU-triton-3.8.0.json"
+    assert tuning._file(GPU) == tmp_path / "ours" / "some-GPU-triton-3.8.0.json"
     monkeypatch.setenv("SECATEURS_CACHE", "")
     assert CostTable(CPU)._path.parent == tmp_path / "all" / "secateurs"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert _cache.folder() == tmp_path / ".cache" / "secateurs"
+    assert files.cache_folder() == tmp_path / ".cache" / "secateurs"
 
 
 @pytest.fixture
@@ -177,8 +178,8 @@ def test_without_a_home_nothing_is_kept(homeless, counted, monkeypatch):
     assert times("default") == {"one": 2.0, "two": 1.0}
     assert times("default") == {"one": 2.0, "two": 1.0}
     assert len(counted) == 2
-    assert _tuning._file(GPU) is None
-    assert _tuning._kept(GPU) == {}
+    assert tuning._file(GPU) is None
+    assert tuning._kept(GPU) == {}
 
 
 @pytest.mark.parametrize("what", ["a file for a folder", "a folder for a file", "a pipe"])
@@ -200,19 +201,19 @@ def test_a_write_that_fails_leaves_nothing_behind(monkeypatch, tmp_path):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
-    _cache.write(tmp_path / "table.json", {"a": 1})
+    monkeypatch.setattr(Path, "replace", full)
+    files.write_table(tmp_path / "table.json", {"a": 1})
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
 def gpu_file(monkeypatch, tmp_path):
     file = tmp_path / "cache" / "gpu.json"
-    monkeypatch.setattr(_gpu, "architecture", lambda _: 80)
-    monkeypatch.setattr(_tuning, "_file", lambda _: file)
-    _tuning._tuned.cache_clear()
+    monkeypatch.setattr(gpu, "architecture", lambda _: 80)
+    monkeypatch.setattr(tuning, "_file", lambda _: file)
+    tuning._tuned.cache_clear()
     yield file
-    _tuning._tuned.cache_clear()
+    tuning._tuned.cache_clear()
 
 
 @pytest.mark.parametrize("case", NO_TABLES)
@@ -257,16 +258,16 @@ def test_what_was_tuned_holds_in_this_process_where_it_cannot_be_kept(monkeypatc
     from secateurs import ops
     from secateurs.ops.block_sparse_linear import triton as kernels
 
-    monkeypatch.setattr(_tuning, "_file", lambda _: None)
-    monkeypatch.setattr(_tuning, "_tuned", lambda _, tuned={}: tuned)
-    monkeypatch.setattr(_gpu, "_refuse_place", lambda _: None)
-    monkeypatch.setattr(_gpu, "_refuse_dtype", lambda _: None)
+    monkeypatch.setattr(tuning, "_file", lambda _: None)
+    monkeypatch.setattr(tuning, "_tuned", lambda _, tuned={}: tuned)
+    monkeypatch.setattr(gpu, "_refuse_place", lambda _: None)
+    monkeypatch.setattr(gpu, "_refuse_dtype", lambda _: None)
     best = Config(16, 64, 8, 2)
 
     def milliseconds(_):
         return 1.0 if kernels.TABLE.choose(GPU, ("few float", 32)) == best else 2.0
 
-    monkeypatch.setattr(_tuning, "_milliseconds", milliseconds)
+    monkeypatch.setattr(tuning, "_milliseconds", milliseconds)
     args = (torch.randn(2, 64), random_weight(32, 64))
     assert ops.autotune(ops.block_sparse_linear, *args) == best
     assert kernels.TABLE.choose(CPU, ("few float", 32)) == best

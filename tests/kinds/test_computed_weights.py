@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import tiny_model
-from models import answer, relative
+from support.models import answer, relative
+from support.tiny_models import tiny_model
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 

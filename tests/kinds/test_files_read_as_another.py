@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SIZES, tiny_model
-from models import answer, relative, saved_files
 from safetensors.torch import load_file, save_file
+from support.models import answer, relative, saved_files
+from support.tiny_models import SIZES, tiny_model
 from torch import nn
 from transformers import (
     AutoModel,
@@ -39,8 +39,8 @@ from secateurs import (
 )
 from secateurs.errors import CheckpointError, SecateursError
 from secateurs.files import sha256
-from secateurs.levels import Levels
 from secateurs.plan import BlockMask, PatternMask
+from secateurs.plan.quantization import Levels
 
 FORMAT_1 = Path(__file__).parents[1] / "fixtures" / "format_1"
 MASKS = {

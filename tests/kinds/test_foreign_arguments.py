@@ -10,8 +10,8 @@ import inspect
 
 import pytest
 import torch
-from conftest import TEXT_FAMILIES, tiny_model
-from models import cache_name, relative
+from support.models import cache_name, relative
+from support.tiny_models import TEXT_FAMILIES, tiny_model
 from transformers import DynamicCache
 from transformers.utils.generic import TransformersKwargs
 
@@ -25,9 +25,13 @@ from secateurs import (
     convert,
     find_sites,
 )
+from secateurs.conversion.modules import Layer
+from secateurs.conversion.transformers_attention import (
+    FOR_OTHERS,
+    FOR_OTHERS_IN_ATTENTION,
+    attention_forward,
+)
 from secateurs.errors import OperandError
-from secateurs.interface import FOR_OTHERS, FOR_OTHERS_IN_ATTENTION, attention_forward
-from secateurs.modules import Layer
 
 # What a layer of ours does with every argument that transformers may hand to a stock one.
 UNDERSTOOD = {

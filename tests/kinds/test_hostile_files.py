@@ -15,14 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import tiny_model
 from safetensors.torch import save_file
-from training import dense_folder
+from support.tiny_models import tiny_model
+from support.training import dense_folder
 
 import secateurs as sc
-from secateurs import pretrained, reading
+from secateurs import reading
 from secateurs.errors import CheckpointError, DataError, PlanError, SecateursError
-from secateurs.levels import Levels
+from secateurs.plan.quantization import Levels
+from secateurs.storage import model_folders
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -181,7 +182,7 @@ def test_no_strange_file_of_a_stock_folder_is_waited_for(tmp_path, make, name):
     path = dense_folder(tmp_path / "dense") / name
     path.unlink()
     make(path)
-    opens = pretrained.open_tokenizer if name == "tokenizer.json" else pretrained.open_model
+    opens = model_folders.open_tokenizer if name == "tokenizer.json" else model_folders.open_model
     with pytest.raises((CheckpointError, DataError)) as error:
         opens(path.parent)
     said = sentence(error.value)
@@ -454,9 +455,9 @@ def test_a_config_fetches_no_code(tmp_path, offline, key, kernel):
     loaded = sc.load(ours)
     assert loaded.config._attn_implementation == want.config._attn_implementation
     with pytest.raises(CheckpointError, match="expected eager, sdpa, flex_attention as"):
-        pretrained.open_model(stock)
+        model_folders.open_model(stock)
     with pytest.raises(CheckpointError, match="expected eager, sdpa, flex_attention as"):
-        pretrained.open_classifier(stock, 2)
+        model_folders.open_classifier(stock, 2)
     assert not offline
 
 
@@ -474,7 +475,7 @@ def test_no_room_is_made_for_what_a_config_only_states(tmp_path, name):
         config[name] = HUGE[name]
         (folder / "config.json").write_text(json.dumps(config))
         with pytest.raises(CheckpointError) as error:
-            pretrained.open_model(folder)
+            model_folders.open_model(folder)
         said = sentence(error.value)
         assert folder.name == "ours" or "bytes of weights" in said
 
@@ -495,7 +496,7 @@ def test_a_stock_config_of_wrong_kinds_is_refused(tmp_path, config):
     whole = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**whole, **config}))
     with pytest.raises(CheckpointError) as error:
-        pretrained.open_model(folder)
+        model_folders.open_model(folder)
     said = sentence(error.value)
     named = config.get("architectures")
     if named != ["BertModel"]:

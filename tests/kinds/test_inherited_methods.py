@@ -12,16 +12,16 @@ import sys
 
 import pytest
 import torch
-from conftest import tiny_model
-from models import answer, relative
+from support.models import answer, relative
+from support.tiny_models import tiny_model
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from secateurs import HeadMask, NeuronMask, SparsityPlan, convert, explain, export_dense, load, save
-from secateurs.convert import conversion_of
+from secateurs.conversion.builder import conversion_of
+from secateurs.conversion.inherited import REFUSED, RIGHT, record_of
+from secateurs.conversion.modules import Layer
 from secateurs.errors import CheckpointError, ConvertedError, SecateursError
-from secateurs.inherited import REFUSED, RIGHT, record_of
-from secateurs.modules import Layer
 from secateurs.plan import BlockMask
 
 PLAN = SparsityPlan(

@@ -15,18 +15,20 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import tiny_model
 from safetensors.torch import load_file
-from training import classifier, dense_folder, glue_folder, sentences, write
+from support.tiny_models import tiny_model
+from support.training import classifier, dense_folder, glue_folder, sentences, write
 from transformers import TrainerState
 
 import secateurs as sc
-from secateurs import cli, recipe, runs, trainer
+from secateurs.cli import main as cli
+from secateurs.data.glue import find_task
 from secateurs.errors import CheckpointError
-from secateurs.pretrained import open_classifier, open_tokenizer
-from secateurs.session import Session
-from secateurs.tasks import find_task
-from secateurs.trainer import STATE, PruningTrainer
+from secateurs.pruning import run_folders
+from secateurs.pruning.session import Session
+from secateurs.storage.model_folders import open_classifier, open_tokenizer
+from secateurs.training import task_recipe, trainer
+from secateurs.training.trainer import STATE, PruningTrainer
 
 KILLED = 9
 CHOSEN = {
@@ -155,9 +157,9 @@ DEATHS = {
     "in the trainer's state": torn_after(TrainerState, "save_to_json", "trainer_state.json", 3),
     "before the digests": at(trainer, "seal", 3),
     "before the old one goes": at(trainer, "rotate_checkpoints", 3),
-    "before recovering": at(recipe, "claim", 3),
+    "before recovering": at(task_recipe, "claim", 3),
     "in the last phase": torn_save("optimizer.pt", 4),
-    "before evaluation": at(recipe, "evaluate", 2),
+    "before evaluation": at(task_recipe, "evaluate", 2),
 }
 
 
@@ -192,12 +194,12 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(inputs, tmp_path, monkeypat
 def stopped(inputs, tmp_path_factory) -> Path:
     """A folder of checkpoints whose run was killed when it had pruned."""
     out = tmp_path_factory.mktemp("stopped") / "out"
-    killed(lambda: prune(inputs, out), at(recipe, "claim", 3))
+    killed(lambda: prune(inputs, out), at(task_recipe, "claim", 3))
     return out.with_name("out-checkpoints")
 
 
 LOST = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", STATE,
-        "model.safetensors", runs.SEAL]  # fmt: skip
+        "model.safetensors", run_folders.SEAL]  # fmt: skip
 
 
 @pytest.mark.parametrize("harm", ["gone", "cut", "other"])
@@ -213,20 +215,22 @@ def test_a_checkpoint_whose_file_is_not_as_written_is_not_gone_on_from(
     elif harm == "cut":
         (checkpoint / name).write_bytes(content[: len(content) // 2])
     else:
-        (checkpoint / name).write_bytes(b"{}" if name == runs.SEAL else content[:-1] + b"\xff")
-    assert runs.newest_whole(tmp_path) is None
+        (checkpoint / name).write_bytes(
+            b"{}" if name == run_folders.SEAL else content[:-1] + b"\xff"
+        )
+    assert run_folders.newest_whole(tmp_path) is None
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", runs.SEAL])
+@pytest.mark.parametrize("name", ["optimizer.pt", run_folders.SEAL])
 def test_a_run_whose_checkpoint_lost_a_file_ends_in_the_same_weights(
     inputs, uninterrupted, stopped, tmp_path, name
 ):
     work, out = tmp_path / "work", tmp_path / "out"
     shutil.copytree(stopped, work)
     (checkpoint,) = (work / "prune").glob("checkpoint-*")
-    assert runs.is_whole(checkpoint)
+    assert run_folders.is_whole(checkpoint)
     (checkpoint / name).unlink()
-    assert runs.newest_whole(work / "prune") is None
+    assert run_folders.newest_whole(work / "prune") is None
     assert prune(inputs, out, checkpoints=work) == cli.OK
     found = weights(out)
     assert all(torch.equal(found[name], uninterrupted[name]) for name in found)
@@ -291,7 +295,7 @@ def test_other_data_is_refused(inputs, stopped, tmp_path, capsys, split):
 
 
 def test_another_version_is_refused(inputs, stopped, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sc, "__version__", "0.0.1")
+    monkeypatch.setattr(task_recipe, "__version__", "0.0.1")
     refused(inputs, stopped, tmp_path / "out", "another versions:", capsys)
 
 
@@ -324,11 +328,11 @@ def test_a_folder_with_anything_else_in_it_is_not_taken(inputs, tmp_path, capsys
 def test_a_phase_of_another_run_is_refused_by_the_library_too(inputs, stopped, tmp_path):
     """Those who call `train` themselves have a folder for each phase."""
     tokenizer = open_tokenizer(inputs["model"])
-    data = recipe.TaskData.read(find_task("sst2"), tokenizer, inputs["data-dir"])
+    data = task_recipe.TaskData.read(find_task("sst2"), tokenizer, inputs["data-dir"])
     model = open_classifier(inputs["model"], 2)
     before = digests(stopped)
     with pytest.raises(CheckpointError, match="another epochs, settings"):
-        recipe.train(model, data, 3, stopped / "dense", recipe.Settings(), progress=False)
+        task_recipe.train(model, data, 3, stopped / "dense", task_recipe.Settings(), progress=False)
     assert digests(stopped) == before
 
 
@@ -336,7 +340,7 @@ def test_a_phase_of_another_run_is_refused_by_the_library_too(inputs, stopped, t
 def test_a_damaged_record_of_the_run_is_refused(inputs, stopped, tmp_path, capsys, text):
     work = tmp_path / "work"
     shutil.copytree(stopped, work)
-    (work / runs.RUN).write_text(text)
+    (work / run_folders.RUN).write_text(text)
     before = digests(work)
     assert prune(inputs, tmp_path / "out", checkpoints=work) == cli.BAD_INPUT
     assert capsys.readouterr().err.count("\n") == 1
@@ -374,8 +378,10 @@ def test_the_trainer_resumes_from_its_last_whole_checkpoint(tmp_path):
         again = make(session.model, tmp_path, session, **settings)
         with pytest.raises(CheckpointError, match="files of it are missing or altered"):
             again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
-        before = (tmp_path / "checkpoint-3" / runs.SEAL).stat().st_mtime_ns
+        before = (tmp_path / "checkpoint-3" / run_folders.SEAL).stat().st_mtime_ns
         again.train(resume_from_checkpoint=True)
         assert session.step == 6
-    assert (tmp_path / "checkpoint-3" / runs.SEAL).stat().st_mtime_ns == before  # not trained again
-    assert runs.is_whole(tmp_path / "checkpoint-6")
+    assert (
+        tmp_path / "checkpoint-3" / run_folders.SEAL
+    ).stat().st_mtime_ns == before  # not trained again
+    assert run_folders.is_whole(tmp_path / "checkpoint-6")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
+from support.tiny_models import tiny_model
 
 from secateurs import HeadMask, SparsityPlan, convert, files, load, save
 from secateurs.errors import CheckpointError
@@ -60,7 +60,10 @@ def die_at(number: int) -> None:
     for name in ("replace", "unlink", "mkdir"):
         setattr(Path, name, dying(getattr(Path, name)))
     Path.write_text = dying(Path.write_text, half_text)
-    for module in (sys.modules["secateurs.checkpoint"], sys.modules["secateurs.plan"]):
+    for module in (
+        sys.modules["secateurs.storage.checkpoint"],
+        sys.modules["secateurs.plan.sparsity_plan"],
+    ):
         module.save_file = dying(module.save_file, half_tensors)
 
 
@@ -125,7 +128,7 @@ def test_two_savers_and_a_reader(tmp_path):
 
 def test_a_reader_whose_files_were_replaced_reads_the_new_ones(tmp_path, monkeypatch):
     """Another saver comes between the config and the files it names, as often as one likes."""
-    from secateurs import checkpoint
+    from secateurs.storage import checkpoint
 
     save(model("old"), tmp_path)
     left, read = ["new", "old", "new"], checkpoint._parsed
@@ -149,7 +152,7 @@ def test_a_save_that_cannot_write_leaves_the_old_model(tmp_path, monkeypatch):
 
     for broken in ("written_whole", "save_file"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"secateurs.checkpoint.{broken}", full)
+            patch.setattr(f"secateurs.storage.checkpoint.{broken}", full)
             with pytest.raises(CheckpointError, match="No space left"):
                 save(model("new"), tmp_path)
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

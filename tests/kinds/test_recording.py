@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from conftest import tiny_model
-from models import relative
+from support.models import relative
+from support.tiny_models import tiny_model
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from secateurs import BlockMask, HeadMask, NeuronMask, SparsityPlan, convert, ops
-from secateurs.attention_patterns import Local, layout
 from secateurs.errors import BackendError
 from secateurs.formats import BlockSparseWeight, LibraryWeight, VectorWeight
-from secateurs.ops._recording import plain, recording
+from secateurs.ops._core.recording import plain, recording
+from secateurs.plan.attention_rules import Local, layout
 
 PLAN = SparsityPlan(
     {

@@ -17,13 +17,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from secateurs import BlockSparseWeight, ops
-from secateurs.attention_patterns import Local, layout
+from secateurs.conversion.modules import PackedLinear
 from secateurs.errors import BackendError
 from secateurs.formats import LibraryWeight, VectorWeight
-from secateurs.modules import PackedLinear
-from secateurs.ops import cpu, use_backend
-from secateurs.ops._dispatch import forced_backend
+from secateurs.ops import use_backend
+from secateurs.ops._backends import cpu
+from secateurs.ops._core.dispatch import forced_backend
 from secateurs.ops.attention.cpu import key_value_heads
+from secateurs.plan.attention_rules import Local, layout
 
 CHOICES = {
     "backend": (use_backend, forced_backend, ("reference", "cpu")),

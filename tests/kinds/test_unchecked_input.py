@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import SIZES, tiny_model
-from models import relative
+from support.models import relative
+from support.tiny_models import SIZES, tiny_model
 from torch import nn
 
 import secateurs
 from secateurs import Budget, Gates, HeadMask, Levels, ModuleMask, Session, SparsityPlan
-from secateurs.calibration import main_output
+from secateurs.data.batches import main_output
 from secateurs.errors import (
     ArgumentError,
     BudgetError,
@@ -29,7 +29,7 @@ from secateurs.errors import (
     PlanError,
     SecateursError,
 )
-from secateurs.pruning.gradient import GradientPruner
+from secateurs.pruning.methods.gradient import GradientPruner
 
 HEADS = SparsityPlan({"layers.0.heads": HeadMask(torch.tensor([False, True, True, True]))})
 IDS = torch.randint(3, 100, (3, 9), generator=torch.Generator().manual_seed(1))

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_model
-from models import answer, relative
+from support.models import answer, relative
+from support.tiny_models import tiny_model
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, BertConfig, BertModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -22,9 +22,9 @@ from transformers.masking_utils import sdpa_mask
 from transformers.models.bert.modeling_bert import BertLayer, BertOutput
 
 from secateurs import HeadMask, NeuronMask, SparsityPlan, apply, convert, explain, find_sites
+from secateurs.architectures.sites import FAMILIES
+from secateurs.conversion.inherited import record_of
 from secateurs.errors import FamilyError
-from secateurs.inherited import record_of
-from secateurs.sites import FAMILIES
 
 PLAN = SparsityPlan(
     {
@@ -269,7 +269,7 @@ def test_an_attention_of_ones_own_is_refused_and_its_stock_names_are_not():
 @pytest.mark.parametrize("run", ["padded", "with a cache"])
 def test_the_proof_sees_what_only_some_calls_show(monkeypatch, run):
     """The converted layer is broken here, so that only calls of one kind go wrong."""
-    from secateurs.modules import Attention
+    from secateurs.conversion.modules import Attention
 
     computed = Attention.forward
 
@@ -284,8 +284,8 @@ def test_the_proof_sees_what_only_some_calls_show(monkeypatch, run):
 
 
 def test_the_proof_sees_the_whole_layer_and_its_parts(monkeypatch):
-    from secateurs.modules import FeedForward
-    from secateurs.whole import WholeLayer
+    from secateurs.conversion.modules import FeedForward
+    from secateurs.conversion.whole_layer import WholeLayer
 
     model = tiny_model("bert", num_attention_heads=2)
     whole, part = WholeLayer.__call__, FeedForward.forward

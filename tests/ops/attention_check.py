@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-import oracles
 import torch
+from support import oracles
 
-from secateurs.ops import attention, cpu
+from secateurs.ops import attention
+from secateurs.ops._backends import cpu
 
 # A bfloat16 rounds by at most 2^-8, evenly spread: 2^-8 / sqrt(3) in the root mean square. Weights
 # are rounded where products are of bfloat16, then the output: two independent roundings.

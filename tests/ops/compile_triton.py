@@ -24,13 +24,13 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from secateurs.attention_patterns import Local, layout
 from secateurs.formats import BlockSparseWeight, VectorWeight
-from secateurs.ops import _gpu
-from secateurs.ops._tuning import Config, trial
+from secateurs.ops._core import gpu
+from secateurs.ops._core.tuning import Config, trial
 from secateurs.ops.attention import triton as attention
 from secateurs.ops.block_sparse_linear import triton as block_sparse_linear
 from secateurs.ops.pattern_linear import triton as pattern_linear
+from secateurs.plan.attention_rules import Local, layout
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 INSTRUCTIONS = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
@@ -157,7 +157,7 @@ def resources(kernel) -> dict[str, int]:
 
 def main(capability: int) -> None:
     driver.set_active(Absent(capability))
-    _gpu.architecture = lambda device: capability
+    gpu.architecture = lambda device: capability
     found: list[SimpleNamespace] = []
     compile_instead(found)
     calls = [

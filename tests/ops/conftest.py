@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from secateurs.ops import cpu, use_backend
+from secateurs.ops import use_backend
+from secateurs.ops._backends import cpu
 
 
 @pytest.fixture(params=cpu.isas())

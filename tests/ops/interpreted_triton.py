@@ -10,19 +10,19 @@ import importlib
 from dataclasses import replace
 
 import numpy as np
-import oracles
 import pytest
 import torch
+from support import oracles
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ops.conftest import random_weight
 from secateurs import ops
-from secateurs.attention_patterns import Dense, Global, Local, Sinks, Strided, layout
 from secateurs.errors import BackendError
 from secateurs.formats import LibraryWeight, VectorWeight
 from secateurs.ops import explain_choice, use_backend
-from secateurs.ops._tuning import Config, trial
-from secateurs.patterns import Library, TwoFour, VectorNM
+from secateurs.ops._core.tuning import Config, trial
+from secateurs.plan.attention_rules import Dense, Global, Local, Sinks, Strided, layout
+from secateurs.plan.weight_patterns import Library, TwoFour, VectorNM
 
 GUARD = 256  # elements on either side
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -98,7 +98,7 @@ def bits(tensor):
 
 @pytest.fixture(autouse=True)
 def guards(monkeypatch):
-    shared = importlib.import_module("secateurs.ops.triton")
+    shared = importlib.import_module("secateurs.ops._backends.triton")
     guards = Guards(shared.launch)
     monkeypatch.setattr(shared, "launch", guards)
     for op in ("attention", "block_sparse_linear", "pattern_linear"):

@@ -3,10 +3,10 @@ kernels."""
 
 from __future__ import annotations
 
-import oracles
 import pytest
 import torch
-from models import opcheck
+from support import oracles
+from support.models import opcheck
 
 from secateurs import _C_cpu
 from secateurs.errors import BackendError, OperandError

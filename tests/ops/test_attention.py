@@ -5,16 +5,17 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-import oracles
 import pytest
 import torch
-from models import opcheck
+from support import oracles
+from support.models import opcheck
 
 from ops.attention_check import assert_exact, guarded, qkv, tolerance, truth_of
 from secateurs import _C_cpu
-from secateurs.attention_patterns import Local, Strided, layout
 from secateurs.errors import BackendError, OperandError
-from secateurs.ops import attention, cpu, explain_choice, use_backend
+from secateurs.ops import attention, explain_choice, use_backend
+from secateurs.ops._backends import cpu
+from secateurs.plan.attention_rules import Local, Strided, layout
 
 
 @pytest.mark.parametrize(

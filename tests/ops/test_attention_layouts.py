@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ops.attention_check import assert_exact, guarded, qkv
-from secateurs.attention_patterns import (
+from secateurs.ops import attention
+from secateurs.plan.attention_rules import (
     BlockLayout,
     Dense,
     Global,
@@ -16,7 +17,6 @@ from secateurs.attention_patterns import (
     VerticalSlash,
     layout,
 )
-from secateurs.ops import attention
 
 RULES = {
     "local": Local(20),

@@ -6,15 +6,16 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from models import opcheck
+from support import oracles
+from support.models import opcheck
 
 from ops.conftest import paired, random_weight
 from secateurs import _C_cpu
 from secateurs.errors import BackendError, OperandError
-from secateurs.ops import ACTIVATIONS, block_sparse_linear, cpu, explain_choice, use_backend
+from secateurs.ops import ACTIVATIONS, block_sparse_linear, explain_choice, use_backend
+from secateurs.ops._backends import cpu
 
 
 def error(y, *args, **kwargs):

@@ -10,7 +10,8 @@ import pytest
 
 from ops.test_dispatch import run
 from secateurs.errors import BackendError
-from secateurs.ops import build_info, cpu
+from secateurs.ops import build_info
+from secateurs.ops._backends import cpu
 
 IMPORT = "import torch; from secateurs.ops import attention, cpu; x = torch.randn(1, 1, 2, 8); "
 

@@ -14,20 +14,21 @@ from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
-import oracles
 import pytest
 import torch
+from support import oracles
 
 from ops.conftest import random_weight
 from secateurs import ops
-from secateurs.attention_patterns import Local, Sinks, Strided, layout
+from secateurs.conversion.pattern_linear import pack
 from secateurs.errors import BackendError, FormatError
 from secateurs.formats import LibraryWeight, VectorWeight
-from secateurs.ops import cuda, use_backend
+from secateurs.ops import use_backend
+from secateurs.ops._backends import cuda
 from secateurs.ops.attention.cuda import _run as run_attention
 from secateurs.ops.pattern_linear.cuda import takes_two_four
-from secateurs.patterned import pack
-from secateurs.patterns import VectorNM
+from secateurs.plan.attention_rules import Local, Sinks, Strided, layout
+from secateurs.plan.weight_patterns import VectorNM
 
 EMULATOR = Path(__file__).parents[1] / "emulator"
 HEADER = Path(sysconfig.get_path("include")) / "Python.h"

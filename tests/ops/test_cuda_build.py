@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from secateurs.ops import cuda
+from secateurs.ops._backends import cuda
 
 # Of each kernel: what its machine code must hold. LDGSTS is cp.async, LDSM ldmatrix.
 PIPELINE = ("LDGSTS.E.BYPASS.128", "LDSM.16")

@@ -11,8 +11,8 @@ import torch
 from ops.conftest import random_weight
 from secateurs import ops
 from secateurs.formats import VectorWeight
-from secateurs.ops import cuda
-from secateurs.patterns import VectorNM
+from secateurs.ops._backends import cuda
+from secateurs.plan.weight_patterns import VectorNM
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import torch
 
 from secateurs.errors import BackendError, OperandError
 from secateurs.ops import use_backend
-from secateurs.ops._dispatch import Backend, Op
+from secateurs.ops._core.dispatch import Backend, Op
 
 
 def refuse_negative(x):

@@ -9,10 +9,10 @@ import threading
 from contextvars import copy_context
 from types import SimpleNamespace
 
-import oracles
 import pytest
 import torch
-from models import opcheck
+from support import oracles
+from support.models import opcheck
 
 from ops.conftest import paired, random_weight
 from secateurs.errors import BackendError, OperandError

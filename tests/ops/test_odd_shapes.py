@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import random
 
-import oracles
 import pytest
 import torch
+from support import oracles
 
 from ops import test_add_norm, test_encoder_layer, test_pattern_linear
 from ops import test_block_sparse_linear as linear

@@ -7,22 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from models import opcheck
+from support import oracles
+from support.models import opcheck
 
 from secateurs import _C_cpu
 from secateurs.errors import BackendError, FormatError, OperandError
 from secateurs.formats import LibraryWeight, VectorWeight
-from secateurs.ops import (
-    ACTIVATIONS,
-    cpu,
-    explain_choice,
-    inputs_together,
-    pattern_linear,
-    use_backend,
-)
+from secateurs.ops import ACTIVATIONS, explain_choice, inputs_together, pattern_linear, use_backend
+from secateurs.ops._backends import cpu
 
 DTYPES = (torch.float32, torch.bfloat16)
 

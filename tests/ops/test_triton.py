@@ -13,7 +13,8 @@ import torch
 
 from ops.conftest import random_weight
 from secateurs.errors import BackendError
-from secateurs.ops import _gpu, block_sparse_linear, explain_choice, use_backend
+from secateurs.ops import block_sparse_linear, explain_choice, use_backend
+from secateurs.ops._core import gpu
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
@@ -42,9 +43,9 @@ def test_a_cpu_tensor_is_refused_in_words():
 
 
 def test_without_triton_it_says_so(monkeypatch):
-    monkeypatch.setattr(_gpu, "interpreting", lambda: True)
+    monkeypatch.setattr(gpu, "interpreting", lambda: True)
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.setattr(_gpu, "_missing", _gpu._missing.__wrapped__)
+    monkeypatch.setattr(gpu, "_missing", gpu._missing.__wrapped__)
     args = (torch.randn(2, 64), random_weight(32, 64))
     with use_backend("triton"), pytest.raises(BackendError, match="Triton cannot be imported"):
         block_sparse_linear(*args)
@@ -59,10 +60,10 @@ def test_capabilities(monkeypatch, capability, row):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "some GPU")
-    monkeypatch.setattr(_gpu, "_missing", lambda: None)
-    reason = _gpu._refuse_place(device)
+    monkeypatch.setattr(gpu, "_missing", lambda: None)
+    reason = gpu._refuse_place(device)
     if row is None:
         assert reason == "it needs compute capability 8.0 or newer, some GPU has 7.5"
     else:
         assert reason is None
-        assert _gpu.architecture.__wrapped__(device) == row
+        assert gpu.architecture.__wrapped__(device) == row

@@ -6,15 +6,15 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
-import oracles
 import pytest
 import torch
+from support import oracles
 
 from ops.conftest import random_weight
 from secateurs import ops
-from secateurs.attention_patterns import Local, Sinks, Strided, layout
 from secateurs.formats import VectorWeight
-from secateurs.patterns import VectorNM
+from secateurs.plan.attention_rules import Local, Sinks, Strided, layout
+from secateurs.plan.weight_patterns import VectorNM
 
 
 @pytest.fixture(autouse=True)

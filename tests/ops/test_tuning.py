@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ops.conftest import random_weight
-from secateurs import ops
+from secateurs import files, ops
 from secateurs.errors import BackendError
-from secateurs.ops import _cache, _gpu, _tuning
-from secateurs.ops._tuning import Config, Table
+from secateurs.ops._core import gpu, tuning
+from secateurs.ops._core.tuning import Config, Table
 
 GPU = torch.device("cuda", 0)
 TABLE = Table("some_op", {80: {("half", 64): Config(64, 32, 4, 3)}})
@@ -20,11 +20,11 @@ TABLE = Table("some_op", {80: {("half", 64): Config(64, 32, 4, 3)}})
 
 @pytest.fixture(autouse=True)
 def some_gpu(monkeypatch, tmp_path):
-    monkeypatch.setattr(_gpu, "architecture", lambda _: 80)
-    monkeypatch.setattr(_tuning, "_file", lambda _: tmp_path / "cache" / "gpu.json")
-    _tuning._tuned.cache_clear()
+    monkeypatch.setattr(gpu, "architecture", lambda _: 80)
+    monkeypatch.setattr(tuning, "_file", lambda _: tmp_path / "cache" / "gpu.json")
+    tuning._tuned.cache_clear()
     yield tmp_path / "cache" / "gpu.json"
-    _tuning._tuned.cache_clear()
+    tuning._tuned.cache_clear()
 
 
 def test_the_table_is_the_default():
@@ -32,7 +32,7 @@ def test_the_table_is_the_default():
 
 
 def test_what_was_tuned_comes_first(some_gpu):
-    _cache.write(some_gpu, {"some_op/half/64": vars(Config(128, 32, 8, 2))})
+    files.write_table(some_gpu, {"some_op/half/64": vars(Config(128, 32, 8, 2))})
     assert TABLE.choose(GPU, ("half", 64)) == Config(128, 32, 8, 2)
 
 
@@ -50,7 +50,7 @@ def test_a_cpu_has_nothing_to_tune():
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_autotune_keeps_the_fastest_that_fits(monkeypatch, some_gpu):
-    from secateurs.ops import triton as shared
+    from secateurs.ops._backends import triton as shared
     from secateurs.ops.block_sparse_linear import triton as kernels
 
     tried = []
@@ -62,9 +62,9 @@ def test_autotune_keeps_the_fastest_that_fits(monkeypatch, some_gpu):
             raise shared.OutOfResources(1, 2, "shared memory")
         return 1.0 if config == Config(16, 64, 8, 2) else 2.0
 
-    monkeypatch.setattr(_gpu, "_refuse_place", lambda _: None)
-    monkeypatch.setattr(_gpu, "_refuse_dtype", lambda _: None)
-    monkeypatch.setattr(_tuning, "_milliseconds", milliseconds)
+    monkeypatch.setattr(gpu, "_refuse_place", lambda _: None)
+    monkeypatch.setattr(gpu, "_refuse_dtype", lambda _: None)
+    monkeypatch.setattr(tuning, "_milliseconds", milliseconds)
     args = (torch.randn(2, 64), random_weight(32, 64))
     assert ops.autotune(ops.block_sparse_linear, *args) == Config(16, 64, 8, 2)
     assert len(set(tried)) == len(tried) > 8

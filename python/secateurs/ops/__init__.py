@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from secateurs.ops import cpu, cuda
-from secateurs.ops._dispatch import Choice, use_backend
-from secateurs.ops._epilogue import ACTIVATIONS
-from secateurs.ops._recording import plain, recording
-from secateurs.ops._tuning import autotune
+from secateurs.ops._backends import cpu, cuda
+from secateurs.ops._core.dispatch import Choice, use_backend
+from secateurs.ops._core.epilogue import ACTIVATIONS
+from secateurs.ops._core.recording import plain, recording
+from secateurs.ops._core.tuning import autotune
 from secateurs.ops.add_norm import add_norm, sum_and_norm
 from secateurs.ops.attention import attention
 from secateurs.ops.block_sparse_linear import block_sparse_linear, read_in_pairs

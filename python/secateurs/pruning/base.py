@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from secateurs.calibration import Batch
+from secateurs.architectures.sites import Sites
+from secateurs.data.batches import Batch
 from secateurs.errors import BudgetError, MethodError
-from secateurs.gates import Gates
+from secateurs.masking.gates import Gates
 from secateurs.plan import SparsityPlan
-from secateurs.pruning.allocation import allocate
-from secateurs.pruning.budget import Budget
-from secateurs.sites import Sites
+from secateurs.pruning.allocation.budget import Budget
+from secateurs.pruning.allocation.lowest import allocate
 
 
 class Needs(Flag):

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from secateurs.errors import OperandError
-from secateurs.ops._dispatch import Op
-from secateurs.ops._register import register
+from secateurs.ops._core.dispatch import Op
+from secateurs.ops._core.register import register
 from secateurs.ops.add_norm import cpu, cuda, reference
 
 

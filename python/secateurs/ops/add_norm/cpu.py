@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from secateurs import _C_cpu  # type: ignore[attr-defined]
-from secateurs.ops import cpu
-from secateurs.ops._dispatch import Backend
+from secateurs.ops._backends import cpu
+from secateurs.ops._core.dispatch import Backend
 
 
 def _refuse(x: Tensor, *_: object) -> str | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateurs.ops import cuda
-from secateurs.ops._dispatch import Backend
+from secateurs.ops._backends import cuda
+from secateurs.ops._core.dispatch import Backend
 
 DTYPES = (*cuda.DTYPES, torch.float32)
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from secateurs.errors import OperandError
-from secateurs.ops._dispatch import Op
-from secateurs.ops._gpu import triton_backend
-from secateurs.ops._register import register
+from secateurs.ops._core.dispatch import Op
+from secateurs.ops._core.gpu import triton_backend
+from secateurs.ops._core.register import register
 from secateurs.ops.attention import cpu, cuda, reference
 
 

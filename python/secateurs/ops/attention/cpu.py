@@ -10,8 +10,8 @@ from torch import Tensor
 from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.errors import OperandError
 from secateurs.lasting import lasting
-from secateurs.ops import cpu
-from secateurs.ops._dispatch import Backend
+from secateurs.ops._backends import cpu
+from secateurs.ops._core.dispatch import Backend
 
 _DTYPES = (torch.float32, torch.bfloat16)  # in the order of Dtype in csrc/cpu/kernels.h
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateurs.ops import cuda
-from secateurs.ops._dispatch import Backend
+from secateurs.ops._backends import cuda
+from secateurs.ops._core.dispatch import Backend
 
 HEAD_DIMS = (32, 64, 80, 96, 128)
 BLOCKS = (16, 32, 64, 128)

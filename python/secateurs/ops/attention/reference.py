@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateurs.ops._dispatch import Backend
+from secateurs.ops._core.dispatch import Backend
 from secateurs.ops.block_sparse_linear.reference import row_of_block
 
 

@@ -23,9 +23,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from secateurs.ops import _gpu
-from secateurs.ops._tuning import Config, Key, Table
-from secateurs.ops.triton import launch
+from secateurs.ops._backends.triton import launch
+from secateurs.ops._core import gpu
+from secateurs.ops._core.tuning import Config, Key, Table
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
@@ -291,7 +291,7 @@ def run(
         *((0,) * 4 if mask is None else mask.stride()),
         hq, max(hq // hkv, 1), tq, tk, block_rows, scale * math.log2(math.e),
         D=d, BLOCK_D=triton.next_power_of_2(d), BLOCK_M=block_m, STEP=step, CAUSAL=causal,
-        BLOCK=block, PER_HEAD=per_head, PRECISION=_gpu.fp32_precision(),
+        BLOCK=block, PER_HEAD=per_head, PRECISION=gpu.fp32_precision(),
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     return out

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from secateurs import _C_cpu  # type: ignore[attr-defined]
-from secateurs.ops import cpu
-from secateurs.ops._dispatch import Backend
-from secateurs.ops._epilogue import ACTIVATIONS
+from secateurs.ops._backends import cpu
+from secateurs.ops._core.dispatch import Backend
+from secateurs.ops._core.epilogue import ACTIVATIONS
 
 WIDTHS = (16, 32, 64)
 # As Activation in csrc/cpu/kernels.h.

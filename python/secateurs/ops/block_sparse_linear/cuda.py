@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from secateurs.ops import cuda
-from secateurs.ops._dispatch import Backend
+from secateurs.ops._backends import cuda
+from secateurs.ops._core.dispatch import Backend
 
 BLOCKS = (16, 32, 64, 128)
 

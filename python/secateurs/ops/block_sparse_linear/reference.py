@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from secateurs.ops._dispatch import Backend
-from secateurs.ops._epilogue import ACTIVATIONS
+from secateurs.ops._core.dispatch import Backend
+from secateurs.ops._core.epilogue import ACTIVATIONS
 
 
 def block_sparse_linear(

@@ -29,9 +29,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from secateurs.ops import _gpu
-from secateurs.ops._tuning import Config, Table
-from secateurs.ops.triton import (
+from secateurs.ops._backends.triton import (
     finish,
     first_share,
     flat,
@@ -42,6 +40,8 @@ from secateurs.ops.triton import (
     store_share,
     tile_of,
 )
+from secateurs.ops._core import gpu
+from secateurs.ops._core.tuning import Config, Table
 
 BLOCKS = (16, 32, 64, 128)
 GROUP = 8
@@ -216,7 +216,7 @@ def run(
         )
     tiles_m = triton.cdiv(m, config.block_m)
     least = triton.cdiv(least_steps(m) * step, bk)
-    split = _split(nnz, rows, tiles_m, least, _gpu.multiprocessors(x.device))
+    split = _split(nnz, rows, tiles_m, least, gpu.multiprocessors(x.device))
     shares = nnz // split + rows if split else rows
     out = x.new_empty((shares, m, bn), dtype=torch.float32) if split else y
     epilogue = (flat(bias), flat(gate), flat(residual))
@@ -227,7 +227,7 @@ def run(
         m, out_features, rows_x.stride(0), rows, split, shares,
         BN=bn, BK=bk, BLOCK_M=config.block_m, STEP=step, GROUP=GROUP, SPLIT=split > 0,
         DESCRIPTORS=described, SPECIALISED=config.specialised, ACTIVATION=activation,
-        PRECISION=_gpu.fp32_precision(), num_warps=config.warps, num_stages=config.stages,
+        PRECISION=gpu.fp32_precision(), num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     if split:
         finish(out, indptr, split, *epilogue, y.view(m, out_features), activation)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from secateurs.errors import OperandError
-from secateurs.ops._dispatch import AUTO, Op, forced_backend
-from secateurs.ops._epilogue import ACTIVATIONS
-from secateurs.ops._recording import plain, recording
-from secateurs.ops._register import register
+from secateurs.ops._core.dispatch import AUTO, Op, forced_backend
+from secateurs.ops._core.epilogue import ACTIVATIONS
+from secateurs.ops._core.recording import plain, recording
+from secateurs.ops._core.register import register
 from secateurs.ops.attention import check_key_mask, check_kv_of
 from secateurs.ops.block_sparse_linear import Weight, check_weight, stored
 from secateurs.ops.encoder_layer import cpu, reference

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.errors import OperandError
-from secateurs.ops import cpu
-from secateurs.ops._dispatch import Backend
-from secateurs.ops._recording import plain
+from secateurs.ops._backends import cpu
+from secateurs.ops._core.dispatch import Backend
+from secateurs.ops._core.recording import plain
 from secateurs.ops.attention import check_key_mask
 from secateurs.ops.attention.cpu import key_value_heads
 from secateurs.ops.block_sparse_linear.cpu import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from secateurs.ops._dispatch import Backend
+from secateurs.ops._core.dispatch import Backend
 from secateurs.ops.add_norm.reference import add_norm
 from secateurs.ops.attention.reference import attention
 from secateurs.ops.block_sparse_linear.reference import block_sparse_linear

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from secateurs.errors import OperandError
-from secateurs.ops._dispatch import Op
-from secateurs.ops._epilogue import check_epilogue, check_inputs
-from secateurs.ops._gpu import triton_backend
-from secateurs.ops._register import register
+from secateurs.ops._core.dispatch import Op
+from secateurs.ops._core.epilogue import check_epilogue, check_inputs
+from secateurs.ops._core.gpu import triton_backend
+from secateurs.ops._core.register import register
 from secateurs.ops.pattern_linear import cpu, cuda, reference
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateurs.ops import cuda
-from secateurs.ops._dispatch import Backend
+from secateurs.ops._backends import cuda
+from secateurs.ops._core.dispatch import Backend
 
 VECTORS = (16, 32, 64, 128)
 FEW = 16  # rows of x that the kernel for libraries takes

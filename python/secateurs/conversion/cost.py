@@ -1,0 +1,235 @@
+"""What a linear, or a layer, costs on this machine in each form it could take, and the form it
+therefore takes.
+
+Times are measured at first use and kept on disk, so that a conversion is quick and repeats itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateurs import files, ops
+from secateurs.errors import PlanError
+from secateurs.measurement.environment import device_name, package_version
+from secateurs.measurement.graph_recording import Recording
+from secateurs.ops._core.dispatch import AUTO, forced_backend
+
+ROUNDS = 11
+REPEATS = 20  # of a call in a graph: to launch a graph takes as long as a small product
+LONGEST = 1e6  # milliseconds; no form of a linear or layer comes near
+# Weights below this many elements are not worth a measurement: launching costs more than they do.
+# Of those, one with at most this share of its blocks runs block-sparse, another dense.
+MEASURED_FROM = 1 << 14
+BLOCK_BREAK_EVEN = 0.9
+
+
+def machine(device: torch.device) -> str:
+    """What a measured time depends on besides the call: device, instruction set, threads,
+    versions, a backend that is forced."""
+    cpu = ops.build_info()["cpu"]
+    parts = [
+        device_name(device),
+        cpu["isa"],
+        f"{torch.get_num_threads()} threads",
+        f"secateurs {cpu['version']}",
+        f"torch {torch.__version__}",
+    ]
+    if device.type == "cuda":
+        parts += [f"triton {package_version('triton')}", "timed in graphs"]
+    if forced_backend() != AUTO:
+        parts.append(f"{forced_backend()} forced")
+    return ", ".join(parts)
+
+
+class CostTable:
+    """Milliseconds of linears by description and form, for one device of this machine.
+
+    Args:
+        device: where the linears run.
+        directory: where tables are kept, one file per machine; None keeps nothing. By default
+            `SECATEURS_CACHE`, else `secateurs` under the user's cache directory.
+    """
+
+    def __init__(self, device: torch.device, directory: str | Path | None = "default") -> None:
+        folder = files.cache_folder() if directory == "default" else directory
+        self._machine = machine(device)
+        name = hashlib.sha256(self._machine.encode()).hexdigest()[:16]
+        self._path = None if folder is None else Path(folder) / f"costs-{name}.json"
+        self._times = self._kept()
+
+    def times(
+        self, name: str, forms: Mapping[str, nn.Module], x: Tensor, residual: Tensor | None
+    ) -> dict[str, float]:
+        """Milliseconds of each form of one part of a model on `x`, the forms timed in turns. The
+        least of several: what else the machine does only adds.
+
+        Args:
+            name: describes the part and the call; a known one is not measured again.
+            forms: modules that compute the same.
+        """
+        known = self._times.get(name, {})
+        if known.keys() >= forms.keys():
+            return {form: known[form] for form in forms}
+        calls = [partial(module, x, residual=residual) for module in forms.values()]
+        with torch.inference_mode():
+            samplers = _samplers(calls, x.device)
+            rounds = [[sample() for sample in samplers] for _ in range(ROUNDS)]
+        least = map(min, zip(*rounds, strict=True))
+        self._times[name] = dict(zip(forms, least, strict=True))
+        # What another process has measured meanwhile is kept too.
+        content = {"machine": self._machine, "times": {**self._kept(), **self._times}}
+        files.write_table(self._path, content)
+        return self._times[name]
+
+    def _kept(self) -> dict[str, dict[str, float]]:
+        """What the file holds of this machine's times; of anything else in it, nothing."""
+        content = files.read_table(self._path)
+        parts = content.get("times")
+        if content.get("machine") != self._machine or not isinstance(parts, dict):
+            return {}
+        return {
+            name: {form: ms for form, ms in forms.items() if _is_time(ms)}
+            for name, forms in parts.items()
+            if isinstance(forms, dict)
+        }
+
+
+def _is_time(ms: object) -> bool:
+    return isinstance(ms, (int, float)) and not isinstance(ms, bool) and 0 < ms < LONGEST
+
+
+def _samplers(
+    calls: Sequence[Callable[[], Any]], device: torch.device
+) -> list[Callable[[], float]]:
+    """For each of several calls what times it once, in milliseconds; all in the same way.
+
+    On a GPU that is by replays of a graph: of a single small call, Python takes longer than the
+    GPU. Where some call cannot be recorded, or on a CPU, it is by the clock.
+    """
+    if device.type == "cuda":
+        try:
+            return [_replays(call, device) for call in calls]
+        except RuntimeError:  # it waits for the GPU
+            torch.cuda.synchronize(device)
+    for call in calls:
+        call()
+    return [partial(_by_the_clock, call, device) for call in calls]
+
+
+def _replays(call: Callable[[], Any], device: torch.device) -> Callable[[], float]:
+    def repeated() -> None:
+        for _ in range(REPEATS):
+            call()
+
+    recording = Recording(repeated, device)
+
+    def sample() -> float:
+        with torch.cuda.device(device):
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            recording.replay()
+            stop.record()
+            stop.synchronize()
+        return start.elapsed_time(stop) / REPEATS
+
+    return sample
+
+
+def _by_the_clock(call: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+class FormPicker:
+    """Picks the form each linear runs in: the one fixed before, else the one measured fastest.
+
+    Args:
+        fixed: form by site, as an earlier conversion on this machine picked it.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens: int = 256,
+        costs: CostTable | None = None,
+        fixed: Mapping[str, str] | None = None,
+    ) -> None:
+        if tokens < 1:
+            raise PlanError(f"expected at least one token, got {tokens}")
+        self.tokens, self.fixed = tokens, fixed or {}
+        self._costs = costs
+
+    def pick(
+        self,
+        site: str,
+        forms: Mapping[str, nn.Module],
+        *,
+        with_residual: bool,
+        among: Collection[str] | None = None,
+    ) -> tuple[str, str]:
+        """The name of one of `forms` of a linear, of those `among` if given, and why it was
+        picked."""
+        among = among or forms.keys()
+        if len(forms) == 1:
+            return next(iter(forms)), ""
+        if self.fixed.get(site) in among:
+            return self.fixed[site], "as picked when it was converted on this machine"
+        weight, sparse = forms["torch"].weight, forms.get("block-sparse")
+        if weight.numel() < MEASURED_FROM:
+            dense = "dense panels" if "dense panels" in among else "torch"
+            small = "the weight is too small to be worth a measurement"
+            if sparse is None:
+                return dense, small
+            below = sparse.weight.density <= BLOCK_BREAK_EVEN
+            told = f"{small}, the usual break-even is {BLOCK_BREAK_EVEN}"
+            return ("block-sparse" if below else dense), told
+        n, k = weight.shape
+        x = self._tokens(k).to(weight)
+        residual = x.new_zeros(self.tokens, n) if with_residual else None
+        description = f"{n}x{k} {weight.dtype} at {self.tokens} tokens, "
+        description += f"{forms['torch'].activation}, residual={with_residual}"
+        if sparse is not None:
+            description += f", {sparse.weight.block} at {sparse.weight.density:.2f}"
+        return self._fastest(description, forms, x, residual, among)
+
+    def pick_layer(
+        self, layers: Mapping[str, nn.Module], hidden: int, like: Tensor
+    ) -> tuple[str, str]:
+        """The same of whole layers, which take states `[B, T, hidden]` in the dtype and on the
+        device of `like`."""
+        built = "; ".join(" ".join(repr(layer).split()) for layer in layers.values())
+        x = self._tokens(hidden)[None].to(like)
+        return self._fastest(
+            f"{built}, {like.dtype} at {self.tokens} tokens", layers, x, None, layers.keys()
+        )
+
+    def _tokens(self, width: int) -> Tensor:
+        return torch.randn(self.tokens, width, generator=torch.Generator().manual_seed(0))
+
+    def _fastest(
+        self,
+        name: str,
+        forms: Mapping[str, nn.Module],
+        x: Tensor,
+        residual: Tensor | None,
+        among: Collection[str],
+    ) -> tuple[str, str]:
+        if self._costs is None:
+            self._costs = CostTable(x.device)
+        times = self._costs.times(name, forms, x, residual)
+        order = sorted(times, key=times.__getitem__)
+        told = ", ".join(f"{form} {times[form]:.3f} ms" for form in order)
+        return next(form for form in order if form in among), f"{told} at {self.tokens} tokens"

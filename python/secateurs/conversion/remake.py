@@ -1,0 +1,85 @@
+"""remake: a converted model made again from its own compact weights, for where it is now."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.architectures.sites import Family, LayerKeep
+from secateurs.conversion.builder import CompactLinear, compact_blocks, conversion_of, rebuild
+from secateurs.conversion.cost import FormPicker
+from secateurs.conversion.modules import Attention, Constant, FeedForward, Layer, again
+
+
+@torch.no_grad()
+def remake(model: nn.Module) -> nn.Module:
+    """Decide anew, in place, in which form each part of a converted model runs, from the dtype and
+    device its weights have now. Layers stay the objects they were, and hooks where they were."""
+    conversion = conversion_of(model)
+    sites, plan = conversion.sites, conversion.plan
+    numbers = range(len(sites.layers))
+    layers = [sites.layer(model, i) for i in numbers]
+    compact = [compact_linears(layers[i], sites.keep(plan, i)) for i in numbers]
+    templates = [stock_husk(layers[i], conversion.husks[i], sites.family, True) for i in numbers]
+    rebuild(model, templates, sites, plan, compact, FormPicker(tokens=conversion.tokens))
+    made = model.get_submodule(sites.path)
+    for i, layer in enumerate(layers):
+        made[i] = layer.become(made[i])  # type: ignore[index, operator]
+    return model
+
+
+def compact_linears(layer: Layer, keep: LayerKeep) -> dict[str, CompactLinear]:
+    """The linears of a converted layer by role, as slicing made them: q, k and v apart again."""
+    found: dict[str, tuple[Tensor, Tensor | None]] = {}
+    if isinstance(layer.attention, Attention):
+        attention = layer.attention
+        sizes = [attention.heads, attention.kv_heads, attention.kv_heads]
+        rows = [size * attention.head_dim for size in sizes]
+        weights = attention.qkv.dense().split(rows)
+        bias = attention.qkv.bias
+        biases = bias.split(rows) if bias is not None else (None,) * 3
+        for role, weight, part in zip(("query", "key", "value"), weights, biases, strict=True):
+            found[role] = (weight, part)
+        found["output"] = (attention.output.dense(), attention.output.bias)
+    elif isinstance(layer.attention, Constant):
+        found["output"] = _no_columns(layer, layer.attention.bias)
+    if isinstance(layer.ffn, FeedForward):
+        for role in ("gate", "up", "down"):
+            linear = getattr(layer.ffn, role)
+            if linear is not None:
+                found[role] = (linear.dense(), linear.bias)
+    elif isinstance(layer.ffn, Constant):
+        found["down"] = _no_columns(layer, layer.ffn.bias)
+    return {
+        role: CompactLinear(weight, bias, *compact_blocks(keep, role))
+        for role, (weight, bias) in found.items()
+    }
+
+
+def stock_husk(
+    layer: Layer, husk: nn.Module, family: Family, with_norms: bool = False
+) -> nn.Module:
+    """The stock layer that a converted one was made from, without data but, with `with_norms`, that
+    of its norms; they have the eps they have now."""
+    norms = {family.attention_norm: layer.attention_norm, family.ffn_norm: layer.ffn_norm}
+
+    def tensor(name: str, held: Tensor) -> Tensor:
+        path, _, part = name.rpartition(".")
+        return getattr(norms[path], part) if with_norms and path in norms else held
+
+    found = again(husk, tensor)
+    for path, norm in norms.items():
+        stock = found.get_submodule(path)
+        for name in eps_names(stock):
+            setattr(stock, name, next(getattr(norm, own) for own in eps_names(norm)))
+    return found
+
+
+def eps_names(norm: nn.Module) -> list[str]:
+    """The attributes in which a norm may keep its eps."""
+    return [name for name in ("eps", "variance_epsilon") if name in vars(norm)]
+
+
+def _no_columns(layer: Layer, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    like = bias if bias is not None else layer.attention_norm.weight
+    return like.new_zeros(len(layer.attention_norm.weight), 0), bias

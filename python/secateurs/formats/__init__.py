@@ -1,0 +1,7 @@
+"""How a sparse weight is stored: one class and one file per packing format."""
+
+from secateurs.formats.block_sparse import BlockSparseWeight
+from secateurs.formats.codebook import LibraryWeight
+from secateurs.formats.vector_nm import VectorWeight
+
+__all__ = ["BlockSparseWeight", "LibraryWeight", "VectorWeight"]

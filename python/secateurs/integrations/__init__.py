@@ -1,0 +1,1 @@
+"""Integrations: other tools that run a converted model."""

@@ -1,0 +1,257 @@
+"""Gates: the one mechanism by which a mask, soft or hard, acts on a live model.
+
+A gate multiplies what a unit produces: the context of a head before the output projection, the
+activation of a neuron before the down projection, the result of a whole sub-layer before its
+residual is added, or the elements of a weight, which may then be rounded to levels. Gates are
+differentiable, and may carry a leading batch dimension, so that a gradient with respect to a gate
+is one per example. Leaving restores the model exactly; what is saved in between has stock names,
+too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateurs.architectures.sites import Sites, find_sites
+from secateurs.checks import door
+from secateurs.errors import PlanError
+from secateurs.plan import Site, SparsityPlan
+from secateurs.plan.quantization import Levels
+
+
+class Gates(Mapping[str, Tensor]):
+    """Open gates on `model`; use as a context manager.
+
+    Args:
+        model: a stock model; its hooks and weights are as before once the context is left.
+        sites: of that model.
+
+    Set a gate with `gates[name] = tensor`, on the model's device, at any time inside the context:
+
+    | site | shape | acts on |
+    |---|---|---|
+    | `layers.I.heads` | `[H]` or `[B, H]` | head contexts |
+    | `layers.I.neurons` | `[F]` or `[B, F]` | FFN activations |
+    | `layers.I.attention`, `layers.I.ffn` | `[]` or `[B]` | the sub-layer's output, bias included |
+    | `layers.I.query`, ... | `[N, K]` | the weight |
+    """
+
+    @door
+    def __init__(self, model: nn.Module, sites: Sites) -> None:
+        if find_sites(model).fingerprint() != sites.fingerprint():
+            raise PlanError(f"expected the sites of this {type(model).__name__}, got another's")
+        self._model, self._sites = model, sites
+        self._by_name = {site.name: site for site in sites}
+        self._gates: dict[str, Tensor] = {}
+        self._straight_through: set[str] = set()
+        self._levels: dict[str, Levels] = {}
+        self._stack: ExitStack | None = None
+
+    def __enter__(self) -> Gates:
+        self._stack = ExitStack()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._stack is not None
+        self._stack.close()
+        self._stack = None
+        self._gates.clear()
+        self._straight_through.clear()
+        self._levels.clear()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._gates[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._gates)
+
+    def __len__(self) -> int:
+        return len(self._gates)
+
+    def __setitem__(self, name: str, gate: Tensor) -> None:
+        self.set(name, gate)
+
+    @door
+    def set(self, name: str, gate: Tensor, *, straight_through: bool = False) -> None:
+        """Set the gate at site `name`. With `straight_through`, the gradient passes to what is
+        gated as if the gate were one, and none reaches the gate."""
+        site = self._site(name)
+        batched = site.kind != "linear" and gate.dim() == len(site.shape) + 1
+        if tuple(gate.shape[1:] if batched else gate.shape) != site.shape:
+            raise PlanError(
+                f"the gate of {name} must have shape {site.shape}, got {tuple(gate.shape)}"
+            )
+        known = name in self._gates
+        self._gates[name] = gate
+        (self._straight_through.add if straight_through else self._straight_through.discard)(name)
+        if not known:
+            self._open(name, site)
+
+    @door
+    def set_levels(self, name: str, levels: Levels) -> None:
+        """Round what the gate at the linear `name` lets through to `levels`; the gradient passes
+        as if it were not rounded. A gate that is not set yet is one."""
+        site = self._site(name)
+        if site.kind != "linear":
+            raise PlanError(f"levels are of a linear's weight, got some for site {name!r}")
+        if name not in self._gates:
+            self[name] = next(self._model.parameters()).new_ones(site.shape)
+        self._levels[name] = levels
+
+    @door
+    def set_plan(self, plan: SparsityPlan) -> None:
+        """Set hard gates: zero where `plan` removes, one where it keeps; and its levels."""
+        plan.validate(self._sites, self._sites.fingerprint())
+        like = next(self._model.parameters())
+        for i in range(len(self._sites.layers)):
+            keep = self._sites.keep(plan, i)
+            gates: dict[str, Tensor] = {"heads": keep.heads, "neurons": keep.neurons}
+            gates["attention"] = torch.tensor(keep.attention)
+            gates["ffn"] = torch.tensor(keep.ffn)
+            gates |= {role: keep.elements(role) for role in keep.weights}
+            for part, mask in gates.items():
+                if not bool(mask.all()):
+                    self[f"layers.{i}.{part}"] = mask.to(like)
+        for name, levels in plan.levels.items():
+            self.set_levels(name, levels)
+
+    @door
+    def on_forward(self, callback: Callable[[Mapping[str, Any]], None]) -> None:
+        """Call `callback` with the keyword inputs before each forward pass of the model."""
+        stack = self._opened()
+        hook = self._model.register_forward_pre_hook(
+            lambda _, args, inputs: callback(inputs), with_kwargs=True
+        )
+        stack.callback(hook.remove)
+
+    @door
+    def watch(self, name: str, callback: Callable[[Tensor], None]) -> None:
+        """Call `callback` in each forward pass with what the gate at `name` multiplies, before it
+        does: head contexts `[B, T, H * D]`, activations `[B, T, F]`, the output of a sub-layer
+        `[B, T, d]`; at a linear, its input."""
+        site = self._site(name)
+        if site.kind in ("module", "heads", "neurons"):
+            linear, before = self._behind(site)
+        else:
+            linear, before = self._sites.linear(self._model, site.layer, _part(name)), True
+        if before:
+            hook = linear.register_forward_pre_hook(lambda _, args: callback(args[0]), prepend=True)
+        else:
+            hook = linear.register_forward_hook(lambda _, args, out: callback(out), prepend=True)
+        self._opened().callback(hook.remove)
+
+    @door
+    @torch.no_grad()
+    def fold(self, name: str) -> None:
+        """Let the weight of a linear be what its gate and levels make of it, for good; the gate is
+        one afterwards."""
+        site = self._site(name)
+        gate = self._gates[name]
+        weight = self._sites.linear(self._model, site.layer, _part(name)).weight
+        weight.copy_(self._gated(name, weight, gate))
+        self.set(name, torch.ones_like(gate))
+
+    def _opened(self) -> ExitStack:
+        if self._stack is None:
+            raise PlanError("gates can be set only inside `with Gates(model, sites) as gates`")
+        return self._stack
+
+    def _site(self, name: str) -> Site:
+        self._opened()
+        site = self._by_name.get(name)
+        if site is None or name.endswith(".layer"):
+            raise PlanError(f"no gate can stand at {name!r}: the model has no such site")
+        return site
+
+    def _behind(self, site: Site) -> tuple[nn.Module, bool]:
+        """The linear whose input (True) or output (False) a gate at `site` multiplies."""
+        role = "output" if _part(site.name) in ("heads", "attention") else "down"
+        return self._sites.linear(self._model, site.layer, role), site.kind != "module"
+
+    def _open(self, name: str, site: Site) -> None:
+        stack = self._opened()
+        if site.kind == "linear":
+            linear = self._sites.linear(self._model, site.layer, _part(name))
+            stack.enter_context(
+                _gated_weight(linear, lambda weight: self._gated(name, weight, self._gates[name]))
+            )
+            return
+        linear, before = self._behind(site)
+        width = self._sites.layers[site.layer].head_dim if site.kind == "heads" else 1
+
+        def scale(x: Tensor) -> Tensor:
+            """Multiply `x` `[B, T, C]` by the gate, each entry over its `width` channels."""
+            gate = self._gates[name]
+            batched = gate.dim() == (2 if before else 1)
+            if batched and gate.shape[0] != x.shape[0]:
+                gate = _of_choices(gate, x.shape[0])
+            channels = gate.repeat_interleave(width, -1) if before else gate[..., None]
+            return self._gated(name, x, channels[:, None] if batched else channels)
+
+        def gate_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (scale(args[0]), *args[1:])
+
+        def gate_output(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+            return scale(out)
+
+        hook = linear.register_forward_pre_hook(gate_input) if before else None
+        hook = hook or linear.register_forward_hook(gate_output)
+        stack.callback(hook.remove)
+
+    def _gated(self, name: str, value: Tensor, gate: Tensor) -> Tensor:
+        product = value * gate.to(value.dtype)
+        if name in self._straight_through:
+            product = straight_through(product, value)
+        if name in self._levels:
+            product = straight_through(self._levels[name].nearest(product), product)
+        return product
+
+
+def straight_through(value: Tensor, carrier: Tensor) -> Tensor:
+    """`value` forward; backward its gradient goes to `carrier` unchanged, and none to `value`."""
+    return _StraightThrough.apply(value, carrier)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, carrier: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient
+
+
+def _of_choices(gate: Tensor, rows: int) -> Tensor:
+    """One gate per example for the `rows` that a model makes of its choices, example by example."""
+    if rows % max(gate.shape[0], 1):
+        raise PlanError(f"expected gates for a batch of {rows} rows, got {gate.shape[0]}")
+    return gate.repeat_interleave(rows // gate.shape[0], 0)
+
+
+def _part(name: str) -> str:
+    return name.rsplit(".", 1)[1]
+
+
+@contextmanager
+def _gated_weight(linear: nn.Module, gated: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """`linear` computes with `gated(weight)`. Not a parametrization: that would rename the weight
+    in every checkpoint that is written meanwhile."""
+    before = linear.__dict__.get("forward")
+
+    def forward(x: Tensor) -> Tensor:
+        return F.linear(x, gated(linear.weight), linear.bias)
+
+    linear.forward = forward  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del linear.forward
+        if before is not None:
+            linear.forward = before  # type: ignore[method-assign, assignment]

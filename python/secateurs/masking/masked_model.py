@@ -1,0 +1,66 @@
+"""apply: the masked dense model, which defines what a pruned model computes."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from secateurs.architectures.sites import find_sites
+from secateurs.checks import check_weights, door
+from secateurs.errors import ArgumentError, PlanError
+from secateurs.plan import SparsityPlan
+
+
+@door
+@torch.no_grad()
+def apply(model: nn.Module, plan: SparsityPlan, *, inplace: bool = False) -> nn.Module:
+    """A stock model with zeros where `plan` removes, and the rest on the levels it gives: as slow
+    as before, and the truth that `convert` must match.
+
+    A removed head or neuron takes its rows, columns and biases along; the bias of the projection
+    behind it stays. A removed sub-layer adds nothing: its last projection is zero, bias included;
+    residual and norm stay.
+
+    Args:
+        model: a transformers model of a supported family; untouched unless `inplace`.
+        plan: made for this model.
+
+    Raises:
+        FamilyError: the model is not supported.
+        PlanError: the plan does not fit the model, or a weight holds NaN or infinity.
+    """
+    if inplace and any(parameter.is_inference() for parameter in model.parameters()):
+        raise ArgumentError(
+            "expected a model that can be changed in place, got one made under torch.inference_mode"
+        )
+    sites = find_sites(model)
+    plan.validate(sites, sites.fingerprint())
+    check_finite(model, sites.path)
+    if not inplace:
+        model = copy.deepcopy(model)
+    for i in range(len(sites.layers)):
+        keep = sites.keep(plan, i)
+        for role in keep.shape.linears():
+            linear = sites.linear(model, i, role)
+            linear.weight.mul_(keep.elements(role).to(linear.weight))
+            linear.weight.copy_(keep.rounded(role, linear.weight))
+            rows, _ = keep.sides(role)
+            if linear.bias is not None:
+                linear.bias.mul_(rows.to(linear.bias))
+            removed = not keep.attention if role == "output" else not keep.ffn
+            if role in ("output", "down") and removed:
+                linear.weight.zero_()
+                if linear.bias is not None:
+                    linear.bias.zero_()
+    return model
+
+
+def check_finite(model: nn.Module, path: str) -> None:
+    """Raise PlanError if a weight of the layers holds NaN or infinity: no score or product of it
+    can be trusted. Raises ArgumentError for a model on the meta device."""
+    check_weights(model)
+    for name, parameter in model.get_submodule(path).named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise PlanError(f"expected finite weights, but {path}.{name} holds NaN or infinity")

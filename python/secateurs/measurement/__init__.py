@@ -1,0 +1,1 @@
+"""Measurement: speed, memory, quality and the machine they were measured on."""

@@ -1,0 +1,362 @@
+"""How fast is it, against what, and does it still compute the same?
+
+Two callables that are compared are timed alternately in one run, so that a clock that drifts or a
+neighbour that wakes up hits both. Every figure comes with its spread, and `row` is the only place
+that turns one into a JSON line.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.checks import check_weights, door, first_line
+from secateurs.errors import DataError, SecateursError
+from secateurs.measurement.environment import device_name, git_commit
+
+Inputs = Mapping[str, Any] | tuple[Any, ...] | Tensor
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall-clock time of one callable, in milliseconds, over `repeats` samples."""
+
+    ms: float
+    ms_p20: float
+    ms_p80: float
+    repeats: int
+    peak_bytes: int | None
+    """What one call needs on top of the memory held before it; None where nobody can tell."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What `measure` found: times, and against a baseline the speedup and the agreement."""
+
+    timing: Timing
+    device: str
+    baseline: Timing | None = None
+    speedup: float | None = None
+    """Ratio of the medians, baseline over ours: 2.0 is twice as fast."""
+    speedup_p20: float | None = None
+    speedup_p80: float | None = None
+    """Spread of the ratio over the pairs of neighbouring samples."""
+    rel_err: float | None = None
+    """Relative RMS distance of the outputs to the baseline's, in float64 (see `relative_error`)."""
+
+    def __str__(self) -> str:
+        text = f"{self.timing.ms:.3f} ms ({self.timing.ms_p20:.3f} to {self.timing.ms_p80:.3f})"
+        if self.baseline is None:
+            return text
+        text += f", baseline {self.baseline.ms:.3f} ms, speedup {self.speedup:.2f}x"
+        text += f" ({self.speedup_p20:.2f} to {self.speedup_p80:.2f})"
+        return text if self.rel_err is None else f"{text}, relative error {self.rel_err:.1e}"
+
+
+@door
+def measure(
+    model: Callable[..., Any],
+    inputs: Inputs,
+    baseline: Callable[..., Any] | None = None,
+    *,
+    warmup: int = 3,
+    min_repeats: int = 10,
+    min_time: float = 1.0,
+    min_sample: float = 1e-3,
+    settle: float = 0.0,
+    compare: bool = True,
+    memory: bool = False,
+) -> Measurement:
+    """Time `model(inputs)`, alternating with `baseline(inputs)` when one is given.
+
+    Both run in inference mode, modules in the training mode they are in. A sample covers as many
+    calls as fit in `min_sample` seconds (so sub-millisecond kernels are timed with warm caches) and
+    ends with the device idle.
+
+    Args:
+        model: a module or any callable.
+        inputs: a mapping (passed as keywords), a tuple (passed as positions) or a single tensor.
+        baseline: what to compare with, called on the same inputs.
+        warmup: untimed calls of each before the first sample.
+        min_repeats: at least this many samples of each.
+        min_time: at least this many seconds of sampling in all.
+        settle: seconds of rest, then one untimed call, before each sample: for comparisons with a
+            runtime whose idle threads spin, and would slow whoever comes next.
+        compare: with a baseline, also compute `rel_err` from one call of each.
+        memory: also find `peak_bytes` of one call of each.
+
+    Raises:
+        DataError: the inputs hold no tensor, or the outputs of the two cannot be compared.
+    """
+    if min_repeats < 1 or min(warmup, min_time, min_sample, settle) < 0:
+        raise DataError(
+            "expected min_repeats >= 1, and warmup, min_time, min_sample and settle >= 0, got "
+            f"{min_repeats}, {warmup}, {min_time}, {min_sample} and {settle}"
+        )
+    for module in (model, baseline):
+        if isinstance(module, nn.Module) and any(True for _ in module.parameters()):
+            check_weights(module)
+    device = _device(model, inputs)
+    sync = _synchroniser(device)
+    calls = [_bind(f, inputs) for f in (model, baseline) if f is not None]
+    with torch.inference_mode(), _refusals():
+        for call in calls:
+            for _ in range(warmup):
+                call()
+        sync()
+        outputs = [call() for call in calls] if compare and len(calls) == 2 else []
+        rel_err = relative_error(*outputs) if outputs else None
+        del outputs
+        peaks = [_peak_bytes(call, device) if memory else None for call in calls]
+        samples = _interleave(calls, sync, min_repeats, min_time, min_sample, settle)
+    timings = [_timing(s, peak) for s, peak in zip(samples, peaks, strict=True)]
+    if baseline is None:
+        return Measurement(timings[0], device_name(device))
+    ratios = sorted(b / a for a, b in zip(*samples, strict=True))
+    return Measurement(
+        timings[0],
+        device_name(device),
+        baseline=timings[1],
+        speedup=timings[1].ms / timings[0].ms,
+        speedup_p20=_quantile(ratios, 0.2),
+        speedup_p80=_quantile(ratios, 0.8),
+        rel_err=rel_err,
+    )
+
+
+def relative_error(got: Any, want: Any) -> float:
+    """Relative RMS distance `|got - want| / |want|`, the largest over all tensors of two outputs.
+
+    Computed in float64 over the floating tensors. Outputs may be tensors, tuples, lists or mappings
+    such as the output classes of transformers. NaN when any value is NaN on one side only; equal
+    infinities and NaNs on both sides count as equal.
+
+    Raises:
+        DataError: the outputs hold different numbers or shapes of tensors, or none.
+    """
+    return _worst(got, want, lambda d, w: d.norm() / w.norm())
+
+
+def max_relative_difference(got: Any, want: Any) -> float:
+    """Largest element of `|got - want|` over the RMS of `want`; otherwise as `relative_error`."""
+    return _worst(got, want, lambda d, w: d.abs().max() / w.square().mean().sqrt())
+
+
+def row(
+    measurement: Measurement,
+    *,
+    backend: str,
+    dtype: torch.dtype | str,
+    shape: Iterable[int],
+    tolerance: float | None = None,
+    op: str | None = None,
+    model: str | None = None,
+    isa: str | None = None,
+    block: Iterable[int] | None = None,
+    density: float | None = None,
+    baseline: str | None = None,
+    rel_err: float | None = None,
+    **extra: Any,
+) -> dict[str, Any]:
+    """One JSON-ready record of a measurement.
+
+    Args:
+        op, model: exactly one of the two names what was measured.
+        isa: instruction set or GPU architecture of the kernels that ran.
+        baseline: name of the peer it was compared with.
+        rel_err: error against an independent truth; else that against the baseline is recorded.
+        tolerance: `ok` is `rel_err <= tolerance`, and null without a tolerance.
+    """
+    if (op is None) == (model is None):
+        raise DataError(f"expected the name of an op or of a model, got {op!r} and {model!r}")
+    error = measurement.rel_err if rel_err is None else rel_err
+    base = measurement.baseline
+    return {
+        **({"op": op} if op is not None else {"model": model}),
+        "backend": backend,
+        "isa": isa,
+        "dtype": str(dtype).removeprefix("torch."),
+        "shape": list(shape),
+        "block": None if block is None else list(block),
+        "density": density,
+        "ms": measurement.timing.ms,
+        "ms_p20": measurement.timing.ms_p20,
+        "ms_p80": measurement.timing.ms_p80,
+        "baseline": baseline,
+        "baseline_ms": None if base is None else base.ms,
+        "speedup": measurement.speedup,
+        # NaN is no JSON: a comparison that met one is recorded as null, and never as ok.
+        "rel_err": error if error is not None and math.isfinite(error) else None,
+        "ok": None if tolerance is None or error is None else error <= tolerance,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": measurement.device,
+        "commit": git_commit(),
+        **extra,
+    }
+
+
+def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append records to a JSON-lines file, creating its folder if needed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(r, allow_nan=False) + "\n" for r in rows)
+
+
+def _bind(function: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
+    if isinstance(inputs, Mapping):
+        return lambda: function(**inputs)
+    args = inputs if isinstance(inputs, tuple) else (inputs,)
+    return lambda: function(*args)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What a callable raises at its inputs, told as a DataError."""
+    try:
+        yield
+    except (SecateursError, torch.OutOfMemoryError):
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise DataError(
+            f"expected inputs that the model and its baseline take, got {first_line(error)}"
+        ) from error
+
+
+def _device(model: Callable[..., Any], inputs: Inputs) -> torch.device:
+    if isinstance(model, nn.Module):
+        for parameter in model.parameters():
+            return parameter.device
+    tensors = _tensors(inputs)
+    if not tensors:
+        raise DataError("expected inputs with at least one tensor, to know the device, got none")
+    return tensors[0].device
+
+
+def _synchroniser(device: torch.device) -> Callable[[], None]:
+    if device.type == "cpu":
+        return lambda: None
+    module = torch.get_device_module(device)
+    return lambda: module.synchronize(device)
+
+
+def _interleave(
+    calls: list[Callable[[], Any]],
+    sync: Callable[[], None],
+    min_repeats: int,
+    min_time: float,
+    min_sample: float,
+    settle: float,
+) -> list[list[float]]:
+    """Milliseconds per call, one list for each callable; the order within a round alternates."""
+
+    def sample(call: Callable[[], Any], times: int) -> float:
+        sync()
+        start = time.perf_counter()
+        for _ in range(times):
+            call()
+        sync()
+        return (time.perf_counter() - start) / times
+
+    inner = [max(1, math.ceil(min_sample / max(sample(call, 1), 1e-9))) for call in calls]
+    samples: list[list[float]] = [[] for _ in calls]
+    order = list(range(len(calls)))
+    end = time.perf_counter() + min_time
+    while len(samples[0]) < min_repeats or time.perf_counter() < end:
+        for i in order:
+            if settle:
+                time.sleep(settle)
+                calls[i]()
+            samples[i].append(sample(calls[i], inner[i]) * 1e3)
+        order.reverse()
+    return samples
+
+
+def _timing(samples: list[float], peak: int | None) -> Timing:
+    s = sorted(samples)
+    return Timing(_quantile(s, 0.5), _quantile(s, 0.2), _quantile(s, 0.8), len(s), peak)
+
+
+def _quantile(ordered: list[float], q: float) -> float:
+    """Linear interpolation between the two nearest ranks."""
+    position = q * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists and mappings, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (tuple, list)):
+        return [t for item in value for t in _tensors(item)]
+    return []
+
+
+def _worst(got: Any, want: Any, distance: Callable[[Tensor, Tensor], Tensor]) -> float:
+    ours, theirs = ([t for t in _tensors(x) if t.is_floating_point()] for x in (got, want))
+    shapes = [[tuple(t.shape) for t in ts] for ts in (ours, theirs)]
+    if shapes[0] != shapes[1] or not ours:
+        raise DataError(f"expected outputs with tensors of shapes {shapes[1]}, got {shapes[0]}")
+    worst = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        if a.numel() == 0:
+            continue
+        a, b = a.detach().to("cpu", torch.float64), b.detach().to("cpu", torch.float64)
+        same = (a == b) | (a.isnan() & b.isnan())
+        difference = torch.where(same, 0.0, a - b)
+        if bool(same.all()):
+            continue
+        finite = torch.where(b.isfinite(), b, 0.0)
+        error = float(distance(difference, finite))
+        # max() would drop a NaN or keep it depending on the order of its arguments.
+        if math.isnan(error):
+            return math.nan
+        worst = max(worst, error)
+    return worst
+
+
+def _peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    return _peak_resident(call) if device.type == "cpu" else None
+
+
+def _peak_resident(call: Callable[[], Any]) -> int | None:
+    """Growth of the resident set: Linux lets a process reset its own high-water mark."""
+    with suppress(OSError, AttributeError):
+        # Freed heap that glibc keeps would hide what the call allocates.
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status_kib("VmRSS")
+        call()
+        return max(0, _status_kib("VmHWM") - before) * 1024
+    except (OSError, LookupError):
+        return None
+
+
+def _status_kib(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1])
+    raise LookupError(key)

@@ -1,0 +1,1 @@
+"""What every operation shares: dispatch, registration, epilogues, launch tables."""

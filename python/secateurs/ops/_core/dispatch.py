@@ -1,0 +1,125 @@
+"""Which backend runs an operation, and why the others do not.
+
+A backend is a record: it refuses a call with a sentence, or runs it. Automatic choice takes the
+first that does not refuse. A forced one (`SECATEURS_BACKEND`, or `with use_backend(...)`) runs or
+raises; it never falls back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+from secateurs.checks import door
+from secateurs.errors import BackendError
+from secateurs.ops._core.forced import Forced
+
+NAMES = ("cuda", "triton", "cpu", "reference")  # the order of preference
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run an operation; `refuse` and `run` take the operation's arguments in the order
+    of its schema."""
+
+    name: str
+    refuse: Callable[..., str | None]
+    run: Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend that would run a call (None: none would), and the reason of each one that would
+    not."""
+
+    backend: str | None
+    refusals: dict[str, str]
+
+    def why_no_kernel(self) -> str | None:
+        """Why no backend but the reference would run the call; None if one would."""
+        if self.backend not in (None, "reference"):
+            return None
+        return "; ".join(f"{backend}: {reason}" for backend, reason in self.refusals.items())
+
+
+class Op:
+    """An operation and the backends that implement it, in order of preference.
+
+    `check` takes the operation's arguments and raises OperandError, in a sentence, unless they fit
+    together.
+    """
+
+    def __init__(self, name: str, check: Callable[..., None], *backends: Backend) -> None:
+        self.name, self.check = name, check
+        self.backends = tuple(sorted(backends, key=lambda backend: NAMES.index(backend.name)))
+
+    def run(self, *args: Any) -> Tensor:
+        """Run the call on the backend of choice. Raises BackendError if none may."""
+        self.check(*args)
+        forced = forced_backend()
+        for backend in self.backends:
+            if (forced is AUTO or backend.name == forced) and backend.refuse(*args) is None:
+                return backend.run(*args)
+        reasons = self.explain(*args).refusals
+        if forced is AUTO:
+            told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+            raise BackendError(f"no backend runs {self.name} here ({told})")
+        raise BackendError(f"backend {forced!r} refuses {self.name}: {reasons[forced]}")
+
+    def explain(self, *args: Any) -> Choice:
+        """Who would run this call, and why not the others."""
+        self.check(*args)
+        forced = forced_backend()
+        chosen, refusals = None, {}
+        if forced is not AUTO and forced not in {b.name for b in self.backends}:
+            refusals[forced] = "it has no such kernel"
+        for backend in self.backends:
+            if forced is not AUTO and backend.name != forced:
+                refusals[backend.name] = f"{forced} is forced"
+            elif (reason := backend.refuse(*args)) is not None:
+                refusals[backend.name] = reason
+            elif chosen is None:
+                chosen = backend.name
+            else:
+                refusals[backend.name] = f"{chosen} comes first"
+        return Choice(chosen, refusals)
+
+
+@door
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force every operation inside the block onto one backend, or give the choice back with
+    `"auto"`.
+
+    It holds in this thread and in all that force nothing themselves; see `Forced`. Raises
+    BackendError for an unknown name, and inside the block wherever that backend refuses a call.
+    """
+    with _forced.set(_known(name)):
+        yield
+
+
+def forced_backend() -> str:
+    """The backend every operation must run on here, or `AUTO`."""
+    return _forced.get() or _from_environment()
+
+
+_forced: Forced[str] = Forced("secateurs_backend")
+
+
+@cache
+def _from_environment() -> str:
+    return _known(os.environ.get("SECATEURS_BACKEND") or AUTO)
+
+
+def _known(name: str) -> str:
+    for known in (AUTO, *NAMES):
+        if name == known:
+            return known
+    raise BackendError(f"expected a backend among {', '.join((AUTO, *NAMES))}, got {name!r}")

@@ -1,0 +1,104 @@
+"""What the Triton backend needs to know before Triton is imported: may it run here, on which kind
+of GPU.
+
+Importing Triton takes a second, and it may be absent: a backend's kernels are imported at the first
+call that needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateurs.ops._core.dispatch import Backend
+
+OLDEST = (8, 0)  # bfloat16 and asynchronous copies start here
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def triton_backend(op: str) -> Backend:
+    """The Triton backend of the operation `op`: `refuse` and `run` of
+    `secateurs/ops/<op>/triton.py`, imported late."""
+
+    def kernels() -> ModuleType:
+        return importlib.import_module(f"secateurs.ops.{op}.triton")
+
+    def refuse(x: Tensor, *args: Any) -> str | None:
+        return _refuse_place(x.device) or _refuse_dtype(x) or kernels().refuse(x, *args)
+
+    def run(x: Tensor, *args: Any) -> Tensor:
+        return kernels().run(x, *args)
+
+    return Backend("triton", refuse, run)
+
+
+@cache
+def interpreting() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on CPU tensors (`TRITON_INTERPRET=1`, set
+    before import)."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+@cache
+def architecture(device: torch.device) -> int:
+    """The row of a table of launch configurations that fits a device: 80, 90 or 100.
+
+    Consumer parts (8.6, 8.9, 12.x) have the instructions and the 99 KiB of shared memory that the
+    row of 80 assumes.
+    """
+    if device.type != "cuda":
+        return 80
+    return {9: 90, 10: 100}.get(torch.cuda.get_device_capability(device)[0], 80)
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors share the work; the interpreter counts as a small GPU."""
+    if device.type != "cuda":
+        return 8
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def fp32_precision() -> str:
+    """How tl.dot multiplies float32: as `torch.set_float32_matmul_precision` says."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def _refuse_place(device: torch.device) -> str | None:
+    if device.type == "cpu" and not interpreting():
+        return "it runs on a GPU, the tensors are on the CPU"
+    if device.type == "cuda":
+        if torch.version.cuda is None:
+            return "it is written for NVIDIA GPUs"
+        capability = torch.cuda.get_device_capability(device)
+        if capability < OLDEST:
+            return (
+                f"it needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer, "
+                f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}"
+            )
+    elif device.type != "cpu":
+        return f"it runs on NVIDIA GPUs, the tensors are on {device.type}"
+    return _missing()
+
+
+def _refuse_dtype(x: Tensor) -> str | None:
+    if x.dtype not in DTYPES:
+        return f"it takes float16, bfloat16 and float32, got {str(x.dtype).removeprefix('torch.')}"
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        return "Triton's interpreter multiplies the bits of bfloat16 as integers"
+    return None
+
+
+@cache
+def _missing() -> str | None:
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"Triton cannot be imported ({error})"
+    return None

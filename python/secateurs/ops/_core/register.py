@@ -1,0 +1,129 @@
+"""How an operation becomes known to torch: a schema, one implementation for all devices, shapes,
+gradients, FLOPs, and who may be watching."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from secateurs.errors import BackendError
+from secateurs.ops._core.dispatch import AUTO, Op, forced_backend
+from secateurs.ops._core.recording import recording, wants_torch_operations
+
+_LIBRARY = torch.library.Library("secateurs", "FRAGMENT")
+
+
+def register(
+    op: Op,
+    schema: str,
+    shape: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    flops: Callable[..., int],
+    differentiable: bool = True,
+) -> Any:
+    """Register `op` under `secateurs::<name>` and return what calls it.
+
+    `shape` returns an uninitialised output. Gradients are those of `reference`, which the backward
+    pass runs again: no kernel has to be differentiable, and no gradient is lost. An operation that
+    is not `differentiable` is one for callers who record no gradients. `flops` counts what a call
+    computes, two for a multiply-add, as `FlopCounterMode` counts torch's own.
+    """
+    _LIBRARY.define(f"{op.name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(op.name, op.run, "CPU")
+    _LIBRARY.impl(op.name, op.run, "CUDA")
+    qualified = f"secateurs::{op.name}"
+
+    def fake(*args: Any) -> Tensor:
+        op.check(*args)
+        return shape(*args)
+
+    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    packet = getattr(torch.ops.secateurs, op.name)
+    torch.library.register_vmap(qualified, _one_by_one(packet.default), lib=_LIBRARY)
+    if differentiable:
+        _differentiate(qualified, reference)
+    register_flop_formula(packet, get_raw=True)(_without_output(flops))
+    return _caller(op, packet.default, reference)
+
+
+def _without_output(flops: Callable[..., int]) -> Callable[..., int]:
+    """`flops` of a call's operands, whatever else a counter tells."""
+    return lambda *args, **_: flops(*args)
+
+
+def _one_by_one(dispatched: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
+    """How `vmap` batches a call that is in a graph already."""
+
+    def batched(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+        calls = (_select(args, in_dims, i) for i in range(info.batch_size))
+        return torch.stack([dispatched(*call) for call in calls]), 0
+
+    return batched
+
+
+def _select(operand: Any, dim: Any, i: int) -> Any:
+    """The part of an operand, or of a list of them, that is number `i` of its batch."""
+    if isinstance(dim, list | tuple):
+        return [_select(each, d, i) for each, d in zip(operand, dim, strict=True)]
+    return operand if dim is None else operand.select(dim, i)
+
+
+def _caller(
+    op: Op, dispatched: Callable[..., Tensor], reference: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    """What calls an operation, and costs less where nobody records anything, gradients among it.
+
+    Going through what would remember a call's inputs takes as long as a small product.
+    """
+
+    def call(*args: Any) -> Tensor:
+        if recording():
+            return _in_torch(op, reference, args) if wants_torch_operations() else dispatched(*args)
+        if torch.is_grad_enabled():
+            return dispatched(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return dispatched(*args)
+
+    return call
+
+
+def _in_torch(op: Op, reference: Callable[..., Tensor], args: tuple[Any, ...]) -> Tensor:
+    """The call in torch's own operations. Raises BackendError where a kernel is forced."""
+    forced = forced_backend()
+    if forced not in (AUTO, "reference"):
+        raise BackendError(
+            f"backend {forced!r} refuses {op.name}: torch.jit.trace, ONNX export, torch.func and "
+            "forward-mode differentiation take torch's own operations only; the reference has "
+            "them, and so has the stock model that export_dense returns"
+        )
+    with warnings.catch_warnings():
+        # Sizes of weights are read as numbers, and are the same in every run.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        op.check(*args)
+        return reference(*args)
+
+
+def _differentiate(qualified: str, reference: Callable[..., Tensor]) -> None:
+    def remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        tensors = [x if isinstance(x, Tensor) else None for x in inputs]
+        ctx.save_for_backward(*tensors)
+        ctx.constants = [None if isinstance(x, Tensor) else x for x in inputs]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = zip(ctx.saved_tensors, ctx.constants, ctx.needs_input_grad, strict=True)
+        with torch.enable_grad():
+            inputs = [
+                constant if tensor is None else tensor.detach().requires_grad_(needed)
+                for tensor, constant, needed in saved
+            ]
+            output = reference(*inputs)
+        wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
+        grads = iter(torch.autograd.grad(output, wanted, grad))
+        return tuple(next(grads) if needed else None for needed in ctx.needs_input_grad)
+
+    torch.library.register_autograd(qualified, backward, setup_context=remember, lib=_LIBRARY)

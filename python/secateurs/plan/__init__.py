@@ -1,0 +1,25 @@
+"""Plans: what a model loses and keeps, as pure data."""
+
+from secateurs.plan.masks import (
+    BlockMask,
+    HeadMask,
+    Mask,
+    ModuleMask,
+    NeuronMask,
+    PatternMask,
+)
+from secateurs.plan.quantization import Levels
+from secateurs.plan.site import Site
+from secateurs.plan.sparsity_plan import SparsityPlan
+
+__all__ = [
+    "BlockMask",
+    "HeadMask",
+    "Levels",
+    "Mask",
+    "ModuleMask",
+    "NeuronMask",
+    "PatternMask",
+    "Site",
+    "SparsityPlan",
+]

@@ -1,0 +1,20 @@
+"""Sites: the places of a model that can lose something."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a model that can lose something.
+
+    `kind` is "heads" (attention heads of one layer), "neurons" (FFN neurons of one layer), "module"
+    (a whole residual sub-layer, or both of a layer) or "linear" (tiles of one weight). `shape` is
+    what a mask covers: `(H,)`, `(F,)`, `()` or the weight's `(N, K)`.
+    """
+
+    name: str
+    kind: str
+    layer: int
+    shape: tuple[int, ...]

@@ -1,0 +1,1 @@
+"""Allocation: scores and a budget in, a plan out."""

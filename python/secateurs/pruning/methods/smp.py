@@ -1,0 +1,378 @@
+"""SMP: single-shot meta-pruning of attention heads (Zhang et al. 2021, arXiv 2011.03770).
+
+A small convolutional network reads the attention map of a head and gives it a score; the heads with
+the lowest mean score over a task's inputs go, equally many in every layer, before any fine-tuning.
+The network is trained without labels, on a frozen model: heads are drawn by their scores with hard
+Gumbel-softmax samples, half the layers are spared, and the similarities between the
+representations of a batch must stay what they were without pruning:
+
+    X = rows of the batch, less their mean, of length 1;  S = 10 X X^T;  softmax over each two
+    neighbouring columns;  loss = mean KL(unpruned, pruned)
+
+Both sets of representations lose the same four fifths of their features to one random mask.
+Sentence pairs take the pooled representation and the network's first output, single sentences the
+mean of the tokens and the second output; their loss counts ten times.
+
+`meta_train` does this on several tasks at once, drawing the task of a batch by the fifth root of
+its size, rounded down; `save_scorer` writes what it learnt. With that `artifact` a new task is
+pruned by one forward pass over its inputs. Without one the network learns from those inputs first.
+
+Prunes heads. Needs activations: one pass for the scores, before it `meta_rounds` passes that train
+the network if there is no artifact. Cost: for a batch in meta-training, one plain forward pass, one
+more with its backward pass, and the network over every head's map of 128 x 128.
+
+From the authors' code: the network (five 4 x 4 convolutions of 8 to 128 channels, one to two
+outputs, 2 sigmoid), its start, SGD with learning rate 0.02 and gradients clipped to 1, 8,000
+updates, the sampling of half the heads whatever the budget, and the loss. Departures: their
+reshaping of scores by the number of layers where the number of heads is meant is right here; an
+update sees one batch (there 8 of 60 examples), whose odd example is left out; without an artifact
+the network has seen one task (there seven); a model without a pooler takes its first token; maps
+beyond 128 tokens are cropped, equal scores go by position.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateurs.architectures.sites import Sites, find_sites
+from secateurs.data.batches import (
+    Batch,
+    batch_size,
+    check_batches,
+    evaluating,
+    run,
+    shown,
+    unlabelled,
+)
+from secateurs.errors import BudgetError, CheckpointError, DataError, MethodError
+from secateurs.files import written_whole
+from secateurs.masking.gates import Gates
+from secateurs.plan import HeadMask, SparsityPlan
+from secateurs.pruning.allocation.budget import Budget
+from secateurs.pruning.allocation.lowest import kept_heads
+from secateurs.pruning.base import Needs, Pruner
+from secateurs.pruning.ranking import lowest
+
+SIDE = 128  # of a map, in tokens
+CHANNELS = 8
+LR = 0.02
+FEATURES_DROPPED = 0.8
+SHARPNESS = 10.0
+SINGLE_SCALE = 10.0  # of the loss of single sentences
+
+
+class MapScorer(nn.Module):
+    """Scores `[N, 2]` between 0 and 2 of attention maps `[N, 1, 128, 128]`."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        sizes = [1, *(CHANNELS * 2**i for i in range(5))]
+        layers: list[nn.Module] = []
+        for i, (before, after) in enumerate(itertools.pairwise(sizes)):
+            layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False))
+            if i:
+                layers.append(nn.BatchNorm2d(after))
+            layers.append(nn.LeakyReLU(0.2))
+        layers.append(nn.Conv2d(sizes[-1], 2, 4, bias=False))
+        self.layers = nn.Sequential(*layers)
+        with torch.no_grad():
+            for module in self.layers:
+                mean = {nn.Conv2d: 0.0, nn.BatchNorm2d: 1.0}.get(type(module))
+                if mean is not None:
+                    weight = module.weight
+                    weight.copy_(mean + 0.01 * torch.randn(weight.shape, generator=generator))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return 2 * self.layers(maps).flatten(1).sigmoid()
+
+
+def square_maps(attention: Tensor, mask: Tensor) -> Tensor:
+    """Maps `[B, H, T, T]`, zero in rows of padding `mask` `[B, T]`, cropped or filled up with zeros
+    to `[B, H, 128, 128]`."""
+    maps = attention * mask[:, None, :, None].to(attention)
+    maps = maps[..., :SIDE, :SIDE]
+    short = SIDE - maps.shape[-1]
+    return F.pad(maps, (0, short, 0, short))
+
+
+def sampled_heads(scores: Tensor, keep: int, generator: torch.Generator) -> Tensor:
+    """A mask `[H]` of zeros and ones for `scores` `[H]`: the union of hard Gumbel-softmax samples,
+    as many as it takes to hold `keep` heads, of at most 5 H; gradients pass to the scores."""
+    heads = scores.numel()
+    uniform = torch.rand(5 * heads, heads, generator=generator).clamp_min(1e-20).to(scores)
+    soft = (scores - (-uniform.log()).log()).softmax(-1)
+    hard = F.one_hot(soft.argmax(-1), heads).to(scores)
+    samples = hard + soft - soft.detach()
+    union = samples[0]
+    for sample in samples[1:]:
+        if int((union > 0.5).sum()) >= keep:
+            break
+        union = torch.maximum(union, sample)
+    return union
+
+
+def similarities(representations: Tensor) -> Tensor:
+    """Logits `[B * B / 2, 2]` of every representation `[B, d]` against pairs of others; B even."""
+    centred = F.normalize(representations - representations.mean(0), dim=1)
+    return (SHARPNESS * centred @ centred.T).view(-1, 2)
+
+
+def representation_loss(pruned: Tensor, unpruned: Tensor) -> Tensor:
+    """Mean elementwise KL divergence of the similarities of `pruned` `[B, d]` from those of
+    `unpruned`; 0 where both are alike."""
+    given = similarities(pruned).log_softmax(-1)
+    wanted = similarities(unpruned).log_softmax(-1)
+    return F.kl_div(given, wanted, log_target=True, reduction="none").mean()
+
+
+@dataclass(frozen=True)
+class MetaTask:
+    """Inputs of one task for meta-training: batches, whose labels are ignored, and whether they are
+    sentence pairs."""
+
+    batches: Sequence[Batch]
+    pair: bool = False
+
+
+def meta_train(
+    model: nn.Module,
+    tasks: Sequence[MetaTask],
+    *,
+    steps: int = 8000,
+    seed: int = 0,
+    progress: bool = True,
+) -> MapScorer:
+    """A scorer trained on the inputs of `tasks`, for `save_scorer`.
+
+    Args:
+        model: a pretrained transformers model of a supported family; it is not changed.
+        steps: batches in all. Each is of a task drawn with a probability that is proportional to
+            its number of examples to the power of 0.2, rounded down; those of a task come in order,
+            over and over.
+
+    Raises DataError for no tasks, no batches, or none of at least two examples; MethodError if no
+    loss was finite.
+    """
+    if not tasks or steps < 1:
+        raise DataError(f"expected a task and a step or more, got {len(tasks)} and {steps}")
+    found = [check_batches(task.batches) for task in tasks]
+    sizes = torch.tensor([sum(map(batch_size, batches)) for batches in found])
+    generator = torch.Generator().manual_seed(seed)
+    scorer = MapScorer(generator).to(next(model.parameters()).device)
+    training = MetaTraining(model, find_sites(model), scorer, generator)
+    chosen = task_odds(sizes).multinomial(steps, replacement=True, generator=generator).tolist()
+    endless = [itertools.cycle(batches) for batches in found]
+    for task in shown(chosen, steps, "meta-training", progress):
+        training.step(next(endless[task]), tasks[task].pair)
+    training.check()
+    return scorer.eval()
+
+
+def task_odds(sizes: Tensor) -> Tensor:
+    """How likely a batch is of each task, up to a factor, by the tasks' numbers of examples."""
+    return sizes.double().pow(0.2).add(1e-9).floor()
+
+
+def save_scorer(scorer: MapScorer, path: str | Path) -> None:
+    """Write what `artifact` reads. Raises CheckpointError if it cannot be written."""
+    state = {name: value.cpu().contiguous() for name, value in scorer.state_dict().items()}
+    try:
+        with written_whole(path) as scratch:
+            save_file(state, scratch, metadata={"secateurs": "smp"})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write a scorer to {path}: {error}") from error
+
+
+def load_scorer(path: str | Path) -> MapScorer:
+    """Read what `save_scorer` wrote. Raises CheckpointError for any other file."""
+    scorer = MapScorer(torch.Generator())
+    try:
+        with safe_open(path, framework="pt") as file:
+            kind = (file.metadata() or {}).get("secateurs")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if kind != "smp":
+            raise CheckpointError(f"expected a scorer saved by SMP in {path}, got {kind}")
+        scorer.load_state_dict(state)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"cannot read a scorer from {path}: {error}") from error
+    return scorer.eval()
+
+
+class MetaTraining:
+    """Updates of `scorer`, batch by batch, on a frozen `model`."""
+
+    def __init__(
+        self, model: nn.Module, sites: Sites, scorer: MapScorer, generator: torch.Generator
+    ) -> None:
+        self.model, self.sites, self.scorer, self.generator = model, sites, scorer, generator
+        self._optimizer = torch.optim.SGD(scorer.parameters(), lr=LR)
+        self.batches = self.updates = 0
+
+    def step(self, batch: Batch, pair: bool) -> float:
+        """One update on one batch; its loss. A batch of odd size loses its last example; one of a
+        single example, and one whose loss or gradients are not finite, changes nothing."""
+        even = batch_size(batch) // 2 * 2
+        if not even:
+            return float("nan")
+        self.batches += 1
+        batch = {name: value[:even] for name, value in unlabelled(batch, self.model).items()}
+        with torch.no_grad():
+            maps, mask, wanted = attend(self.model, batch, pair)
+        self.scorer.train()
+        scores = head_scores(self.scorer, maps, mask, pair)
+        masks = [sampled_heads(row, row.numel() // 2, self.generator) for row in scores]
+        order = torch.randperm(len(masks), generator=self.generator).tolist()
+        spared = set(order[: len(masks) // 2])
+        with evaluating(self.model), Gates(self.model, self.sites) as gates:
+            for i, heads in enumerate(masks):
+                gates[f"layers.{i}.heads"] = torch.ones_like(heads) if i in spared else heads
+            output = run(self.model.base_model, batch)
+        given = represent(output, mask, pair)
+        stays = torch.rand(given.shape[1], generator=self.generator) >= FEATURES_DROPPED
+        features = stays.to(given) / (1 - FEATURES_DROPPED)
+        loss = representation_loss(given * features, wanted * features)
+        loss = loss if pair else SINGLE_SCALE * loss
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.scorer.parameters(), 1.0)
+        if bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            self._optimizer.step()
+            self.updates += 1
+        return float(loss.detach())
+
+    def check(self) -> None:
+        """Raise DataError if there was no batch to train the scorer on, MethodError if it learnt
+        nothing from all of them."""
+        if not self.batches:
+            raise DataError("expected batches of two examples or more to meta-train on, got none")
+        if not self.updates:
+            raise MethodError(
+                f"expected a finite loss to meta-train on, got NaN or infinity in all of "
+                f"{self.batches} batches"
+            )
+
+
+class SMPPruner(Pruner):
+    """Meta-pruning.
+
+    Args:
+        pair: whether the inputs are sentence pairs.
+        meta_rounds: passes over the data that train the scorer.
+        artifact: file of a trained scorer, which then needs no such passes.
+    """
+
+    produces = frozenset({"heads"})
+    needs = Needs.ACTIVATIONS
+
+    def __init__(
+        self, pair: bool = False, meta_rounds: int = 1, artifact: str | Path | None = None
+    ) -> None:
+        if meta_rounds < 1:
+            raise MethodError(f"expected at least one round of meta-training, got {meta_rounds}")
+        self.pair, self.artifact = bool(pair), artifact
+        self.rounds = 1 if artifact else meta_rounds + 1
+        self._round = 0
+        self._sums: Tensor | None = None
+        self._examples = 0
+
+    def start(self, model: nn.Module, sites: Sites, budget: Budget, seed: int) -> None:
+        super().start(model, sites, budget, seed)
+        fraction = budget.asked()["heads"]
+        kept_heads(sites, fraction)
+        self._gone = []
+        for shape in sites.layers:
+            gone = round(fraction * shape.heads)
+            if abs(gone - fraction * shape.heads) > 1e-6 or not 0 < gone < shape.heads:
+                raise BudgetError(
+                    f"SMP prunes equally many heads in every layer: expected a multiple of "
+                    f"1/{shape.heads}, got heads={fraction:g}"
+                )
+            self._gone.append(gone)
+        scorer = load_scorer(self.artifact) if self.artifact else MapScorer(self.generator)
+        self.scorer = scorer.to(next(model.parameters()).device)
+        self._training = MetaTraining(model, sites, self.scorer, self.generator)
+
+    def observe(self, batch: Batch) -> None:
+        if self._round < self.rounds - 1:
+            self._training.step(batch, self.pair)
+            return
+        with torch.no_grad():
+            maps, mask, _ = attend(self.model, unlabelled(batch, self.model), self.pair)
+            self.scorer.eval()
+            scores = head_scores(self.scorer, maps, mask, self.pair)
+        size = mask.shape[0]
+        self._sums = scores * size if self._sums is None else self._sums + scores * size
+        self._examples += size
+
+    def end_round(self) -> None:
+        self._round += 1
+        if self._round < self.rounds:
+            self._training.check()
+
+    def scores(self) -> Mapping[str, Tensor]:
+        if self._sums is None:
+            raise DataError("SMP expects calibration batches, got none")
+        mean = self._sums / self._examples
+        return {f"layers.{i}.heads": row for i, row in enumerate(mean)}
+
+    def allocated(self, fractions: Mapping[str, float]) -> SparsityPlan:
+        masks = {}
+        for (name, score), gone in zip(self.scores().items(), self._gone, strict=True):
+            if not bool(torch.isfinite(score).all()):
+                raise MethodError(
+                    f"expected finite scores, but those of {name} hold NaN or infinity"
+                )
+            masks[name] = HeadMask(~lowest([score], gone)[0])
+        return SparsityPlan(masks, self.sites.fingerprint())
+
+
+def attend(model: nn.Module, batch: Batch, pair: bool) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """Maps `[B, H, T, T]` by layer, the mask of real tokens `[B, T]`, and representations
+    `[B, d]`."""
+    with evaluating(model), _eager(model):
+        output = run(model.base_model, {**batch, "output_attentions": True})
+    mask = batch.get("attention_mask")
+    if mask is None:
+        mask = torch.ones(output.last_hidden_state.shape[:2], device=output[0].device)
+    return output.attentions, mask, represent(output, mask, pair)
+
+
+def represent(output: Any, mask: Tensor, pair: bool) -> Tensor:
+    """`[B, d]`: of sentence pairs the pooled output, of sentences the mean of the real tokens."""
+    hidden = output.last_hidden_state
+    if pair:
+        pooled = getattr(output, "pooler_output", None)
+        return hidden[:, 0] if pooled is None else pooled
+    weights = mask.to(hidden)[..., None]
+    return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
+
+
+def head_scores(scorer: MapScorer, maps: tuple[Tensor, ...], mask: Tensor, pair: bool) -> Tensor:
+    """`[L, H]`, the mean over the batch."""
+    squares = torch.stack([square_maps(layer, mask) for layer in maps], 1)  # [B, L, H, S, S]
+    scores = scorer(squares.flatten(0, 2)[:, None])[:, 0 if pair else 1]
+    return scores.view(squares.shape[:3]).mean(0)
+
+
+@contextmanager
+def _eager(model: nn.Module) -> Iterator[None]:
+    """Attention that returns its maps; as before afterwards."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,80 @@
+"""prune: one pass of a method over a model and its data, which ends in a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateurs.architectures.sites import find_sites
+from secateurs.checks import check_seed, check_weights, door
+from secateurs.data.batches import (
+    Batch,
+    check_batches,
+    check_labels,
+    made_for_gradients,
+    shown,
+)
+from secateurs.errors import MethodError
+from secateurs.plan import SparsityPlan
+from secateurs.pruning.allocation.budget import Budget
+from secateurs.pruning.base import Needs
+from secateurs.pruning.methods import check_options, make_pruner
+
+
+@door
+@torch.enable_grad()
+def prune(
+    model: nn.Module,
+    batches: Iterable[Batch] | None = None,
+    *,
+    method: str = "gradient",
+    budget: Budget | Mapping[str, Any] | str,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> SparsityPlan:
+    """Decide what `model` can lose. The model is not changed.
+
+    Args:
+        model: a transformers model of a supported family.
+        batches: dicts of tensors as the model takes them, for methods that read data; `labels` are
+            optional.
+        method: a name in METHODS.
+        budget: what must go, such as `Budget(heads=0.5, neurons=0.5)`, the same as a dict, or
+            `"heads=0.5,neurons=0.5"`.
+        seed: the same seed gives the same plan.
+        progress: show a progress bar on passes longer than two seconds.
+        options: of the method.
+
+    Raises:
+        MethodError: unknown method or option, a method that trains, a budget the method cannot
+        serve, a loss, gradients or scores that are not finite. ArgumentError, FamilyError,
+        BudgetError, DataError: as their names say.
+    """
+    options = check_options(method, options)
+    pruner = make_pruner(method, **options)
+    if Needs.TRAINING in pruner.needs:
+        raise MethodError(
+            f"{method} decides while the model trains: expected it in a Session or PruningTrainer"
+        )
+    budget = Budget.of(budget)
+    check_seed(seed)
+    check_weights(model)
+    reads_data = bool(pruner.needs & (Needs.ACTIVATIONS | Needs.GRADIENTS))
+    model = made_for_gradients(model) if reads_data else model
+    pruner.start(model, find_sites(model), budget, seed)
+    if reads_data:
+        found = check_batches(batches)
+        check_labels(found)
+        pruner.batches = len(found)
+        for number in range(pruner.rounds):
+            label = f"{method} {number + 1}/{pruner.rounds}" if pruner.rounds > 1 else method
+            for batch in shown(found, len(found), label, progress):
+                pruner.observe(batch)
+            pruner.end_round()
+    notes = {"method": method, "budget": str(budget), "seed": seed, "options": options}
+    return replace(pruner.plan(), notes=notes)

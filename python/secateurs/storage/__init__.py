@@ -1,0 +1,1 @@
+"""Storage: converted models as plain safetensors, and model folders."""

@@ -1,0 +1,404 @@
+"""Blueprints: what makes a model again of its tensors and its plan. One rebuild by them serves
+load and export_dense, and tells save what could not be loaded again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.architectures.sites import LayerKeep, Sites, find_sites
+from secateurs.conversion.builder import CompactLinear, compact_blocks, conversion_of
+from secateurs.conversion.remake import compact_linears, stock_husk
+from secateurs.errors import CheckpointError, FormatError
+from secateurs.formats import BlockSparseWeight
+from secateurs.plan import SparsityPlan
+from secateurs.storage.skeleton import (
+    arguments_for,
+    change_settings,
+    changed_settings,
+    check_like,
+    fill,
+    named_tensors,
+    outside,
+    place,
+    skeleton,
+    ties,
+)
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+PARTS = ("values", "indptr", "indices")  # of a block-sparse weight
+# Of a config: what is said elsewhere, or would run or fetch code.
+_NOT_READ = frozenset(
+    {
+        "architectures",
+        "attn_implementation",
+        "auto_map",
+        "dtype",
+        "experts_implementation",
+        "kernel_config",
+        "model_type",
+        "name_or_path",
+        "output_attentions",
+        "quantization_config",
+        "secateurs",
+        "torch_dtype",
+        "transformers_version",
+        "use_kernels",
+    }
+)
+_EPS = ("layer_norm_eps", "rms_norm_eps")  # what configs call it
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A model with its data outside the layers, and what `rebuild` makes its layers of."""
+
+    model: nn.Module
+    sites: Sites
+    layers: list[nn.Module]  # stock ones, with the data of their norms
+    compact: list[dict[str, CompactLinear]]
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What makes a model again, besides its tensors and its plan.
+
+    Attributes:
+        cls: its stock class.
+        values: of its config, as JSON holds them.
+        arguments: of its constructor, those that are not the default.
+        dtype: of every floating tensor but those of `dtypes`.
+        tied: names that share the tensor of another name.
+        settings: numbers of modules that differ from what the config makes them.
+    """
+
+    cls: type[nn.Module]
+    values: Mapping[str, Any]
+    arguments: Mapping[str, bool]
+    dtype: torch.dtype
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    tied: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype of a floating tensor."""
+        return self.dtypes.get(name, self.dtype)
+
+    def config(self) -> Any:
+        """The config, of what a file says only what its class knows. What else is said an own class
+        may read; stock ones must not."""
+        kind = self.cls.config_class
+        known = kind().to_dict().keys() - _NOT_READ
+        values = {name: value for name, value in self.values.items() if name in known}
+        config = kind(**values, architectures=[self.cls.__name__], dtype=self.dtype)
+        if not is_stock(self.cls):
+            vars(config).update(self._more(config))
+        return config
+
+    def skeleton(self) -> nn.Module:
+        """The model without data."""
+        model = skeleton(self.cls, self.config(), self.arguments)
+        vars(model.config).update(self._more(model.config))
+        change_settings(model, self.settings)
+        return model
+
+    def restored(self, plan: SparsityPlan, tensors: Mapping[str, Tensor]) -> Restored:
+        """Raise SecateursError unless the tensors are what class, config and plan say, all of
+        them."""
+        model = self.skeleton()
+        sites = find_sites(model)
+        plan.validate(sites, sites.fingerprint())
+        left = dict(tensors)
+        layers = [sites.layer(model, i) for i in range(len(sites.layers))]
+        compact = [
+            _LayerReader(left, self, layer, sites, sites.keep(plan, i), i).read()
+            for i, layer in enumerate(layers)
+        ]
+        fill(model, left, self.tied, sites.path, self.dtype_of)
+        return Restored(model, sites, layers, compact)
+
+    def unsaved(self) -> dict[str, Tensor]:
+        """The tensors outside the layers that no state dict holds, as the constructor makes them
+        of the config."""
+        made = self.skeleton()
+        names = named_tensors(made).keys() - made.state_dict().keys()
+        config = self.config()
+        config.num_hidden_layers = 0  # the layers have none of them
+        with torch.random.fork_rng(devices=[]):
+            real = named_tensors(self.cls(config, **self.arguments).to(self.dtype))
+        return {name: real[name] for name in outside(find_sites(made).path, names)}
+
+    def of_stock(self) -> Blueprint:
+        """The blueprint of a model that stock transformers saves and reads as it is: with what the
+        config cannot say said by it, and tied where stock ties.
+
+        Raises CheckpointError where that cannot be.
+        """
+        stock, values = self, dict(self.values)
+        if self.settings:
+            eps = next(iter(self.settings.values()))
+            values |= {name: eps for name in _EPS if name in values}
+            stock = replace(self, values=values, settings={})
+            if changed_settings(self.skeleton(), stock.skeleton()):
+                name = min(self.settings)
+                raise CheckpointError(
+                    f"no config of {self.cls.__name__} says {name} = {self.settings[name]} and no "
+                    "other, so its dense model could not be saved"
+                )
+        apart = stock._tied_by_stock_alone()
+        if apart:
+            stock = replace(stock, values={**values, "tie_word_embeddings": False})
+            apart = stock._tied_by_stock_alone()
+        if apart:
+            raise CheckpointError(
+                f"{self.cls.__name__} ties {min(apart)} to another tensor, from which it is apart "
+                "in this model, so its dense model could not be saved"
+            )
+        return replace(stock, tied=ties(named_tensors(stock.skeleton())))
+
+    def _more(self, config: Any) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in self.values.items()
+            if name not in _NOT_READ and not name.startswith("_") and not hasattr(config, name)
+        }
+
+    def _tied_by_stock_alone(self) -> list[str]:
+        by_stock = ties(named_tensors(self.skeleton()))
+        group = self.tied
+        return [n for n, first in by_stock.items() if group.get(n, n) != group.get(first, first)]
+
+
+def is_stock(cls: type[nn.Module]) -> bool:
+    """Whether a class is one of transformers' own."""
+    return cls.__module__.partition(".")[0] == "transformers"
+
+
+def blueprint_of(model: nn.Module) -> tuple[Blueprint, dict[str, Tensor]]:
+    """The blueprint of a converted model, and the tensors it stores: those of layers compact, of
+    tied ones the first.
+
+    Raises CheckpointError for a model that its class does not make again of its config.
+    """
+    conversion = conversion_of(model)
+    sites, cls = conversion.sites, type(model)
+    held = named_tensors(model)
+    without = [name for name, tensor in held.items() if tensor.device.type == "meta"]
+    if without:
+        raise CheckpointError(f"expected a model with data, but {min(without)} is on meta")
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise CheckpointError("expected a model that is not quantised, got a quantization_config")
+    outer = {name: held[name] for name in outside(sites.path, held)}
+    layers = {
+        name: tensor
+        for i in range(len(sites.layers))
+        for name, tensor in _layer_tensors(model, sites, conversion.plan, i).items()
+    }
+    dtypes = {n: t.dtype for n, t in (outer | layers).items() if t.is_floating_point()}
+    for name, dtype in dtypes.items():
+        if dtype not in FLOATS:
+            raise CheckpointError(f"expected one of {FLOATS} for {name}, got {dtype}")
+    tied = ties(outer)
+    blueprint = Blueprint(
+        cls,
+        {**_values(model.config), _layer_count(model.config): len(sites.layers)},
+        {},
+        model.dtype,
+        {name: dtype for name, dtype in dtypes.items() if dtype != model.dtype},
+        tied,
+    )
+    arguments = arguments_for(cls, blueprint.config(), outer, sites.path)
+    blueprint = replace(blueprint, arguments=arguments)
+    settings = _settings(model, blueprint.skeleton(), sites, conversion.husks)
+    stored = {name: tensor for name, tensor in outer.items() if name not in tied}
+    return replace(blueprint, settings=settings), _apart(
+        stored | _coded(layers, sites, conversion.plan)
+    )
+
+
+def _settings(
+    model: nn.Module, made: nn.Module, sites: Sites, husks: list[nn.Module]
+) -> dict[str, float]:
+    """The settings in which a converted model differs from a skeleton. Raises CheckpointError
+    where it differs in more."""
+    changed = changed_settings(model, made, layers=sites.path)
+    made_layers = made.get_submodule(sites.path)
+    if len(made_layers) != len(husks):  # type: ignore[arg-type]
+        raise CheckpointError(f"expected {len(made_layers)} layers, got {len(husks)}")  # type: ignore[arg-type]
+    for i, husk in enumerate(husks):
+        path = sites.layer_path(i)
+        ours, theirs = stock_husk(sites.layer(model, i), husk, sites.family), made_layers[i]  # type: ignore[index]
+        has, makes = (
+            {n: tuple(t.shape) for n, t in named_tensors(m).items()} for m in (ours, theirs)
+        )
+        for name in sorted(has.keys() | makes.keys()):
+            if has.get(name) != makes.get(name):
+                raise CheckpointError(
+                    f"expected {path}.{name} as {type(made).__name__} makes it of its config, "
+                    f"{makes.get(name, 'not at all')}, got {has.get(name, 'nothing')}"
+                )
+        changed |= changed_settings(ours, theirs, path=path)
+    return changed
+
+
+def _layer_tensors(
+    model: nn.Module, sites: Sites, plan: SparsityPlan, index: int
+) -> dict[str, Tensor]:
+    """The tensors of one converted layer under stock names, its linears sliced but dense."""
+    layer, path, family = sites.layer(model, index), sites.layer_path(index), sites.family
+    norms = ((family.attention_norm, layer.attention_norm), (family.ffn_norm, layer.ffn_norm))
+    found = {
+        f"{path}.{name}.{k}": t for name, norm in norms for k, t in named_tensors(norm).items()
+    }
+    for role, linear in compact_linears(layer, sites.keep(plan, index)).items():
+        found[f"{path}.{family.linears()[role]}.weight"] = linear.weight
+        if linear.bias is not None:
+            found[f"{path}.{family.linears()[role]}.bias"] = linear.bias
+    return found
+
+
+def _coded(tensors: dict[str, Tensor], sites: Sites, plan: SparsityPlan) -> dict[str, Tensor]:
+    """The same with weights on levels as their codes, and those of aligned blocks packed."""
+    coded = dict(tensors)
+    for i in range(len(sites.layers)):
+        keep = sites.keep(plan, i)
+        for role, path in sites.family.linears().items():
+            name = f"{sites.layer_path(i)}.{path}.weight"
+            if name not in coded:
+                continue
+            if role in keep.levels:
+                coded[name] = keep.levels[role].codes(coded[name])
+            grid, block = compact_blocks(keep, role)
+            if grid is not None and block is not None:
+                packed = BlockSparseWeight.pack(coded.pop(name), grid, block).unpaired()
+                coded |= {f"{name}.{part}": getattr(packed, part) for part in PARTS}
+    return coded
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same, contiguous, and copied where one shares memory with another: files hold none that
+    do."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        start = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if start in seen else tensor
+        seen.add(start)
+    return found
+
+
+@dataclass(frozen=True)
+class _LayerReader:
+    """Reads one layer from `tensors`, which it takes them out of, and believes none of them."""
+
+    tensors: dict[str, Tensor]
+    blueprint: Blueprint
+    layer: nn.Module  # of a skeleton
+    sites: Sites
+    keep: LayerKeep
+    index: int
+
+    def read(self) -> dict[str, CompactLinear]:
+        """Give the layer's norms their data, and return its linears by role."""
+        family = self.sites.family
+        for norm in (family.attention_norm, family.ffn_norm):
+            for leaf, made in named_tensors(self.layer.get_submodule(norm)).items():
+                place(self.layer, f"{norm}.{leaf}", self._taken(f"{norm}.{leaf}", made))
+        return {role: self._linear(role, family.linears()[role]) for role in self._stored()}
+
+    def _stored(self) -> list[str]:
+        """The roles that a plan leaves something of: of a sub-layer without heads or neurons the
+        bias of its last projection."""
+        keep, gated = self.keep, ["gate"] if self.keep.shape.gated else []
+        heads, neurons = bool(keep.heads.any()), bool(keep.neurons.any())
+        attention = ["query", "key", "value", "output"] if heads else ["output"]
+        ffn = [*gated, "up", "down"] if neurons else ["down"]
+        return (attention if keep.attention else []) + (ffn if keep.ffn else [])
+
+    def _linear(self, role: str, path: str) -> CompactLinear:
+        made, keep = self.layer.get_submodule(path), self.keep
+        rows, columns = keep.sides(role)
+        shape = (int(rows.sum()), int(columns.sum()))
+        grid, block = compact_blocks(keep, role)
+        name, levels = f"{path}.weight", keep.levels.get(role)
+        dtype = self.blueprint.dtype_of(self._name(name))
+        stored = dtype if levels is None else torch.int8
+        if grid is None or block is None:
+            weight = self._taken(name, made.weight.new_empty(shape, dtype=stored))
+            if role in keep.weights:
+                gone = ~keep.elements(role)[rows][:, columns].to(weight.device)
+                if bool(weight[gone].any()):
+                    raise FormatError(
+                        f"expected zeros in {self._name(name)} where the plan removes"
+                    )
+        else:
+            weight = self._blocks(name, shape, grid, block, stored)
+        if levels is not None:
+            top = 2 ** (levels.bits - 1) - 1
+            low, high = (int(end) for end in weight.aminmax()) if weight.numel() else (0, 0)
+            if low < -top or high > top:
+                raise FormatError(
+                    f"expected codes of {levels.bits} bits in {self._name(name)}, got {low} to "
+                    f"{high}"
+                )
+            weight = levels.values(weight, dtype)
+        bias = None
+        if made.bias is not None:
+            bias = self._taken(f"{path}.bias", made.bias[: shape[0]])
+        return CompactLinear(weight, bias, grid, block)
+
+    def _blocks(
+        self, name: str, shape: tuple[int, int], grid: Tensor, block: tuple[int, int], dtype: Any
+    ) -> Tensor:
+        values, indptr, indices = (self._at(f"{name}.{part}") for part in PARTS)
+        expected = (int(grid.sum()), block[1], block[0])
+        check_like(
+            f"{self._name(name)}.values", values, values.new_empty(expected, device="meta"), dtype
+        )
+        if values.dtype != dtype:
+            raise FormatError(f"expected {self._name(name)} as {dtype}, got {values.dtype}")
+        _check_finite(self._name(name), values)
+        packed = BlockSparseWeight(values, indptr, indices, shape).validate()
+        if not torch.equal(packed.keep().cpu(), grid):
+            raise FormatError(f"expected the blocks that the plan keeps in {self._name(name)}")
+        return packed.to_dense()
+
+    def _taken(self, name: str, made: Tensor) -> Tensor:
+        tensor, whole = self._at(name), self._name(name)
+        check_like(whole, tensor, made, self.blueprint.dtype_of(whole))
+        _check_finite(whole, tensor)
+        return tensor
+
+    def _at(self, name: str) -> Tensor:
+        if self._name(name) not in self.tensors:
+            raise FormatError(f"expected {self._name(name)}, but it is missing")
+        return self.tensors.pop(self._name(name))
+
+    def _name(self, name: str) -> str:
+        return f"{self.sites.layer_path(self.index)}.{name}"
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    if not all(bool(end.isfinite()) for end in tensor.aminmax()):
+        raise FormatError(f"expected finite values, but {name} holds NaN or infinity")
+
+
+def _values(config: Any) -> dict[str, Any]:
+    """What a config says, as a JSON file gives it back."""
+    try:
+        return json.loads(json.dumps(config.to_dict()))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"expected a config that JSON can hold: {error}") from None
+
+
+def _layer_count(config: Any) -> str:
+    """The name under which a config says how many layers there are."""
+    return config.attribute_map.get("num_hidden_layers", "num_hidden_layers")

@@ -1,0 +1,441 @@
+"""save, load and export_dense: compact models as plain safetensors, reloaded without pickle or
+remote code.
+
+A saved directory holds `config.json` (the stock config, and one `secateurs` block that names the
+other files and says what they cannot), the compact tensors under stock names (a block-sparse weight
+as `NAME.values`, `.indptr`, `.indices`; one on levels as its int8 codes) and the plan. Files have
+names made of their content, under which stock transformers looks for no weights. The config is
+replaced last, at once, so that whenever a directory is read it holds the old model or the new one.
+Kernels are chosen, and weights packed for them, on the machine that loads.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from secateurs.architectures.sites import FAMILIES, LayerKeep, find_sites
+from secateurs.checks import door
+from secateurs.conversion.builder import CompactLinear, conversion_of, rebuild
+from secateurs.conversion.cost import FormPicker, machine
+from secateurs.errors import CheckpointError, FormatError, SecateursError
+from secateurs.files import PARTIAL, held, sha256, written_by_content, written_whole
+from secateurs.plan import SparsityPlan
+from secateurs.reading import (
+    MOST_JSON,
+    one_line,
+    opened,
+    parse_json,
+    shown,
+    tensors_header,
+    whole,
+)
+from secateurs.storage import manifest
+from secateurs.storage.blueprint import FLOATS, Blueprint, Restored, blueprint_of, is_stock
+from secateurs.storage.skeleton import check_like, dtype_name, named_tensors, outside, place, ties
+
+FORMAT_VERSION = 2
+CONFIG = "config.json"
+WEIGHTS, PLAN = "secateurs", "secateurs-plan"  # what names of files begin with
+# Names of weights and of the plan, by format. Stock transformers opens the first weights as what
+# they are not.
+_NAMES = {
+    1: (r"model\.safetensors", r"plan\.safetensors"),
+    2: (rf"{WEIGHTS}-[0-9a-f]{{16}}\.safetensors", rf"{PLAN}-[0-9a-f]{{16}}\.safetensors"),
+}
+_SCRATCH = re.compile(rf"\.+({WEIGHTS}|{re.escape(CONFIG)}).*{re.escape(PARTIAL)}")
+_OPENED_BY_STOCK = re.compile(
+    r"(model|pytorch_model|adapter_model)[-.](.*\.)?(safetensors|bin|index\.json)"
+)
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
+_MOST_READS = 100  # of a directory that others keep writing to
+
+
+@door
+def save(model: nn.Module, directory: str | Path) -> None:
+    """Write a converted model. Whenever a reader comes, or this process dies, the directory holds
+    the model it held before or this one.
+
+    Raises:
+        PlanError: the model was not made by `convert` or `load`.
+        CheckpointError: `load` could not make this model again; `directory` is not a directory,
+            cannot be written, or holds weights that stock transformers would open in place of ours.
+    """
+    model = getattr(model, "_orig_mod", model)  # where torch.compile made it
+    conversion = conversion_of(model)
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"expected a directory to save to, but {directory} is a file")
+    with torch.no_grad():
+        blueprint, tensors = blueprint_of(model)
+        _restored(blueprint, conversion.plan, tensors)
+    block = _block(blueprint)
+    if model.can_generate():
+        block["generation_config"] = model.generation_config.to_dict()
+    # Which form each linear took is bound to the machine it was measured on.
+    block["forms"] = {"machine": machine(model.device), "picked": conversion.forms}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _alone_in(directory):
+            block["replaces"] = _replaced(directory)
+            block["sha256"] = {}
+            for stem, write in (
+                (WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"})),
+                (PLAN, conversion.plan.save),
+            ):
+                name, digest = written_by_content(directory, stem, ".safetensors", write)
+                block["sha256"][name] = digest
+            config = {
+                **blueprint.values,
+                "architectures": [blueprint.cls.__name__],
+                "dtype": dtype_name(blueprint.dtype),
+                "secateurs": block,
+            }
+            with written_whole(directory / CONFIG) as scratch:
+                scratch.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write the model to {directory}: {error}") from error
+
+
+@door
+@torch.no_grad()
+def load(
+    directory: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    model_class: type[nn.Module] | None = None,
+) -> nn.Module:
+    """Read a model written by `save`, packed for the machine and device it is loaded on.
+
+    Args:
+        model_class: the class of a model that is not one of transformers' own, which no file brings
+            along; needed unless exactly one such class was imported already.
+
+    Raises CheckpointError for a path that is not such a directory, for truncated or altered files,
+    and for a model of an own class without `model_class`.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"expected a directory with a saved model, {directory} is none")
+    if not (directory / CONFIG).exists():
+        raise CheckpointError(
+            f"expected a {CONFIG} with a secateurs block in {directory}, got none"
+        )
+    for _ in range(_MOST_READS):
+        with opened(directory / CONFIG) as (file, _):
+            try:
+                return _load(directory, file.read(MOST_JSON + 1), str(device), model_class)
+            except Exception as error:
+                # While it is open no other file is the same one. A saver may have replaced it,
+                # and removed what it names.
+                if not _is_still(directory / CONFIG, file.fileno()):
+                    continue
+                if isinstance(error, CheckpointError):
+                    raise
+                told = f"the model in {directory} is damaged: {_told(error)}"
+                raise CheckpointError(told) from error
+    raise CheckpointError(f"cannot read the model in {directory}: it changes all the time")
+
+
+@door
+@torch.no_grad()
+def export_dense(model: nn.Module) -> nn.Module:
+    """The stock model that computes the same: zeros back in place of what was removed. Loads
+    anywhere.
+
+    Raises CheckpointError where no config makes such a model of its class.
+    """
+    model = getattr(model, "_orig_mod", model)  # where torch.compile made it
+    plan = conversion_of(model).plan
+    blueprint, tensors = blueprint_of(model)
+    stock = blueprint.of_stock()
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    for name, first in blueprint.tied.items():
+        if name not in stock.tied:
+            tensors[name] = tensors[first].clone()
+    for name, made in stock.unsaved().items():
+        if not torch.equal(made.to(tensors[name]), tensors[name]):
+            raise CheckpointError(
+                f"expected {name} as {stock.cls.__name__} makes it of its config: no file of a "
+                "dense model holds another"
+            )
+    restored = _restored(stock, plan, tensors)
+    for i, layer in enumerate(restored.layers):
+        keep = restored.sites.keep(plan, i)
+        for role, path in restored.sites.family.linears().items():
+            linear = layer.get_submodule(path)
+            dtype = stock.dtype_of(f"{restored.sites.layer_path(i)}.{path}.weight")
+            _fill_dense(linear, restored.compact[i].get(role), keep, role, dtype)
+    dense = restored.model.to(model.device)
+    for name, tensor in named_tensors(dense).items():
+        if tensor.device.type == "meta":
+            raise CheckpointError(f"expected a stock layer, but it has a tensor of its own: {name}")
+    if model.can_generate():
+        dense.generation_config = copy.deepcopy(model.generation_config)
+    return dense.eval()
+
+
+def _restored(blueprint: Blueprint, plan: SparsityPlan, tensors: dict[str, Tensor]) -> Restored:
+    try:
+        return blueprint.restored(plan, tensors)
+    except SecateursError as error:
+        raise CheckpointError(f"the model could not be loaded again: {error}") from None
+
+
+def _fill_dense(
+    linear: nn.Module, compact: CompactLinear | None, keep: LayerKeep, role: str, dtype: torch.dtype
+) -> None:
+    """Give a linear of a skeleton the values of a compact one, zeros elsewhere."""
+    device = None if compact is None else compact.weight.device
+    weight = torch.zeros(linear.weight.shape, dtype=dtype, device=device or "cpu")
+    bias = None if linear.bias is None else weight.new_zeros(len(weight))
+    if compact is not None:
+        rows, columns = (side.to(weight.device) for side in keep.sides(role))
+        inner = weight.new_zeros(int(rows.sum()), weight.shape[1])
+        inner[:, columns] = compact.weight
+        weight[rows] = inner
+        if bias is not None and compact.bias is not None:
+            bias = bias.to(compact.bias.dtype)
+            bias[rows] = compact.bias
+    place(linear, "weight", weight)
+    if bias is not None:
+        place(linear, "bias", bias)
+
+
+def _load(
+    directory: Path, config: bytes, device: str, model_class: type[nn.Module] | None
+) -> nn.Module:
+    values = _parsed(config, directory)
+    block = values["secateurs"]
+    files = []
+    for name in _files(block):
+        path = directory / name
+        if not path.exists():
+            raise CheckpointError(f"expected {name} in {directory}, but it is missing")
+        try:
+            tensors_header(path)  # before all of a device, or of a file of nothing, is read
+            same = sha256(path) == block["sha256"][name]
+        except CheckpointError as error:
+            raise CheckpointError(f"{name} is truncated or altered: {error}") from None
+        if not same:
+            raise CheckpointError(f"{path} is not the file that was saved: truncated or altered")
+        files.append(path)
+    plan = SparsityPlan.load(files[1])
+    tensors = load_file(files[0], device=device)
+    blueprint = Blueprint(
+        _class(values, model_class, directory),
+        {name: value for name, value in values.items() if name != "secateurs"},
+        block.get("arguments", {}),
+        _DTYPES[values["dtype"]],
+        {name: _DTYPES[dtype] for name, dtype in block.get("dtypes", {}).items()},
+        block.get("tied", {}),
+        block.get("settings", {}),
+    )
+    if blueprint.config().num_hidden_layers > len(tensors):
+        raise FormatError(f"expected tensors of all layers, got {len(tensors)} tensors")
+    if block["format_version"] == 1:
+        blueprint, tensors = _from_format_1(blueprint, tensors)
+    restored = blueprint.restored(plan, tensors)
+    model, forms = restored.model, block["forms"]
+    if block.get("generation_config") is not None and model.can_generate():
+        model.generation_config = _generation_config(block["generation_config"])
+    here = forms["machine"] == machine(torch.device(device))
+    picker = FormPicker(fixed=forms["picked"] if here else None)
+    return rebuild(model, restored.layers, restored.sites, plan, restored.compact, picker)
+
+
+def _parsed(config: bytes, directory: Path) -> dict[str, Any]:
+    """What a config says. Raises CheckpointError unless it is one of ours."""
+    where = str(directory / CONFIG)
+    if len(config) > MOST_JSON:
+        raise CheckpointError(f"expected at most {MOST_JSON} bytes in {where}, got more")
+    values = parse_json(config, where)
+    block = values.get("secateurs")
+    if not isinstance(block, dict) or "format_version" not in block:
+        raise CheckpointError(f"expected a {CONFIG} with a secateurs block in {directory}")
+    if not (whole(block["format_version"]) and block["format_version"] in _NAMES):
+        raise CheckpointError(
+            f"{directory} has checkpoint format {shown(block['format_version'])}, this version "
+            f"reads 1 to {FORMAT_VERSION}"
+        )
+    manifest.check(values, where)
+    return values
+
+
+def _files(block: Mapping[str, Any]) -> list[str]:
+    """The names of weights and plan. Raises FormatError for any others: none leads elsewhere."""
+    names = sorted(block["sha256"], key=lambda name: (PLAN in name or "plan" in name, name))
+    patterns = _NAMES[block["format_version"]]
+    if len(names) != 2 or not all(map(re.fullmatch, patterns, names)):
+        raise FormatError(f"expected digests of weights and of a plan, got those of {shown(names)}")
+    return names
+
+
+def _class(
+    values: Mapping[str, Any], given: type[nn.Module] | None, directory: Path
+) -> type[nn.Module]:
+    """The class of a saved model: a stock one by its name, an own one that this process has, or the
+    one given."""
+    name = values["architectures"][0]
+    own = values["secateurs"].get("model_class", {"module": "transformers", "name": name})
+    stock = own["module"].partition(".")[0] == "transformers"
+    if given is not None:
+        if not (isinstance(given, type) and issubclass(given, PreTrainedModel)):
+            raise CheckpointError(f"expected a class of models as model_class, got {given!r}")
+        if given.__name__ != own["name"] or is_stock(given) != stock:
+            raise CheckpointError(
+                f"expected {own['module']}.{own['name']} as model_class, the class of the model in "
+                f"{directory}, got {given.__module__}.{given.__name__}"
+            )
+        return given
+    if not stock:
+        known = [cls for cls in _known(PreTrainedModel) if _is_named(cls, own)]
+        if len(known) != 1:
+            raise CheckpointError(
+                f"the model in {directory} is a {own['module']}.{own['name']}, which is not one of "
+                f"transformers' own: load it with model_class={own['name']}"
+            )
+        return known[0]
+    cls = getattr(transformers, name, None) if name == own["name"] else None
+    kind = getattr(cls, "config_class", None)
+    if kind is None or not issubclass(cls, PreTrainedModel):
+        raise CheckpointError(f"this transformers has no architecture {name}")
+    if kind.model_type not in FAMILIES or kind.model_type != values["model_type"]:
+        raise CheckpointError(
+            f"expected a config of {kind.model_type} for {name}, got {values['model_type']!r}"
+        )
+    return cls
+
+
+def _known(cls: type[nn.Module]) -> Iterator[type[nn.Module]]:
+    """Every class of models that this process has defined or imported; nothing is imported."""
+    for kind in cls.__subclasses__():
+        yield kind
+        yield from _known(kind)
+
+
+def _is_named(cls: type[nn.Module], name: Mapping[str, Any]) -> bool:
+    return (cls.__module__, cls.__name__) == (name["module"], name["name"])
+
+
+def _from_format_1(
+    blueprint: Blueprint, tensors: dict[str, Tensor]
+) -> tuple[Blueprint, dict[str, Tensor]]:
+    """What format 2 says and stores, and format 1 left to the constructor: ties, and buffers that
+    no state dict has."""
+    model = blueprint.skeleton()
+    made, state = named_tensors(model), model.state_dict().keys()
+    tied = {name: first for name, first in ties(made).items() if name not in tensors}
+    for name in outside(find_sites(model).path, made):
+        # Sizes are compared before any tensor is made for real.
+        if name in tensors:
+            check_like(name, tensors[name], made[name], tensors[name].dtype)
+        elif name in state and name not in tied:
+            raise FormatError(f"expected {name}, but it is missing")
+    unsaved = blueprint.unsaved()
+    device = next(iter(tensors.values())).device
+    tensors |= {name: unsaved[name].to(device) for name in unsaved.keys() - tensors.keys()}
+    dtypes = {n: t.dtype for n, t in tensors.items() if t.dtype in FLOATS}
+    return replace(blueprint, tied=tied, dtypes=dtypes), tensors
+
+
+def _generation_config(values: Mapping[str, Any]) -> GenerationConfig:
+    """The generation config that a file says, of what this transformers knows."""
+    known = vars(GenerationConfig())
+    return GenerationConfig(**{name: value for name, value in values.items() if name in known})
+
+
+def _block(blueprint: Blueprint) -> dict[str, Any]:
+    """What a saved directory says of a model besides its config."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model_class": {"module": blueprint.cls.__module__, "name": blueprint.cls.__name__},
+        "arguments": dict(blueprint.arguments),
+        "dtypes": {name: dtype_name(dtype) for name, dtype in blueprint.dtypes.items()},
+        "tied": dict(blueprint.tied),
+        "settings": dict(blueprint.settings),
+    }
+
+
+def _replaced(directory: Path) -> list[str]:
+    """The files of a model in format 1 that a save into `directory` makes obsolete.
+
+    Raises CheckpointError where other files there are weights to stock transformers: beside our
+    config it would open them.
+    """
+    block = _written_block(directory)
+    ours = {"replaces": [], "sha256": {}, **block}
+    named = ours["sha256"] if ours.get("format_version") == 1 else ours["replaces"]
+    for path in sorted(directory.iterdir()):
+        if _OPENED_BY_STOCK.fullmatch(path.name) and path.name not in named:
+            raise CheckpointError(
+                f"expected a directory without other weights, but stock transformers would open "
+                f"{path} in place of the saved model: save elsewhere, or remove it"
+            )
+    return [name for name in sorted(named) if (directory / name).exists()]
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Write while no other saver does, and remove what is no longer, or was never, part of the
+    model."""
+    with held(directory) as alone:
+        try:
+            yield
+        finally:
+            # Where there are no locks another saver may be at work: what it writes looks the same.
+            if alone:
+                _sweep(directory)
+
+
+def _sweep(directory: Path) -> None:
+    block = _written_block(directory)
+    present = block.get("sha256", {})
+    old = block.get("replaces", []) if block.get("format_version") == FORMAT_VERSION else []
+    for path in directory.iterdir():
+        content = any(re.fullmatch(pattern, path.name) for pattern in _NAMES[FORMAT_VERSION])
+        if (
+            (content and path.name not in present)
+            or _SCRATCH.fullmatch(path.name)
+            or (path.name in old and any(re.fullmatch(p, path.name) for p in _NAMES[1]))
+        ):
+            path.unlink(missing_ok=True)
+
+
+def _written_block(directory: Path) -> dict[str, Any]:
+    """The block of the model in a directory; empty where there is none."""
+    try:
+        return dict(json.loads((directory / CONFIG).read_bytes())["secateurs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    """Whether `path` is the open file."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except OSError:
+        return False
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, where it may be an exception of anyone's."""
+    if isinstance(error, SecateursError):
+        return one_line(error)
+    if isinstance(error, KeyError):
+        return f"it names {shown(error.args[0])}, which nothing here knows"
+    return f"reading it ends in {type(error).__name__}: {one_line(error)}"

@@ -1,0 +1,160 @@
+"""Model folders, stock or pruned, with their tokenizers; never the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from secateurs.errors import CheckpointError, DataError
+from secateurs.reading import check_folder, one_line, read_json, shown, whole
+from secateurs.storage import checkpoint
+
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
+_ATTENTION = ("eager", "sdpa", "flex_attention")  # all others may be fetched
+_LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+_NEW_PARTS = 1 << 24  # weights that a folder need not hold: a new head, buffers of positions
+
+
+def open_model(path: str | Path) -> nn.Module:
+    """The model in a folder, stock or pruned, in evaluation mode.
+
+    Raises CheckpointError if there is none, or it cannot be read.
+    """
+    if is_pruned(path):
+        return checkpoint.load(path)
+    name, config = _architecture(path)
+    cls = getattr(transformers, name, None) if name.isidentifier() else None
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        raise CheckpointError(
+            f"expected an architecture of transformers in {path}, got {shown(name)}"
+        )
+    return _from_folder(cls, path, config, "model")
+
+
+def has_classifier(path: str | Path) -> bool:
+    """Whether the model in a folder has a head that classifies sequences."""
+    return _architecture(path)[0].endswith("ForSequenceClassification")
+
+
+def open_classifier(path: str | Path, labels: int, seed: int = 0) -> nn.Module:
+    """The model in a folder with a head for so many `labels` (1: a score): its own, or a new one
+    made from `seed` where it has none; in evaluation mode.
+
+    Raises CheckpointError for a folder without a model, DataError for a pruned model or a head with
+    other labels.
+    """
+    if is_pruned(path):
+        raise DataError(f"expected a dense model to prune, got one that is pruned in {path}")
+    _, config = _architecture(path)
+    settings: dict[str, Any] = {"num_labels": labels}
+    if has_classifier(path):
+        named = config.get("id2label")
+        has = len(named) if named and isinstance(named, (dict, list)) else 2
+        if has != labels:
+            raise DataError(f"expected a head with {labels} labels, got one with {has} in {path}")
+        settings = {}
+    kind = "regression" if labels == 1 else "single_label_classification"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _from_folder(
+            transformers.AutoModelForSequenceClassification,
+            path,
+            config,
+            "classifier",
+            problem_type=kind,
+            **settings,
+        )
+
+
+def open_tokenizer(path: str | Path) -> Any:
+    """The tokenizer in a model folder. Raises DataError if it has none."""
+    try:
+        check_folder(path)
+        return transformers.AutoTokenizer.from_pretrained(path, **_LOCAL)
+    except Exception as error:  # tokenizers and their files raise whatever they come to
+        raise DataError(f"expected a tokenizer in {path}: {one_line(error)}") from error
+
+
+def is_pruned(path: str | Path) -> bool:
+    """Whether a model folder was written by `save`. Raises CheckpointError for any other path."""
+    return "secateurs" in _config(path)
+
+
+def _from_folder(
+    cls: Any, path: str | Path, found: dict[str, Any], what: str, **settings: Any
+) -> nn.Module:
+    """What `cls` reads from a folder whose config is `found`, without the network, without code
+    that came with it, and without room for more weights than it holds."""
+    _check_attention(found, path)
+    _check_labels_and_layers(found, path)
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, **_LOCAL, **settings)
+        with torch.device("meta"):
+            empty = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
+        parts = (*empty.parameters(), *empty.buffers())
+        if (wanted := sum(part.numel() for part in parts)) > _weight_bytes(path) + _NEW_PARTS:
+            raise CheckpointError(
+                f"expected a config.json that fits the {_weight_bytes(path)} bytes of weights in "
+                f"{path}, got one for {wanted} weights"
+            )
+        return cls.from_pretrained(path, **_LOCAL, **settings).eval()
+    except CheckpointError:
+        raise
+    except Exception as error:  # a stranger's config ends in any exception of any model
+        raise CheckpointError(f"cannot read the {what} in {path}: {one_line(error)}") from error
+
+
+def _check_attention(config: dict[str, Any], path: str | Path) -> None:
+    """Raise CheckpointError for a config that asks for kernels that transformers would fetch and
+    run."""
+    for name, value in config.items():
+        if name.endswith(("_implementation", "_implementation_internal")):
+            asked = value.values() if isinstance(value, dict) else (value,)
+            if strange := [one for one in asked if one not in (None, *_ATTENTION)]:
+                raise CheckpointError(
+                    f"expected {', '.join(_ATTENTION)} as {name} in {path}, got {shown(strange[0])}"
+                )
+        elif isinstance(value, dict):
+            _check_attention(value, path)
+
+
+def _check_labels_and_layers(config: dict[str, Any], path: str | Path) -> None:
+    """Raise CheckpointError for more of what is built one by one than the weights have room for."""
+    room = _weight_bytes(path)
+    limits = {"num_labels": room, **dict.fromkeys(_LAYERS, min(room // 256, 1000))}
+    for name, most in limits.items():
+        if config.get(name) is not None and not whole(config[name], most=most):
+            raise CheckpointError(
+                f"expected a whole number up to {most} as {name}, for {room} bytes of weights in "
+                f"{path}, got {shown(config[name])}"
+            )
+
+
+def _weight_bytes(path: str | Path) -> int:
+    """Bytes of all files of weights in a folder."""
+    files = (file for end in ("safetensors", "bin") for file in Path(path).glob(f"*.{end}"))
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _architecture(path: str | Path) -> tuple[str, dict[str, Any]]:
+    """The architecture a model folder names, and its whole config."""
+    config = _config(path)
+    named = config.get("architectures")
+    if not named:
+        return "None", config
+    if not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise CheckpointError(
+            f"expected a list of names as architectures in {path}, got {shown(named)}"
+        )
+    return named[0], config
+
+
+def _config(path: str | Path) -> dict[str, Any]:
+    check_folder(path)
+    if not (Path(path) / "config.json").exists():
+        raise CheckpointError(f"expected a config.json in {path}, got none")
+    return read_json(Path(path) / "config.json")

