@@ -85,7 +85,7 @@ PLANS: dict[str, Any] = {
     "2:4": "patterns=0.5,pattern=2:4",
     "library": "patterns=0.5,pattern=library",
     "levels": sc.SparsityPlan(
-        BLOCKS, levels={name: sc.levels.Levels(*args) for name, args in LEVELS.items()}
+        BLOCKS, levels={name: sc.Levels(*args) for name, args in LEVELS.items()}
     ),
     "mixed": sc.SparsityPlan({**HEADS, **NEURONS, **MODULES, "layers.0.up": BLOCKS["layers.0.up"]}),
 }

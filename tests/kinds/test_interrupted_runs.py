@@ -368,7 +368,7 @@ def test_a_state_of_another_plan_is_refused():
 
 
 def test_the_trainer_resumes_from_its_last_whole_checkpoint(tmp_path):
-    from test_trainer import trainer as make
+    from support.training import trainer as make
 
     with Session(classifier(), "dsp", budget="heads=0.5") as session:
         settings = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}

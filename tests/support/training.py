@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from secateurs import METHODS, SparsityPlan
 from secateurs.pruning import Needs
 from secateurs.pruning.session import Session
+from secateurs.training.trainer import PruningTrainer
 from support.tiny_models import tiny_model
 
 # Every method that trains, with each kind of budget it serves.
@@ -104,6 +106,33 @@ def interrupted(
         carried = torch.load(path, weights_only=True)
         model = classifier()
     raise AssertionError("the last stop is the end")
+
+
+STEPS = 9
+
+
+def examples(count: int = 24) -> list[dict[str, Tensor]]:
+    return [
+        {name: value[i] for name, value in batch.items()}
+        for batch in labelled(count // 4)
+        for i in range(4)
+    ]
+
+
+def trainer(model, folder, session=None, *, teacher=None, distillation=None, **changes):
+    settings = {
+        "output_dir": str(folder), "max_steps": STEPS, "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
+        "save_strategy": "no", "logging_strategy": "no", "dataloader_pin_memory": False,
+    }  # fmt: skip
+    return PruningTrainer(
+        model,
+        TrainingArguments(**{**settings, **changes}),
+        train_dataset=examples(),
+        session=session,
+        teacher=teacher,
+        distillation=distillation,
+    )
 
 
 WORDS = "the old house stood by a river and nobody came there in winter".split()  # noqa: SIM905

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from test_trainer import trainer
 
 from secateurs.pruning.base import averaged
 from secateurs.pruning.session import Session
-from support.training import classifier
+from support.training import classifier, trainer
 
 BUDGETS = {
     "dsp": "heads=0.5",

@@ -14,40 +14,13 @@ import pytest
 import torch
 from support.models import answer, relative
 from support.tiny_models import tiny_model
-from support.training import classifier, labelled
+from support.training import STEPS, classifier, labelled, trainer
 from torch.nn import functional as F
-from transformers import TrainingArguments
 
 from secateurs import apply, convert
 from secateurs.errors import CheckpointError, DataError, MethodError
 from secateurs.pruning.session import Session
-from secateurs.training.trainer import STATE, Distillation, PruningTrainer
-
-STEPS = 9
-
-
-def examples(count: int = 24) -> list[dict[str, torch.Tensor]]:
-    return [
-        {name: value[i] for name, value in batch.items()}
-        for batch in labelled(count // 4)
-        for i in range(4)
-    ]
-
-
-def trainer(model, folder, session=None, *, teacher=None, distillation=None, **changes):
-    settings = {
-        "output_dir": str(folder), "max_steps": STEPS, "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
-        "save_strategy": "no", "logging_strategy": "no", "dataloader_pin_memory": False,
-    }  # fmt: skip
-    return PruningTrainer(
-        model,
-        TrainingArguments(**{**settings, **changes}),
-        train_dataset=examples(),
-        session=session,
-        teacher=teacher,
-        distillation=distillation,
-    )
+from secateurs.training.trainer import STATE, Distillation
 
 
 @pytest.fixture(autouse=True)

@@ -183,8 +183,13 @@ class BlockLayout:
         return self
 
     def to(self, device: torch.device | str) -> BlockLayout:
-        tensors = (t.to(device) for t in (self.indptr, self.indices, self.partial, self.masks))
-        return BlockLayout(*tensors, self.shape)
+        return BlockLayout(
+            self.indptr.to(device),
+            self.indices.to(device),
+            self.partial.to(device),
+            self.masks.to(device),
+            self.shape,
+        )
 
 
 def layout(
@@ -241,7 +246,9 @@ def _layout(
                 _block_row(rule, start, tq, tk, offset, block, causal, known, masks)
                 for start in starts
             ]
-    indptr, indices, partial = [], [], []
+    indptr: list[list[int]] = []
+    indices: list[int] = []
+    partial: list[int] = []
     for rule in heads:
         indptr.append([len(indices)])
         for columns, which in rows_of[rule]:
