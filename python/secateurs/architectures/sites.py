@@ -1,223 +1,21 @@
-"""Where a model can lose something: families as records of data, and the sites found on one model.
-
-Supporting an architecture means adding a record to FAMILIES, never a function: paths of the
-linears, norms and activation inside a layer, where the norm stands, and which config attributes
-hold what cannot be read off the weights.
-"""
+"""The sites of one model: every place where it can lose something."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
+from secateurs.architectures.kept import LayerKeep, LayerShape
+from secateurs.architectures.linears import LinearView, check_linear, module_at, view
+from secateurs.architectures.records import ARCHITECTURES
+from secateurs.architectures.schema import Architecture
 from secateurs.checks import door
 from secateurs.errors import FamilyError
 from secateurs.plan import BlockMask, PatternMask, Site, SparsityPlan
-from secateurs.plan.quantization import Levels
-
-
-@dataclass(frozen=True)
-class Family:
-    """How one architecture names the parts of a layer. Paths are relative to the layer."""
-
-    model_type: str
-    layers: str  # the ModuleList of layers, below the base model
-    query: str
-    key: str
-    value: str
-    output: str
-    up: str
-    down: str
-    attention_norm: str
-    ffn_norm: str
-    gate: str | None = None
-    norm_first: bool = False  # x + f(norm(x)) instead of norm(x + f(x))
-    rms_norm: bool = False  # the norms are x / rms(x) * weight, not LayerNorm
-    causal: bool = False  # a decoder
-    activation: str = "intermediate.intermediate_act_fn"
-    kv_heads: str = "num_attention_heads"  # config attribute
-    head_dim: str = "head_dim"  # config attribute, if the config has it; else hidden_size / heads
-
-    def linears(self) -> dict[str, str]:
-        """Role of each linear of a layer, and its path."""
-        roles = ("query", "key", "value", "output", "gate", "up", "down")
-        return {role: getattr(self, role) for role in roles if getattr(self, role)}
-
-
-_BERT = Family(
-    model_type="bert",
-    layers="encoder.layer",
-    query="attention.self.query",
-    key="attention.self.key",
-    value="attention.self.value",
-    output="attention.output.dense",
-    up="intermediate.dense",
-    down="output.dense",
-    attention_norm="attention.output.LayerNorm",
-    ffn_norm="output.LayerNorm",
-)
-
-FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        _BERT,  # MiniLM is a BERT
-        replace(_BERT, model_type="roberta"),
-        replace(_BERT, model_type="xlm-roberta"),
-        replace(_BERT, model_type="electra"),
-        Family(
-            model_type="distilbert",
-            layers="transformer.layer",
-            query="attention.q_lin",
-            key="attention.k_lin",
-            value="attention.v_lin",
-            output="attention.out_lin",
-            up="ffn.lin1",
-            down="ffn.lin2",
-            attention_norm="sa_layer_norm",
-            ffn_norm="output_layer_norm",
-            activation="ffn.activation",
-        ),
-        Family(
-            model_type="vit",
-            layers="layers",
-            query="attention.q_proj",
-            key="attention.k_proj",
-            value="attention.v_proj",
-            output="attention.o_proj",
-            up="mlp.fc1",
-            down="mlp.fc2",
-            attention_norm="layernorm_before",
-            ffn_norm="layernorm_after",
-            activation="mlp.activation_fn",
-            norm_first=True,
-        ),
-        Family(
-            model_type="llama",
-            layers="layers",
-            query="self_attn.q_proj",
-            key="self_attn.k_proj",
-            value="self_attn.v_proj",
-            output="self_attn.o_proj",
-            gate="mlp.gate_proj",
-            up="mlp.up_proj",
-            down="mlp.down_proj",
-            attention_norm="input_layernorm",
-            ffn_norm="post_attention_layernorm",
-            norm_first=True,
-            activation="mlp.act_fn",
-            rms_norm=True,
-            causal=True,
-            kv_heads="num_key_value_heads",
-        ),
-    )
-}
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """Sizes of one layer: query heads, key/value heads, width of a head, FFN neurons, and whether
-    the FFN is gated."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    neurons: int
-    hidden: int
-    gated: bool
-
-    @property
-    def group(self) -> int:
-        """Query heads that share one key/value head."""
-        return self.heads // self.kv_heads
-
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """`(N, K)` of each linear, by role."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        shapes = {
-            "query": (q, self.hidden),
-            "key": (kv, self.hidden),
-            "value": (kv, self.hidden),
-            "output": (self.hidden, q),
-            "up": (self.neurons, self.hidden),
-            "down": (self.hidden, self.neurons),
-        }
-        if self.gated:
-            shapes["gate"] = (self.neurons, self.hidden)
-        return shapes
-
-
-@dataclass(frozen=True, eq=False)
-class LayerKeep:
-    """What a plan leaves of one layer: bool vectors, and masks and levels of weights by role. A
-    removed module keeps nothing."""
-
-    shape: LayerShape
-    attention: bool
-    ffn: bool
-    heads: Tensor  # [H]
-    neurons: Tensor  # [F]
-    blocks: Mapping[str, BlockMask]
-    patterns: Mapping[str, PatternMask]
-    levels: Mapping[str, Levels]
-
-    @property
-    def weights(self) -> dict[str, BlockMask | PatternMask]:
-        """Every mask of a linear, by role."""
-        return {**self.blocks, **self.patterns}
-
-    @property
-    def kv_heads(self) -> Tensor:
-        """`[Hkv]`, True where some query head of the group stays."""
-        return self.heads.view(self.shape.kv_heads, self.shape.group).any(1)
-
-    @property
-    def kv_of(self) -> Tensor:
-        """int32 `[kept query heads]`: the kept key/value head each one reads."""
-        old = self.heads.nonzero()[:, 0] // self.shape.group
-        return (self.kv_heads.cumsum(0) - 1)[old].to(torch.int32)
-
-    def sides(self, role: str) -> tuple[Tensor, Tensor]:
-        """Bool masks of the rows `[N]` and columns `[K]` of one linear that stay."""
-        width = torch.ones(self.shape.hidden, dtype=torch.bool)
-        if role in ("query", "output"):
-            inner = self.heads.repeat_interleave(self.shape.head_dim)
-        elif role in ("key", "value"):
-            inner = self.kv_heads.repeat_interleave(self.shape.head_dim)
-        else:
-            inner = self.neurons
-        return (width, inner) if role in ("output", "down") else (inner, width)
-
-    def elements(self, role: str) -> Tensor:
-        """Bool `[N, K]`, True where an element of the linear stays."""
-        rows, columns = self.sides(role)
-        keep = rows[:, None] & columns
-        if role in self.weights:
-            keep &= self.weights[role].elements()
-        return keep
-
-    def rounded(self, role: str, weight: Tensor) -> Tensor:
-        """The weight `[N, K]` of one linear with each entry on its nearest level, if it has any."""
-        return self.levels[role].nearest(weight) if role in self.levels else weight
-
-    def parameters(self) -> int:
-        """Weights of the linears that stay (biases and norms are not counted)."""
-        return sum(self._count(role) for role in self.shape.linears())
-
-    def macs(self, seq_len: int) -> int:
-        """Multiply-accumulates per token in a sequence of `seq_len` tokens: linears, scores and
-        weighted sums."""
-        return self.parameters() + 2 * seq_len * self.shape.head_dim * int(self.heads.sum())
-
-    def _count(self, role: str) -> int:
-        if role in self.weights:
-            return int(self.elements(role).sum())
-        rows, columns = self.sides(role)
-        return int(rows.sum()) * int(columns.sum())
 
 
 @dataclass(frozen=True)
@@ -229,7 +27,7 @@ class Sites:
     `.output`, `.gate`, `.up`, `.down`.
     """
 
-    family: Family
+    architecture: Architecture
     path: str  # of the ModuleList of layers, from the model given
     layers: tuple[LayerShape, ...]
 
@@ -249,7 +47,7 @@ class Sites:
         """What a plan remembers of the model it was made for."""
         sizes = [[s.heads, s.kv_heads, s.head_dim, s.neurons] for s in self.layers]
         hidden = self.layers[0].hidden if self.layers else 0
-        return {"model_type": self.family.model_type, "hidden_size": hidden, "layers": sizes}
+        return {"model_type": self.architecture.model_type, "hidden_size": hidden, "layers": sizes}
 
     def layer_path(self, index: int) -> str:
         return f"{self.path}.{index}"
@@ -257,8 +55,8 @@ class Sites:
     def layer(self, model: nn.Module, index: int) -> nn.Module:
         return model.get_submodule(self.layer_path(index))
 
-    def linear(self, model: nn.Module, index: int, role: str) -> nn.Module:
-        return model.get_submodule(f"{self.layer_path(index)}.{getattr(self.family, role)}")
+    def linear(self, model: nn.Module, index: int, role: str) -> LinearView:
+        return view(self.layer(model, index), self.architecture.linear(role))
 
     def keep(self, plan: SparsityPlan, index: int) -> LayerKeep:
         """What `plan` leaves of layer `index`."""
@@ -319,91 +117,84 @@ def find_sites(model: nn.Module) -> Sites:
     with an empty one.
     """
     config = getattr(model, "config", None)
-    family = FAMILIES.get(getattr(config, "model_type", ""))
-    if family is None or config is None:
+    known = ARCHITECTURES.get(getattr(config, "model_type", ""))
+    if known is None or config is None:
         came = getattr(config, "model_type", type(model).__name__)
-        raise FamilyError(f"expected a model of type {', '.join(FAMILIES)}; got {came!r}")
-    if not family.causal and getattr(config, "is_decoder", False):
-        raise FamilyError(f"expected {family.model_type} as an encoder, got config.is_decoder=True")
+        raise FamilyError(f"expected a model of type {', '.join(ARCHITECTURES)}; got {came!r}")
+    if getattr(config, "is_encoder_decoder", False):
+        raise FamilyError(
+            f"expected an encoder or a decoder, got {type(model).__name__}, which has both"
+        )
     base = getattr(model, "base_model", model)
     name = next(name for name, module in model.named_modules() if module is base)
-    path = f"{name}.{family.layers}" if name else family.layers
-    try:
-        layers = model.get_submodule(path)
-    except AttributeError:
+    layers, architecture = _layers_of(base, known)
+    if not architecture.causal and getattr(config, "is_decoder", False):
         raise FamilyError(
-            f"expected layers at {path}, but {type(model).__name__} has none"
-        ) from None
-    shapes = tuple(_layer_shape(family, config, layer) for layer in layers)
-    _check_unshared(family, layers)
+            f"expected {architecture.model_type} as an encoder, got config.is_decoder=True"
+        )
+    path = f"{name}.{architecture.layers}" if name else architecture.layers
+    shapes = tuple(_layer_shape(architecture, config, layer) for layer in layers)
+    _check_unshared(architecture, layers)
     if not shapes:
         raise FamilyError(f"expected layers at {path}, got an empty list")
     for i, shape in enumerate(shapes):
         if not shape.neurons:
             raise FamilyError(f"expected neurons in every layer, got none in layer {i}")
-    return Sites(family, path, shapes)
+    return Sites(architecture, path, shapes)
 
 
-def _layer_shape(family: Family, config: Any, layer: nn.Module) -> LayerShape:
-    for role, path in family.linears().items():
-        try:
-            linear = layer.get_submodule(path)
-        except AttributeError:
-            linear = None
-        _check_linear(linear, role, f"{path} of {type(layer).__name__}")
+def _layers_of(
+    base: nn.Module, known: Sequence[Architecture]
+) -> tuple[Sequence[nn.Module], Architecture]:
+    """The layers of a base model, and the first of the architectures it may have whose linears the
+    layers hold."""
+    layers = module_at(base, known[0].layers)
+    if not isinstance(layers, nn.ModuleList):
+        raise FamilyError(
+            f"expected layers at {known[0].layers}, but {type(base).__name__} has none"
+        )
+    fitting = (
+        architecture
+        for architecture in known
+        if layers and all(module_at(layers[0], linear.path) for linear in architecture.linears)
+    )
+    return list(layers), next(fitting, known[0])
+
+
+def _layer_shape(architecture: Architecture, config: Any, layer: nn.Module) -> LayerShape:
+    for linear in architecture.linears:
+        check_linear(layer, linear)
     heads = config.num_attention_heads
-    head_dim = getattr(config, family.head_dim, None) or config.hidden_size // heads
-    query, up = layer.get_submodule(family.query), layer.get_submodule(family.up)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     shape = LayerShape(
         heads=heads,
-        kv_heads=getattr(config, family.kv_heads),
+        kv_heads=getattr(config, architecture.kv_heads),
         head_dim=head_dim,
-        neurons=up.out_features,
-        hidden=query.in_features,
-        gated=family.gate is not None,
+        neurons=view(layer, architecture.ffn.last).weight.shape[1],
+        hidden=view(layer, architecture.attention.last).weight.shape[0],
+        architecture=architecture,
     )
     for role, size in shape.linears().items():
-        linear = layer.get_submodule(getattr(family, role))
-        if tuple(linear.weight.shape) != size:
+        weight = view(layer, architecture.linear(role)).weight
+        if tuple(weight.shape) != size:
             raise FamilyError(
-                f"expected {role} of shape {size} from the config, got {tuple(linear.weight.shape)}"
+                f"expected {role} of shape {size} from the config, got {tuple(weight.shape)}"
             )
     return shape
 
 
-def _check_linear(linear: nn.Module | None, role: str, where: str) -> None:
-    """Raise FamilyError unless a linear is torch's own and computes with the parameters it holds:
-    a weight made anew at each call would take no mask, and a subclass may compute more."""
-    if type(linear) is nn.Linear:
-        for name in ("weight", "bias"):
-            if name not in linear._parameters:
-                raise FamilyError(
-                    f"expected a plain parameter as {name} of {role} at {where}, but it is made "
-                    "anew at each call: make it permanent first (torch.nn.utils.prune.remove, "
-                    "remove_weight_norm or remove_spectral_norm)"
-                )
-        return
-    came = "nothing" if linear is None else type(linear).__name__
-    if isinstance(linear, nn.Module) and is_parametrized(linear):
-        hint = "make its parametrizations permanent first (parametrize.remove_parametrizations)"
-    elif isinstance(linear, nn.Linear):
-        hint = (
-            "a subclass may compute more than its weight says: merge it into a torch Linear first"
-        )
-    else:
-        hint = "a converted model cannot be pruned again: prune the dense one"
-    raise FamilyError(f"expected a torch Linear as {role} at {where}, got {came}; {hint}")
-
-
-def _check_unshared(family: Family, layers: Iterable[nn.Module]) -> None:
-    """Raise FamilyError if two linears hold one parameter: they could not lose different parts."""
-    owners: dict[int, str] = {}
+def _check_unshared(architecture: Architecture, layers: Iterable[nn.Module]) -> None:
+    """Raise FamilyError if two modules hold one parameter: they could not lose different parts."""
+    owners: dict[int, tuple[str, str]] = {}
     for index, layer in enumerate(layers):
-        for role, path in family.linears().items():
-            for parameter in layer.get_submodule(path)._parameters.values():
-                name = f"layers.{index}.{role}"
-                if parameter is not None and owners.setdefault(id(parameter), name) != name:
+        for linear in architecture.linears:
+            name, module = f"layers.{index}.{linear.role}", f"{index}.{linear.path}"
+            for parameter in layer.get_submodule(linear.path)._parameters.values():
+                if parameter is None:
+                    continue
+                owner, first = owners.setdefault(id(parameter), (module, name))
+                if owner != module:
                     raise FamilyError(
                         f"expected linears with parameters of their own, but {name} shares one "
-                        f"with {owners[id(parameter)]}"
+                        f"with {first}"
                     )

@@ -1,7 +1,7 @@
 """What a stock layer does beyond its weights, read from its modules, and what no record describes.
 
-`convert` replaces a layer by what its family's record says. Whatever else the layer holds (hooks, a
-patched forward, parameters of its own) would be lost, so it is refused here.
+`convert` replaces a layer by what its architecture's record says. Whatever else the layer holds
+(hooks, a patched forward, parameters of its own) would be lost, so it is refused here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from secateurs.architectures.sites import Family, Sites
+from secateurs.architectures.schema import Architecture
+from secateurs.architectures.sites import Sites
 from secateurs.errors import FamilyError
 
 # transformers records hidden states by hooks that it installs on the layers when first asked.
@@ -31,26 +32,27 @@ class Behaviour:
     activation: nn.Module
 
 
-def behaviour(family: Family, layer: nn.Module, head_dim: int) -> Behaviour:
+def behaviour(architecture: Architecture, layer: nn.Module, head_dim: int) -> Behaviour:
     """Read the behaviour of a stock layer. Raises FamilyError if its activation is no module."""
-    attention = layer.get_submodule(family.query.rpartition(".")[0])
-    holder, _, name = family.activation.rpartition(".")
+    record = architecture.attention
+    attention = layer.get_submodule(record.linears[0].path.rpartition(".")[0])
+    holder, _, name = architecture.ffn.activation.rpartition(".")
     activation = getattr(layer.get_submodule(holder), name, None)
     if not isinstance(activation, nn.Module):
         raise FamilyError(
-            f"expected a module as activation at {family.activation} of {type(layer).__name__}, "
-            f"got {activation!r}"
+            f"expected a module as activation at {architecture.ffn.activation} of "
+            f"{type(layer).__name__}, got {activation!r}"
         )
     return Behaviour(
-        causal=bool(getattr(attention, "is_causal", family.causal)),
-        scale=float(getattr(attention, "scaling", head_dim**-0.5)),
+        causal=bool(getattr(attention, "is_causal", architecture.causal)),
+        scale=float(getattr(attention, "scaling", record.scale or head_dim**-0.5)),
         activation=activation,
     )
 
 
 def check_stock(model: nn.Module, sites: Sites) -> None:
     """Raise FamilyError, naming the module, unless the layers of `model` are transformers' own and
-    hold nothing that the record of their family does not describe."""
+    hold nothing that the record of their architecture does not describe."""
     for index in range(len(sites.layers)):
         layer, path = sites.layer(model, index), sites.layer_path(index)
         for name, module in layer.named_modules():
@@ -60,8 +62,10 @@ def check_stock(model: nn.Module, sites: Sites) -> None:
                     f"expected a stock module at {f'{path}.{name}'.rstrip('.')}, but {why}; "
                     "convert would lose it"
                 )
-        family = sites.family
-        described = (*family.linears().values(), family.attention_norm, family.ffn_norm)
+        architecture = sites.architecture
+        paths = [linear.path for linear in architecture.linears]
+        bias = architecture.attention.relative_bias
+        described = dict.fromkeys((*paths, *architecture.norms, *filter(None, [bias])))
         for name, _ in (*layer.named_parameters(), *layer.named_buffers()):
             if name.rpartition(".")[0] not in described:
                 raise FamilyError(

@@ -366,13 +366,13 @@ def _inspect(options: argparse.Namespace) -> tuple[int, Any]:
     else:
         sites, plan, decisions = find_sites(model), SparsityPlan(), []
     layers = layers_kept(sites, plan)
-    print(f"{options.model}: {type(model).__name__}, family {sites.family.model_type}\n")
+    print(f"{options.model}: {type(model).__name__}, family {sites.architecture.model_type}\n")
     print(table(layers, LAYER_COLUMNS))
     if decisions:
         print(f"\n{decisions}")
     return OK, {
         "model": type(model).__name__,
-        "family": sites.family.model_type,
+        "family": sites.architecture.model_type,
         "layers": layers,
         "density": sites.density(plan),
         "notes": dict(plan.notes),

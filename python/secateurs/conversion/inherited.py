@@ -216,7 +216,7 @@ def adopt(model: nn.Module, conversion: Any) -> None:
             names = [name for name in (*RIGHT, *REFUSED) if hasattr(type(part), name)]
             vars(part).update({name: Method(part, name) for name in names})
             part.register_forward_pre_hook(_WithoutProbabilities(part), with_kwargs=True)
-    path = conversion.sites.family.layers
+    path = conversion.sites.architecture.layers
     base._conversion = replace(conversion, sites=replace(conversion.sites, path=path))
 
 

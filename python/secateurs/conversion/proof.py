@@ -131,7 +131,7 @@ def _why_refused(sites: Sites, index: int, run: str, difference: float, allowed:
         f"the converted {sites.layer_path(index)} does not compute what the stock layer does: its "
         f"update is off by {difference:.2g} in the run {run!r} (allowed: {allowed:.0e}); a module "
         "of the layer may be patched, or the model has a setting that the record of "
-        f"{sites.family.model_type!r} does not know"
+        f"{sites.architecture.model_type!r} does not know"
     )
 
 
@@ -183,7 +183,7 @@ def _runs(model: nn.Module, sites: Sites) -> Iterator[Run]:
     padded = {"input_ids": ids, "attention_mask": visible.long(), **constant}
     yield Run("plain", lambda model: model(input_ids=ids, **constant))
     yield Run("padded", lambda model: model(**padded), visible, gradients=True)
-    if sites.family.causal and "use_cache" in takes:
+    if sites.architecture.causal and "use_cache" in takes:
         name = "cache" if "cache" in takes else "past_key_values"
 
         def in_two_steps(model: nn.Module) -> None:
@@ -211,7 +211,7 @@ def _updates(
 ) -> list[list[Update]]:
     """What each layer does to random states that stand in for those of the layer before it, by
     layer, in the order of its calls. Raises FamilyError if the model does not run."""
-    scale = SCALE[sites.family.norm_first]
+    scale = SCALE[sites.architecture.norm_first]
     watchers = [_Watcher(index, scale) for index in range(len(sites.layers))]
     with ExitStack() as stack, torch.set_grad_enabled(gradients):
         for index, watcher in enumerate(watchers):

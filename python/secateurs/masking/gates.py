@@ -10,14 +10,15 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateurs.architectures.linears import LinearView
 from secateurs.architectures.sites import Sites, find_sites
 from secateurs.checks import door
 from secateurs.errors import PlanError
@@ -51,6 +52,7 @@ class Gates(Mapping[str, Tensor]):
         self._gates: dict[str, Tensor] = {}
         self._straight_through: set[str] = set()
         self._levels: dict[str, Levels] = {}
+        self._weights: dict[nn.Module, _GatedWeight] = {}
         self._stack: ExitStack | None = None
 
     def __enter__(self) -> Gates:
@@ -64,6 +66,7 @@ class Gates(Mapping[str, Tensor]):
         self._gates.clear()
         self._straight_through.clear()
         self._levels.clear()
+        self._weights.clear()
 
     def __getitem__(self, name: str) -> Tensor:
         return self._gates[name]
@@ -139,7 +142,8 @@ class Gates(Mapping[str, Tensor]):
         if site.kind in ("module", "heads", "neurons"):
             linear, before = self._behind(site)
         else:
-            linear, before = self._sites.linear(self._model, site.layer, _part(name)), True
+            view, before = self._sites.linear(self._model, site.layer, _part(name)), True
+            linear = view.module
         if before:
             hook = linear.register_forward_pre_hook(lambda _, args: callback(args[0]), prepend=True)
         else:
@@ -171,16 +175,15 @@ class Gates(Mapping[str, Tensor]):
 
     def _behind(self, site: Site) -> tuple[nn.Module, bool]:
         """The linear whose input (True) or output (False) a gate at `site` multiplies."""
-        role = "output" if _part(site.name) in ("heads", "attention") else "down"
-        return self._sites.linear(self._model, site.layer, role), site.kind != "module"
+        architecture, part = self._sites.architecture, _part(site.name)
+        sublayer = architecture.attention if part in ("heads", "attention") else architecture.ffn
+        role = sublayer.last.role
+        return self._sites.linear(self._model, site.layer, role).module, site.kind != "module"
 
     def _open(self, name: str, site: Site) -> None:
         stack = self._opened()
         if site.kind == "linear":
-            linear = self._sites.linear(self._model, site.layer, _part(name))
-            stack.enter_context(
-                _gated_weight(linear, lambda weight: self._gated(name, weight, self._gates[name]))
-            )
+            self._open_weight(name, site)
             return
         linear, before = self._behind(site)
         width = self._sites.layers[site.layer].head_dim if site.kind == "heads" else 1
@@ -203,6 +206,19 @@ class Gates(Mapping[str, Tensor]):
         hook = linear.register_forward_pre_hook(gate_input) if before else None
         hook = hook or linear.register_forward_hook(gate_output)
         stack.callback(hook.remove)
+
+    def _open_weight(self, name: str, site: Site) -> None:
+        view = self._sites.linear(self._model, site.layer, _part(name))
+        weight = self._weights.get(view.module)
+        if weight is None:
+            mine = [
+                LinearView(view.module, linear)
+                for linear in self._sites.architecture.linears
+                if linear.path == view.linear.path
+            ]
+            weight = self._weights[view.module] = _GatedWeight(mine)
+            self._opened().enter_context(weight)
+        weight.gates[view.linear.role] = lambda held: self._gated(name, held, self._gates[name])
 
     def _gated(self, name: str, value: Tensor, gate: Tensor) -> Tensor:
         product = value * gate.to(value.dtype)
@@ -239,19 +255,35 @@ def _part(name: str) -> str:
     return name.rsplit(".", 1)[1]
 
 
-@contextmanager
-def _gated_weight(linear: nn.Module, gated: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """`linear` computes with `gated(weight)`. Not a parametrization: that would rename the weight
-    in every checkpoint that is written meanwhile."""
-    before = linear.__dict__.get("forward")
+class _GatedWeight(AbstractContextManager["_GatedWeight"]):
+    """A module that computes with the gated weights of its linears while the context is open. Not a
+    parametrization: that would rename the weight in every checkpoint that is written meanwhile.
 
-    def forward(x: Tensor) -> Tensor:
-        return F.linear(x, gated(linear.weight), linear.bias)
+    Args:
+        views: every linear that the module holds, in their order.
+    """
 
-    linear.forward = forward  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        del linear.forward
-        if before is not None:
-            linear.forward = before  # type: ignore[method-assign, assignment]
+    def __init__(self, views: Sequence[LinearView]) -> None:
+        self.views = views
+        self.gates: dict[str, Callable[[Tensor], Tensor]] = {}  # by role
+
+    def __enter__(self) -> _GatedWeight:
+        module = self.views[0].module
+        self._before = module.__dict__.get("forward")
+        module.forward = self._forward  # type: ignore[method-assign, assignment]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        module = self.views[0].module
+        del module.forward
+        if self._before is not None:
+            module.forward = self._before  # type: ignore[method-assign, assignment]
+
+    def _forward(self, x: Tensor) -> Tensor:
+        weights = [self.gates.get(view.linear.role, _unchanged)(view.weight) for view in self.views]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        return F.linear(x, weight, self.views[0].module.bias)
+
+
+def _unchanged(weight: Tensor) -> Tensor:
+    return weight

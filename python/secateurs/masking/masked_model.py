@@ -49,11 +49,16 @@ def apply(model: nn.Module, plan: SparsityPlan, *, inplace: bool = False) -> nn.
             rows, _ = keep.sides(role)
             if linear.bias is not None:
                 linear.bias.mul_(rows.to(linear.bias))
-            removed = not keep.attention if role == "output" else not keep.ffn
-            if role in ("output", "down") and removed:
-                linear.weight.zero_()
-                if linear.bias is not None:
-                    linear.bias.zero_()
+        architecture = sites.architecture
+        for stays, sublayer in (
+            (keep.attention, architecture.attention),
+            (keep.ffn, architecture.ffn),
+        ):
+            if not stays:
+                last = sites.linear(model, i, sublayer.last.role)
+                last.weight.zero_()
+                if last.bias is not None:
+                    last.bias.zero_()
     return model
 
 

@@ -1,0 +1,121 @@
+"""The sizes of a layer, and what a plan leaves of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateurs.architectures.schema import Architecture, Side
+from secateurs.plan import BlockMask, PatternMask
+from secateurs.plan.quantization import Levels
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Sizes of one layer: query heads, key/value heads, width of a head, FFN neurons, width of the
+    model; and how it is built."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    neurons: int
+    hidden: int
+    architecture: Architecture
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def gated(self) -> bool:
+        """Whether the FFN is gated."""
+        return self.architecture.ffn.gated
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """`(N, K)` of each linear, by role."""
+        sizes = {
+            "hidden": self.hidden,
+            "heads": self.heads * self.head_dim,
+            "kv_heads": self.kv_heads * self.head_dim,
+            "neurons": self.neurons,
+        }
+        return {
+            linear.role: (sizes[linear.rows], sizes[linear.columns])
+            for linear in self.architecture.linears
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class LayerKeep:
+    """What a plan leaves of one layer: bool vectors, and masks and levels of weights by role. A
+    removed module keeps nothing."""
+
+    shape: LayerShape
+    attention: bool
+    ffn: bool
+    heads: Tensor  # [H]
+    neurons: Tensor  # [F]
+    blocks: Mapping[str, BlockMask]
+    patterns: Mapping[str, PatternMask]
+    levels: Mapping[str, Levels]
+
+    @property
+    def weights(self) -> dict[str, BlockMask | PatternMask]:
+        """Every mask of a linear, by role."""
+        return {**self.blocks, **self.patterns}
+
+    @property
+    def kv_heads(self) -> Tensor:
+        """`[Hkv]`, True where some query head of the group stays."""
+        return self.heads.view(self.shape.kv_heads, self.shape.group).any(1)
+
+    @property
+    def kv_of(self) -> Tensor:
+        """int32 `[kept query heads]`: the kept key/value head each one reads."""
+        old = self.heads.nonzero()[:, 0] // self.shape.group
+        return (self.kv_heads.cumsum(0) - 1)[old].to(torch.int32)
+
+    def sides(self, role: str) -> tuple[Tensor, Tensor]:
+        """Bool masks of the rows `[N]` and columns `[K]` of one linear that stay."""
+        linear = self.shape.architecture.linear(role)
+        return self._side(linear.rows), self._side(linear.columns)
+
+    def elements(self, role: str) -> Tensor:
+        """Bool `[N, K]`, True where an element of the linear stays."""
+        rows, columns = self.sides(role)
+        keep = rows[:, None] & columns
+        if role in self.weights:
+            keep &= self.weights[role].elements()
+        return keep
+
+    def rounded(self, role: str, weight: Tensor) -> Tensor:
+        """The weight `[N, K]` of one linear with each entry on its nearest level, if it has any."""
+        return self.levels[role].nearest(weight) if role in self.levels else weight
+
+    def parameters(self) -> int:
+        """Weights of the linears that stay (biases and norms are not counted)."""
+        return sum(self._count(role) for role in self.shape.linears())
+
+    def macs(self, seq_len: int) -> int:
+        """Multiply-accumulates per token in a sequence of `seq_len` tokens: linears, scores and
+        weighted sums."""
+        return self.parameters() + 2 * seq_len * self.shape.head_dim * int(self.heads.sum())
+
+    def _count(self, role: str) -> int:
+        if role in self.weights:
+            return int(self.elements(role).sum())
+        rows, columns = self.sides(role)
+        return int(rows.sum()) * int(columns.sum())
+
+    def _side(self, side: Side) -> Tensor:
+        """Bool mask of one side of a linear, True where it stays."""
+        if side == "hidden":
+            return torch.ones(self.shape.hidden, dtype=torch.bool)
+        if side == "neurons":
+            return self.neurons
+        heads = self.heads if side == "heads" else self.kv_heads
+        return heads.repeat_interleave(self.shape.head_dim)

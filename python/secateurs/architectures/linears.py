@@ -1,0 +1,104 @@
+"""One linear of a live model, wherever its weight lies: a module of its own, or a part of one that
+holds several, in either orientation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from secateurs.architectures.schema import Linear
+from secateurs.errors import FamilyError
+
+
+@dataclass(frozen=True, eq=False)
+class LinearView:
+    """What a model's module holds of one linear. Writing to its weight or bias in place writes to
+    the module's.
+
+    Attributes:
+        module: that holds it, maybe with others.
+    """
+
+    module: nn.Module
+    linear: Linear
+
+    @property
+    def weight(self) -> Tensor:
+        """`[N, K]`: the module's parameter itself where that is all of it, else a view of it."""
+        held = self.module.weight
+        assert isinstance(held, Tensor)
+        return self._own(held.T if self.linear.transposed else held)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """`[N]`, likewise."""
+        held = self.module.bias
+        assert held is None or isinstance(held, Tensor)
+        return None if held is None else self._own(held)
+
+    def _own(self, held: Tensor) -> Tensor:
+        number, parts = self.linear.part
+        if parts == 1:
+            return held
+        size = held.shape[0] // parts
+        return held[number * size : (number + 1) * size]
+
+
+def view(layer: nn.Module, linear: Linear) -> LinearView:
+    """The linear of a stock layer."""
+    return LinearView(layer.get_submodule(linear.path), linear)
+
+
+def joined(parts: Sequence[Tensor], linear: Linear) -> Tensor:
+    """What the module of `linear` stores of the weights `[N, K]`, or biases `[N]`, of all linears
+    that it holds, in their order."""
+    whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    return whole.T.contiguous() if linear.transposed and whole.dim() == 2 else whole
+
+
+def check_linear(layer: nn.Module, linear: Linear) -> None:
+    """Raise FamilyError unless a linear of `layer` is a stock one and computes with the parameters
+    it holds: a weight made anew at each call would take no mask, and a subclass may compute more.
+    """
+    where = f"{linear.path} of {type(layer).__name__}"
+    module = module_at(layer, linear.path)
+    if module is not None and _is_stock(type(module), linear):
+        for name in ("weight", "bias"):
+            if name not in module._parameters:
+                raise FamilyError(
+                    f"expected a plain parameter as {name} of {linear.role} at {where}, but it is "
+                    "made anew at each call: make it permanent first (torch.nn.utils.prune.remove, "
+                    "remove_weight_norm or remove_spectral_norm)"
+                )
+        return
+    came = "nothing" if module is None else type(module).__name__
+    if module is not None and is_parametrized(module):
+        hint = "make its parametrizations permanent first (parametrize.remove_parametrizations)"
+    elif any(_is_stock(kind, linear) for kind in type(module).__mro__):
+        hint = (
+            "a subclass may compute more than its weight says: merge it into a torch Linear first"
+        )
+    else:
+        hint = "a converted model cannot be pruned again: prune the dense one"
+    wanted = "transformers Conv1D" if linear.transposed else "torch Linear"
+    raise FamilyError(f"expected a {wanted} as {linear.role} at {where}, got {came}; {hint}")
+
+
+def _is_stock(kind: type, linear: Linear) -> bool:
+    """Whether a class is the one that holds such a linear. transformers' own is told by its name:
+    whoever has an object of it has imported transformers, and nobody else need."""
+    if not linear.transposed:
+        return kind is nn.Linear
+    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+
+
+def module_at(layer: nn.Module, path: str) -> nn.Module | None:
+    """The module at `path`, None where there is none."""
+    try:
+        return layer.get_submodule(path)
+    except AttributeError:
+        return None

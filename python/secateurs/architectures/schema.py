@@ -1,0 +1,189 @@
+"""The schema of an architecture: the sub-layers of a layer, and what each linear's two sides are
+made of. Everything else about a linear is derived from that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Side = Literal["hidden", "heads", "kv_heads", "neurons"]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear of a layer, `[N, K]`.
+
+    Attributes:
+        role: its name in sites and reports.
+        path: of the module that holds it, from the layer.
+        rows: what its outputs are: the width of the model, query heads, key/value heads or neurons.
+        columns: what its inputs are.
+        part: `(i, n)` where the module holds n linears of equal size, one behind the other: this is
+            number i.
+        transposed: whether the module stores its weight as `[K, N]`, as a Conv1D does.
+    """
+
+    role: str
+    path: str
+    rows: Side = "hidden"
+    columns: Side = "hidden"
+    part: tuple[int, int] = (0, 1)
+    transposed: bool = False
+
+    @property
+    def shares(self) -> bool:
+        """Whether the module holds other linears too."""
+        return self.part[1] > 1
+
+    @property
+    def name(self) -> str:
+        """What a compact file calls it: the module's path, and the role where the module is
+        shared."""
+        return f"{self.path}.{self.role}" if self.shares else self.path
+
+
+@dataclass(frozen=True)
+class SubLayer:
+    """A residual sub-layer: linears around units that can go one by one.
+
+    Attributes:
+        linears: those that it runs; one of them writes to the width of the model.
+        norm: path of the norm in front of it or behind it.
+    """
+
+    linears: tuple[Linear, ...]
+    norm: str
+
+    @property
+    def last(self) -> Linear:
+        """The linear whose output is added to the residual."""
+        return next(linear for linear in self.linears if linear.rows == "hidden")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(linear.role for linear in self.linears)
+
+
+@dataclass(frozen=True)
+class SelfAttention(SubLayer):
+    """Self-attention.
+
+    Attributes:
+        relative_bias: path of an embedding `[buckets, H]` that is added to the scores by relative
+            position (Raffel et al. 2020, section 2.1); the first layer holds it for all.
+        scale: of the scores, where the module does not say; None: `head_dim ** -0.5`.
+    """
+
+    relative_bias: str | None = None
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class FeedForward(SubLayer):
+    """A feed-forward network, gated where it has a linear of the role `gate`.
+
+    Attributes:
+        activation: path of the module between its linears.
+    """
+
+    activation: str = ""
+
+    @property
+    def gated(self) -> bool:
+        return "gate" in self.roles
+
+
+def attention(
+    query: str,
+    key: str,
+    value: str,
+    output: str,
+    norm: str,
+    relative_bias: str | None = None,
+    scale: float | None = None,
+) -> SelfAttention:
+    """Self-attention with a linear of its own for each of q, k, v and the output."""
+    linears = (
+        Linear("query", query, rows="heads"),
+        Linear("key", key, rows="kv_heads"),
+        Linear("value", value, rows="kv_heads"),
+        Linear("output", output, columns="heads"),
+    )
+    return SelfAttention(linears, norm, relative_bias, scale)
+
+
+def fused_attention(qkv: str, output: str, norm: str, transposed: bool = False) -> SelfAttention:
+    """Self-attention whose q, k and v are equal parts of one module."""
+    sides: tuple[tuple[str, Side], ...] = (
+        ("query", "heads"),
+        ("key", "kv_heads"),
+        ("value", "kv_heads"),
+    )
+    inputs = (
+        Linear(role, qkv, rows=rows, part=(i, 3), transposed=transposed)
+        for i, (role, rows) in enumerate(sides)
+    )
+    last = Linear("output", output, columns="heads", transposed=transposed)
+    return SelfAttention((*inputs, last), norm)
+
+
+def feed_forward(
+    up: str,
+    down: str,
+    activation: str,
+    norm: str,
+    gate: str | None = None,
+    transposed: bool = False,
+) -> FeedForward:
+    """A feed-forward network with a linear of its own for each role."""
+    linears = (
+        Linear("up", up, rows="neurons", transposed=transposed),
+        Linear("down", down, columns="neurons", transposed=transposed),
+    )
+    if gate:
+        linears = (*linears, Linear("gate", gate, rows="neurons", transposed=transposed))
+    return FeedForward(linears, norm, activation)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How one kind of model is built. Paths of sub-layers are relative to the layer.
+
+    Attributes:
+        model_type: of its config.
+        layers: path of the list of layers, from the base model.
+        norm_first: `x + f(norm(x))` instead of `norm(x + f(x))`.
+        rms_norm: the norms are `x / rms(x) * weight`, not LayerNorm.
+        causal: the model is a decoder.
+        kv_heads: the config attribute that says how many key/value heads there are.
+    """
+
+    model_type: str
+    layers: str
+    attention: SelfAttention
+    ffn: FeedForward
+    norm_first: bool = False
+    rms_norm: bool = False
+    causal: bool = False
+    kv_heads: str = "num_attention_heads"
+
+    @property
+    def sublayers(self) -> tuple[SubLayer, ...]:
+        return (self.attention, self.ffn)
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """Every linear of a layer."""
+        return (*self.attention.linears, *self.ffn.linears)
+
+    @property
+    def norms(self) -> tuple[str, str]:
+        return (self.attention.norm, self.ffn.norm)
+
+    def linear(self, role: str) -> Linear:
+        return next(linear for linear in self.linears if linear.role == role)
+
+    def named(self, model_type: str) -> Architecture:
+        """The same architecture under the name of another kind of model."""
+        return replace(self, model_type=model_type)
