@@ -19,7 +19,7 @@ from secateurs import _moved
 if TYPE_CHECKING:
     from secateurs.architectures.sites import find_sites as find_sites
     from secateurs.conversion.builder import convert as convert
-    from secateurs.conversion.builder import explain as explain
+    from secateurs.conversion.report import explain as explain
     from secateurs.errors import SecateursError as SecateursError
     from secateurs.formats import BlockSparseWeight as BlockSparseWeight
     from secateurs.integrations.cuda_graphs import capture as capture
@@ -69,7 +69,7 @@ _HOMES = {
     "convert": "conversion.builder",
     "distill": "training.distillation",
     "env_report": "measurement.environment",
-    "explain": "conversion.builder",
+    "explain": "conversion.report",
     "export_dense": "storage.checkpoint",
     "find_sites": "architectures.sites",
     "load": "storage.checkpoint",

@@ -25,7 +25,7 @@ MOVED = {
     "levels": "plan.quantization",
     "measure": "measurement.timing",
     "modules": "conversion.modules",
-    "patterned": "conversion.pattern_linear",
+    "patterned": "conversion.modules.pattern_linear",
     "patterns": "plan.weight_patterns",
     "pretrained": "storage.model_folders",
     "pruning.admm_pattern": "pruning.methods.admm_pattern",
@@ -48,7 +48,7 @@ MOVED = {
     "tasks": "data.glue",
     "text": "data.text",
     "trainer": "training.trainer",
-    "whole": "conversion.whole_layer",
+    "whole": "conversion.modules.whole_layer",
 }
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.tiny_models import tiny_model
 from torch import nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+from transformers import BertConfig, BertModel, GPTNeoXConfig, GPTNeoXModel, T5Config, T5Model
 
 from secateurs import BlockMask, HeadMask, ModuleMask, NeuronMask, SparsityPlan, convert, find_sites
 from secateurs.errors import FamilyError
@@ -73,9 +73,12 @@ def test_blocks_and_heads_are_not_counted_twice():
 
 
 def test_unknown_and_unsuitable_models_are_refused():
-    tiny = {"vocab_size": 20, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    with pytest.raises(FamilyError, match="got 'gpt2'"):
-        find_sites(GPT2Model(GPT2Config(**tiny)))
+    tiny = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with pytest.raises(FamilyError, match="got 'gpt_neox'"):
+        find_sites(GPTNeoXModel(GPTNeoXConfig(**tiny)))
+    sizes = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    with pytest.raises(FamilyError, match="got T5Model, which has both"):
+        find_sites(T5Model(T5Config(**sizes)))
     with pytest.raises(FamilyError, match="got 'Linear'"):
         find_sites(nn.Linear(2, 2))
     config = BertConfig(

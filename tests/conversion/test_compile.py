@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.models import opcheck, relative
-from support.tiny_models import tiny_model
+from support.tiny_models import CAUSAL_FAMILIES, tiny_model
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,7 +37,7 @@ def test_one_graph_for_all_batch_sizes(kind, masked):
     model = convert(tiny_model(kind), PLAN)
     graphs = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=graphs)
-    options = {"use_cache": False} if kind == "llama" else {}
+    options = {"use_cache": False} if kind in CAUSAL_FAMILIES else {}
     made = None
     with torch.no_grad():
         for batch, length in ((3, 9), (5, 9), (2, 12), (8, 5)):

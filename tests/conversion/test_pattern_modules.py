@@ -9,7 +9,7 @@ from support.tiny_models import tiny_model
 from torch.nn import functional as F
 
 from secateurs import HeadMask, NeuronMask, SparsityPlan, apply, convert, explain, prune
-from secateurs.conversion.pattern_linear import PatternLinear, pack
+from secateurs.conversion.modules.pattern_linear import PatternLinear, pack
 from secateurs.errors import FormatError
 from secateurs.plan.weight_patterns import Library, TwoFour, VectorNM
 

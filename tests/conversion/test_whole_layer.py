@@ -11,9 +11,9 @@ from support.tiny_models import tiny_model
 from torch import nn
 
 from secateurs import HeadMask, ModuleMask, SparsityPlan, convert, explain, find_sites, use_backend
-from secateurs.conversion.builder import conversion_of
 from secateurs.conversion.cost import CostTable
 from secateurs.conversion.modules import Layer
+from secateurs.conversion.report import conversion_of
 from secateurs.errors import OperandError
 
 IDS = torch.arange(3, 30).view(3, 9)

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 from support.models import relative
-from support.tiny_models import TEXT_FAMILIES, tiny_model
+from support.tiny_models import CAUSAL_FAMILIES, TEXT_FAMILIES, tiny_model
 
 from secateurs import HeadMask, SparsityPlan, convert
 from secateurs.errors import BackendError, DataError
@@ -26,7 +26,7 @@ def eager(model, lengths):
 @pytest.mark.parametrize("length", [1, 5, 8, 9, 16])
 def test_padded_runs_answer_like_the_model(model, family, length):
     model = convert(model, PLAN)
-    options = {"use_cache": False} if family == "llama" else {}
+    options = {"use_cache": False} if family in CAUSAL_FAMILIES else {}
     runner = eager(model, (8, 16))
     ids = torch.randint(3, 100, (3, length))
     mask = torch.ones_like(ids)
@@ -85,7 +85,7 @@ def test_refusals():
 def test_nothing_is_read_back_from_the_device(model, family, batch):
     """On the meta device a value that Python asks for raises: in a graph it would synchronise."""
     model = convert(model, PLAN).to("meta")
-    options = {"use_cache": False} if family == "llama" else {}
+    options = {"use_cache": False} if family in CAUSAL_FAMILIES else {}
     inputs = {name: x.to("meta") for name, x in batch.items()}
     with torch.inference_mode():
         assert model(**inputs, **options)[0].device.type == "meta"
@@ -107,7 +107,7 @@ def test_captured_on_a_gpu(kind):
     )
     dense = tiny_model(kind, hidden_size=128, intermediate_size=256)
     model = convert(dense.to("cuda", torch.bfloat16), plan)
-    options = {"use_cache": False} if kind == "llama" else {}
+    options = {"use_cache": False} if kind in CAUSAL_FAMILIES else {}
 
     def some_inputs(batch, length):
         ids = torch.randint(3, 100, (batch, length), device="cuda")

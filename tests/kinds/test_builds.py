@@ -474,7 +474,7 @@ def two_four(n: int = 32, k: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
 def test_places_of_two_four_are_packed_with_the_weight_and_travel_with_it():
     from copy import deepcopy
 
-    from secateurs.conversion.pattern_linear import PatternLinear
+    from secateurs.conversion.modules.pattern_linear import PatternLinear
 
     weight, keep = two_four()
     packed = VectorWeight.pack(weight, keep, 1)

@@ -18,9 +18,9 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from secateurs import HeadMask, NeuronMask, SparsityPlan, convert, explain, export_dense, load, save
-from secateurs.conversion.builder import conversion_of
 from secateurs.conversion.inherited import REFUSED, RIGHT, record_of
 from secateurs.conversion.modules import Layer
+from secateurs.conversion.report import conversion_of
 from secateurs.errors import CheckpointError, ConvertedError, SecateursError
 from secateurs.plan import BlockMask
 

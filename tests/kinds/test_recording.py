@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 from support.models import relative
-from support.tiny_models import tiny_model
+from support.tiny_models import CAUSAL_FAMILIES, tiny_model
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
@@ -44,7 +44,7 @@ class Positional(nn.Module):
     def __init__(self, kind: str, plan: SparsityPlan = PLAN) -> None:
         super().__init__()
         self.model = convert(tiny_model(kind), plan)
-        self.options = {"use_cache": False} if kind == "llama" else {}
+        self.options = {"use_cache": False} if kind in CAUSAL_FAMILIES else {}
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return self.model(input_ids=ids, attention_mask=mask, **self.options)[0]

@@ -22,7 +22,8 @@ from transformers.masking_utils import sdpa_mask
 from transformers.models.bert.modeling_bert import BertLayer, BertOutput
 
 from secateurs import HeadMask, NeuronMask, SparsityPlan, apply, convert, explain, find_sites
-from secateurs.architectures.sites import FAMILIES
+from secateurs.architectures.records import ARCHITECTURES, BERT, GPT2, LLAMA
+from secateurs.architectures.records import T5_ENCODER as T5
 from secateurs.conversion.inherited import record_of
 from secateurs.errors import FamilyError
 
@@ -209,25 +210,69 @@ def test_recorded_hidden_states_survive_a_conversion(batch):
             assert relative(a[keep], b[keep]) < 1e-5
 
 
-BERT, LLAMA = FAMILIES["bert"], FAMILIES["llama"]
+def swapped(record, first, second):
+    """`record` with the paths of two roles, of one sub-layer, exchanged."""
+
+    def other(linear):
+        roles = {first: second, second: first}
+        role = roles.get(linear.role, linear.role)
+        return replace(linear, path=record.linear(role).path)
+
+    attention, ffn = (
+        replace(sublayer, linears=tuple(map(other, sublayer.linears)))
+        for sublayer in record.sublayers
+    )
+    return replace(record, attention=attention, ffn=ffn)
+
+
+def with_norms(record, attention_norm, ffn_norm):
+    return replace(
+        record,
+        attention=replace(record.attention, norm=attention_norm),
+        ffn=replace(record.ffn, norm=ffn_norm),
+    )
+
+
+def without_gate(record):
+    linears = tuple(linear for linear in record.ffn.linears if linear.role != "gate")
+    return replace(record, ffn=replace(record.ffn, linears=linears))
+
+
+def reordered(record):
+    """`record` with the parts of its fused linear taken the other way round."""
+    linears = (
+        replace(linear, part=(2 - linear.part[0], 3)) if linear.shares else linear
+        for linear in record.attention.linears
+    )
+    return replace(record, attention=replace(record.attention, linears=tuple(linears)))
+
+
 WRONG_RECORDS = {
     "norms in front": ("bert", replace(BERT, norm_first=True)),
-    "query and key swapped": ("bert", replace(BERT, query=BERT.key, key=BERT.query)),
-    "value and query swapped": ("bert", replace(BERT, value=BERT.query, query=BERT.value)),
-    "norms swapped": (
-        "bert",
-        replace(BERT, attention_norm=BERT.ffn_norm, ffn_norm=BERT.attention_norm),
-    ),
-    "output for value": ("bert", replace(BERT, output=BERT.value, value=BERT.output)),
+    "query and key swapped": ("bert", swapped(BERT, "query", "key")),
+    "value and query swapped": ("bert", swapped(BERT, "value", "query")),
+    "norms swapped": ("bert", with_norms(BERT, BERT.ffn.norm, BERT.attention.norm)),
+    "output for value": ("bert", swapped(BERT, "output", "value")),
     "norms behind": ("llama", replace(LLAMA, norm_first=False)),
-    "gate and up swapped": ("llama", replace(LLAMA, gate=LLAMA.up, up=LLAMA.gate)),
-    "an FFN without a gate": ("llama", replace(LLAMA, gate=None)),
+    "gate and up swapped": ("llama", swapped(LLAMA, "gate", "up")),
+    "an FFN without a gate": ("llama", without_gate(LLAMA)),
     "norms of the other sub-layer": (
         "llama",
-        replace(LLAMA, attention_norm=LLAMA.ffn_norm, ffn_norm=LLAMA.attention_norm),
+        with_norms(LLAMA, LLAMA.ffn.norm, LLAMA.attention.norm),
     ),
-    "norms of one sub-layer": ("llama", replace(LLAMA, ffn_norm=LLAMA.attention_norm)),
-    "no activation": ("bert", replace(BERT, activation="intermediate.dense")),
+    "norms of one sub-layer": (
+        "llama",
+        with_norms(LLAMA, LLAMA.attention.norm, LLAMA.attention.norm),
+    ),
+    "no activation": (
+        "bert",
+        replace(BERT, ffn=replace(BERT.ffn, activation="intermediate.dense")),
+    ),
+    "parts of a fused linear in another order": ("gpt2", reordered(GPT2)),
+    "a bias by relative position left out": (
+        "t5",
+        replace(T5, attention=replace(T5.attention, relative_bias=None)),
+    ),
 }
 
 
@@ -235,7 +280,7 @@ WRONG_RECORDS = {
 @pytest.mark.parametrize("case", WRONG_RECORDS)
 def test_a_wrong_record_of_a_family_is_refused(monkeypatch, case, dtype):
     kind, record = WRONG_RECORDS[case]
-    monkeypatch.setitem(FAMILIES, kind, record)
+    monkeypatch.setitem(ARCHITECTURES, kind, (record,))
     with pytest.raises(FamilyError):
         convert(tiny_model(kind).to(dtype), SparsityPlan())
 
@@ -285,7 +330,7 @@ def test_the_proof_sees_what_only_some_calls_show(monkeypatch, run):
 
 def test_the_proof_sees_the_whole_layer_and_its_parts(monkeypatch):
     from secateurs.conversion.modules import FeedForward
-    from secateurs.conversion.whole_layer import WholeLayer
+    from secateurs.conversion.modules.whole_layer import WholeLayer
 
     model = tiny_model("bert", num_attention_heads=2)
     whole, part = WholeLayer.__call__, FeedForward.forward

@@ -6,7 +6,7 @@ from support.tiny_models import tiny_model
 
 from secateurs import HeadMask, SparsityPlan, apply, convert, use_backend
 from secateurs.conversion.modules import PackedLinear
-from secateurs.conversion.pattern_linear import PatternLinear, pack
+from secateurs.conversion.modules.pattern_linear import PatternLinear, pack
 from secateurs.errors import DataError
 from secateurs.formats import BlockSparseWeight
 from secateurs.measurement.quality import backend_of, embeddings, fidelity, speed, token_inputs

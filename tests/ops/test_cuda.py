@@ -20,7 +20,7 @@ from support import oracles
 
 from ops.conftest import random_weight
 from secateurs import ops
-from secateurs.conversion.pattern_linear import pack
+from secateurs.conversion.modules.pattern_linear import pack
 from secateurs.errors import BackendError, FormatError
 from secateurs.formats import LibraryWeight, VectorWeight
 from secateurs.ops import use_backend

@@ -11,15 +11,24 @@ from transformers import (
     DistilBertModel,
     ElectraConfig,
     ElectraModel,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
+    T5Config,
+    T5EncoderModel,
     ViTConfig,
     ViTForImageClassification,
 )
 
-TEXT_FAMILIES = ("bert", "roberta", "electra", "distilbert", "llama")
+CAUSAL_FAMILIES = ("llama", "qwen2", "mistral", "gpt2")
+TEXT_FAMILIES = ("bert", "roberta", "electra", "distilbert", "t5", "gated t5", *CAUSAL_FAMILIES)
 SIZES = {
     "vocab_size": 100,
     "hidden_size": 64,
@@ -47,6 +56,27 @@ def tiny_model(kind: str, **changes: object) -> nn.Module:
     elif kind == "vit":
         image = {"image_size": 24, "patch_size": 8}
         model = ViTForImageClassification(ViTConfig(**sizes, **image, num_labels=3))
+    elif kind == "gpt2":
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=100, n_embd=64, n_layer=3, n_head=4, n_inner=96, n_positions=64,
+                bos_token_id=1, eos_token_id=2,
+            )
+        )  # fmt: skip
+    elif kind in ("t5", "gated t5"):
+        ffn = "gated-gelu" if kind == "gated t5" else "relu"
+        model = T5EncoderModel(
+            T5Config(
+                vocab_size=100, d_model=64, d_kv=16, d_ff=96, num_layers=3, num_heads=4,
+                relative_attention_num_buckets=8, relative_attention_max_distance=10,
+                feed_forward_proj=ffn,
+            )
+        )  # fmt: skip
+    elif kind == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**{"num_key_value_heads": 2, **sizes}))
+    elif kind == "mistral":
+        window = {"sliding_window": 5, "num_key_value_heads": 2}
+        model = MistralForCausalLM(MistralConfig(**{**window, **sizes}))
     else:
         model = LlamaForCausalLM(LlamaConfig(**{"num_key_value_heads": 2, **sizes}))
     with torch.no_grad():

@@ -354,7 +354,7 @@ def _inspect(options: argparse.Namespace) -> tuple[int, Any]:
 
     from secateurs.architectures.sites import find_sites
     from secateurs.cli.report import LAYER_COLUMNS, layers_kept, table
-    from secateurs.conversion.builder import conversion_of, explain
+    from secateurs.conversion.report import conversion_of, explain
     from secateurs.plan import SparsityPlan
     from secateurs.storage.model_folders import is_pruned, open_model
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from secateurs.architectures.sites import Family, LayerKeep
-from secateurs.conversion.builder import CompactLinear, compact_blocks, conversion_of, rebuild
+from secateurs.architectures.kept import LayerKeep
+from secateurs.architectures.schema import Architecture
+from secateurs.conversion.builder import rebuild
 from secateurs.conversion.cost import FormPicker
 from secateurs.conversion.modules import Attention, Constant, FeedForward, Layer, again
+from secateurs.conversion.report import conversion_of
+from secateurs.conversion.slicing import CompactLinear, compact_blocks
 
 
 @torch.no_grad()
@@ -20,7 +23,9 @@ def remake(model: nn.Module) -> nn.Module:
     numbers = range(len(sites.layers))
     layers = [sites.layer(model, i) for i in numbers]
     compact = [compact_linears(layers[i], sites.keep(plan, i)) for i in numbers]
-    templates = [stock_husk(layers[i], conversion.husks[i], sites.family, True) for i in numbers]
+    templates = [
+        stock_husk(layers[i], conversion.husks[i], sites.architecture, True) for i in numbers
+    ]
     rebuild(model, templates, sites, plan, compact, FormPicker(tokens=conversion.tokens))
     made = model.get_submodule(sites.path)
     for i, layer in enumerate(layers):
@@ -57,22 +62,31 @@ def compact_linears(layer: Layer, keep: LayerKeep) -> dict[str, CompactLinear]:
 
 
 def stock_husk(
-    layer: Layer, husk: nn.Module, family: Family, with_norms: bool = False
+    layer: Layer, husk: nn.Module, architecture: Architecture, with_norms: bool = False
 ) -> nn.Module:
     """The stock layer that a converted one was made from, without data but, with `with_norms`, that
-    of its norms; they have the eps they have now."""
-    norms = {family.attention_norm: layer.attention_norm, family.ffn_norm: layer.ffn_norm}
+    of what it lent; norms have the eps they have now."""
+    lent = lent_modules(layer, architecture)
 
     def tensor(name: str, held: Tensor) -> Tensor:
         path, _, part = name.rpartition(".")
-        return getattr(norms[path], part) if with_norms and path in norms else held
+        return getattr(lent[path], part) if with_norms and path in lent else held
 
-    found = again(husk, tensor)
-    for path, norm in norms.items():
-        stock = found.get_submodule(path)
-        for name in eps_names(stock):
-            setattr(stock, name, next(getattr(norm, own) for own in eps_names(norm)))
-    return found
+    stock = again(husk, tensor)
+    for path in architecture.norms:
+        norm = stock.get_submodule(path)
+        for name in eps_names(norm):
+            setattr(norm, name, next(getattr(lent[path], own) for own in eps_names(lent[path])))
+    return stock
+
+
+def lent_modules(layer: Layer, architecture: Architecture) -> dict[str, nn.Module]:
+    """What a converted layer has of its stock layer as it was, by path in that: its norms, and a
+    bias by relative position."""
+    lent = dict(zip(architecture.norms, (layer.attention_norm, layer.ffn_norm), strict=True))
+    if layer.relative_bias is not None and architecture.attention.relative_bias is not None:
+        lent[architecture.attention.relative_bias] = layer.relative_bias.embedding
+    return lent
 
 
 def eps_names(norm: nn.Module) -> list[str]:

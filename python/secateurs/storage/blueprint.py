@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.architectures.sites import LayerKeep, Sites, find_sites
-from secateurs.conversion.builder import CompactLinear, compact_blocks, conversion_of
-from secateurs.conversion.remake import compact_linears, stock_husk
+from secateurs.architectures.kept import LayerKeep
+from secateurs.architectures.linears import module_at, view
+from secateurs.architectures.sites import Sites, find_sites
+from secateurs.conversion.remake import compact_linears, lent_modules, stock_husk
+from secateurs.conversion.report import conversion_of
+from secateurs.conversion.slicing import CompactLinear, compact_blocks
 from secateurs.errors import CheckpointError, FormatError
 from secateurs.formats import BlockSparseWeight
 from secateurs.plan import SparsityPlan
@@ -232,7 +235,7 @@ def _settings(
         raise CheckpointError(f"expected {len(made_layers)} layers, got {len(husks)}")  # type: ignore[arg-type]
     for i, husk in enumerate(husks):
         path = sites.layer_path(i)
-        ours, theirs = stock_husk(sites.layer(model, i), husk, sites.family), made_layers[i]  # type: ignore[index]
+        ours, theirs = stock_husk(sites.layer(model, i), husk, sites.architecture), made_layers[i]  # type: ignore[index]
         has, makes = (
             {n: tuple(t.shape) for n, t in named_tensors(m).items()} for m in (ours, theirs)
         )
@@ -250,16 +253,18 @@ def _layer_tensors(
     model: nn.Module, sites: Sites, plan: SparsityPlan, index: int
 ) -> dict[str, Tensor]:
     """The tensors of one converted layer under stock names, its linears sliced but dense."""
-    layer, path, family = sites.layer(model, index), sites.layer_path(index), sites.family
-    norms = ((family.attention_norm, layer.attention_norm), (family.ffn_norm, layer.ffn_norm))
-    found = {
-        f"{path}.{name}.{k}": t for name, norm in norms for k, t in named_tensors(norm).items()
+    layer, path = sites.layer(model, index), sites.layer_path(index)
+    tensors = {
+        f"{path}.{name}.{leaf}": tensor
+        for name, module in lent_modules(layer, sites.architecture).items()
+        for leaf, tensor in named_tensors(module).items()
     }
     for role, linear in compact_linears(layer, sites.keep(plan, index)).items():
-        found[f"{path}.{family.linears()[role]}.weight"] = linear.weight
+        name = sites.architecture.linear(role).name
+        tensors[f"{path}.{name}.weight"] = linear.weight
         if linear.bias is not None:
-            found[f"{path}.{family.linears()[role]}.bias"] = linear.bias
-    return found
+            tensors[f"{path}.{name}.bias"] = linear.bias
+    return tensors
 
 
 def _coded(tensors: dict[str, Tensor], sites: Sites, plan: SparsityPlan) -> dict[str, Tensor]:
@@ -267,8 +272,8 @@ def _coded(tensors: dict[str, Tensor], sites: Sites, plan: SparsityPlan) -> dict
     coded = dict(tensors)
     for i in range(len(sites.layers)):
         keep = sites.keep(plan, i)
-        for role, path in sites.family.linears().items():
-            name = f"{sites.layer_path(i)}.{path}.weight"
+        for linear in sites.architecture.linears:
+            role, name = linear.role, f"{sites.layer_path(i)}.{linear.name}.weight"
             if name not in coded:
                 continue
             if role in keep.levels:
@@ -305,24 +310,31 @@ class _LayerReader:
     index: int
 
     def read(self) -> dict[str, CompactLinear]:
-        """Give the layer's norms their data, and return its linears by role."""
-        family = self.sites.family
-        for norm in (family.attention_norm, family.ffn_norm):
-            for leaf, made in named_tensors(self.layer.get_submodule(norm)).items():
-                place(self.layer, f"{norm}.{leaf}", self._taken(f"{norm}.{leaf}", made))
-        return {role: self._linear(role, family.linears()[role]) for role in self._stored()}
+        """Give what the layer lends its data, and return its linears by role."""
+        architecture = self.sites.architecture
+        for path in filter(None, (*architecture.norms, architecture.attention.relative_bias)):
+            module = module_at(self.layer, path)
+            for leaf, made in named_tensors(module).items() if module is not None else ():
+                place(self.layer, f"{path}.{leaf}", self._taken(f"{path}.{leaf}", made))
+        return {role: self._linear(role) for role in self._stored()}
 
     def _stored(self) -> list[str]:
         """The roles that a plan leaves something of: of a sub-layer without heads or neurons the
         bias of its last projection."""
-        keep, gated = self.keep, ["gate"] if self.keep.shape.gated else []
-        heads, neurons = bool(keep.heads.any()), bool(keep.neurons.any())
-        attention = ["query", "key", "value", "output"] if heads else ["output"]
-        ffn = [*gated, "up", "down"] if neurons else ["down"]
-        return (attention if keep.attention else []) + (ffn if keep.ffn else [])
+        keep, stored = self.keep, []
+        for stays, units, sublayer in zip(
+            (keep.attention, keep.ffn),
+            (keep.heads, keep.neurons),
+            self.sites.architecture.sublayers,
+            strict=True,
+        ):
+            if stays:
+                stored += sublayer.roles if bool(units.any()) else [sublayer.last.role]
+        return stored
 
-    def _linear(self, role: str, path: str) -> CompactLinear:
-        made, keep = self.layer.get_submodule(path), self.keep
+    def _linear(self, role: str) -> CompactLinear:
+        linear, keep = self.sites.architecture.linear(role), self.keep
+        made, path = view(self.layer, linear), linear.name
         rows, columns = keep.sides(role)
         shape = (int(rows.sum()), int(columns.sum()))
         grid, block = compact_blocks(keep, role)

@@ -15,7 +15,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +28,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from secateurs.architectures.sites import FAMILIES, LayerKeep, find_sites
+from secateurs.architectures.kept import LayerKeep
+from secateurs.architectures.linears import LinearView, joined, view
+from secateurs.architectures.records import ARCHITECTURES
+from secateurs.architectures.schema import Linear
+from secateurs.architectures.sites import find_sites
 from secateurs.checks import door
-from secateurs.conversion.builder import CompactLinear, conversion_of, rebuild
+from secateurs.conversion.builder import rebuild
 from secateurs.conversion.cost import FormPicker, machine
+from secateurs.conversion.report import conversion_of
+from secateurs.conversion.slicing import CompactLinear
 from secateurs.errors import CheckpointError, FormatError, SecateursError
 from secateurs.files import PARTIAL, held, sha256, written_by_content, written_whole
 from secateurs.plan import SparsityPlan
@@ -176,10 +182,21 @@ def export_dense(model: nn.Module) -> nn.Module:
     restored = _restored(stock, plan, tensors)
     for i, layer in enumerate(restored.layers):
         keep = restored.sites.keep(plan, i)
-        for role, path in restored.sites.family.linears().items():
-            linear = layer.get_submodule(path)
-            dtype = stock.dtype_of(f"{restored.sites.layer_path(i)}.{path}.weight")
-            _fill_dense(linear, restored.compact[i].get(role), keep, role, dtype)
+        path = restored.sites.layer_path(i)
+        modules: dict[str, list[Linear]] = {}
+        for linear in restored.sites.architecture.linears:
+            modules.setdefault(linear.path, []).append(linear)
+        for linears in modules.values():
+            parts = [
+                _dense_linear(
+                    view(layer, linear),
+                    restored.compact[i].get(linear.role),
+                    keep,
+                    stock.dtype_of(f"{path}.{linear.name}.weight"),
+                )
+                for linear in linears
+            ]
+            _place_joined(layer, linears[0], parts)
     dense = restored.model.to(model.device)
     for name, tensor in named_tensors(dense).items():
         if tensor.device.type == "meta":
@@ -196,24 +213,33 @@ def _restored(blueprint: Blueprint, plan: SparsityPlan, tensors: dict[str, Tenso
         raise CheckpointError(f"the model could not be loaded again: {error}") from None
 
 
-def _fill_dense(
-    linear: nn.Module, compact: CompactLinear | None, keep: LayerKeep, role: str, dtype: torch.dtype
-) -> None:
-    """Give a linear of a skeleton the values of a compact one, zeros elsewhere."""
+def _dense_linear(
+    view: LinearView, compact: CompactLinear | None, keep: LayerKeep, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Weight `[N, K]` and bias `[N]` of a linear of a skeleton: the values of a compact one, zeros
+    elsewhere."""
     device = None if compact is None else compact.weight.device
-    weight = torch.zeros(linear.weight.shape, dtype=dtype, device=device or "cpu")
-    bias = None if linear.bias is None else weight.new_zeros(len(weight))
+    weight = torch.zeros(view.weight.shape, dtype=dtype, device=device or "cpu")
+    bias = None if view.bias is None else weight.new_zeros(len(weight))
     if compact is not None:
-        rows, columns = (side.to(weight.device) for side in keep.sides(role))
+        rows, columns = (side.to(weight.device) for side in keep.sides(view.linear.role))
         inner = weight.new_zeros(int(rows.sum()), weight.shape[1])
         inner[:, columns] = compact.weight
         weight[rows] = inner
         if bias is not None and compact.bias is not None:
             bias = bias.to(compact.bias.dtype)
             bias[rows] = compact.bias
-    place(linear, "weight", weight)
-    if bias is not None:
-        place(linear, "bias", bias)
+    return weight, bias
+
+
+def _place_joined(
+    layer: nn.Module, linear: Linear, parts: Sequence[tuple[Tensor, Tensor | None]]
+) -> None:
+    """Give the module of `linear` the weights and biases of all linears it holds."""
+    weights, biases = zip(*parts, strict=True)
+    place(layer, f"{linear.path}.weight", joined(weights, linear))
+    if biases[0] is not None:
+        place(layer, f"{linear.path}.bias", joined(biases, linear))
 
 
 def _load(
@@ -314,7 +340,7 @@ def _class(
     kind = getattr(cls, "config_class", None)
     if kind is None or not issubclass(cls, PreTrainedModel):
         raise CheckpointError(f"this transformers has no architecture {name}")
-    if kind.model_type not in FAMILIES or kind.model_type != values["model_type"]:
+    if kind.model_type not in ARCHITECTURES or kind.model_type != values["model_type"]:
         raise CheckpointError(
             f"expected a config of {kind.model_type} for {name}, got {values['model_type']!r}"
         )

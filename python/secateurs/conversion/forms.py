@@ -1,0 +1,168 @@
+"""Every way a linear can run, one row of FORMS each: how a stack of linears is made into a module.
+
+A new form is a row here, a packing format in `secateurs.formats` and an operation in
+`secateurs.ops`; the builder, the picker and a layer that runs as one operation go over the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.architectures.kept import LayerKeep
+from secateurs.conversion.modules import DenseLinear, PackedLinear, PatternLinear
+from secateurs.conversion.modules.pattern_linear import pack
+from secateurs.conversion.slicing import CompactLinear, common_grid, stacked, stacked_bias
+from secateurs.errors import FormatError
+from secateurs.formats import BlockSparseWeight
+
+
+class Stack:
+    """Linears that read the same input, to be run as one product.
+
+    Args:
+        roles: of the linears, in the order of their outputs.
+        parts: what slicing left of each.
+        keep: what the plan leaves of their layer.
+        activation: of the kernels' epilogue.
+    """
+
+    def __init__(
+        self,
+        roles: Sequence[str],
+        parts: Sequence[CompactLinear],
+        keep: LayerKeep,
+        activation: str = "none",
+    ) -> None:
+        self.roles, self.parts, self.keep, self.activation = roles, parts, keep, activation
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """`[N, K]`."""
+        return stacked([part.weight for part in self.parts])
+
+    @cached_property
+    def bias(self) -> Tensor | None:
+        """`[N]`."""
+        return stacked_bias(self.parts)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A stack as a module of one form.
+
+    Attributes:
+        name: the form's, with what tells this packing from another.
+        note: for the report.
+    """
+
+    name: str
+    module: nn.Module
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way a linear can run.
+
+    Attributes:
+        name: in reports and saved picks.
+        make: the module of a stack; None where the plan asks for nothing of the kind. Raises
+            FormatError with the reason where it asks, and the stack cannot be packed so.
+        whole: whether a layer of such linears can run as one operation.
+        always: whether it runs everywhere, without a kernel of ours.
+    """
+
+    name: str
+    make: Callable[[Stack], Made | None]
+    whole: bool = False
+    always: bool = False
+
+
+def _dense(stack: Stack) -> Made:
+    return Made("torch", DenseLinear(stack.weight, stack.bias, stack.activation))
+
+
+def _panels(stack: Stack) -> Made:
+    panels = BlockSparseWeight.pack_dense(stack.weight)
+    return Made("dense panels", PackedLinear(panels, stack.bias, stack.activation))
+
+
+def _blocks(stack: Stack) -> Made | None:
+    grid, block = common_grid(stack.parts)
+    if grid is None or block is None:
+        if any(role in stack.keep.blocks for role in stack.roles):
+            raise FormatError("blocks no longer align once heads or neurons are sliced off")
+        return None
+    sparse = BlockSparseWeight.pack(stack.weight, grid, block)
+    return Made(
+        "block-sparse",
+        PackedLinear(sparse, stack.bias, stack.activation),
+        f"{sparse.density:.2f} of the {block[0]}x{block[1]} blocks are stored",
+    )
+
+
+def _pattern(stack: Stack) -> Made | None:
+    masks = [stack.keep.patterns.get(role) for role in stack.roles]
+    present = [mask for mask in masks if mask is not None]
+    if not present:
+        return None
+    try:
+        if len({None if mask is None else mask.block for mask in masks}) > 1:
+            raise FormatError(f"expected one kind of pattern in {', '.join(stack.roles)}")
+        kept = []
+        for role, mask in zip(stack.roles, present, strict=True):
+            rows, columns = stack.keep.sides(role)
+            kept.append(mask.keep[rows][:, columns])
+        (p, q) = present[0].block
+        packed = pack(stack.weight, torch.cat(kept), (p, q))
+    except FormatError as error:
+        raise FormatError(f"no one pattern is left to pack ({error})") from None
+    return Made(
+        f"pattern {p}x{q} at {packed.density:.2f}",
+        PatternLinear(packed, stack.bias, stack.activation),
+    )
+
+
+FORMS: tuple[Form, ...] = (
+    Form("torch", _dense, always=True),
+    Form("dense panels", _panels, whole=True),
+    Form("block-sparse", _blocks, whole=True),
+    Form("pattern", _pattern),
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The modules that a stack can run as, by the name of their form; those that a layer run as one
+    operation takes; and what is to be told of the others."""
+
+    modules: dict[str, nn.Module]
+    whole: list[str]
+    notes: list[str]
+
+
+def choices(stack: Stack) -> Choice:
+    """Make a stack in every form that something here runs."""
+    modules: dict[str, nn.Module] = {}
+    whole, notes, refusals = [], [], []
+    for form in FORMS:
+        try:
+            made = form.make(stack)
+        except FormatError as error:
+            notes.append(str(error))
+            continue
+        if made is None:
+            continue
+        notes += filter(None, [made.note])
+        refusal = None if form.always else made.module.refusal()  # type: ignore[operator]
+        if refusal is not None:
+            refusals.append(f"no kernel for {made.name} ({refusal})")
+            continue
+        modules[made.name] = made.module
+        whole += [made.name] if form.whole else []
+    return Choice(modules, whole, notes + refusals)

@@ -1,0 +1,190 @@
+"""One converted layer, of compact weights and what its stock layer lends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from secateurs.architectures.kept import LayerKeep
+from secateurs.architectures.linears import module_at
+from secateurs.architectures.schema import Architecture
+from secateurs.architectures.stock import behaviour
+from secateurs.conversion.cost import FormPicker
+from secateurs.conversion.forms import Stack, choices
+from secateurs.conversion.modules import (
+    Attention,
+    Constant,
+    FeedForward,
+    Layer,
+    Norm,
+    RelativeBias,
+    Skip,
+    layer_class,
+)
+from secateurs.conversion.report import SiteReport
+from secateurs.conversion.slicing import CompactLinear
+
+Part = TypeVar("Part", bound=nn.Module | None)
+
+# The kernels' epilogue names, by the names transformers uses for activations.
+_EPILOGUE = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+EPILOGUE = {type(ACT2FN[name]): epilogue for name, epilogue in _EPILOGUE.items()}
+
+
+def fused_activation(activation: nn.Module) -> str | None:
+    """The kernels' epilogue that computes `activation`; None for one that runs as a pass of its
+    own."""
+    if type(activation) is nn.GELU:
+        return {"none": "gelu", "tanh": "gelu_tanh"}[activation.approximate]
+    return EPILOGUE.get(type(activation))
+
+
+def fastest(make: Callable[..., LayerBuilder], like: Tensor) -> LayerBuilder:
+    """A layer of the fastest linears, or, where that is faster still, of linears that make it one
+    operation. `like`: a tensor of its dtype and device."""
+    parts = make()
+    built, form, why = parts, "in parts", parts.layer.why_in_parts()
+    if like.device.type != "cpu":
+        why = f"no kernel computes a whole layer on {like.device}"
+    elif why is None:
+        form, why = "one operation", "wherever no gradients are recorded"
+    elif (
+        parts.layer.why_never_whole() is None
+        and not parts.picker.fixed
+        and (whole := make(packed=True)).layer.whole is not None
+    ):
+        layers = {"in parts": parts.layer, "one operation": whole.layer}
+        form, why = parts.picker.pick_layer(layers, parts.keep.shape.hidden, like)
+        built = whole if form == "one operation" else parts
+    built.report("layer", None, form, why)
+    return built
+
+
+class LayerBuilder:
+    """Builds one converted layer, and keeps a report of each decision.
+
+    With `packed`, of linears in our dense and block-sparse form wherever a kernel takes them.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        index: int,
+        keep: LayerKeep,
+        weights: Mapping[str, CompactLinear],
+        picker: FormPicker,
+        template: nn.Module,
+        packed: bool = False,
+    ) -> None:
+        self.architecture, self.index = architecture, index
+        self.behaviour = behaviour(architecture, template, keep.shape.head_dim)
+        self.keep, self.weights, self.picker, self.packed = keep, weights, picker, packed
+        self.reports: list[SiteReport] = []
+        self.forms: dict[str, str] = {}
+        self.layer = self._build(template)
+
+    def _build(self, template: nn.Module) -> Layer:
+        norms = self.architecture.norms
+        layer = layer_class(type(template))(
+            self._attention(),
+            self._ffn(),
+            *(Norm.of(template.get_submodule(path), self.architecture.rms_norm) for path in norms),
+            self.architecture.norm_first,
+            self.index,
+            self._relative_bias(template),
+        )
+        return layer.eval()
+
+    def _relative_bias(self, template: nn.Module) -> RelativeBias | None:
+        """What the layer adds to scores by relative position, if it is the one to make it."""
+        path = self.architecture.attention.relative_bias
+        embedding = module_at(template, path) if path else None
+        if embedding is None or path is None:
+            return None
+        attention = template.get_submodule(path.rpartition(".")[0])
+        return RelativeBias(embedding, attention.relative_attention_max_distance)
+
+    def _attention(self) -> nn.Module:
+        keep, shape, record = self.keep, self.keep.shape, self.architecture.attention
+        if not keep.attention:
+            return self.report("attention", Skip(), "removed", "the plan removes the sub-layer")
+        heads, kv_heads = int(keep.heads.sum()), int(keep.kv_heads.sum())
+        if not heads:
+            left = Constant(self.weights["output"].bias)
+            return self.report(
+                "attention", left, "removed", "no heads are left; the output bias stays"
+            )
+        action = "dense" if heads == shape.heads else "sliced"
+        self.report("heads", None, action, f"{heads} of {shape.heads} heads stay")
+        even = torch.arange(heads) // max(1, heads // kv_heads)
+        uneven = heads % kv_heads != 0 or not torch.equal(keep.kv_of, even.to(torch.int32))
+        device, biased = self.weights["query"].weight.device, bool(record.relative_bias)
+        return Attention(
+            self._linear(("query", "key", "value")),
+            self._linear(("output",)),
+            heads,
+            kv_heads,
+            shape.head_dim,
+            keep.kv_of.to(device) if uneven else None,
+            self.behaviour.causal,
+            self.behaviour.scale,
+            self.index,
+            keep.heads.nonzero()[:, 0].to(device) if biased and heads < shape.heads else None,
+        )
+
+    def _ffn(self) -> nn.Module:
+        keep = self.keep
+        if not keep.ffn:
+            return self.report("ffn", Skip(), "removed", "the plan removes the sub-layer")
+        neurons = int(keep.neurons.sum())
+        if not neurons:
+            left = Constant(self.weights["down"].bias)
+            return self.report("ffn", left, "removed", "no neurons are left; the output bias stays")
+        action = "dense" if neurons == keep.shape.neurons else "sliced"
+        self.report("neurons", None, action, f"{neurons} of {keep.shape.neurons} neurons stay")
+        fused = fused_activation(self.behaviour.activation)
+        first = ("gate", fused or "none") if keep.shape.gated else ("up", fused or "none")
+        activations = {first[0]: first[1]}
+        return FeedForward(
+            self._linear(("up",), activations.get("up", "none")),
+            self._linear(("down",)),
+            self._linear(("gate",), activations["gate"]) if keep.shape.gated else None,
+            None if fused else self.behaviour.activation,
+        )
+
+    def _linear(self, roles: tuple[str, ...], activation: str = "none") -> nn.Module:
+        """The linears of `roles`, which read the same input, as one product."""
+        stack = Stack(roles, [self.weights[role] for role in roles], self.keep, activation)
+        made, name = choices(stack), "+".join(roles)
+        site, ours = f"layers.{self.index}.{name}", made.whole if self.packed else None
+        lasts = [sublayer.last.role for sublayer in self.architecture.sublayers]
+        form, why = self.picker.pick(
+            site, made.modules, with_residual=roles[0] in lasts, among=ours
+        )
+        self.forms[site] = form
+        told = "; ".join(filter(None, (*self._rounded(roles), *made.notes, why)))
+        return self.report(name, made.modules[form], form, told)
+
+    def _rounded(self, roles: tuple[str, ...]) -> list[str]:
+        """What there is to tell of the levels of `roles`."""
+        bits = {role: self.keep.levels[role].bits for role in roles if role in self.keep.levels}
+        if not bits:
+            return []
+        whose = "" if len(bits) == len(roles) else f" of {', '.join(bits)}"
+        sizes = " and ".join(f"{2**b - 1} levels of {b} bits" for b in sorted({*bits.values()}))
+        return [f"values{whose} on {sizes}"]
+
+    def report(self, part: str, module: Part, action: str, reason: str) -> Part:
+        self.reports.append(SiteReport(f"layers.{self.index}.{part}", action, reason))
+        return module

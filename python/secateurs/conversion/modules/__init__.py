@@ -1,0 +1,31 @@
+"""Modules of a converted model: layers with packed weights, fused epilogues and attention over
+uneven heads.
+
+All of it is for inference: dropout is left out, weights are buffers. Gradients still flow to
+inputs.
+"""
+
+from secateurs.conversion.modules.attention import Attention, Constant, RelativeBias, Skip, rotate
+from secateurs.conversion.modules.feed_forward import FeedForward
+from secateurs.conversion.modules.layer import Layer, Mixed, again, husk, layer_class
+from secateurs.conversion.modules.linears import DenseLinear, PackedLinear
+from secateurs.conversion.modules.norm import Norm
+from secateurs.conversion.modules.pattern_linear import PatternLinear
+
+__all__ = [
+    "Attention",
+    "Constant",
+    "DenseLinear",
+    "FeedForward",
+    "Layer",
+    "Mixed",
+    "Norm",
+    "PackedLinear",
+    "PatternLinear",
+    "RelativeBias",
+    "Skip",
+    "again",
+    "husk",
+    "layer_class",
+    "rotate",
+]

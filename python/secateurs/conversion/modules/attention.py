@@ -1,0 +1,137 @@
+"""The attention sub-layer of a converted layer, and what is left of a sub-layer without units."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.conversion.transformers_attention import attend
+from secateurs.errors import FormatError
+
+
+class Constant(nn.Module):
+    """A sub-layer that lost all its heads or neurons: the bias of its last projection is what is
+    left."""
+
+    def __init__(self, bias: Tensor | None) -> None:
+        super().__init__()
+        self.bias = None if bias is None else nn.Buffer(bias)
+
+    def forward(self, x: Tensor, residual: Tensor, *_: Any) -> Tensor:
+        return residual if self.bias is None else residual + self.bias
+
+
+class Skip(nn.Module):
+    """A removed sub-layer: only the residual is left."""
+
+    def forward(self, x: Tensor, residual: Tensor, *_: Any) -> Tensor:
+        return residual
+
+
+class Attention(nn.Module):
+    """Self-attention with one packed projection for q, k and v, any number of heads, and the
+    residual fused in.
+
+    Args:
+        kv_of: int32 `[heads]`, the key/value head of each head; None: equal groups of neighbours.
+        kept_heads: int64 `[heads]`, which heads of the dense layer these are, where a bias of the
+            scores for each of those comes from outside; None: all of them.
+    """
+
+    def __init__(
+        self,
+        qkv: nn.Module,
+        output: nn.Module,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        kv_of: Tensor | None,
+        causal: bool,
+        scale: float,
+        layer_idx: int,
+        kept_heads: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if kv_of is not None and not (0 <= int(kv_of.min()) <= int(kv_of.max()) < kv_heads):
+            raise FormatError(
+                f"kv_of must name key/value heads in 0..{kv_heads - 1}, got {kv_of.tolist()}"
+            )
+        self.qkv, self.output = qkv, output
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.kv_of = None if kv_of is None else nn.Buffer(kv_of)
+        self.causal, self.scale, self.layer_idx = causal, scale, layer_idx
+        self.kept_heads = None if kept_heads is None else nn.Buffer(kept_heads)
+
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        mask: Tensor | None,
+        rotary: Any,
+        cache: Any,
+        is_causal: bool | None = None,
+        position_bias: Tensor | None = None,
+    ) -> Tensor:
+        joint = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, Hq + 2 Hkv, D]
+        q, k, v = joint.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
+        causal = self.causal if is_causal is None else is_causal
+        if position_bias is not None:
+            if self.kept_heads is not None:
+                position_bias = position_bias[:, self.kept_heads]
+            mask = biased(position_bias.to(q.dtype), mask)
+        context = attend(q, k, v, mask, causal=causal, scale=self.scale, kv_of=self.kv_of)
+        return self.output(context.flatten(2), residual=residual)
+
+
+class RelativeBias(nn.Module):
+    """The bias of attention scores by relative position (Raffel et al. 2020, section 2.1): near
+    positions have a bucket each, far ones share theirs in steps that grow by a constant factor.
+
+    Args:
+        embedding: `[buckets, H]`, one row for each bucket; the upper half is for later positions.
+        max_distance: from which on all positions share the last bucket.
+    """
+
+    def __init__(self, embedding: nn.Module, max_distance: int) -> None:
+        super().__init__()
+        self.embedding, self.max_distance = embedding, max_distance
+
+    def forward(self, tokens: int) -> Tensor:
+        """`[1, H, tokens, tokens]`, from queries to keys."""
+        places = torch.arange(tokens, device=self.embedding.weight.device)
+        distance = places[None, :] - places[:, None]
+        return self.embedding(self._bucket(distance)).permute(2, 0, 1)[None]
+
+    def _bucket(self, distance: Tensor) -> Tensor:
+        one_side = self.embedding.num_embeddings // 2
+        exact = one_side // 2
+        far = distance.abs()
+        growth = torch.log(far.float() / exact) / math.log(self.max_distance / exact)
+        shared = (exact + (growth * (one_side - exact)).long()).clamp(max=one_side - 1)
+        return torch.where(far < exact, far, shared) + one_side * (distance > 0)
+
+
+def biased(bias: Tensor, mask: Tensor | None) -> Tensor:
+    """A float mask `[B, H, Tq, Tk]` of a bias of scores and a bool mask, `[B, Tk]` of keys or
+    broadcastable to the scores."""
+    if mask is None:
+        return bias
+    if mask.dim() == 2:
+        mask = mask[:, None, None]
+    return bias.masked_fill(~mask, -math.inf)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of `x` `[B, T, H, D]` by `cos`, `sin` `[B, T, D]` (halves rotated
+    as pairs)."""
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos.unsqueeze(2) + turned * sin.unsqueeze(2)

@@ -1,0 +1,267 @@
+"""A converted layer, in place of a stock one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.conversion.modules.attention import Attention, Constant, RelativeBias, Skip
+from secateurs.conversion.modules.feed_forward import FeedForward
+from secateurs.conversion.modules.linears import PackedLinear
+from secateurs.conversion.modules.norm import Norm
+from secateurs.conversion.modules.part import Part
+from secateurs.conversion.modules.whole_layer import WholeLayer
+from secateurs.conversion.transformers_attention import refuse_unknown
+from secateurs.ops._backends.cpu import DTYPES
+
+
+def _in_own_dtypes(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`forward` of a layer without autocast: its weights were packed in the dtypes they have, and
+    are not cast anew in each call. Under autocast, and of a layer of several dtypes, the result is
+    in the dtype of the input, as a stock layer's."""
+
+    @wraps(forward)
+    def run(layer: Layer, hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
+        device = hidden_states.device.type
+        # Nothing is cast on the meta device, and torch does not take the question.
+        cast = device != "meta" and torch.is_autocast_enabled(device)
+        if not (layer.mixed or cast):
+            return forward(layer, hidden_states, *args, **options)
+        rotary = options.get("position_embeddings")
+        if rotary is not None:
+            options["position_embeddings"] = tuple(turn.to(layer.dtype) for turn in rotary)
+        with torch.autocast("cpu" if device == "meta" else device, enabled=False):
+            out = forward(layer, hidden_states.to(layer.dtype), *args, **options)
+        return out.to(hidden_states.dtype)
+
+    return run
+
+
+class Mixed:
+    """An object whose class was made at run time, from a stock class: pickled and copied as one
+    that the reader makes again."""
+
+    stock: ClassVar[type[nn.Module]]
+    maker: ClassVar[Callable[[type[nn.Module]], type]]  # makes the class from `stock`
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        _, (_, *arguments), *state = super().__reduce_ex__(max(2, protocol))
+        return _made_again, (type(self).maker, self.stock, *arguments), *state
+
+
+def _made_again(maker: Callable[[type], type], stock: type, *arguments: Any) -> Any:
+    return object.__new__(maker(stock), *arguments)
+
+
+class Layer(Mixed, nn.Module):
+    """One Transformer layer: attention and FFN around their residuals, the norm behind or in front
+    of each."""
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        ffn: nn.Module,
+        attention_norm: nn.Module,
+        ffn_norm: nn.Module,
+        norm_first: bool,
+        layer_idx: int,
+        relative_bias: RelativeBias | None = None,
+    ) -> None:
+        # Not super(): `layer_class` mixes this class with a stock layer whose constructor must not
+        # run.
+        nn.Module.__init__(self)
+        self.attention, self.attention_norm = attention, attention_norm
+        self.ffn, self.ffn_norm = ffn, ffn_norm
+        self.norm_first, self.layer_idx = norm_first, layer_idx
+        self.relative_bias = relative_bias
+        self.mixed = len(set(self._dtypes())) > 1
+        for part in self.modules():
+            if isinstance(part, Part):
+                part.casts = self.mixed
+        self.whole = self._as_one() if self.why_in_parts() is None else None
+
+    def become(self, other: Layer) -> Layer:
+        """This layer, made of the parts of `other`, under the hooks of its own parts where it has
+        such parts."""
+        mine = dict(self.named_modules())
+        for name, module in other.named_modules():
+            own = vars(mine.get(name, module))
+            vars(module).update({key: held for key, held in own.items() if _is_hooks(key, held)})
+        vars(self).update(vars(other))
+        if self.whole is not None:
+            self.whole = self._as_one()
+        return self
+
+    def _as_one(self) -> WholeLayer:
+        attention, ffn = (
+            None if isinstance(part, Skip) else part for part in (self.attention, self.ffn)
+        )
+        return WholeLayer(self, attention, self.attention_norm, ffn, self.ffn_norm)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its first weight."""
+        return self._dtypes()[0]
+
+    def _dtypes(self) -> list[torch.dtype]:
+        held = (*self.buffers(), *self.parameters())
+        return [tensor.dtype for tensor in held if tensor.is_floating_point()]
+
+    def why_never_whole(self) -> str | None:
+        """Why the layer is not one operation on the CPU whatever form its linears take, if so."""
+        attention, ffn = self.attention, self.ffn
+        if self.norm_first:
+            return "its norms come before the sub-layers"
+        if self.mixed:
+            return "its parts are of several dtypes"
+        if self.dtype not in DTYPES:
+            return f"no kernel computes it in {self.dtype}"
+        if isinstance(attention, Attention) and attention.causal:
+            return "its attention is causal"
+        if isinstance(attention, Attention) and attention.scale != attention.head_dim**-0.5:
+            return f"its attention scales its scores by {attention.scale:.3g}"
+        for norm in (self.attention_norm, self.ffn_norm):
+            rms = norm.rms if isinstance(norm, Norm) else not isinstance(norm, nn.LayerNorm)
+            if rms or norm.weight is None or norm.weight.dim() != 1:
+                return "its norms are not LayerNorms with a weight"
+        if isinstance(ffn, FeedForward) and not (ffn.gate is None and ffn.activation is None):
+            return "its FFN is gated, or has an activation without a kernel"
+        if isinstance(attention, Constant) or isinstance(ffn, Constant):
+            return "a sub-layer left its bias behind"
+        return None
+
+    def why_in_parts(self) -> str | None:
+        """Why the layer is not one operation on the CPU, if so."""
+        never = self.why_never_whole()
+        if never is not None:
+            return never
+        for part, names in ((self.attention, ("qkv", "output")), (self.ffn, ("up", "down"))):
+            others = [n for n in names if not isinstance(getattr(part, n, None), PackedLinear)]
+            if others and not isinstance(part, Skip):
+                return f"{' and '.join(others)} in another form"
+        return None
+
+    def bias_of(self, hidden_states: Tensor) -> Tensor:
+        """The bias of the scores by relative position that this layer makes, zeros where it makes
+        none, `[1, H or 1, T, T]`."""
+        tokens = hidden_states.shape[1]
+        if self.relative_bias is None:
+            return hidden_states.new_zeros(1, 1, tokens, tokens)
+        return self.relative_bias(tokens)
+
+    @_in_own_dtypes
+    def forward(
+        self,
+        hidden_states: Tensor,  # [B, T, d]
+        attention_mask: Tensor | None = None,
+        *positional: Any,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        cache: Any = None,
+        past_key_values: Any = None,  # the name of `cache` before transformers 5.24
+        is_causal: bool | None = None,
+        position_bias: Tensor | None = None,  # [1, H, T, T], of all heads of the dense layer
+        **named: Any,
+    ) -> Tensor:
+        if positional or named:
+            refuse_unknown(type(self).stock, positional, named)
+        cache = past_key_values if cache is None else cache
+        if cache is not None and not isinstance(self.attention, Attention):
+            # The cache counts the tokens it has seen by the states it holds: a layer without heads
+            # still counts.
+            seen = hidden_states.new_zeros(*hidden_states.shape[:2], 1, 1).transpose(1, 2)
+            cache.update(seen, seen, self.layer_idx)
+        alone = cache is None and not is_causal
+        if alone and self.whole is not None and self.whole.runs(hidden_states, attention_mask):
+            return self.whole(hidden_states, attention_mask)
+        x = hidden_states
+        context = (attention_mask, position_embeddings, cache, is_causal, position_bias)
+        if self.norm_first:
+            x = self.attention(self.attention_norm(x), x, *context)
+            return self.ffn(self.ffn_norm(x), x)
+        x = self.attention_norm(self.attention(x, x, *context))
+        return self.ffn_norm(self.ffn(x, x))
+
+
+@cache
+def layer_class(stock: type[nn.Module]) -> type[Layer]:
+    """`Layer` as a subclass of the stock layer: transformers finds the layers whose hidden states
+    it returns by class."""
+    about: dict[str, Any] = {
+        "__module__": stock.__module__,
+        "stock": stock,
+        "maker": layer_class,
+    }
+    names = list(inspect.signature(stock.forward).parameters)[2:]
+    if "position_bias" in names:
+        about["forward"] = _forward_with_bias(names)
+    elif names[:1] != ["attention_mask"]:
+        about["forward"] = _forward_by_names(names)
+    return type(f"Converted{stock.__name__}", (Layer, stock), about)
+
+
+def _forward_by_names(names: Sequence[str]) -> Callable[..., Tensor]:
+    """`forward` of a layer whose stock class takes its arguments behind the states in another
+    order: these `names`."""
+
+    def forward(layer: Layer, hidden_states: Tensor, *positional: Any, **named: Any) -> Tensor:
+        return Layer.forward(
+            layer, hidden_states, **dict(zip(names, positional, strict=False)), **named
+        )
+
+    return forward
+
+
+def _forward_with_bias(names: Sequence[str]) -> Callable[..., tuple[Tensor, Tensor, None]]:
+    """`forward` of a layer that hands a bias by relative position on to the next ones: the first
+    one makes it, and all return it behind their states."""
+    by_names = _forward_by_names(names)
+
+    def forward(
+        layer: Layer, hidden_states: Tensor, *positional: Any, **named: Any
+    ) -> tuple[Tensor, Tensor, None]:
+        named |= dict(zip(names, positional, strict=False))
+        bias = named.pop("position_bias", None)
+        if bias is None:
+            bias = layer.bias_of(hidden_states)
+        return by_names(layer, hidden_states, position_bias=bias, **named), bias, None
+
+    return forward
+
+
+def again(module: nn.Module, tensor: Callable[[str, Tensor], Tensor], path: str = "") -> nn.Module:
+    """A copy of `module` and those within it, without hooks, that holds `tensor(name, held)` in
+    place of each tensor it holds."""
+    other: nn.Module = object.__new__(type(module))
+    for key, value in vars(module).items():
+        # Hooks watch the module they were put on, and what they are need not be copied or pickled.
+        vars(other)[key] = type(value)() if _is_hooks(key, value) else value
+    for kind in ("_parameters", "_buffers"):
+        vars(other)[kind] = {
+            name: None if held is None else tensor(f"{path}{name}", held)
+            for name, held in vars(module)[kind].items()
+        }
+    vars(other)["_modules"] = {
+        name: None if child is None else again(child, tensor, f"{path}{name}.")
+        for name, child in module._modules.items()
+    }
+    return other
+
+
+def _is_hooks(key: str, value: Any) -> bool:
+    return "hooks" in key and isinstance(value, dict)
+
+
+def husk(layer: nn.Module) -> nn.Module:
+    """A stock layer without its data: what a converted one is compared with, and made again
+    from."""
+
+    def without_data(_: str, held: Tensor) -> Tensor:
+        shape = torch.empty_like(held.detach(), device="meta")
+        return nn.Parameter(shape, False) if isinstance(held, nn.Parameter) else shape
+
+    return again(layer, without_data)
