@@ -42,7 +42,10 @@ UNDERSTOOD = {
     "past_key_values",
     "is_causal",
 }
+# What only the layers of some architectures understand.
+ALSO_UNDERSTOOD = {"t5": {"position_bias"}, "gated t5": {"position_bias"}}
 REFUSED = {
+    "encoder_decoder_position_bias",
     "encoder_hidden_states",
     "encoder_attention_mask",
     "output_attentions",
@@ -71,11 +74,12 @@ def test_every_argument_of_a_stock_layer_is_decided(family):
     taken = inspect.signature(type(layer).forward).parameters.values()
     named = {p.name for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD} - {"self"}
     through = set(TransformersKwargs.__annotations__)
-    assert named | through <= UNDERSTOOD | REFUSED | FOR_OTHERS
+    understood = UNDERSTOOD | ALSO_UNDERSTOOD.get(family, set())
+    assert named | through <= understood | REFUSED | FOR_OTHERS
     ours = inspect.signature(Layer.forward).parameters.values()
-    assert {p.name for p in ours if p.kind is not p.VAR_KEYWORD} - {"self", "positional"} == (
-        UNDERSTOOD
-    )
+    # The bias that a layer hands to its own attention has no name of transformers'.
+    told = {p.name for p in ours if p.kind is not p.VAR_KEYWORD}
+    assert told - {"self", "positional", "scores_bias"} == UNDERSTOOD
 
 
 @pytest.mark.parametrize("name", [*sorted(REFUSED), "position_bias", "an_argument_of_next_year"])
@@ -92,6 +96,20 @@ def test_a_positional_argument_is_refused_by_its_name():
     layer = convert(tiny_model("bert"), PLAN).encoder.layer[0]
     with pytest.raises(OperandError, match=r"got encoder_hidden_states=a tensor of shape \(1, 4"):
         layer(torch.randn(1, 4, 64), None, torch.randn(1, 4, 64))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_arguments_in_another_order_are_known_by_their_names(family):
+    fast = convert(tiny_model(family), PLAN)
+    layer, states = [m for m in fast.modules() if isinstance(m, Layer)][1], torch.randn(1, 4, 64)
+    hidden = torch.tensor([[True, True, False, True]])
+    place = {"gpt2": (None, hidden), "t5": (hidden,)}[family]
+    by_place, by_name = layer(states, *place), layer(states, attention_mask=hidden)
+    by_place, by_name = (x[0] if isinstance(x, tuple) else x for x in (by_place, by_name))
+    assert torch.equal(by_place, by_name)
+    assert not torch.equal(by_place, (layer(states)[0] if family == "t5" else layer(states)))
+    with pytest.raises(OperandError, match="got encoder_hidden_states="):
+        layer(states, *place, *([None] * (2 - len(place))), torch.ones(1))
 
 
 @pytest.mark.parametrize("name", sorted(FOR_OTHERS))

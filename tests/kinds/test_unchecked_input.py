@@ -527,7 +527,7 @@ def in_dtypes(kind: str, form: str) -> nn.Module:
     if form == "a bfloat16 ffn":
         for layer in range(3):
             for role in ("up", "down"):
-                secateurs.find_sites(model).linear(model, layer, role).bfloat16()
+                secateurs.find_sites(model).linear(model, layer, role).module.bfloat16()
         return model
     model = model.bfloat16()
     for module in model.modules() if form == "float32 norms" else ():

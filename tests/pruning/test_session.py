@@ -287,16 +287,23 @@ def test_what_a_session_lacks_is_said():
 
 
 def test_a_family_we_do_not_know_is_refused():
-    from transformers import T5Config, T5Model
+    from transformers import GPTNeoXConfig, GPTNeoXModel
 
-    small = {"vocab_size": 32, "d_model": 8, "d_ff": 8, "d_kv": 4, "num_heads": 2, "num_layers": 1}
-    with pytest.raises(FamilyError, match="got 't5'"):
-        Session(T5Model(T5Config(**small)), "dsp", budget="heads=0.5")
+    tiny = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with pytest.raises(FamilyError, match="got 'gpt_neox'"):
+        Session(GPTNeoXModel(GPTNeoXConfig(**tiny)), "dsp", budget="heads=0.5")
 
 
 @pytest.mark.parametrize("method", TRAINED)
-def test_every_family_can_be_trained(method, model, batch):
+def test_every_family_can_be_trained(method, family, model, batch):
     """Only gates and weights of sites are used, so the loss may be anything."""
+    if family == "gpt2" and method in ("seven", "admm_pattern"):
+        with (
+            pytest.raises(MethodError, match=r"layers\.0\.query is a part of a larger one"),
+            Session(model, method, budget=TRAINED[method][0], steps=STEPS),
+        ):
+            pass
+        return
     with Session(model, method, budget=TRAINED[method][0], steps=STEPS) as session:
         adam = optimizer(session)
         for _ in range(8):

@@ -175,7 +175,11 @@ class Pruner:
         for site in self.sites.of_kind("linear"):
             role = site.name.rsplit(".", 1)[1]
             weight = self.sites.linear(self.model, site.layer, role).weight
-            assert isinstance(weight, nn.Parameter)
+            if not isinstance(weight, nn.Parameter):
+                raise MethodError(
+                    f"expected linears that hold their weight alone, to train what is in it, but "
+                    f"{site.name} is a part of a larger one, or transposed"
+                )
             found[site.name] = weight
         return found
 

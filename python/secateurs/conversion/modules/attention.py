@@ -73,7 +73,7 @@ class Attention(nn.Module):
         rotary: Any,
         cache: Any,
         is_causal: bool | None = None,
-        position_bias: Tensor | None = None,
+        scores_bias: Tensor | None = None,
     ) -> Tensor:
         joint = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, Hq + 2 Hkv, D]
         q, k, v = joint.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
@@ -83,10 +83,10 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
         causal = self.causal if is_causal is None else is_causal
-        if position_bias is not None:
-            if self.kept_heads is not None:
-                position_bias = position_bias[:, self.kept_heads]
-            mask = biased(position_bias.to(q.dtype), mask)
+        if scores_bias is not None:
+            if self.kept_heads is not None and scores_bias.shape[1] > 1:  # else one for all heads
+                scores_bias = scores_bias[:, self.kept_heads]
+            mask = biased(scores_bias.to(q.dtype), mask)
         context = attend(q, k, v, mask, causal=causal, scale=self.scale, kv_of=self.kv_of)
         return self.output(context.flatten(2), residual=residual)
 

@@ -164,7 +164,7 @@ class Layer(Mixed, nn.Module):
         cache: Any = None,
         past_key_values: Any = None,  # the name of `cache` before transformers 5.24
         is_causal: bool | None = None,
-        position_bias: Tensor | None = None,  # [1, H, T, T], of all heads of the dense layer
+        scores_bias: Tensor | None = None,  # [1, H, T, T], of all heads of the dense layer
         **named: Any,
     ) -> Tensor:
         if positional or named:
@@ -179,7 +179,7 @@ class Layer(Mixed, nn.Module):
         if alone and self.whole is not None and self.whole.runs(hidden_states, attention_mask):
             return self.whole(hidden_states, attention_mask)
         x = hidden_states
-        context = (attention_mask, position_embeddings, cache, is_causal, position_bias)
+        context = (attention_mask, position_embeddings, cache, is_causal, scores_bias)
         if self.norm_first:
             x = self.attention(self.attention_norm(x), x, *context)
             return self.ffn(self.ffn_norm(x), x)
@@ -228,7 +228,7 @@ def _forward_with_bias(names: Sequence[str]) -> Callable[..., tuple[Tensor, Tens
         bias = named.pop("position_bias", None)
         if bias is None:
             bias = layer.bias_of(hidden_states)
-        return by_names(layer, hidden_states, position_bias=bias, **named), bias, None
+        return by_names(layer, hidden_states, scores_bias=bias, **named), bias, None
 
     return forward
 
