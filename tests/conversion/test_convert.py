@@ -7,13 +7,12 @@ import copy
 import pytest
 import torch
 from support.models import answer, cache_name, relative
-from support.tiny_models import tiny_model
+from support.plans import PLANS, blocks, gone
+from support.tiny_models import CAUSAL_FAMILIES, tiny_model
 
 from secateurs import (
     BlockMask,
     HeadMask,
-    ModuleMask,
-    NeuronMask,
     SecateursError,
     SparsityPlan,
     apply,
@@ -24,52 +23,6 @@ from secateurs import (
     use_backend,
 )
 from secateurs.errors import PlanError
-
-
-def gone(n: int) -> torch.Tensor:
-    return torch.zeros(n, dtype=torch.bool)
-
-
-def blocks(seed: int, *shape: int) -> BlockMask:
-    keep = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.4
-    keep[1] = False  # a block row without blocks
-    return BlockMask(keep, (16, 16))
-
-
-PLANS = {
-    "empty": {},
-    "no heads in a layer": {"layers.1.heads": HeadMask(gone(4))},
-    "no heads in the first layer": {"layers.0.heads": HeadMask(gone(4))},
-    "no neurons in a layer": {"layers.1.neurons": NeuronMask(gone(96))},
-    "no attention": {f"layers.{i}.attention": ModuleMask(gone(1)[0]) for i in range(3)},
-    "no ffn in the last layer": {"layers.2.ffn": ModuleMask(gone(1)[0])},
-    "no middle layer": {"layers.1.layer": ModuleMask(gone(1)[0])},
-    "uneven": {
-        "layers.0.heads": HeadMask(torch.tensor([False, True, True, True])),
-        "layers.1.heads": HeadMask(torch.tensor([False, False, True, False])),
-        "layers.0.neurons": NeuronMask(torch.arange(96) % 3 == 0),
-        "layers.2.neurons": NeuronMask(torch.arange(96) == 95),
-    },
-    "blocks": {
-        "layers.0.query": blocks(1, 4, 4),
-        "layers.1.output": blocks(2, 4, 4),
-        "layers.1.up": blocks(3, 6, 4),
-        "layers.2.down": blocks(4, 4, 6),
-    },
-    "all blocks gone": {"layers.0.down": BlockMask(gone(24).view(4, 6), (16, 16))},
-    "blocks and aligned heads": {
-        "layers.0.query": blocks(1, 4, 4),
-        "layers.0.heads": HeadMask(torch.tensor([True, True, False, True])),
-        "layers.0.output": blocks(5, 4, 4),
-    },
-    "blocks and neurons that break them": {
-        "layers.0.up": blocks(3, 6, 4),
-        "layers.0.neurons": NeuronMask(torch.arange(96) % 2 == 0),
-    },
-    "everything": {
-        f"layers.{i}.{part}": ModuleMask(gone(1)[0]) for i in range(3) for part in ("layer", "ffn")
-    },
-}
 
 
 @pytest.fixture(params=[name.replace(" ", "-") for name in PLANS])
@@ -121,10 +74,11 @@ def test_hidden_states_are_returned(batch):
         assert relative(a[keep], b[keep]) < 1e-5
 
 
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("family", CAUSAL_FAMILIES)
+@pytest.mark.parametrize("cache", ["dynamic", "static", "beams"])
 @pytest.mark.parametrize("name", ["uneven", "no heads in the first layer", "no middle layer"])
-def test_generation_with_a_cache(name, cache):
-    model, plan = tiny_model("llama"), SparsityPlan(PLANS[name])
+def test_generation_with_a_cache(name, cache, family):
+    model, plan = tiny_model(family), SparsityPlan(PLANS[name])
     prompt = torch.randint(3, 100, (2, 6), generator=torch.Generator().manual_seed(2))
     mask = torch.ones_like(prompt)
     mask[1, :2] = 0  # left padding
@@ -133,7 +87,7 @@ def test_generation_with_a_cache(name, cache):
         "max_new_tokens": 8,
         "do_sample": False,
         "pad_token_id": 0,
-        "cache_implementation": cache,
+        **({"num_beams": 3} if cache == "beams" else {"cache_implementation": cache}),
         "output_logits": True,
         "return_dict_in_generate": True,
     }

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 from support.models import answer, relative, saved_files
+from support.plans import PLANS
 from support.tiny_models import tiny_model
-from test_convert import PLANS
 
 import secateurs
 from secateurs import SparsityPlan, apply, convert, export_dense, load, prune, save
@@ -60,6 +60,13 @@ def test_export_dense_gives_a_stock_model(model, batch, name):
     assert type(dense) is type(model)
     assert not hasattr(dense, "secateurs")
     assert relative(answer(dense, batch), answer(apply(model, plan), batch)) < 1e-5
+
+
+def test_an_exported_model_is_saved_and_read_by_stock_transformers(model, batch, tmp_path):
+    plan = SparsityPlan(PLANS["uneven"])
+    export_dense(convert(model, plan)).save_pretrained(tmp_path)
+    stock = type(model).from_pretrained(tmp_path).eval()
+    assert relative(answer(stock, batch), answer(apply(model, plan), batch)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["blocks", "uneven", "no middle layer"])

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 from support.models import answer
+from support.plans import PLANS
 from support.tiny_models import tiny_model
-from test_convert import PLANS
 
 from secateurs import SparsityPlan, apply, distill
 from secateurs.errors import DataError, PlanError

@@ -1,0 +1,53 @@
+"""Plans of every kind of mask, for tiny models."""
+
+from __future__ import annotations
+
+import torch
+
+from secateurs import BlockMask, HeadMask, ModuleMask, NeuronMask
+
+
+def gone(n: int) -> torch.Tensor:
+    return torch.zeros(n, dtype=torch.bool)
+
+
+def blocks(seed: int, *shape: int) -> BlockMask:
+    keep = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.4
+    keep[1] = False  # a block row without blocks
+    return BlockMask(keep, (16, 16))
+
+
+PLANS = {
+    "empty": {},
+    "no heads in a layer": {"layers.1.heads": HeadMask(gone(4))},
+    "no heads in the first layer": {"layers.0.heads": HeadMask(gone(4))},
+    "no neurons in a layer": {"layers.1.neurons": NeuronMask(gone(96))},
+    "no attention": {f"layers.{i}.attention": ModuleMask(gone(1)[0]) for i in range(3)},
+    "no ffn in the last layer": {"layers.2.ffn": ModuleMask(gone(1)[0])},
+    "no middle layer": {"layers.1.layer": ModuleMask(gone(1)[0])},
+    "uneven": {
+        "layers.0.heads": HeadMask(torch.tensor([False, True, True, True])),
+        "layers.1.heads": HeadMask(torch.tensor([False, False, True, False])),
+        "layers.0.neurons": NeuronMask(torch.arange(96) % 3 == 0),
+        "layers.2.neurons": NeuronMask(torch.arange(96) == 95),
+    },
+    "blocks": {
+        "layers.0.query": blocks(1, 4, 4),
+        "layers.1.output": blocks(2, 4, 4),
+        "layers.1.up": blocks(3, 6, 4),
+        "layers.2.down": blocks(4, 4, 6),
+    },
+    "all blocks gone": {"layers.0.down": BlockMask(gone(24).view(4, 6), (16, 16))},
+    "blocks and aligned heads": {
+        "layers.0.query": blocks(1, 4, 4),
+        "layers.0.heads": HeadMask(torch.tensor([True, True, False, True])),
+        "layers.0.output": blocks(5, 4, 4),
+    },
+    "blocks and neurons that break them": {
+        "layers.0.up": blocks(3, 6, 4),
+        "layers.0.neurons": NeuronMask(torch.arange(96) % 2 == 0),
+    },
+    "everything": {
+        f"layers.{i}.{part}": ModuleMask(gone(1)[0]) for i in range(3) for part in ("layer", "ffn")
+    },
+}
