@@ -1,5 +1,6 @@
 """Pruning: methods score what a model has, allocation turns scores into a plan."""
 
+from secateurs.pruning.allocation import ALLOCATORS, Allocator, Price
 from secateurs.pruning.allocation.budget import Budget
 from secateurs.pruning.base import Needs, Pruner
 from secateurs.pruning.methods import (
@@ -13,10 +14,13 @@ from secateurs.pruning.run import prune
 from secateurs.pruning.session import Session
 
 __all__ = [
+    "ALLOCATORS",
     "METHODS",
+    "Allocator",
     "Budget",
     "Method",
     "Needs",
+    "Price",
     "Pruner",
     "Session",
     "check_option_names",

@@ -82,6 +82,8 @@ class Sensitivity:
 
 class _Seven(Pruner):
     produces = frozenset({"weights", "blocks", "patterns"})
+    labelled = True
+    seeded = False
 
     def __init__(self, decay: float, decay_square: float, signed: bool) -> None:
         for name, value in (("decay", decay), ("decay_square", decay_square)):
@@ -209,6 +211,7 @@ class SevenPrePruner(_Seven):
     """
 
     needs = Needs.GRADIENTS
+    nested = False  # what is masked on the way follows a schedule to the budget
 
     def __init__(
         self,
