@@ -9,6 +9,7 @@ from secateurs.pruning.methods import (
     check_option_names,
     check_options,
     make_pruner,
+    option_owner,
 )
 from secateurs.pruning.run import prune
 from secateurs.pruning.session import Session
@@ -26,5 +27,6 @@ __all__ = [
     "check_option_names",
     "check_options",
     "make_pruner",
+    "option_owner",
     "prune",
 ]

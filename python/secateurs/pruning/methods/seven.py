@@ -206,7 +206,8 @@ class SevenPrePruner(_Seven):
     """SEVEN before a training.
 
     Args:
-        decay, decay_square, signed: as for `SevenPruner`.
+        decay, decay_square: a and b of the moments.
+        signed: moments of the gradient itself, to test the paper's claim against.
         rounds: passes over the data.
     """
 
