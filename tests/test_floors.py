@@ -28,6 +28,7 @@ FLOORS: dict[str, set[str]] = {
     "measurement": {"ops", "data"},
     "masking": {"plan", "architectures"},
     "pruning": {"plan", "data", "architectures", "masking"},
+    "reconstruction": {"plan", "data", "architectures", "masking"},
     "conversion": {"plan", "formats", "ops", "architectures", "measurement", "masking"},
     "training": {"plan", "data", "architectures", "masking", "pruning"},
     "storage": {"plan", "formats", "architectures", "conversion"},
@@ -56,7 +57,7 @@ CONFINED = {
 NEVER_LOADED = {
     "": {"torch", "numpy", "transformers"},
     "cli.main": {"torch", "numpy", "transformers"},
-    "cli.arguments": {"torch", "numpy", "transformers"},
+    "cli.commands": {"torch", "numpy", "transformers"},
     "plan": {"transformers"},
     "ops": {"transformers", "safetensors"},
     "formats": {"transformers"},
@@ -144,7 +145,7 @@ def test_the_command_explains_itself_without_torch():
         "try: main([*sys.argv[1:]])\n"
         "except SystemExit: print('loaded', *sys.modules)"
     )
-    for arguments in (["--help"], ["--version"], ["prune", "--help"]):
+    for arguments in (["--help"], ["--version"], ["prune", "--help"], ["prune-task", "--help"]):
         done = subprocess.run(
             [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
         )

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from secateurs.pruning import Needs as Needs
     from secateurs.pruning import Session as Session
     from secateurs.pruning import prune as prune
+    from secateurs.reconstruction import refit as refit
     from secateurs.storage.checkpoint import export_dense as export_dense
     from secateurs.storage.checkpoint import load as load
     from secateurs.storage.checkpoint import save as save
@@ -75,6 +76,7 @@ _HOMES = {
     "load": "storage.checkpoint",
     "measure": "measurement.timing",
     "prune": "pruning",
+    "refit": "reconstruction",
     "save": "storage.checkpoint",
     "use_backend": "ops",
 }

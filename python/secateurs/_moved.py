@@ -40,7 +40,7 @@ MOVED = {
     "pruning.voita": "pruning.methods.voita",
     "ranking": "pruning.ranking",
     "recipe": "training.task_recipe",
-    "report": "cli.report",
+    "report": "cli.tables",
     "runs": "pruning.run_folders",
     "schedules": "pruning.schedules",
     "session": "pruning.session",

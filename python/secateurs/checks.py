@@ -257,7 +257,8 @@ def _words(hint: Any) -> str:
     if get_origin(hint) is tuple and get_args(hint)[-1] is not ...:
         return f"{len(get_args(hint))} of {_either(get_args(hint))}"
     kind = get_origin(hint) or hint
-    return _WORDS.get(kind) or f"a {getattr(kind, '__name__', kind)}"
+    name = getattr(kind, "__name__", str(kind))
+    return _WORDS.get(kind) or f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
 def _is_plain_tensor(value: Any) -> bool:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -133,6 +134,55 @@ def test_methods_are_those_of_the_table(tmp_path, capsys):
     assert "gradient" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("method", secateurs.METHODS)
+def test_methods_explains_every_option_of_one(tmp_path, capsys, method):
+    told = tmp_path / "out.json"
+    assert run("methods", method, "--json", told) == 0
+    result, pruner = json.loads(told.read_text()), secateurs.METHODS[method].pruner
+    rows = {row["name"]: row for row in result["options"]}
+    parameters = {**inspect.signature(pruner).parameters}
+    floors = [] if pruner.chooses else ["min_heads", "min_neurons"]
+    assert [*rows] == [*parameters, *floors]
+    printed = capsys.readouterr().out
+    for name, row in rows.items():
+        assert row["type"] in ("int", "float", "bool", "str", "str | Path")
+        assert len(row["meaning"]) > 5, f"the docstring of {method} does not explain {name}"
+        assert row["meaning"] in printed
+        default = parameters[name].default if name in parameters else 0
+        if isinstance(default, float):
+            assert float(row["default"]) == pytest.approx(default, rel=1e-5)
+        else:
+            assert row["default"] == str(default).lower()
+
+
+def test_what_methods_says_of_options_is_taken_by_prune(folder, tmp_path):
+    """Every default, as a word of the command line."""
+    run("methods", "magnitude", "--json", tmp_path / "told.json")
+    rows = json.loads((tmp_path / "told.json").read_text())["options"]
+    words = [f"--option={row['name']}={row['default']}" for row in rows]
+    assert len(words) == 2
+    assert prune(folder, tmp_path / "out", "--method", "magnitude", *words) == 0
+
+
+def test_the_allocator_can_be_chosen(folder, tmp_path):
+    for allocator, heads in (("per_layer", [2, 2, 2]), (None, None)):
+        out = tmp_path / str(allocator)
+        more = ["--allocator", allocator] if allocator else ["--option", "min_heads=1"]
+        assert prune(folder, out, "--method", "random", "--seed", 2, *more) == 0
+        masks = secateurs.SparsityPlan.load(saved_files(out)[1]).masks
+        got = [int(masks[f"layers.{i}.heads"].keep.sum()) for i in range(3)]
+        assert sum(got) == 6
+        assert got == heads or (heads is None and min(got) >= 1 and got != [2, 2, 2])
+
+
+def test_the_command_of_before_for_tasks_still_works_and_says_where_it_went(tmp_path, capsys):
+    for words in (["--task", "sst3"], ["--task=sst3"]):
+        assert cli.main([*COMMAND, *words, "--method", "dsp", "--out", str(tmp_path / "b")]) == 2
+        first, second = capsys.readouterr().err.splitlines()
+        assert "is now a command of its own, prune-task" in first
+        assert second.startswith("secateurs prune-task: expected a task in")
+
+
 def test_env_prints_what_env_report_says(tmp_path, capsys):
     assert run("env", "--json", tmp_path / "out.json") == 0
     assert json.loads((tmp_path / "out.json").read_text()) == secateurs.env_report()
@@ -155,7 +205,14 @@ def test_env_prints_what_env_report_says(tmp_path, capsys):
         (["--budget", "blocks=0.5,block=48", "--method", "random"], "block 48 does not divide"),
         (["--budget", "blocks=0.5", "--text", "t"], "the budget names blocks"),
         (["--budget", "heads=0.5,heads=0.2", "--method", "random"], "expected heads once"),
-        (["--budget", "heads=0.5", "--method", "dsp"], "expected --task, on which dsp trains"),
+        (
+            ["--budget", "heads=0.5", "--method", "dsp"],
+            "expected the command prune-task, in which dsp trains",
+        ),
+        (
+            ["--budget", "heads=0.9", "--method", "random", "--option", "min_heads=1"],
+            "a budget that leaves 1 heads in each layer",
+        ),
         (["--budget", "heads=0.5", "--option", "rounds=2.5"], "expected rounds to be a whole"),
         (["--budget", "heads=0.5", "--option", "rounds=0"], "at least one round"),
         (
@@ -194,7 +251,6 @@ def test_what_can_be_refused_is_refused_before_the_model_is_read(folder, tmp_pat
         ["--out", "/dev/null/out"],
         ["--out", "x" * 3000],
         ["--json", tmp_path],
-        ["--data-dir", tmp_path],
         ["--text", tmp_path / "missing"],
     ):
         arguments = ["prune", "--model", folder, "--out", tmp_path / "out", *common, *wrong]
@@ -287,13 +343,12 @@ def test_folders_that_are_no_models_are_refused(tmp_path, capsys):
 
 
 def test_a_family_we_do_not_know_is_refused(tmp_path, capsys):
-    from transformers import T5Config, T5Model
+    from transformers import GPTNeoXConfig, GPTNeoXModel
 
-    T5Model(
-        T5Config(vocab_size=32, d_model=8, d_ff=8, d_kv=4, num_heads=2, num_layers=1)
-    ).save_pretrained(tmp_path / "t5")
-    assert run("inspect", tmp_path / "t5") == cli.BAD_INPUT
-    assert "got 't5'" in capsys.readouterr().err
+    tiny = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    GPTNeoXModel(GPTNeoXConfig(**tiny)).save_pretrained(tmp_path / "neox")
+    assert run("inspect", tmp_path / "neox") == cli.BAD_INPUT
+    assert "got 'gpt_neox'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -346,6 +401,12 @@ def test_debug_shows_the_traceback(tmp_path):
         [*COMMAND, "--seed", "-1"],
         [*COMMAND, "--batch-size", "9" * 5000],
         [*COMMAND, "--task", "sst2", "--text", "t"],
+        [*COMMAND, "--text", "t", "--data", "t"],
+        [*COMMAND, "--data-dir", "d"],
+        [*COMMAND, "--allocator", "fair"],
+        ["prune-task", *COMMAND[1:]],
+        ["prune-task", *COMMAND[1:], "--task", "sst2", "--data", "t"],
+        ["methods", "wishful"],
         ["prune", "--model", "a", "--out", "b", "--budget", "heads=0.5", "--option", "rounds"],
     ],
 )

@@ -56,10 +56,10 @@ def inputs(tmp_path_factory) -> dict[str, Path]:
 
 
 def prune(inputs, out: Path, **changes: object) -> int:
-    """The exit status of `secateurs prune --task sst2`, as `CHOSEN` but for some changes."""
+    """The exit status of `secateurs prune-task --task sst2`, as `CHOSEN` but for some changes."""
     changed = {name.replace("_", "-"): value for name, value in changes.items()}
     options = {"task": "sst2", "out": out, **inputs, **CHOSEN, **changed}
-    return cli.main(["prune", "--no-progress", *(f"--{n}={v}" for n, v in options.items())])
+    return cli.main(["prune-task", "--no-progress", *(f"--{n}={v}" for n, v in options.items())])
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

@@ -13,14 +13,12 @@ from support.tiny_models import tiny_model
 
 from secateurs import METHODS, Budget, Gates, SparsityPlan, apply, convert, find_sites, prune
 from secateurs.errors import BudgetError, DataError, MethodError, PlanError
-from secateurs.pruning import Needs
-from secateurs.pruning.allocation.lowest import allocate
+from secateurs.pruning import Needs, Pruner
+from secateurs.pruning.allocation import GlobalRanking, PerLayer
 from secateurs.pruning.methods.gradient import GradientPruner
 
 ONE_SHOT = [name for name, row in METHODS.items() if Needs.TRAINING not in row.needs]
-LABELLED = {"seven_pre"}
 HEADED = ("roberta", "vit")
-BUDGET_SHAPES_SCORES = {"seven_pre", "smp"}  # what they see on the way depends on the budget
 BUDGETS = {
     "heads": "heads=0.4",
     "neurons": "neurons=0.3",
@@ -51,7 +49,7 @@ def batches(batch) -> list[dict[str, torch.Tensor]]:
 def labels_where_they_are_needed(request: pytest.FixtureRequest) -> None:
     """A method that needs a loss runs on the families whose tiny models have a head."""
     names = request.fixturenames
-    if "method" not in names or request.getfixturevalue("method") not in LABELLED:
+    if "method" not in names or not facts(request.getfixturevalue("method")).labelled:
         return
     if "family" in names and request.getfixturevalue("family") not in HEADED:
         pytest.skip("the tiny model has no task head")
@@ -59,15 +57,20 @@ def labels_where_they_are_needed(request: pytest.FixtureRequest) -> None:
         batch["labels"] = torch.arange(3) % 2
 
 
+def facts(method: str) -> type[Pruner]:
+    """The class of a method, whose attributes say what it can do and what it needs."""
+    return METHODS[method].pruner
+
+
 def budgets_of(method: str) -> list[str]:
-    if method == "smp":  # equally many heads of every layer
-        return ["heads=0.5", "heads=0.25"]
+    if facts(method).whole_layers:
+        return [f"{unit}={share}" for unit in METHODS[method].produces for share in (0.5, 0.25)]
     return [t for t in BUDGETS.values() if Budget.parse(t).kinds() <= METHODS[method].produces]
 
 
 def steps_of(method: str, unit: str) -> tuple[float, ...]:
     """Fractions that can be removed of a unit."""
-    fine = unit != "patterns" and method != "smp"
+    fine = unit != "patterns" and not facts(method).whole_layers
     return (0.1, 0.35, 0.6, 0.9) if fine else (0.25, 0.5, 0.75)
 
 
@@ -113,6 +116,15 @@ def test_one_seed_gives_one_plan(method, model, batches):
         assert planned(method, model, batches, text, seed=3) == first
 
 
+def test_only_a_seeded_method_depends_on_the_seed(method, model, batches):
+    differs = False
+    for text in budgets_of(method):
+        plans = [planned(method, model, batches, text, seed=seed) for seed in range(4)]
+        first, *others = [SparsityPlan(plan.masks) for plan in plans]
+        differs |= any(other != first for other in others)
+    assert facts(method).seeded or not differs
+
+
 def test_a_bigger_budget_never_keeps_more(method, model, batches):
     sites = find_sites(model)
     for unit in sorted(METHODS[method].produces):
@@ -123,8 +135,9 @@ def test_a_bigger_budget_never_keeps_more(method, model, batches):
             kept.append(plan)
         for less, more in itertools.pairwise(kept):
             for name, mask in more.masks.items():
-                assert mask.keep.sum() <= less.masks[name].keep.sum() or method == "seven_pre"
-                if method not in BUDGET_SHAPES_SCORES:
+                if facts(method).nested or facts(method).whole_layers:
+                    assert mask.keep.sum() <= less.masks[name].keep.sum()
+                if facts(method).nested:
                     assert not bool((mask.keep & ~less.masks[name].keep).any())
         assert sites.density(kept[-1])["parameters"] < sites.density(kept[0])["parameters"]
 
@@ -164,9 +177,9 @@ def test_weights_that_are_not_finite_are_refused(method, model, batches):
     sites = find_sites(model)
     with torch.no_grad():
         sites.linear(model, 0, "output").weight[0, 0] = float("nan")
-    if method == "random":  # reads no weights: the plan is made, and refused where it is used
+    if facts(method).needs == Needs.NOTHING:  # the plan is made, and refused where it is used
         with pytest.raises(PlanError, match="NaN or infinity"):
-            apply(model, planned(method, model, batches, "heads=0.5"))
+            apply(model, planned(method, model, batches, budgets_of(method)[0]))
         return
     with pytest.raises(MethodError, match=r"finite scores|NaN"):
         planned(method, model, batches, budgets_of(method)[0])
@@ -347,8 +360,8 @@ def test_a_budget_of_parameters_takes_the_fewest_units():
     sites = find_sites(tiny_model("bert"))
     scores = {f"layers.{i}.neurons": torch.rand(96) for i in range(3)}
     total = 3 * (4 * 64 * 64 + 2 * 64 * 96)
-    for fraction in (0.01, 0.1, 0.25, 0.4):
-        plan = allocate(scores, sites, Budget(parameters=fraction))
+    for fraction, allocator in itertools.product((0.01, 0.1, 0.25, 0.4), (GlobalRanking, PerLayer)):
+        plan = allocator().allocate(scores, sites, Budget(parameters=fraction))
         gone = sum(int((~mask.keep).sum()) for mask in plan.masks.values())
         assert gone == math.ceil(fraction * total / (2 * 64))
 
@@ -373,6 +386,6 @@ def test_a_vector_pattern_keeps_the_inputs_whose_scores_sum_highest():
     scores = {site.name: torch.rand(site.shape) for site in sites.of_kind("linear")}
     scores["layers.0.up"][:2, :4] = torch.tensor([[2.0, 3.0, 0.0, 1.8], [2.0, 0.0, 1.0, 1.8]])
     budget = Budget(patterns=0.5, vector=2)
-    keep = allocate(scores, sites, budget).masks["layers.0.up"].keep
+    keep = GlobalRanking().allocate(scores, sites, budget).masks["layers.0.up"].keep
     assert keep[:2, :4].tolist() == [[True, False, False, True]] * 2
     assert keep[2:4].sum() == 64

@@ -19,7 +19,6 @@ from support.training import dense_folder, glue_folder, sentences, write
 
 import secateurs
 from secateurs.cli import main as cli
-from secateurs.cli.arguments import parser
 from secateurs.data.glue import (
     TASKS,
     accuracy,
@@ -54,8 +53,8 @@ def model_folder(tmp_path) -> Path:
 
 
 def prune_parser() -> argparse.ArgumentParser:
-    commands = next(a for a in parser(dict.fromkeys(cli._COMMANDS))._actions if a.choices)
-    return commands.choices["prune"]
+    commands = next(action for action in cli.parser()._actions if action.choices)
+    return commands.choices["prune-task"]
 
 
 def array(*values: float) -> np.ndarray:
@@ -288,7 +287,7 @@ def test_the_command_prunes_on_a_task_and_saves_what_it_says(
     common = ["--model", model_folder, "--task", "sst2", "--data-dir", glue, "--out", out]
     epochs = ["--prune-epochs", 2, "--recover-epochs", 1, "--batch-size", 8, "--lr", 1e-3]
     chosen = ["--method", method, "--budget", budget, "--json", told]
-    assert run("prune", *common, *chosen, *epochs, *more) == cli.OK
+    assert run("prune-task", *common, *chosen, *epochs, *more) == cli.OK
     result = json.loads(told.read_text())
     assert result["density"]["heads"] == (0.5 if method == "dsp" else 1.0)
     assert set(result["metrics"]) == {"dense", "pruned", "saved"}
@@ -319,12 +318,12 @@ def test_a_decoder_without_padding_classifies_alike_alone_and_padded(model_folde
                     torch.testing.assert_close(together[i], alone)
 
 
-# What to give each option of prune in another run than the usual one, and None where it says only
-# whence to read and whereto to write.
+# What to give each option of prune-task in another run than the usual one, and None where it says
+# only whence to read and whereto to write.
 OTHERS: dict[str, list[object] | None] = {
     "--model": None, "--out": None, "--data-dir": None, "--checkpoints": None, "--json": None,
     "--debug": None, "--no-progress": None, "--help": None,
-    "--text": ["text"], "--data": ["data"], "--task": ["cola"], "--distill": [3],
+    "--task": ["cola"], "--allocator": ["per_layer"],
     "--examples": [3], "--batch-size": [5], "--max-length": [3], "--lr": [0.01], "--seed": [7],
     "--train-examples": [9], "--dense-epochs": [1], "--prune-epochs": [2], "--recover-epochs": [2],
     "--imitate": [], "--precision": ["bf16"],
@@ -351,7 +350,7 @@ def test_every_option_beside_a_task_changes_the_run_or_is_refused(
             "--dense-epochs": 0, "--prune-epochs": 1, "--recover-epochs": 1, "--lr": 1e-3,
         }  # fmt: skip
         try:
-            status = run("prune", *(word for pair in usual.items() for word in pair), *more)
+            status = run("prune-task", *(word for pair in usual.items() for word in pair), *more)
         except SystemExit as refused:
             status = refused.code
         assert status in (cli.OK, cli.BAD_INPUT)
@@ -386,7 +385,8 @@ def test_a_scorer_learns_from_tasks_and_prunes_another(model_folder, glue, tmp_p
     epochs = ["--dense-epochs", 0, "--prune-epochs", 0, "--recover-epochs", 0]
     for task, pair in (("rte", True), ("sst2", False)):
         out = tmp_path / task
-        assert run("prune", *common, "--task", task, *method, *epochs, "--out", out) == cli.OK
+        words = ["--task", task, *method, *epochs, "--out", out]
+        assert run("prune-task", *common, *words) == cli.OK
         notes = secateurs.SparsityPlan.load(saved_files(out)[1]).notes
         assert notes["options"] == {"pair": pair, "artifact": str(scorer)}
 
@@ -429,7 +429,8 @@ def test_bad_input_is_one_sentence_and_saves_nothing(
 ):
     out = tmp_path / "out"
     usual = ["--task", "sst2", "--data-dir", glue, "--method", "dsp", "--budget", "heads=0.5"]
-    assert run("prune", "--model", model_folder, "--out", out, *usual, *arguments) == cli.BAD_INPUT
+    common = ["--model", model_folder, "--out", out]
+    assert run("prune-task", *common, *usual, *arguments) == cli.BAD_INPUT
     error = capsys.readouterr().err
     assert complaint in error
     assert error.strip().count("\n") == 0
@@ -462,7 +463,7 @@ def test_nothing_is_trained_before_what_can_be_refused_is(
     )
     usual = ["--task", "sst2", "--data-dir", glue, "--method", "dsp", "--budget", "heads=0.5"]
     common = ["--model", model_folder, "--out", "out", "--dense-epochs", 1]
-    assert run("prune", *common, *usual, *arguments) == cli.BAD_INPUT
+    assert run("prune-task", *common, *usual, *arguments) == cli.BAD_INPUT
     assert capsys.readouterr().err.strip().count("\n") == 0
     assert not Path("out").exists()
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from secateurs.architectures.sites import find_sites
-from secateurs.cli import report
+from secateurs.cli import pictures, tables
 from secateurs.conversion.builder import convert
 from secateurs.data.text import batches, read_text
 from secateurs.errors import DataError, SecateursError
@@ -131,12 +131,12 @@ def run(
         "ok": identical and difference <= MAX_DIFFERENCE,
         "bytes": {"dense": _bytes(folder), "pruned": _bytes(out / "model")},
         "rows": rows,
-        "layers": report.layers_kept(sites, plan),
+        "layers": tables.layers_kept(sites, plan),
         "seconds": clock.seconds,
         "environment": env_report(),
     }
-    report.write_json(out / "report.json", result)
-    report.draw(
+    tables.write_json(out / "report.json", result)
+    pictures.draw(
         out / "report.png", f"{MODEL}, {settings.budget} removed", _points(result), result["layers"]
     )
     return result
@@ -153,7 +153,7 @@ def summary(result: dict[str, Any]) -> str:
         "weights on disk": f"{size['dense'] / 1e6:.1f} MB -> {size['pruned'] / 1e6:.1f} MB",
     }
     lines = [f"{name:<40}{value}" for name, value in checks.items()]
-    return report.speed_table(result["rows"]) + "\n\n" + "\n".join(lines)
+    return tables.speed_table(result["rows"]) + "\n\n" + "\n".join(lines)
 
 
 def model_folder() -> Path:

@@ -15,8 +15,9 @@ from secateurs.data.batches import Batch
 from secateurs.errors import BudgetError, MethodError
 from secateurs.masking.gates import Gates
 from secateurs.plan import SparsityPlan
+from secateurs.pruning.allocation.allocator import Allocator, Price
 from secateurs.pruning.allocation.budget import Budget
-from secateurs.pruning.allocation.lowest import allocate
+from secateurs.pruning.allocation.global_ranking import GlobalRanking
 
 
 class Needs(Flag):
@@ -44,7 +45,8 @@ class Pruner:
     `start` (called once), `observe` (each calibration batch, `rounds` times over), `end_round`, and
     `scores`. Scores are tensors by site name (`layers.I.heads` `[H]`, `layers.I.neurons` `[F]`,
     `layers.I.attention` and `.ffn` `[]`, `layers.I.ROLE` `[N/bn, K/bk]`); the lowest go first,
-    compared over the whole model.
+    and the allocator decides where. The class's facts (`produces` to `soft_gates`) are what the
+    tests of all methods hold it to.
 
     A method that trains is driven by a `Session` instead, which calls, after `start`: `open` once,
     with gates on the live model; for each step `before_forward`, `penalty`, `after_backward` and
@@ -52,8 +54,27 @@ class Pruner:
     """
 
     produces: ClassVar[frozenset[str]]
+    """Kinds of units the method can remove."""
     needs: ClassVar[Needs]
+    """What it reads."""
+    labelled: ClassVar[bool] = False
+    """Whether every batch must have labels."""
+    seeded: ClassVar[bool] = True
+    """Whether another seed may give another plan."""
+    nested: ClassVar[bool] = True
+    """Whether a larger budget removes all that a smaller one removes."""
+    whole_layers: ClassVar[bool] = False
+    """Whether every layer must lose the same whole number of units."""
+    chooses: ClassVar[bool] = False
+    """Whether the method itself decides how much each layer loses, so that it takes no
+    allocator."""
+    soft_gates: ClassVar[bool] = False
+    """Whether its gates may still be open at the end of a training for units that go."""
 
+    allocator: Allocator = GlobalRanking()
+    """Turns the scores into a plan; the class says which one does by default."""
+    price: Price | None = None
+    """What the allocator may be told of costs."""
     model: nn.Module
     sites: Sites
     budget: Budget
@@ -147,7 +168,7 @@ class Pruner:
                 raise MethodError(
                     f"expected finite scores, but those of {name} hold NaN or infinity"
                 )
-        return allocate(scores, self.sites, self.budget, fractions)
+        return self.allocator.allocate(scores, self.sites, self.budget, fractions, self.price)
 
     def units(self) -> dict[str, tuple[int, ...]]:
         """Score shape of every site the budget lets this method prune, in model order.

@@ -20,6 +20,7 @@ from secateurs.data.batches import (
 )
 from secateurs.errors import MethodError
 from secateurs.plan import SparsityPlan
+from secateurs.pruning.allocation import Allocator, Price, described
 from secateurs.pruning.allocation.budget import Budget
 from secateurs.pruning.base import Needs
 from secateurs.pruning.methods import check_options, make_pruner
@@ -33,6 +34,8 @@ def prune(
     *,
     method: str = "gradient",
     budget: Budget | Mapping[str, Any] | str,
+    allocator: str | Allocator | None = None,
+    price: Price | None = None,
     seed: int = 0,
     progress: bool = True,
     **options: Any,
@@ -46,17 +49,23 @@ def prune(
         method: a name in METHODS.
         budget: what must go, such as `Budget(heads=0.5, neurons=0.5)`, the same as a dict, or
             `"heads=0.5,neurons=0.5"`.
+        allocator: how the budget is shared out: "global" (the lowest scores of the whole model
+            go), "per_layer" (every layer loses the same share), or an `Allocator`. By default the
+            method's own, which is "global" for all but `smp`.
+        price: `price(site, units)`, the cost of keeping so many units at a site, for an allocator
+            that uses it.
         seed: the same seed gives the same plan.
         progress: show a progress bar on passes longer than two seconds.
-        options: of the method.
+        options: of the method, and of the allocator: `min_heads` and `min_neurons` are what every
+            layer keeps.
 
     Raises:
-        MethodError: unknown method or option, a method that trains, a budget the method cannot
-        serve, a loss, gradients or scores that are not finite. ArgumentError, FamilyError,
+        MethodError: unknown method, allocator or option, a method that trains, a budget the method
+        cannot serve, a loss, gradients or scores that are not finite. ArgumentError, FamilyError,
         BudgetError, DataError: as their names say.
     """
-    options = check_options(method, options)
-    pruner = make_pruner(method, **options)
+    options = check_options(method, options, allocator)
+    pruner = make_pruner(method, allocator=allocator, price=price, **options)
     if Needs.TRAINING in pruner.needs:
         raise MethodError(
             f"{method} decides while the model trains: expected it in a Session or PruningTrainer"
@@ -77,4 +86,6 @@ def prune(
                 pruner.observe(batch)
             pruner.end_round()
     notes = {"method": method, "budget": str(budget), "seed": seed, "options": options}
+    if allocator is not None:
+        notes["allocator"] = described(pruner.allocator)
     return replace(pruner.plan(), notes=notes)

@@ -26,6 +26,7 @@ from secateurs.checks import check_seed, check_weights, door
 from secateurs.errors import ArgumentError, CheckpointError, MethodError
 from secateurs.masking.gates import Gates
 from secateurs.plan import SparsityPlan
+from secateurs.pruning.allocation import Allocator, Price, described
 from secateurs.pruning.allocation.budget import Budget
 from secateurs.pruning.base import Needs, Pruner
 from secateurs.pruning.methods import check_options, make_pruner
@@ -43,10 +44,11 @@ class Session:
         method: a name in METHODS whose method trains, or a plan that was already decided: then its
             gates stay shut while the rest recovers.
         budget: what must go, in the units the method prunes; none with a plan.
+        allocator, price: as for `prune`; none for a method that decides for itself.
         steps: optimizer steps of the whole training; may be given to `begin` instead.
         seed: of the method's own random numbers. All processes of a data-parallel run must give
             the same one.
-        options: of the method.
+        options: of the method and the allocator.
 
     A step whose gradients are not finite is left out whole: `after_backward` drops the gradients,
     so that the optimizer moves nothing, and the method does not see the step.
@@ -63,6 +65,8 @@ class Session:
         *,
         budget: Budget | Mapping[str, Any] | str | None = None,
         steps: int | None = None,
+        allocator: str | Allocator | None = None,
+        price: Price | None = None,
         seed: int = 0,
         **options: Any,
     ) -> None:
@@ -83,14 +87,20 @@ class Session:
         self._given_steps = steps
         self._stack: ExitStack | None = None
         self._plan: SparsityPlan | None = None
+        self._allocator: str | None = None  # in words, if the caller chose it
         if isinstance(method, SparsityPlan):
-            if budget is not None or options:
-                raise MethodError("expected neither a budget nor options beside a plan, got some")
+            if budget is not None or allocator is not None or price is not None or options:
+                raise MethodError(
+                    "expected neither a budget nor an allocator nor options beside a plan, got some"
+                )
             self.method, self.budget = "", None
             self.pruner: Pruner = _Decided(method)
         else:
-            self.options = check_options(method, options)
-            self.pruner, self.method = make_pruner(method, **self.options), method
+            self.options = check_options(method, options, allocator)
+            self.pruner = make_pruner(method, allocator=allocator, price=price, **self.options)
+            self.method = method
+            if allocator is not None:
+                self._allocator = described(self.pruner.allocator)
             if Needs.TRAINING not in self.pruner.needs:
                 raise MethodError(
                     f"{method} decides without training: expected its plan, made by prune"
@@ -209,6 +219,8 @@ class Session:
             "seed": self.seed,
             "options": self.options,
         }
+        if self._allocator is not None:
+            notes["allocator"] = self._allocator
         return replace(plan, notes=notes)
 
     def state_dict(self) -> dict[str, Any]:
@@ -247,6 +259,7 @@ class Session:
             "budget": budget,
             "seed": self.seed,
             "options": options,
+            "allocator": self._allocator,
             "plan": plan,
         }
 

@@ -9,6 +9,13 @@ from typing import Any
 
 from secateurs.checks import fit_options
 from secateurs.errors import MethodError
+from secateurs.pruning.allocation import (
+    ALLOCATORS,
+    Allocator,
+    Price,
+    allocator_options,
+    make_allocator,
+)
 from secateurs.pruning.base import Needs, Pruner
 from secateurs.pruning.methods.admm_pattern import AdmmPatternPruner
 from secateurs.pruning.methods.dsp import DSPPruner
@@ -20,7 +27,14 @@ from secateurs.pruning.methods.smp import SMPPruner
 from secateurs.pruning.methods.snip_identity import SnipIdentityPruner
 from secateurs.pruning.methods.voita import VoitaPruner
 
-__all__ = ["METHODS", "Method", "check_option_names", "check_options", "make_pruner"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "check_option_names",
+    "check_options",
+    "make_pruner",
+    "option_owner",
+]
 
 
 @dataclass(frozen=True)
@@ -67,25 +81,95 @@ METHODS: dict[str, Method] = {
 }
 
 
-def check_option_names(method: str, names: Iterable[str]) -> None:
-    """Raise MethodError for a name that is no option of `method`."""
-    known = METHODS[method].options
+def option_owner(
+    method: str, name: str, allocator: str | Allocator | None = None
+) -> type[Pruner] | type[Allocator]:
+    """Find the class that takes the option `name`: the method's, or its allocator's. Raises
+    MethodError if neither does."""
+    row = METHODS[method]
+    if name in row.options:
+        return row.pruner
+    kind = _allocator_class(row.pruner, allocator)
+    of_allocator = [] if kind is None else allocator_options(kind)
+    if kind is not None and name in of_allocator:
+        return kind
+    raise MethodError(f"{method} has the options {[*row.options, *of_allocator]}, got {name!r}")
+
+
+def check_option_names(
+    method: str, names: Iterable[str], allocator: str | Allocator | None = None
+) -> None:
+    """Raise MethodError for a name that is no option of `method` or of its allocator."""
     for name in names:
-        if name not in known:
-            raise MethodError(f"{method} has the options {known}, got {name!r}")
+        option_owner(method, name, allocator)
 
 
-def check_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """`options` of `method` as it takes them. Raises MethodError for an unknown method or option,
-    ArgumentError for a value of another kind."""
+def check_options(
+    method: str, options: Mapping[str, Any], allocator: str | Allocator | None = None
+) -> dict[str, Any]:
+    """Return `options` of `method` and of its allocator as they take them. Raises MethodError for
+    an unknown method, allocator or option, ArgumentError for a value of another kind."""
     if method not in METHODS:
         raise MethodError(f"expected a method in {', '.join(METHODS)}; got {method!r}")
-    check_option_names(method, options)
-    return fit_options(METHODS[method].pruner, options)
+    _allocator_class(METHODS[method].pruner, allocator)
+    return {
+        name: fit_options(option_owner(method, name, allocator), {name: value})[name]
+        for name, value in options.items()
+    }
 
 
-def make_pruner(method: str, **options: Any) -> Pruner:
-    """The method `method` of METHODS. Raises as `check_options`, and MethodError for values out of
-    range."""
-    fitting = check_options(method, options)
-    return METHODS[method].pruner(**fitting)
+def make_pruner(
+    method: str,
+    *,
+    allocator: str | Allocator | None = None,
+    price: Price | None = None,
+    **options: Any,
+) -> Pruner:
+    """Make the method `method` of METHODS with its allocator.
+
+    Args:
+        allocator: a name in ALLOCATORS, an allocator, or None for the method's own.
+        price: for an allocator that compares costs.
+        options: of the method, and of an allocator that is not an object yet.
+
+    Raises as `check_options`, and MethodError for values out of range, for an allocator of a
+    method that decides for itself, and for a price without an allocator that uses it, or the
+    reverse.
+    """
+    options = check_options(method, options, allocator)
+    row = METHODS[method]
+    of_method = {name: value for name, value in options.items() if name in row.options}
+    of_allocator = {name: value for name, value in options.items() if name not in row.options}
+    pruner = row.pruner(**of_method)
+    if isinstance(allocator, str):
+        pruner.allocator = make_allocator(allocator, of_allocator)
+    elif allocator is not None:
+        pruner.allocator = allocator
+    elif of_allocator:
+        pruner.allocator = make_allocator(type(pruner.allocator), of_allocator)
+    if price is not None and not pruner.allocator.uses_price:
+        raise MethodError("expected a price only for an allocator that uses it, got one")
+    if price is None and pruner.allocator.uses_price:
+        raise MethodError(f"{type(pruner.allocator).__name__} expects a price, got none")
+    pruner.price = price
+    return pruner
+
+
+def _allocator_class(
+    pruner: type[Pruner], allocator: str | Allocator | None
+) -> type[Allocator] | None:
+    """The class whose options can be set: of an allocator that is an object already, none."""
+    if allocator is None:
+        return None if pruner.chooses else type(pruner.allocator)
+    if pruner.chooses:
+        raise MethodError(
+            f"{pruner.__name__} decides by itself how much each layer loses: expected no "
+            "allocator, got one"
+        )
+    if isinstance(allocator, str):
+        if allocator not in ALLOCATORS:
+            raise MethodError(
+                f"expected an allocator in {', '.join(ALLOCATORS)}; got {allocator!r}"
+            )
+        return ALLOCATORS[allocator]
+    return None

@@ -90,6 +90,9 @@ class AdmmPatternPruner(Pruner):
 
     produces = frozenset({"patterns"})
     needs = Needs.GRADIENTS | Needs.TRAINING
+    labelled = True
+    seeded = False
+    chooses = True
 
     def __init__(
         self,

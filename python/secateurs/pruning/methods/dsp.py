@@ -31,7 +31,7 @@ from secateurs.architectures.sites import Sites
 from secateurs.errors import MethodError
 from secateurs.masking.gates import Gates, straight_through
 from secateurs.pruning.allocation.budget import Budget
-from secateurs.pruning.allocation.lowest import kept_heads
+from secateurs.pruning.allocation.units import kept_heads
 from secateurs.pruning.base import Needs, Pruner, averaged
 from secateurs.pruning.ranking import lowest
 from secateurs.pruning.schedules import Schedule
@@ -77,6 +77,8 @@ class DSPPruner(Pruner):
 
     produces = frozenset({"heads"})
     needs = Needs.GRADIENTS | Needs.TRAINING
+    labelled = True
+    chooses = True
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ class MagnitudePruner(Pruner):
 
     produces = frozenset({"heads", "neurons", "modules", "blocks", "weights", "patterns"})
     needs = Needs.WEIGHTS
+    seeded = False
 
     @torch.no_grad()
     def scores(self) -> Mapping[str, Tensor]:

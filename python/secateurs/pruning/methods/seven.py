@@ -82,6 +82,8 @@ class Sensitivity:
 
 class _Seven(Pruner):
     produces = frozenset({"weights", "blocks", "patterns"})
+    labelled = True
+    seeded = False
 
     def __init__(self, decay: float, decay_square: float, signed: bool) -> None:
         for name, value in (("decay", decay), ("decay_square", decay_square)):
@@ -204,11 +206,13 @@ class SevenPrePruner(_Seven):
     """SEVEN before a training.
 
     Args:
-        decay, decay_square, signed: as for `SevenPruner`.
+        decay, decay_square: a and b of the moments.
+        signed: moments of the gradient itself, to test the paper's claim against.
         rounds: passes over the data.
     """
 
     needs = Needs.GRADIENTS
+    nested = False  # what is masked on the way follows a schedule to the budget
 
     def __init__(
         self,

@@ -58,11 +58,10 @@ from secateurs.data.batches import (
 from secateurs.errors import BudgetError, CheckpointError, DataError, MethodError
 from secateurs.files import written_whole
 from secateurs.masking.gates import Gates
-from secateurs.plan import HeadMask, SparsityPlan
 from secateurs.pruning.allocation.budget import Budget
-from secateurs.pruning.allocation.lowest import kept_heads
+from secateurs.pruning.allocation.per_layer import PerLayer
+from secateurs.pruning.allocation.units import kept_heads
 from secateurs.pruning.base import Needs, Pruner
-from secateurs.pruning.ranking import lowest
 
 SIDE = 128  # of a map, in tokens
 CHANNELS = 8
@@ -276,6 +275,9 @@ class SMPPruner(Pruner):
 
     produces = frozenset({"heads"})
     needs = Needs.ACTIVATIONS
+    whole_layers = True
+    nested = False  # a scorer without an artifact draws heads, and the seed's numbers with them
+    allocator = PerLayer()
 
     def __init__(
         self, pair: bool = False, meta_rounds: int = 1, artifact: str | Path | None = None
@@ -292,15 +294,14 @@ class SMPPruner(Pruner):
         super().start(model, sites, budget, seed)
         fraction = budget.asked()["heads"]
         kept_heads(sites, fraction)
-        self._gone = []
-        for shape in sites.layers:
-            gone = round(fraction * shape.heads)
-            if abs(gone - fraction * shape.heads) > 1e-6 or not 0 < gone < shape.heads:
-                raise BudgetError(
-                    f"SMP prunes equally many heads in every layer: expected a multiple of "
-                    f"1/{shape.heads}, got heads={fraction:g}"
-                )
-            self._gone.append(gone)
+        if self.allocator is type(self).allocator:
+            for shape in sites.layers:
+                share = fraction * shape.heads
+                if abs(round(share) - share) > 1e-6 or not 0 < round(share) < shape.heads:
+                    raise BudgetError(
+                        f"SMP prunes equally many heads in every layer: expected a multiple of "
+                        f"1/{shape.heads}, got heads={fraction:g}"
+                    )
         scorer = load_scorer(self.artifact) if self.artifact else MapScorer(self.generator)
         self.scorer = scorer.to(next(model.parameters()).device)
         self._training = MetaTraining(model, sites, self.scorer, self.generator)
@@ -327,16 +328,6 @@ class SMPPruner(Pruner):
             raise DataError("SMP expects calibration batches, got none")
         mean = self._sums / self._examples
         return {f"layers.{i}.heads": row for i, row in enumerate(mean)}
-
-    def allocated(self, fractions: Mapping[str, float]) -> SparsityPlan:
-        masks = {}
-        for (name, score), gone in zip(self.scores().items(), self._gone, strict=True):
-            if not bool(torch.isfinite(score).all()):
-                raise MethodError(
-                    f"expected finite scores, but those of {name} hold NaN or infinity"
-                )
-            masks[name] = HeadMask(~lowest([score], gone)[0])
-        return SparsityPlan(masks, self.sites.fingerprint())
 
 
 def attend(model: nn.Module, batch: Batch, pair: bool) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:

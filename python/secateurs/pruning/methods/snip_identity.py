@@ -85,6 +85,7 @@ class SnipIdentityPruner(Pruner):
 
     produces = frozenset({"heads", "modules"})
     needs = Needs.ACTIVATIONS | Needs.GRADIENTS | Needs.TRAINING
+    labelled = True
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ from secateurs.architectures.sites import Sites
 from secateurs.errors import MethodError
 from secateurs.masking.gates import Gates
 from secateurs.pruning.allocation.budget import Budget
-from secateurs.pruning.allocation.lowest import kept_heads
+from secateurs.pruning.allocation.units import kept_heads
 from secateurs.pruning.base import Needs, Pruner, averaged
 
 BETA, GAMMA, ZETA = 0.33, -0.1, 1.1
@@ -61,6 +61,8 @@ class VoitaPruner(Pruner):
 
     produces = frozenset({"heads"})
     needs = Needs.GRADIENTS | Needs.TRAINING
+    labelled = True
+    soft_gates = True
 
     def __init__(self, penalty: float = 0.0015, lr: float = 0.1) -> None:
         if penalty < 0 or lr <= 0:

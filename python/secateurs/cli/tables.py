@@ -1,9 +1,9 @@
-"""How results are told: tables on the terminal, a JSON file, a picture."""
+"""Results as tables on the terminal, and as JSON files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from secateurs.plan import SparsityPlan
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    """Rows as aligned text.
+    """Lay rows out as aligned text.
 
     Args:
         columns: for each key of a row, its heading, or `heading:format` as in `"speedup:.2f"`; a
@@ -53,7 +53,7 @@ SPEED_COLUMNS = {
 
 
 def speed_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows of `evaluation.speed` as text."""
+    """Lay rows of `measurement.quality.speed` out as text."""
     return table(rows, SPEED_COLUMNS)
 
 
@@ -68,8 +68,8 @@ LAYER_COLUMNS = {
 
 
 def layers_kept(sites: Sites, plan: SparsityPlan) -> list[dict[str, int | float]]:
-    """Heads and neurons each layer keeps under `plan`, and how many it had; and the share of the
-    weights of its linears, which heads, neurons, blocks and patterns take away."""
+    """Count the heads and neurons that each layer keeps under `plan`, and had; and the share of its
+    linears' weights that stay, which heads, neurons, blocks and patterns take away."""
     kept = [sites.keep(plan, i) for i in range(len(sites.layers))]
     return [
         {
@@ -84,61 +84,19 @@ def layers_kept(sites: Sites, plan: SparsityPlan) -> list[dict[str, int | float]
     ]
 
 
+def print_density(density: Mapping[str, float], out: Path) -> None:
+    """Print what a pruned model kept, and where it was saved."""
+    rows = [{"part": part, "kept": share} for part, share in density.items()]
+    print(table(rows, {"part": "part", "kept": "kept:.1%"}))
+    print(f"\nsaved to {out}")
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file whole or not at all. Raises DataError if it cannot be written."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     try:
         with written_whole(path) as scratch:
             scratch.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}") from None
-
-
-def draw(
-    path: str | Path,
-    title: str,
-    points: Sequence[tuple[str, float, float]],
-    layers: Sequence[Mapping[str, Any]],
-) -> None:
-    """Draw speed against fidelity, and what is left of each layer.
-
-    Args:
-        points: (name, speedup over dense, mean cosine to dense).
-        layers: as `layers_kept` returns them.
-
-    Raises DataError if matplotlib is not installed, or the file cannot be written.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise DataError(
-            "expected matplotlib, to draw the report, got none: pip install matplotlib"
-        ) from None
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    figure.suptitle(title)
-    speed, kept = figure.subplots(1, 2)
-
-    for name, speedup, cosine in points:
-        speed.plot(speedup, cosine, "o", markersize=8)
-        speed.annotate(name, (speedup, cosine), (0, 8), textcoords="offset points", ha="center")
-    speed.axvline(1, color="0.8", linewidth=1, zorder=0)
-    speed.set(
-        xlabel="speedup over the dense model",
-        ylabel="mean cosine to the dense model",
-        title="speed against fidelity",
-    )
-    speed.margins(0.2)
-
-    places = range(len(layers))
-    for part, shift in (("heads", -0.2), ("neurons", 0.2)):
-        shares = [100 * layer[part] / max(1, layer[f"{part}_of"]) for layer in layers]
-        bars = kept.bar([p + shift for p in places], shares, 0.38, label=part)
-        kept.bar_label(bars, [str(layer[part]) for layer in layers], fontsize=7)
-    kept.set(xlabel="layer", ylabel="% kept", title="kept heads and neurons", ylim=(0, 125))
-    kept.set_xticks(list(places))
-    kept.legend(loc="upper center", ncols=2)
-    try:
-        figure.savefig(path, dpi=120)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from None
 

@@ -7,7 +7,8 @@ import torch
 from support.tiny_models import tiny_model
 
 from secateurs import HeadMask, NeuronMask, PatternMask, SparsityPlan, find_sites
-from secateurs.cli.report import draw, layers_kept, speed_table, table, write_json
+from secateurs.cli.pictures import draw
+from secateurs.cli.tables import layers_kept, speed_table, table, write_json
 from secateurs.errors import DataError
 
 

@@ -1,0 +1,72 @@
+"""`secateurs measure`: a pruned model's speed, and what it cost."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from secateurs.cli.arguments import seconds, shape
+from secateurs.cli.terminal import OK, quiet
+
+SUMMARY = "time a pruned model folder against a dense one"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add both folders, the shapes, and a text to compare outputs on."""
+    parser.add_argument("model", metavar="DIR", help="the pruned model folder")
+    parser.add_argument("--baseline", required=True, metavar="DIR", help="the dense model folder")
+    parser.add_argument(
+        "--shapes",
+        type=shape,
+        nargs="+",
+        default=[(1, 32), (8, 128)],
+        metavar="BxT",
+        help="batch sizes and tokens (default: 1x32 8x128)",
+    )
+    parser.add_argument(
+        "--min-time",
+        type=seconds,
+        default=2.0,
+        metavar="SECONDS",
+        help="sample each row at least so long (default: %(default)s)",
+    )
+    parser.add_argument("--text", metavar="FILE", help="also compare outputs on this text")
+
+
+def run(options: argparse.Namespace) -> tuple[int, Any]:
+    """Print the times, and the cosine to the baseline where there is a text."""
+    from dataclasses import asdict
+
+    from secateurs.cli.tables import speed_table
+    from secateurs.cli.tokenizers import tokenizer_of
+    from secateurs.data.text import batches, read_text
+    from secateurs.measurement.quality import fidelity, speed
+    from secateurs.storage.model_folders import open_model
+
+    quiet()
+    sentences = read_text(options.text) if options.text else []
+    model, dense = open_model(options.model), open_model(options.baseline)
+    judged: list[Any] = []
+    if sentences:
+        reading = argparse.Namespace(command="measure", model=options.baseline, max_length=128)
+        tokenizer = tokenizer_of(reading, dense)
+        judged = batches(tokenizer, sentences, 32, reading.max_length)
+    rows = speed(
+        Path(options.baseline).name,
+        dense,
+        {"pruned": model},
+        options.shapes,
+        min_time=options.min_time,
+        progress=options.progress,
+    )
+    print(speed_table(rows))
+    result: dict[str, Any] = {"rows": rows}
+    if judged:
+        cosine = fidelity(dense, model, judged)
+        result["cosine"] = asdict(cosine)
+        print(
+            f"\ncosine to the baseline: mean {cosine.mean:.4f}, "
+            f"worst 5% {cosine.worst_twentieth:.4f}"
+        )
+    return OK, result

@@ -1,0 +1,200 @@
+"""`secateurs prune-task`: prune while a model is trained on a GLUE task, and judge it there."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from typing import Any
+
+from secateurs.cli.arguments import (
+    SAMPLING,
+    add_pruning,
+    add_sampling,
+    epochs,
+    method_options,
+    positive,
+    rate,
+    settle,
+)
+from secateurs.cli.terminal import OK, quiet
+from secateurs.errors import DataError
+
+SUMMARY = "prune a model folder on a task with labels, where methods may train the model"
+
+DEFAULTS: dict[str, Any] = {
+    **SAMPLING,
+    "prune_epochs": 2.0,
+    "recover_epochs": 1.0,
+    "precision": "fp32",
+    "imitate": False,
+}
+# Arguments that decide where a run is found and what it tells, not how it ends; of the model and
+# the data what is in them does.
+WITHOUT_EFFECT = {
+    "model", "data_dir", "out", "checkpoints", "json", "debug", "progress", "command", "run"
+}  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the method, the task, and how long each phase trains."""
+    add_pruning(parser)
+    parser.add_argument(
+        "--task", required=True, metavar="NAME", help="a GLUE task: cola, sst2, stsb, qnli, ..."
+    )
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="the task's JSON lines (default: fetched by the package datasets)",
+    )
+    parser.add_argument(
+        "--train-examples",
+        type=positive,
+        metavar="N",
+        help="use only the first N training examples (default: all)",
+    )
+    add_sampling(parser)
+    for phase, meaning in (
+        ("dense", "train before anything goes (default: 3 if the model has no head, else 0)"),
+        ("prune", "train while a training method decides (default: 2)"),
+        ("recover", "train with the plan decided (default: 1)"),
+    ):
+        parser.add_argument(f"--{phase}-epochs", type=epochs, metavar="N", help=meaning)
+    parser.add_argument("--lr", type=rate, help="learning rate of all phases (default: 2e-5)")
+    parser.add_argument(
+        "--imitate",
+        action="store_true",
+        default=None,
+        help="learn the dense model's logits, too",
+    )
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: fp32")
+    parser.add_argument(
+        "--checkpoints",
+        metavar="DIR",
+        help="go on from the checkpoints in this folder (default: OUT-checkpoints)",
+    )
+
+
+def run(options: argparse.Namespace) -> tuple[int, Any]:
+    """Fine-tune, prune, recover, judge, convert and save; what can be refused is refused before
+    anything is trained."""
+    import torch
+
+    from secateurs.architectures.sites import find_sites
+    from secateurs.cli.paths import checkpoints_beside, new_directory
+    from secateurs.cli.tables import print_density, table
+    from secateurs.cli.tokenizers import tokenizer_of
+    from secateurs.conversion.builder import convert
+    from secateurs.data.glue import find_task
+    from secateurs.pruning import METHODS, Budget, Needs, make_pruner
+    from secateurs.pruning.run_folders import claim, model_digest, values_digest
+    from secateurs.storage.checkpoint import save
+    from secateurs.storage.model_folders import has_classifier, open_classifier
+    from secateurs.training.task_recipe import (
+        Settings,
+        TaskData,
+        check_pruning,
+        evaluate,
+        prune_on_task,
+        steps_of,
+        train,
+        versions,
+    )
+    from secateurs.training.trainer import Distillation
+
+    quiet()
+    method = METHODS[options.method]
+    settle(options, DEFAULTS, _effects(options, method.needs))
+    out = new_directory(options.out)
+    values = method_options(options.method, options.option, options.allocator)
+    common: dict[str, Any] = {"allocator": options.allocator, **values}
+    make_pruner(options.method, **common).check(Budget.parse(options.budget))
+    task = find_task(options.task)
+    work, progress = checkpoints_beside(options.checkpoints, out), options.progress
+    if options.precision == "fp16" and not torch.cuda.is_available():
+        raise DataError("expected a GPU to train in fp16 on, got none: bf16 needs none")
+    if Needs.TRAINING in method.needs and options.prune_epochs <= 0:
+        raise DataError(f"expected epochs for {method.name} to prune in, got 0")
+    # What the task knows and the method asks.
+    common = ({"pair": task.pair} if "pair" in method.options else {}) | common
+    model = open_classifier(options.model, task.labels, options.seed)
+    sites = find_sites(model)
+    check_pruning(model, method.name, options.budget, common, seed=options.seed)
+    tokenizer = tokenizer_of(options, model)
+    data = TaskData.read(
+        task, tokenizer, options.data_dir, options.max_length, options.train_examples
+    )
+    settings = Settings(
+        lr=options.lr or 2e-5,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        precision=options.precision,
+        distillation=Distillation() if options.imitate else None,
+    )
+    steps = steps_of(data, options.prune_epochs, options.batch_size)
+    check_pruning(model, method.name, options.budget, common, seed=options.seed, steps=steps)
+    claim(
+        work,
+        {
+            **{k: repr(v) for k, v in sorted(vars(options).items()) if k not in WITHOUT_EFFECT},
+            "model": model_digest(model),
+            "data": values_digest([*data.train, "validation", *data.validation]),
+            "versions": versions(),
+        },
+    )
+    seconds = {}
+    before = options.dense_epochs
+    if before is None:
+        before = 0.0 if has_classifier(options.model) else 3.0
+    if before:
+        seconds["dense"] = train(model, data, before, work / "dense", settings, progress=progress)
+    dense = evaluate(model, data)
+    outcome = prune_on_task(
+        model,
+        data,
+        options.method,
+        options.budget,
+        work,
+        settings,
+        prune_epochs=options.prune_epochs,
+        recover_epochs=options.recover_epochs,
+        examples=options.examples,
+        progress=progress,
+        options=common,
+    )
+    fast = convert(outcome.model, outcome.plan)
+    converted = evaluate(fast, data)
+    save(fast, out)
+    tokenizer.save_pretrained(out)
+    shutil.rmtree(work, ignore_errors=True)
+    seconds |= outcome.seconds
+    rows = [
+        {"metric": name, "dense": dense[name], "pruned": outcome.metrics[name], "saved": value}
+        for name, value in converted.items()
+    ]
+    columns = {"metric": "metric"} | {k: f"{k}:.4f" for k in ("dense", "pruned", "saved")}
+    print(f"{table(rows, columns)}\n")
+    print("seconds: " + ", ".join(f"{phase} {s:.0f}" for phase, s in seconds.items()) + "\n")
+    density = sites.density(outcome.plan)
+    print_density(density, out)
+    return OK, {
+        "out": str(out),
+        "task": task.name,
+        "method": options.method,
+        "budget": options.budget,
+        "metrics": {"dense": dense, "pruned": outcome.metrics, "saved": converted},
+        "seconds": seconds,
+        "density": density,
+    }
+
+
+def _effects(options: argparse.Namespace, needs: Any) -> dict[str, tuple[bool, str]]:
+    """Which arguments have an effect beside the others."""
+    from secateurs.pruning import Needs
+
+    reads_some = bool(needs & (Needs.ACTIVATIONS | Needs.GRADIENTS)) and Needs.TRAINING not in needs
+    phases = (options.dense_epochs, options.prune_epochs, options.recover_epochs)
+    trains = any(phase is None or phase > 0 for phase in phases)
+    return {
+        "examples": (reads_some, "for a method that reads some of the data before any training"),
+        **dict.fromkeys(("lr", "imitate", "precision"), (trains, "with epochs to train in")),
+    }

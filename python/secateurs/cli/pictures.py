@@ -1,0 +1,58 @@
+"""A picture of a result: speed against fidelity, and what is left of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from secateurs.errors import DataError
+
+
+def draw(
+    path: str | Path,
+    title: str,
+    points: Sequence[tuple[str, float, float]],
+    layers: Sequence[Mapping[str, Any]],
+) -> None:
+    """Draw speed against fidelity, and what is left of each layer.
+
+    Args:
+        points: (name, speedup over dense, mean cosine to dense).
+        layers: as `layers_kept` returns them.
+
+    Raises DataError if matplotlib is not installed, or the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise DataError(
+            "expected matplotlib, to draw the report, got none: pip install matplotlib"
+        ) from None
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure.suptitle(title)
+    speed, kept = figure.subplots(1, 2)
+
+    for name, speedup, cosine in points:
+        speed.plot(speedup, cosine, "o", markersize=8)
+        speed.annotate(name, (speedup, cosine), (0, 8), textcoords="offset points", ha="center")
+    speed.axvline(1, color="0.8", linewidth=1, zorder=0)
+    speed.set(
+        xlabel="speedup over the dense model",
+        ylabel="mean cosine to the dense model",
+        title="speed against fidelity",
+    )
+    speed.margins(0.2)
+
+    places = range(len(layers))
+    for part, shift in (("heads", -0.2), ("neurons", 0.2)):
+        shares = [100 * layer[part] / max(1, layer[f"{part}_of"]) for layer in layers]
+        bars = kept.bar([p + shift for p in places], shares, 0.38, label=part)
+        kept.bar_label(bars, [str(layer[part]) for layer in layers], fontsize=7)
+    kept.set(xlabel="layer", ylabel="% kept", title="kept heads and neurons", ylim=(0, 125))
+    kept.set_xticks(list(places))
+    kept.legend(loc="upper center", ncols=2)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}") from None

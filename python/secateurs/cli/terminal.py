@@ -1,0 +1,23 @@
+"""What a command tells the shell and the person in front of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+# argparse answers a command line it cannot read with 2, and we one whose input we cannot use.
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def tell(options: argparse.Namespace, sentence: str) -> None:
+    """Print one sentence of a command to stderr."""
+    print(f"secateurs {options.command}: {sentence}", file=sys.stderr)
+
+
+def quiet() -> None:
+    """Silence transformers, which reports every weight it reads: our own progress bars are
+    enough."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

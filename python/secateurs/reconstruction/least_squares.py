@@ -1,0 +1,80 @@
+"""Ridge regression by its normal equations, gathered from chunks of examples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from secateurs.errors import MethodError
+
+
+class NormalEquations:
+    """Sums from which a correction of a linear map is solved: find D and c of least
+    `sum |e - D f - c|^2 + ridge * mean(diag F^T F) * |D|^2` over features f and errors e.
+
+    The products are computed in the dtype of the features and summed in float64. Sums of several
+    processes add up.
+
+    Args:
+        features: K, entries of f.
+        outputs: N, entries of e.
+        with_bias: whether there is a c; it is not drawn to zero.
+        device: where the sums are.
+    """
+
+    def __init__(self, features: int, outputs: int, with_bias: bool, device: torch.device) -> None:
+        wide = {"dtype": torch.float64, "device": device}
+        self.features, self.with_bias, self.count = features, with_bias, 0
+        self.gram = torch.zeros(features, features, **wide)
+        self.feature_sum = torch.zeros(features, **wide)
+        self.product = torch.zeros(features, outputs, **wide)
+        self.error_sum = torch.zeros(outputs, **wide)
+
+    def add(self, features: Tensor, errors: Tensor) -> None:
+        """Take in examples: features `[M, K]`, errors `[M, N]`."""
+        features, errors = features.float(), errors.float()
+        self.count += len(features)
+        self.gram += (features.T @ features).double()
+        self.product += (features.T @ errors).double()
+        self.feature_sum += features.sum(0, dtype=torch.float64)
+        self.error_sum += errors.sum(0, dtype=torch.float64)
+
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """The correction D `[N, K]` of the weight and c `[N]` of the bias, in float64; c is zero
+        without a bias.
+
+        Raises MethodError for sums that are not finite, and for a system that has no one solution,
+        as one without a ridge may.
+        """
+        for sums in (self.gram, self.product):
+            if not bool(torch.isfinite(sums).all()):
+                raise MethodError(
+                    "expected finite activations to re-fit by, got NaN or infinity: the data or "
+                    "the weights hold some"
+                )
+        nothing = torch.zeros_like(self.error_sum)
+        if not self.count:
+            return self.product.T, nothing
+        gram, product = self.gram, self.product
+        mean = self.feature_sum / self.count
+        if self.with_bias:  # solved for by centring: c takes what is left of the means
+            gram = gram - self.count * mean[:, None] * mean
+            product = product - mean[:, None] * self.error_sum
+        weight = nothing.new_zeros(0, len(nothing))
+        if self.features:
+            size = self.gram.diagonal().mean()
+            damped = gram + ridge * size * torch.eye(self.features).to(gram)
+            factor, failed = torch.linalg.cholesky_ex(damped)
+            if int(failed):
+                if not float(size):  # features that are always zero: nothing depends on them
+                    return (
+                        self.product.T,
+                        self.error_sum / self.count if self.with_bias else nothing,
+                    )
+                raise MethodError(
+                    f"expected features that do not depend on each other, or a ridge above {ridge}"
+                )
+            weight = torch.cholesky_solve(product, factor)
+        if not self.with_bias:
+            return weight.T, nothing
+        return weight.T, self.error_sum / self.count - mean @ weight

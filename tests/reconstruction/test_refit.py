@@ -1,0 +1,214 @@
+"""refit: each sub-layer against float64 normal equations, and what it must not touch."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from support.models import answer, relative
+from support.plans import PLANS
+from support.tiny_models import tiny_model
+
+from secateurs import BlockMask, SparsityPlan, apply, convert, find_sites, prune, refit
+from secateurs.errors import DataError, MethodError, PlanError
+from secateurs.reconstruction.least_squares import NormalEquations
+
+PLAN = SparsityPlan(PLANS["uneven"])
+
+
+def data(model, count=12, seed=5):
+    """Batches of six sequences of ten tokens, some padded; images for a model of images."""
+    random = torch.Generator().manual_seed(seed)
+    if model.main_input_name == "pixel_values":
+        return [{"pixel_values": torch.randn(6, 3, 24, 24, generator=random)} for _ in range(count)]
+    batches = []
+    for _ in range(count):
+        ids = torch.randint(3, 100, (6, 10), generator=random)
+        mask = torch.ones_like(ids)
+        mask[0, 6:] = 0
+        mask[3, 8:] = 0
+        batches.append({"input_ids": ids, "attention_mask": mask})
+    return batches
+
+
+def distance(model, plan, dense, batches):
+    return sum(relative(answer(apply(model, plan), b), answer(dense, b)) for b in batches)
+
+
+@torch.no_grad()
+def behind_first_layer(model, batches):
+    """The hidden states of real tokens, `[N, d]`."""
+    found = []
+    for batch in batches:
+        states = model(**batch, output_hidden_states=True).hidden_states[1]
+        mask = batch.get("attention_mask")
+        found.append(states.flatten(0, 1) if mask is None else states[mask.bool()])
+    return torch.cat(found)
+
+
+def test_the_residual_stream_of_what_it_was_fitted_to_comes_closer(model):
+    batches = data(model, 20)
+    fitted = refit(model, PLAN, batches, progress=False)
+    want = behind_first_layer(model, batches)
+    before, after = (
+        relative(behind_first_layer(apply(m, PLAN), batches), want) for m in (model, fitted)
+    )
+    assert after < 0.95 * before
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "vit", "gpt2"])
+def test_a_pruned_model_comes_closer_on_data_it_was_not_fitted_to(family):
+    model = tiny_model(family)
+    fitted = refit(model, PLAN, data(model, 30), progress=False)
+    unseen = data(model, 4, seed=9)
+    assert distance(fitted, PLAN, model, unseen) < 0.8 * distance(model, PLAN, model, unseen)
+
+
+def test_the_plan_converts_the_fitted_model(model, batch):
+    fitted = refit(model, PLAN, data(model, 3), progress=False)
+    fast, masked = answer(convert(fitted, PLAN), batch), answer(apply(fitted, PLAN), batch)
+    assert relative(fast, masked) < 1e-4
+
+
+def test_only_kept_columns_of_the_last_linears_move(model):
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    fitted = refit(model, PLAN, data(model, 3), progress=False)
+    assert all(torch.equal(before[name], held) for name, held in model.state_dict().items())
+    sites = find_sites(model)
+    lasts = [sublayer.last for sublayer in sites.architecture.sublayers]
+    paths = {f"{sites.layer_path(i)}.{last.path}" for i in range(3) for last in lasts}
+    for name, held in fitted.state_dict().items():
+        if name.rpartition(".")[0] not in paths:
+            assert torch.equal(before[name], held), name
+    for i in range(3):
+        for last in lasts:
+            removed = ~sites.keep(PLAN, i).sides(last.role)[1]
+            old, new = (sites.linear(m, i, last.role).weight for m in (model, fitted))
+            assert torch.equal(old[:, removed], new[:, removed])
+            assert not torch.equal(old, new)
+
+
+def test_an_empty_plan_leaves_the_model_as_it_computes(model, batch):
+    fitted = refit(model, SparsityPlan(), data(model, 3), progress=False)
+    assert relative(answer(fitted, batch), answer(model, batch)) < 1e-4
+
+
+def test_it_repeats_itself():
+    model = tiny_model("bert")
+    first, second = (refit(model, PLAN, data(model, 3), progress=False) for _ in range(2))
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_padding_does_not_count():
+    model, batches = tiny_model("bert"), data(tiny_model("bert"), 3)
+    others = [{**b, "input_ids": b["input_ids"].clone()} for b in batches]
+    for batch in others:
+        batch["input_ids"][batch["attention_mask"] == 0] = 7
+    first, second = (refit(model, PLAN, b, progress=False) for b in (batches, others))
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert relative(a.float(), b.float()) < 1e-5
+
+
+def test_the_first_sub_layer_is_the_ridge_regression_by_hand():
+    """Attention of the first layer of a BERT, against a solution in float64 of the whole system at
+    once, bias as a column of ones."""
+    model, batches, ridge = tiny_model("bert"), data(tiny_model("bert"), 8), 0.05
+    fitted = refit(model, PLAN, batches, ridge=ridge, progress=False)
+    masked, rows, errors, states = apply(model, PLAN).double(), [], [], {}
+    dense = tiny_model("bert").double()
+    keep = find_sites(model).keep(PLAN, 0).sides("output")[1]
+    for batch in batches:
+        real = batch["attention_mask"].bool()
+        for name, m in (("dense", dense), ("masked", masked)):
+            output = m.encoder.layer[0].attention.output.dense
+            hooks = [
+                output.register_forward_pre_hook(
+                    lambda _, args, n=name: states.__setitem__(n + " in", args[0])
+                ),
+                output.register_forward_hook(
+                    lambda _, args, out, n=name: states.__setitem__(n + " out", out)
+                ),
+            ]
+            with torch.no_grad():
+                m(**batch)
+            for hook in hooks:
+                hook.remove()
+        rows.append(states["masked in"][real][:, keep])
+        errors.append((states["dense out"] - states["masked out"])[real])
+    phi, e = torch.cat(rows), torch.cat(errors)
+    ones = torch.cat([phi, torch.ones(len(phi), 1)], 1)
+    damping = ridge * phi.square().sum(0).mean() * torch.eye(ones.shape[1]).double()
+    damping[-1, -1] = 0
+    solved = torch.linalg.solve(ones.T @ ones + damping, ones.T @ e)
+    old, new = (m.encoder.layer[0].attention.output.dense for m in (model, fitted))
+    assert relative((new.weight - old.weight)[:, keep].double(), solved[:-1].T) < 1e-3
+    assert relative((new.bias - old.bias).double(), solved[-1]) < 1e-3
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_normal_equations_in_chunks_solve_the_whole_system(with_bias):
+    random = torch.Generator().manual_seed(0)
+    phi, e = (torch.randn(200, n, generator=random, dtype=torch.float64) for n in (7, 3))
+    phi += 2
+    sums = NormalEquations(7, 3, with_bias, torch.device("cpu"))
+    for start in range(0, 200, 33):
+        sums.add(phi[start : start + 33], e[start : start + 33])
+    weight, bias = sums.solve(0.1)
+    ones = torch.cat([phi, torch.ones(200, int(with_bias), dtype=torch.float64)], 1)
+    damping = 0.1 * phi.square().sum(0).mean() * torch.eye(ones.shape[1]).double()
+    if with_bias:
+        damping[-1, -1] = 0
+    solved = torch.linalg.solve(ones.T @ ones + damping, ones.T @ e)
+    assert relative(weight.T, solved[:7]) < 1e-4
+    assert relative(bias, solved[7]) < 1e-4 if with_bias else not bias.any()
+
+
+def test_projections_with_masks_of_their_own_are_left_alone():
+    model = tiny_model("bert")
+    mask = BlockMask(torch.rand(4, 4) < 0.5, (16, 16))
+    plan = SparsityPlan({**PLANS["uneven"], "layers.1.output": mask})
+    fitted = refit(model, plan, data(model, 3), progress=False)
+    old, new = (m.encoder.layer[1].attention.output.dense.weight for m in (model, fitted))
+    assert torch.equal(old, new)
+
+
+@pytest.mark.parametrize("name", ["no attention", "no heads in a layer", "no middle layer"])
+def test_removed_sub_layers_are_made_up_for_by_the_others(name):
+    model, plan = tiny_model("bert"), SparsityPlan(PLANS[name])
+    fitted = refit(model, plan, data(model, 20), progress=False)
+    unseen = data(model, 4, seed=9)
+    assert distance(fitted, plan, model, unseen) < distance(model, plan, model, unseen)
+
+
+def test_few_tokens_are_told_and_held_by_the_ridge(caplog):
+    model = tiny_model("bert")
+    one = [{name: x[:1, :4] for name, x in data(model, 1)[0].items()}]
+    with caplog.at_level(logging.WARNING, "secateurs"):
+        fitted = refit(model, PLAN, one, progress=False)
+    assert "fewer than its" in caplog.text
+    assert all(bool(torch.isfinite(p).all()) for p in fitted.parameters())
+
+
+def test_bad_input_is_refused():
+    model = tiny_model("bert")
+    with pytest.raises(DataError, match="at least one batch"):
+        refit(model, PLAN, [])
+    with pytest.raises(MethodError, match="ridge of at least 0, got -1"):
+        refit(model, PLAN, data(model, 1), ridge=-1.0)
+    with pytest.raises(PlanError):
+        refit(tiny_model("bert", num_hidden_layers=2), PLAN, data(model, 1))
+    same = [{name: x[:1].expand(6, -1) for name, x in data(model, 1)[0].items()}]
+    with pytest.raises(MethodError, match="a ridge above 0"):
+        refit(model, SparsityPlan(), same, ridge=0.0, progress=False)
+    model.embeddings.LayerNorm.weight.data[0] = float("nan")
+    with pytest.raises(MethodError, match="finite activations"):
+        refit(model, PLAN, data(model, 1), progress=False)
+
+
+def test_it_starts_from_a_plan_of_any_method():
+    model = tiny_model("bert")
+    plan = prune(model, method="magnitude", budget="heads=0.5,neurons=0.5")
+    fitted, unseen = refit(model, plan, data(model, 30), progress=False), data(model, 4, seed=9)
+    assert distance(fitted, plan, model, unseen) < 0.8 * distance(model, plan, model, unseen)
