@@ -1,5 +1,5 @@
 // Attention: every head dimension and tile, patterns of every block, uneven heads, padding, causality.
-#include "cuda/attention.h"
+#include "cuda/attention/attention.h"
 
 #include "cases/case.h"
 

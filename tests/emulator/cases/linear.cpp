@@ -1,7 +1,7 @@
 // Block-sparse and vector N:M linears: every tile, odd sizes, empty and long rows, cut and whole.
 #include "cases/linear.h"
 
-#include "cuda/stacked_linear.h"
+#include "cuda/stacked_linear/stacked_linear.h"
 
 using namespace secateurs::cuda;
 

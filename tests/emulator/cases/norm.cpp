@@ -1,6 +1,6 @@
 // Residual and normalisation: both norms, odd widths, more numbers than threads, large means.
 #include "cases/case.h"
-#include "cuda/add_norm.h"
+#include "cuda/add_norm/add_norm.h"
 
 using namespace secateurs::cuda;
 

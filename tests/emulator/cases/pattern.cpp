@@ -2,8 +2,8 @@
 #include <algorithm>
 
 #include "cases/linear.h"
-#include "cuda/library_linear.h"
-#include "cuda/sparse_linear.h"
+#include "cuda/library_linear/library_linear.h"
+#include "cuda/sparse_linear/sparse_linear.h"
 
 using namespace secateurs::cuda;
 
