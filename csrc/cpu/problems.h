@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "common/activation.h"
+
 namespace secateurs::cpu {
 
 // The upper half of a float.
@@ -16,65 +18,50 @@ struct Pair {
   bf16 first, second;
 };
 
-enum class Dtype : int { f32, bf16 };
-
-enum class Activation : int { none, gelu, gelu_tanh, relu, silu };
-
-// y = act(x W^T + bias) * gate + residual, W [n, k] stored as the tiles that are kept (BSR).
-// Block row r holds outputs r*bn .. r*bn + bn, block column c inputs c*bk .. c*bk + bk; outputs from
-// n on are padding and are not written, inputs from k on meet zeros.
+// What the problems of all linear kernels share: y = act(x W^T + bias) * multiplier + residual.
 template <class T>
-struct BlockSparseLinear {
+struct Linear {
   const T* x;  // [m, k], rows x_stride apart
   std::int64_t x_stride, m, n, k;
-  const T* values;              // [nnz, bk, bn]; bf16: in pairs of inputs, [nnz, bk / 2, bn, 2]
-  const std::int32_t* indptr;   // [rows + 1]
-  const std::int32_t* indices;  // [nnz], ascending in a row
-  std::int64_t rows, bk, bn;
   const T* bias;  // [n] or null
   Activation activation;
-  const T* gate;      // [m, n], rows gate_stride apart, or null
-  const T* residual;  // the same
-  std::int64_t gate_stride, residual_stride;
+  const T* multiplier;  // [m, n], rows multiplier_stride apart, or null
+  const T* residual;    // the same
+  std::int64_t multiplier_stride, residual_stride;
   T* y;  // [m, n], contiguous
   int threads;
 };
 
+// W [n, k] stored as the tiles that are kept (BSR). Block row r holds outputs r*bn .. r*bn + bn, block
+// column c inputs c*bk .. c*bk + bk; outputs from n on are padding and are not written, inputs from k
+// on meet zeros.
+template <class T>
+struct BlockSparseLinear : Linear<T> {
+  const T* values;              // [nnz, bk, bn]; bf16: in pairs of inputs, [nnz, bk / 2, bn, 2]
+  const std::int32_t* indptr;   // [rows + 1]
+  const std::int32_t* indices;  // [nnz], ascending in a row
+  std::int64_t rows, bk, bn;
+};
+
 // The same for a weight in which `v` neighbouring outputs keep the same inputs.
 template <class T>
-struct PatternLinear {
-  const T* x;  // [m, k], rows x_stride apart
-  std::int64_t x_stride, m, n, k;
+struct PatternLinear : Linear<T> {
   // Group after group, [kept / s, v, s]: s inputs of an output side by side, kept rounded up. s is
   // 1 for float; for bf16 see Kernels.
   const T* values;
   const std::int32_t* columns;   // the inputs each group keeps, ascending, group after group
   const std::int32_t* indptr;    // [groups + 1], where those of a group begin; or null:
   std::int64_t groups, kept, v;  // every group keeps `kept`. n = groups * v
-  const T* bias;
-  Activation activation;
-  const T *gate, *residual;
-  std::int64_t gate_stride, residual_stride;
-  T* y;  // [m, n], contiguous
-  int threads;
 };
 
-// The same for few rows of x and a weight whose blocks of 4 x 4 or 1 x 4 (outputs x inputs) each
+// The same for up to 16 rows of x and a weight whose blocks of 4 x 4 or 1 x 4 (outputs x inputs) each
 // follow one of up to 16 patterns.
 template <class T>
-struct LibraryLinear {
-  const T* x;  // [m, k], rows x_stride apart, m <= 16
-  std::int64_t x_stride, m, n, k;
+struct LibraryLinear : Linear<T> {
   const T* values;            // [n / block_outputs, k / 4, ones], row by row of a pattern
   const std::uint8_t* codes;  // [n / block_outputs, k / 4], the pattern of each block
   const bool* library;        // [patterns, block_outputs, 4]
   std::int64_t patterns, block_outputs, ones;
-  const T* bias;
-  Activation activation;
-  const T *gate, *residual;
-  std::int64_t gate_stride, residual_stride;
-  T* y;  // [m, n], contiguous
-  int threads;
 };
 
 struct Strides {

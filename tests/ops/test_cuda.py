@@ -26,6 +26,7 @@ from secateurs.formats import LibraryWeight, VectorWeight
 from secateurs.ops import use_backend
 from secateurs.ops._backends import cuda
 from secateurs.ops.attention.cuda import _run as run_attention
+from secateurs.ops.attention.operands import Operands
 from secateurs.ops.pattern_linear.cuda import takes_two_four
 from secateurs.plan.attention_rules import Local, Sinks, Strided, layout
 from secateurs.plan.weight_patterns import VectorNM
@@ -110,22 +111,22 @@ def test_block_sparse_linear(run, dtype, block, m):
     n = 256
     weight = random_weight(n, 512, block, 0.5, dtype)
     x, bias = torch.randn(m, 512).to(dtype), torch.randn(n).to(dtype)
-    gate, residual = torch.randn(2, m, n).to(dtype)
-    finish = (bias, "gelu", gate, residual)
+    multiplier, residual = torch.randn(2, m, n).to(dtype)
+    finish = (bias, "gelu", multiplier, residual)
     assert_near(run(ops.block_sparse_linear, x, weight, *finish), linear_oracle(x, weight, *finish))
 
 
 def test_block_sparse_linear_takes_views(run):
-    """Rows apart, a start off the 16-byte boundary, column-major gates: copied or not, the same."""
+    """Rows apart, a start off the 16-byte boundary, column-major operands: copied or not, the same."""
     weight = random_weight(64, 64, (16, 16), 0.5, torch.float16)
     wide = torch.randn(2, 5, 80).half()
     bias = torch.randn(64, 2).half()[:, 0]
-    gate = torch.randn(2, 64, 5).half().transpose(1, 2)
+    multiplier = torch.randn(2, 64, 5).half().transpose(1, 2)
     uneven = torch.randn(2, 5, 84).half()[..., :64]
     views = (wide[..., :64], wide[..., 3:67], wide[..., 8:72].transpose(0, 1), wide[0, 0, :64])
     for x in (*views, uneven):
         rows = x if x.dim() == 3 else x[None]
-        finish = (bias, "silu", gate if rows.shape[:2] == (2, 5) else None, None)
+        finish = (bias, "silu", multiplier if rows.shape[:2] == (2, 5) else None, None)
         assert_near(
             run(ops.block_sparse_linear, x, weight, *finish), linear_oracle(x, weight, *finish)
         )
@@ -335,6 +336,10 @@ def test_cuda_attention_refuses_in_words(run):
             run(ops.attention, **{"q": q, "k": k, "v": v, **change})
 
 
+def attention_on_cuda(tokens):
+    return run_attention(Operands(*(tokens,) * 3, None, None, None, False, 1.0, *(None,) * 4))
+
+
 def test_a_launch_that_fails_names_the_kernel_the_problem_and_how_it_was_cut(run):
     """What the backend refuses, launched all the same: a grid too deep."""
     tokens = torch.zeros(65536, 2, 1, 32).half()
@@ -342,7 +347,7 @@ def test_a_launch_that_fails_names_the_kernel_the_problem_and_how_it_was_cut(run
         run(ops.attention, tokens, tokens, tokens)
     launched = r"launching attention of 65536x2 \(2\) heads of 32, 1 queries, 1 keys, .*"
     with pytest.raises(RuntimeError, match=f"{launched}in tiles of 16, 1 heads in one, 0 parts: "):
-        run(run_attention, *(tokens,) * 3, None, None, None, False, 1.0, *(None,) * 4)
+        run(attention_on_cuda, tokens)
 
 
 def both_norms(*args):

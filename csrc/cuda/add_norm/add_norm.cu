@@ -84,11 +84,11 @@ void add_norm(const AddNorm& p, const Launch& where) {
     throw std::invalid_argument("expected rows of at most " + std::to_string(WIDEST_NORM) +
                                 ", got " + p.text());
   switch (p.dtype) {
-    case DType::float16:
+    case Dtype::float16:
       return of_type<ptx::Half>(p, where);
-    case DType::bfloat16:
+    case Dtype::bfloat16:
       return of_type<ptx::BFloat>(p, where);
-    case DType::float32:
+    case Dtype::float32:
       return of_type<float>(p, where);
   }
 }

@@ -19,7 +19,7 @@ struct AddNorm {
   void* y;
   std::int64_t rows;
   int width;
-  DType dtype;
+  Dtype dtype;
 
   std::string text() const {
     return "add_norm of " + std::to_string(rows) + " rows of " + std::to_string(width);

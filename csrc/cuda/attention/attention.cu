@@ -382,7 +382,7 @@ std::int64_t partial_sums(const Attention& p, const AttentionCut& cut) {
 void attention(const Attention& p, const AttentionCut& cut, const Launch& where) {
   if (!p.batch || !p.heads || !p.queries) return;
   const AttentionParameters s{p, cut, tiles(p, cut)};
-  p.dtype == DType::float16 ? of_type<ptx::Half>(s, where) : of_type<ptx::BFloat>(s, where);
+  p.dtype == Dtype::float16 ? of_type<ptx::Half>(s, where) : of_type<ptx::BFloat>(s, where);
 }
 
 }  // namespace secateurs::cuda

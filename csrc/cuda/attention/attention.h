@@ -32,7 +32,7 @@ struct Attention {
   float scale;
   Pattern pattern;
   void* out;  // [batch, queries, heads, dim], contiguous; zeros where a query sees nothing
-  DType dtype;
+  Dtype dtype;
   float* partial = nullptr;  // as many as partial_sums() says
 
   std::string text() const;

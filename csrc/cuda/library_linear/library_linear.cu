@@ -132,7 +132,7 @@ void library_linear(const LibraryLinear& p, const Launch& where) {
   if (p.epilogue.m > BM || BN % p.p || STEP % p.q || p.patterns > PATTERNS || p.ones > ONES ||
       p.k % 8 || p.k / p.q * p.ones % 8 || STEP / p.q * p.ones % 8)
     throw std::invalid_argument("expected a problem the kernel takes, got " + p.text());
-  p.dtype == DType::float16 ? of_type<ptx::Half>(p, where) : of_type<ptx::BFloat>(p, where);
+  p.dtype == Dtype::float16 ? of_type<ptx::Half>(p, where) : of_type<ptx::BFloat>(p, where);
 }
 
 }  // namespace secateurs::cuda

@@ -1,4 +1,4 @@
-// y = act(x W^T + bias) * gate + residual for few rows of x, with W's p x q blocks each following one
+// y = act(x W^T + bias) * multiplier + residual for few rows of x, with W's p x q blocks each following one
 // pattern of a small library.
 #pragma once
 
@@ -17,7 +17,7 @@ struct LibraryLinear {
   const bool* library;        // [patterns <= 16, p, q], as many ones in each
   int k, p, q, patterns, ones;
   Epilogue epilogue;
-  DType dtype;
+  Dtype dtype;
 
   std::string text() const {
     return "library_linear m=" + std::to_string(epilogue.m) + " n=" + std::to_string(epilogue.n) +

@@ -222,7 +222,7 @@ void sparse_linear(const SparseLinear& p, const Cut& cut, const Launch& where) {
   if (p.k % 32 || p.epilogue.n % 16)
     throw std::invalid_argument("expected n a multiple of 16 and k of 32, got " + p.text());
   const SparseParameters s{p, cut, p.epilogue.aligned()};
-  p.dtype == DType::float16 ? of_type<ptx::Half>(s, where) : of_type<ptx::BFloat>(s, where);
+  p.dtype == Dtype::float16 ? of_type<ptx::Half>(s, where) : of_type<ptx::BFloat>(s, where);
 }
 
 }  // namespace secateurs::cuda

@@ -1,4 +1,4 @@
-// y = act(x W^T + bias) * gate + residual with W 2:4: of every four neighbouring inputs, an output
+// y = act(x W^T + bias) * multiplier + residual with W 2:4: of every four neighbouring inputs, an output
 // keeps two.
 #pragma once
 
@@ -19,7 +19,7 @@ struct SparseLinear {
   const std::uint32_t* kept;
   int k;              // a multiple of 32
   Epilogue epilogue;  // n a multiple of 16
-  DType dtype;
+  Dtype dtype;
   float* partial = nullptr;  // as many as partial_sums() says
 
   std::string text() const {

@@ -297,7 +297,7 @@ class StackedLauncher {
 
   void run() const {
     if (!s_.p.epilogue.m || !s_.p.epilogue.n) return;
-    if (s_.p.dtype == DType::float16) {
+    if (s_.p.dtype == Dtype::float16) {
       of_type<ptx::Half>();
     } else {
       of_type<ptx::BFloat>();

@@ -1,4 +1,4 @@
-// y = act(x W^T + bias) * gate + residual with W as stacks of inputs: the problem, and how it is cut.
+// y = act(x W^T + bias) * multiplier + residual with W as stacks of inputs: the problem, and how it is cut.
 //
 // The outputs come in rows of `bn`. A row's stack is a contiguous matrix of inputs by bn outputs, cut
 // into blocks of `bk` inputs, and says for each block where in x its inputs stand:
@@ -27,7 +27,7 @@ struct StackedLinear {
   const std::int32_t* indices;  // [blocks], which block of inputs each is
   int rows, blocks, bn, bk;
   Epilogue epilogue;
-  DType dtype;
+  Dtype dtype;
   float* partial = nullptr;  // as many as partial_sums() says
 
   std::string text() const;

@@ -25,8 +25,8 @@ from secateurs.ops._backends.cpu import DTYPES
 
 
 class DenseLinear(Part):
-    """y = act(x W^T + bias) * gate + residual by torch's own product, where none of our kernels
-    applies."""
+    """y = act(x W^T + bias) * multiplier + residual by torch's own product, where none of our
+    kernels applies."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none") -> None:
         super().__init__()
@@ -35,12 +35,12 @@ class DenseLinear(Part):
         self.activation = activation
 
     def forward(
-        self, x: Tensor, gate: Tensor | None = None, residual: Tensor | None = None
+        self, x: Tensor, multiplier: Tensor | None = None, residual: Tensor | None = None
     ) -> Tensor:
         if self.casts:
-            x, gate, residual = self.own(x, gate, residual)
+            x, multiplier, residual = self.own(x, multiplier, residual)
         y = ops.ACTIVATIONS[self.activation](F.linear(x, self.weight, self.bias))
-        y = y if gate is None else y * gate
+        y = y if multiplier is None else y * multiplier
         return y if residual is None else y + residual
 
     def dense(self) -> Tensor:
@@ -52,7 +52,7 @@ class DenseLinear(Part):
 
 
 class PackedLinear(Part):
-    """y = act(x W^T + bias) * gate + residual by our kernel; W is packed once, dense or
+    """y = act(x W^T + bias) * multiplier + residual by our kernel; W is packed once, dense or
     block-sparse."""
 
     def __init__(
@@ -67,11 +67,11 @@ class PackedLinear(Part):
         self.shape, self.activation = weight.shape, activation
 
     def forward(
-        self, x: Tensor, gate: Tensor | None = None, residual: Tensor | None = None
+        self, x: Tensor, multiplier: Tensor | None = None, residual: Tensor | None = None
     ) -> Tensor:
         if self.casts:
-            x, gate, residual = self.own(x, gate, residual)
-        return ops.block_sparse_linear(x, self, self.bias, self.activation, gate, residual)
+            x, multiplier, residual = self.own(x, multiplier, residual)
+        return ops.block_sparse_linear(x, self, self.bias, self.activation, multiplier, residual)
 
     @property
     def weight(self) -> BlockSparseWeight:
@@ -179,7 +179,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         if self.activation is None:
-            h = self.up(x) if self.gate is None else self.gate(x, gate=self.up(x))
+            h = self.up(x) if self.gate is None else self.gate(x, multiplier=self.up(x))
         elif self.gate is None:
             h = self.activation(self.up(x))
         else:

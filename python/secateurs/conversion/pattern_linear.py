@@ -38,8 +38,8 @@ def pack(weight: Tensor, keep: Tensor, block: tuple[int, int]) -> VectorWeight |
 
 
 class PatternLinear(Part):
-    """y = act(x W^T + bias) * gate + residual by our kernel; W is vector N:M, 2:4, or of a library
-    of block patterns."""
+    """y = act(x W^T + bias) * multiplier + residual by our kernel; W is vector N:M, 2:4, or of a
+    library of block patterns."""
 
     def __init__(
         self,
@@ -59,11 +59,11 @@ class PatternLinear(Part):
         self.shape, self.activation = weight.shape, activation
 
     def forward(
-        self, x: Tensor, gate: Tensor | None = None, residual: Tensor | None = None
+        self, x: Tensor, multiplier: Tensor | None = None, residual: Tensor | None = None
     ) -> Tensor:
         if self.casts:
-            x, gate, residual = self.own(x, gate, residual)
-        return ops.pattern_linear(x, self.weight, self.bias, self.activation, gate, residual)
+            x, multiplier, residual = self.own(x, multiplier, residual)
+        return ops.pattern_linear(x, self.weight, self.bias, self.activation, multiplier, residual)
 
     @property
     def weight(self) -> VectorWeight | LibraryWeight:

@@ -1,4 +1,4 @@
-// y = act(x W^T + bias) * gate + residual, W block-sparse, float or bf16 with sums in float.
+// y = act(x W^T + bias) * multiplier + residual, W block-sparse, float or bf16 with sums in float.
 //
 // Rows of x are packed into tiles as the product wants them (see vector_product.h, tile_product.h),
 // or read as they lie where it can do that and would not do it too often.
@@ -50,7 +50,7 @@ class LinearSolver {
     words = block_words ? ceil_div(p.k, p.bk) * block_words : 0;
     tile_words = Product::padded(height(0)) * words;
     cuttable = p.bk >= p.k;
-    has_epilogue = p.bias || p.gate || p.residual || p.activation != Activation::none;
+    has_epilogue = p.bias || p.multiplier || p.residual || p.activation != Activation::none;
 
     const int64_t rows = p.rows ? p.rows : 1, stored = p.indptr[p.rows];
     const int64_t grain = cuttable || !block_words ? 16 : block_words;

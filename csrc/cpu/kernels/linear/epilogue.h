@@ -1,4 +1,4 @@
-// What follows a linear's product: y = act(sums + bias) * gate + residual, in float, rounded once.
+// What follows a linear's product: y = act(sums + bias) * multiplier + residual, in float, rounded once.
 #pragma once
 
 #include <type_traits>
@@ -28,18 +28,19 @@ inline void finish_columns(const Problem& p, const float* sums, int64_t stride, 
   for (int v = 0; v < vectors; ++v) bias[v] = p.bias ? load(p.bias + column + v * W, n...) : zero();
   // Copies: y might overlap `p` for all the compiler knows, which would be read again each time.
   T* y = p.y + row * p.n + column;
-  const T* gate = p.gate ? p.gate + row * p.gate_stride + column : nullptr;
+  const T* multiplier = p.multiplier ? p.multiplier + row * p.multiplier_stride + column : nullptr;
   const T* residual = p.residual ? p.residual + row * p.residual_stride + column : nullptr;
-  const int64_t y_stride = p.n, gate_stride = p.gate_stride, residual_stride = p.residual_stride;
+  const int64_t y_stride = p.n, multiplier_stride = p.multiplier_stride,
+                residual_stride = p.residual_stride;
   for (int i = 0; i < rows; ++i) {
     F sum[vectors];
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v)
       sum[v] = activate<activation, T>(load(sums + i * stride + v * W, n...) + bias[v]);
-    if (gate)
+    if (multiplier)
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v)
-        sum[v] = sum[v] * load(gate + i * gate_stride + v * W, n...);
+        sum[v] = sum[v] * load(multiplier + i * multiplier_stride + v * W, n...);
     if (residual)
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v)
@@ -62,7 +63,7 @@ void finish_as(const Problem& p, const float* sums, int64_t stride, const Place&
                                   static_cast<int>(at.width - j));
 }
 
-// `p` is any linear's problem: bias, activation, gate, residual, their strides, y and n.
+// `p` is any linear's problem: bias, activation, multiplier, residual, their strides, y and n.
 template <class Problem>
 void finish(const Problem& p, const float* sums, int64_t stride, const Place& at) {
   switch (p.activation) {

@@ -1,4 +1,4 @@
-// y = act(x W^T + bias) * gate + residual for few rows of x, where each 4 x 4 (or 1 x 4) block of W
+// y = act(x W^T + bias) * multiplier + residual for few rows of x, where each 4 x 4 (or 1 x 4) block of W
 // follows one pattern of a library. Reading W is what this costs, so W stays compressed until it is
 // in a register:
 //

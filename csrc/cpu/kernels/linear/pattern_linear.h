@@ -1,4 +1,4 @@
-// y = act(x W^T + bias) * gate + residual, where `v` neighbouring outputs keep the same inputs.
+// y = act(x W^T + bias) * multiplier + residual, where `v` neighbouring outputs keep the same inputs.
 //
 // Rows of x are packed into tiles, input-major, so that picking an input costs an address. Threads
 // take items, each some tiles by some groups of outputs, which nobody else writes:

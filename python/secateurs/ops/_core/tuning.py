@@ -107,17 +107,17 @@ def autotune(op: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Config:
         BackendError: the Triton backend refuses the call, or no candidate fits the device.
     """
     module = sys.modules[op.__module__]
-    given = module.arguments(*args, **kwargs)
-    reason = gpu.triton_backend(module.OP.name).refuse(*given)
+    operands = module.arguments(*args, **kwargs)
+    reason = gpu.triton_backend(module.OP.name).refuse(operands)
     if reason is not None:
         raise BackendError(f"expected a call that Triton runs, to tune for it: {reason}")
     kernels = importlib.import_module(f"{op.__module__}.triton")
     unfit = importlib.import_module("secateurs.ops._backends.triton").UNFIT
-    table, key, device = kernels.TABLE, kernels.key(*given), given[0].device
+    table, key, device = kernels.TABLE, kernels.key(operands), operands[0].device
     times: dict[Config, float] = {}
     for config in table.candidates(device, key):
         with trial(config), suppress(*unfit):
-            times[config] = _milliseconds(lambda: kernels.run(*given))
+            times[config] = _milliseconds(lambda: kernels.run(operands))
     if not times:
         name = torch.cuda.get_device_name(device)
         raise BackendError(f"no launch configuration of {table.kernel} fits {name}")
