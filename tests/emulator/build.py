@@ -65,9 +65,9 @@ def _emulator() -> list[Path]:
 
 
 def _compile(folder: Path, units: list[Path], sources: Path, flags: list[str]) -> list[Path]:
-    headers = [*HERE.rglob("*.h"), *sources.rglob("*.h"), *sources.rglob("*.cuh")]
+    headers = [*HERE.rglob("*.h"), *CSRC.rglob("*.h"), *sources.rglob("*.cuh")]
     newest = max(path.stat().st_mtime for path in [*headers, HERE / "build.py"])
-    include = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{sources}"]
+    include = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{sources}", f"-I{CSRC}"]
     folder.mkdir(parents=True, exist_ok=True)
 
     def compiled(unit: Path) -> Path:

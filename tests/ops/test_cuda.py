@@ -117,7 +117,7 @@ def test_block_sparse_linear(run, dtype, block, m):
 
 
 def test_block_sparse_linear_takes_views(run):
-    """Rows apart, a start off the 16-byte boundary, column-major operands: copied or not, the same."""
+    """Rows apart, a start off the 16-byte boundary, column-major operands: copied or not."""
     weight = random_weight(64, 64, (16, 16), 0.5, torch.float16)
     wide = torch.randn(2, 5, 80).half()
     bias = torch.randn(64, 2).half()[:, 0]

@@ -74,10 +74,7 @@ py::object attention(const Arguments& arguments) {
                  field<C, &C::problem, &P::partial>("partial"),
              }));
   const C call = arguments.fill(fields);
-  const py::gil_scoped_release released;
-  const cuda::OnDevice on(call.launch.device);
-  cuda::attention(call.problem, call.cut, call.launch);
-  return py::none();
+  return launched(call, [&] { cuda::attention(call.problem, call.cut, call.launch); });
 }
 
 }  // namespace

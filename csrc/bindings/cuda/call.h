@@ -29,6 +29,17 @@ constexpr auto launch_fields() {
   };
 }
 
+// Calls `run`, which launches the kernel of a call, on its device and without the interpreter's lock.
+template <class C, class Run>
+py::object launched(const C& call, const Run& run) {
+  {
+    const py::gil_scoped_release released;
+    const cuda::OnDevice on(call.launch.device);
+    run();
+  }
+  return py::none();
+}
+
 void register_attention(py::module_& m);
 void register_linear(py::module_& m);
 void register_norm(py::module_& m);

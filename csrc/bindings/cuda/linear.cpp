@@ -99,10 +99,7 @@ py::object stacked_linear(const Arguments& arguments) {
                                     }));
   C call = arguments.fill(fields);
   count_tiles(call);
-  const py::gil_scoped_release released;
-  const cuda::OnDevice on(call.launch.device);
-  run(call.problem, call.cut, call.launch);
-  return py::none();
+  return launched(call, [&] { run(call.problem, call.cut, call.launch); });
 }
 
 py::object sparse_linear(const Arguments& arguments) {
@@ -115,10 +112,7 @@ py::object sparse_linear(const Arguments& arguments) {
                                     }));
   C call = arguments.fill(fields);
   count_tiles(call);
-  const py::gil_scoped_release released;
-  const cuda::OnDevice on(call.launch.device);
-  cuda::sparse_linear(call.problem, call.cut, call.launch);
-  return py::none();
+  return launched(call, [&] { cuda::sparse_linear(call.problem, call.cut, call.launch); });
 }
 
 py::object library_linear(const Arguments& arguments) {
@@ -135,10 +129,7 @@ py::object library_linear(const Arguments& arguments) {
                                         field<C, &C::problem, &P::ones>("ones"),
                                     }));
   const C call = arguments.fill(fields);
-  const py::gil_scoped_release released;
-  const cuda::OnDevice on(call.launch.device);
-  cuda::library_linear(call.problem, call.launch);
-  return py::none();
+  return launched(call, [&] { cuda::library_linear(call.problem, call.launch); });
 }
 
 }  // namespace

@@ -23,10 +23,7 @@ py::object add_norm(const Arguments& arguments) {
                                         field<C, &C::problem, &P::width>("width"),
                                     }));
   const C call = arguments.fill(fields);
-  const py::gil_scoped_release released;
-  const cuda::OnDevice on(call.launch.device);
-  cuda::add_norm(call.problem, call.launch);
-  return py::none();
+  return launched(call, [&] { cuda::add_norm(call.problem, call.launch); });
 }
 
 }  // namespace

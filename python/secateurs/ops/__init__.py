@@ -54,4 +54,5 @@ def build_info() -> dict[str, dict[str, Any]]:
 def explain_choice(op: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Choice:
     """Which backend would run `op(*args, **kwargs)`, and why the others would not."""
     module = sys.modules[op.__module__]
-    return module.OP.explain(module.arguments(*args, **kwargs))
+    choice: Choice = module.OP.explain(module.arguments(*args, **kwargs))
+    return choice

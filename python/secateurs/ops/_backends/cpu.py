@@ -14,27 +14,28 @@ from typing import Any
 import torch  # first: it loads the OpenMP runtime that _C_cpu resolves against
 from torch import Tensor
 
-from secateurs import _C_cpu  # type: ignore[attr-defined]
+from secateurs import _C_cpu
 from secateurs.errors import BackendError
 from secateurs.ops._core.forced import Forced
 from secateurs.ops._core.memory import rows_of
 
+kernels: Any = _C_cpu
 # The numbers of csrc/common, by dtype and by the name of an activation.
 DTYPES: dict[torch.dtype, int] = {
-    getattr(torch, name): number for name, number in _C_cpu.dtypes.items()
+    getattr(torch, name): number for name, number in kernels.dtypes.items()
 }
-ACTIVATIONS: dict[str, int] = _C_cpu.activations
+ACTIVATIONS: dict[str, int] = kernels.activations
 
 
 def isa() -> str:
     """Return the name of the instruction set the kernels run on. Raises BackendError if the one
     forced is unknown or not supported by this CPU."""
-    return str(_C_cpu.isa_name(isa_number()))
+    return str(kernels.isa_name(isa_number()))
 
 
 def isas() -> list[str]:
     """Return the instruction sets this CPU runs, best first."""
-    return list(_C_cpu.isas())
+    return list(kernels.isas())
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def isa_number() -> int:
 def build_info() -> dict[str, Any]:
     """Return version, commit, compiler, the instruction sets compiled, those that run here, and the
     one in use."""
-    return {**_C_cpu.build_info(), "supported": isas(), "isa": isa()}
+    return {**kernels.build_info(), "supported": isas(), "isa": isa()}
 
 
 def refuse(x: Tensor) -> str | None:
@@ -89,6 +90,6 @@ def _from_environment() -> int:
 
 def _number(name: str) -> int:
     try:
-        return int(_C_cpu.choose(name))
+        return int(kernels.choose(name))
     except ValueError as error:
         raise BackendError(str(error)) from None

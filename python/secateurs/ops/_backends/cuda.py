@@ -31,7 +31,7 @@ def _why_missing(failure: ImportError) -> str:
 
 
 try:
-    from secateurs import _C_cuda  # type: ignore[attr-defined]
+    from secateurs import _C_cuda
 
     _missing = ""
 except ImportError as error:

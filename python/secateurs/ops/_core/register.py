@@ -38,7 +38,8 @@ def register(
     `FlopCounterMode` counts torch's own.
     """
 
-    make = partial(tuple.__new__, record)  # as `record` does, without a frame of Python
+    # As `record` does, without a frame of Python.
+    make: Callable[[tuple[Any, ...]], R] = partial(tuple.__new__, record)  # type: ignore[type-var, arg-type]
 
     def run(*args: Any) -> Tensor:
         return op.run(make(args))
@@ -112,7 +113,7 @@ def _in_torch(op: Op[R], reference: Callable[[R], Tensor], operands: R) -> Tenso
         )
     with warnings.catch_warnings():
         # Sizes of weights are read as numbers, and are the same in every run.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         op.check(operands)
         return reference(operands)
 

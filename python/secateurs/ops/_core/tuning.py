@@ -143,7 +143,7 @@ def _milliseconds(call: Callable[[], Any], repeats: int = 20) -> float:
         stop.record()
         stop.synchronize()
         times.append(start.elapsed_time(stop))
-    return sorted(times)[repeats // 2]
+    return float(sorted(times)[repeats // 2])
 
 
 def _name(kernel: str, key: Key) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.ops._backends import cpu
 from secateurs.ops._core.dispatch import Backend
 from secateurs.ops._core.memory import address, contiguous, rows_of
@@ -24,7 +23,7 @@ def _run(operands: Operands) -> Tensor:
     residual, residual_start, residual_stride = cpu.prepared_rows(residual)
     weight, bias = weight.contiguous(), contiguous(bias)
     start = out.data_ptr()
-    _C_cpu.add_norm(
+    cpu.kernels.add_norm(
         isa=cpu.isa_number(),
         dtype=cpu.DTYPES[x.dtype],
         x=rows.data_ptr(),

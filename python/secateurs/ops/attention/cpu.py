@@ -7,7 +7,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.errors import OperandError
 from secateurs.lasting import lasting
 from secateurs.ops._backends import cpu
@@ -32,7 +31,7 @@ def _run(operands: Operands) -> Tensor:
         indptr, indices = contiguous(indptr), contiguous(indices)
         partial, masks = contiguous(partial), contiguous(masks)
     try:
-        _C_cpu.attention(
+        cpu.kernels.attention(
             isa=cpu.isa_number(),
             dtype=cpu.DTYPES[q.dtype],
             q=q.data_ptr(),

@@ -6,7 +6,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.ops._backends import cpu
 from secateurs.ops._core.dispatch import Backend
 from secateurs.ops._core.memory import address, contiguous, rows_of
@@ -44,7 +43,7 @@ def _run(operands: Operands) -> Tensor:
     multiplier, multiplier_start, multiplier_stride = cpu.prepared_rows(multiplier)
     residual, residual_start, residual_stride = cpu.prepared_rows(residual)
     rows, bk, bn = block_rows(values, indptr)
-    _C_cpu.block_sparse_linear(
+    cpu.kernels.block_sparse_linear(
         isa=cpu.isa_number(),
         dtype=cpu.DTYPES[x.dtype],
         x=x.data_ptr(),

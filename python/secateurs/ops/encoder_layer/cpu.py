@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.errors import OperandError
 from secateurs.ops._backends import cpu
 from secateurs.ops._core.dispatch import Backend
@@ -39,10 +38,10 @@ class Bound:
         self._heads = key_value_heads(heads, kv_heads) if kv_of is None else kv_of
         norms = zip((layer.attention_norm, layer.ffn_norm), eps, strict=True)
         attention_norm, ffn_norm = (
-            _C_cpu.Norm(weight=address(weight), bias=address(bias), eps=each)
+            cpu.kernels.Norm(weight=address(weight), bias=address(bias), eps=each)
             for (weight, bias), each in norms
         )
-        self._layer = _C_cpu.EncoderLayer(
+        self._layer = cpu.kernels.EncoderLayer(
             dtype=cpu.DTYPES[x.dtype],
             d=self._d,
             qkv=_linear(layer.qkv, self._d),
@@ -81,7 +80,7 @@ class Bound:
         rows = rows_of(x)
         key_mask = contiguous(key_mask)
         try:
-            _C_cpu.encoder_layer(
+            cpu.kernels.encoder_layer(
                 layer=self._layer,
                 isa=cpu.isa_number(),
                 x=rows.data_ptr(),
@@ -146,9 +145,9 @@ def _linear(linear: Linear, k: int) -> Any:
     """Return a product as the binding takes it; without weight, one without outputs."""
     values, indptr, indices, bias, n = linear
     if values is None or indptr is None or indices is None:
-        return _C_cpu.PackedLinear()
+        return cpu.kernels.PackedLinear()
     rows, bk, bn = block_rows(values, indptr)
-    return _C_cpu.PackedLinear(
+    return cpu.kernels.PackedLinear(
         values=values.data_ptr(),
         indptr=indptr.data_ptr(),
         indices=indices.data_ptr(),

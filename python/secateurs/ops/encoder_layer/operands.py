@@ -56,8 +56,12 @@ class Operands(NamedTuple):
     def layer(self) -> Layer:
         """Return the weights by name."""
         weights, features = self.weights, self.features
-        linears = [Linear(*weights[4 * i : 4 * i + 4], features[i]) for i in range(4)]
-        return Layer(*linears, weights[16:18], weights[18:20])
+        linears = []
+        for i, outputs in enumerate(features):
+            values, indptr, indices, bias = weights[4 * i : 4 * i + 4]
+            linears.append(Linear(values, indptr, indices, bias, outputs))
+        qkv, output, up, down = linears
+        return Layer(qkv, output, up, down, weights[16:18], weights[18:20])
 
 
 def head_dim(features: int, heads: int, kv_heads: int) -> int:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.ops._backends import cpu
 from secateurs.ops._core.dispatch import Backend
 from secateurs.ops._core.memory import address, contiguous, rows_of
@@ -20,7 +19,7 @@ MOST_ROWS = 16  # with more, products cost more than the weights that a library 
 def inputs_together(dtype: torch.dtype) -> int:
     """Return how many inputs of an output the kernel wants side by side, on the instruction set in
     use."""
-    return int(_C_cpu.pattern_together(cpu.isa_number(), cpu.DTYPES.get(dtype, 0)))
+    return int(cpu.kernels.pattern_together(cpu.isa_number(), cpu.DTYPES.get(dtype, 0)))
 
 
 def _refuse(operands: Operands) -> str | None:
@@ -85,7 +84,7 @@ def _run(operands: Operands) -> Tensor:
     }
     if library is None:
         groups, kept = index.shape
-        _C_cpu.pattern_linear(
+        cpu.kernels.pattern_linear(
             **linear,
             columns=index.data_ptr(),
             indptr=0,
@@ -95,7 +94,7 @@ def _run(operands: Operands) -> Tensor:
         )
     else:
         patterns, block_outputs, block_inputs = library.shape
-        _C_cpu.library_linear(
+        cpu.kernels.library_linear(
             **linear,
             codes=index.data_ptr(),
             library=library.data_ptr(),

@@ -16,7 +16,7 @@ class Operands(NamedTuple):
 
     x: Tensor  # [..., K]
     values: Tensor  # [N / v, kept, v] or [N / v, kept / s, v, s], or [N / p, K / q, ones]
-    index: Tensor  # int32 [N / v, kept], of 2:4 [N / 16, K / 32, 8, 2], or uint8 [N / p, K / q]
+    indices: Tensor  # int32 [N / v, kept], of 2:4 [N / 16, K / 32, 8, 2], or uint8 [N / p, K / q]
     library: Tensor | None  # bool [L, p, q]
     bias: Tensor | None  # [N]
     activation: str
