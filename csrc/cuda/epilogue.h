@@ -8,7 +8,8 @@
 
 namespace secateurs::cuda {
 
-// bias [n], multiplier and residual [m, n], each or null; y [m, n]. All contiguous, of the kernel's dtype.
+// bias [n], multiplier and residual [m, n], each or null; y [m, n]. All are contiguous and of the
+// kernel's dtype.
 struct Epilogue {
   const void* bias;
   Activation activation;

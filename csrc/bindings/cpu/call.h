@@ -1,4 +1,4 @@
-// What the calls of all CPU kernels share: an instruction set, a dtype, and checks of what Python told.
+// The instruction set, the dtype and the checks that the calls of all CPU kernels share.
 #pragma once
 
 #include <string>

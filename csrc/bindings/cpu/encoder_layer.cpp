@@ -1,4 +1,4 @@
-// A whole encoder layer on the CPU: its weights are told once, and every call says only what changes.
+// A whole encoder layer on the CPU: bound to its weights once, called with what changes.
 #include "cpu/encoder_layer.h"
 
 #include <variant>

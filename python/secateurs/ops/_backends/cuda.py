@@ -19,8 +19,8 @@ from secateurs.ops._core.memory import address, contiguous, dtype_name
 
 
 def _why_missing(failure: ImportError) -> str:
-    """Why `_C_cuda` did not import: why it was not built, as the build recorded, or what keeps it
-    from loading."""
+    """Tell why `_C_cuda` did not import: why it was not built, as the build recorded, or what keeps
+    it from loading."""
     try:
         if importlib.util.find_spec("secateurs._C_cuda") is not None:
             return f"the CUDA module does not load ({failure})"
@@ -110,7 +110,8 @@ def _refuse_device(module: Any, device: torch.device) -> str | None:
 
 
 def _refuse_driver(driver: Version, runtime: Version) -> str | None:
-    """A driver runs what was linked with any CUDA of its own major version, or of an older one."""
+    """Tell why a driver is too old, if so: it runs what was linked with any CUDA of its own major
+    version, or of an older one."""
     if driver == (0, 0):
         return "there is no NVIDIA driver"
     if driver[0] < runtime[0]:
@@ -119,8 +120,9 @@ def _refuse_driver(driver: Version, runtime: Version) -> str | None:
 
 
 def _compiled_for(archs: str, capability: Version, translated: bool = True) -> bool:
-    """Machine code runs on its generation from its own revision on, PTX (where it can be
-    `translated`) on everything later; that of "90a" and the like on that very revision."""
+    """Tell whether the module runs on a GPU: machine code runs on its generation from its own
+    revision on, PTX (where it can be `translated`) on everything later; that of "90a" and the like
+    on that very revision."""
     for number, exact, kind in re.findall(r"(\d+)([af]?)(-real|-virtual)?", archs):
         if kind == "-virtual" and not translated:
             continue

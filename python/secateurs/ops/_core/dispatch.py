@@ -43,7 +43,7 @@ class Choice:
     refusals: dict[str, str]
 
     def why_no_kernel(self) -> str | None:
-        """Why no backend but the reference would run the call; None if one would."""
+        """Tell why no backend but the reference would run the call; None if one would."""
         if self.backend not in (None, "reference"):
             return None
         return "; ".join(f"{backend}: {reason}" for backend, reason in self.refusals.items())
@@ -108,7 +108,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def forced_backend() -> str:
-    """The backend every operation must run on here, or `AUTO`."""
+    """Return the backend every operation must run on here, or `AUTO`."""
     return _forced.get() or _from_environment()
 
 

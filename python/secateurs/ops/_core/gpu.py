@@ -24,7 +24,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def triton_backend(op: str) -> Backend[Any]:
-    """The Triton backend of the operation `op`: `refuse` and `run` of
+    """Return the Triton backend of the operation `op`: `refuse` and `run` of
     `secateurs/ops/<op>/triton.py`, imported late."""
 
     def kernels() -> ModuleType:
@@ -44,14 +44,14 @@ def triton_backend(op: str) -> Backend[Any]:
 
 @cache
 def interpreting() -> bool:
-    """Whether Triton kernels run in Triton's interpreter, on CPU tensors (`TRITON_INTERPRET=1`, set
-    before import)."""
+    """Tell whether Triton kernels run in Triton's interpreter, on CPU tensors
+    (`TRITON_INTERPRET=1`, set before import)."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
 @cache
 def architecture(device: torch.device) -> int:
-    """The row of a table of launch configurations that fits a device: 80, 90 or 100.
+    """Return the row of a table of launch configurations that fits a device: 80, 90 or 100.
 
     Consumer parts (8.6, 8.9, 12.x) have the instructions and the 99 KiB of shared memory that the
     row of 80 assumes.
@@ -63,14 +63,14 @@ def architecture(device: torch.device) -> int:
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """How many multiprocessors share the work; the interpreter counts as a small GPU."""
+    """Count the multiprocessors that share the work; the interpreter counts as a small GPU."""
     if device.type != "cuda":
         return 8
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def fp32_precision() -> str:
-    """How tl.dot multiplies float32: as `torch.set_float32_matmul_precision` says."""
+    """Return how tl.dot multiplies float32: as `torch.set_float32_matmul_precision` says."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 

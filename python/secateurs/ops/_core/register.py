@@ -1,4 +1,4 @@
-"""How an operation becomes known to torch: a schema, one implementation for all devices, shapes,
+"""Make an operation known to torch: its schema, one implementation for all devices, shapes,
 gradients, FLOPs, and who may be watching."""
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def register(
 
 
 def _one_by_one(dispatched: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
-    """How `vmap` batches a call that is in a graph already."""
+    """Return how `vmap` batches a call that is in a graph already."""
 
     def batched(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
         calls = (_select(args, in_dims, i) for i in range(info.batch_size))
@@ -73,7 +73,7 @@ def _one_by_one(dispatched: Callable[..., Tensor]) -> Callable[..., tuple[Tensor
 
 
 def _select(operand: Any, dim: Any, i: int) -> Any:
-    """The part of an operand, or of a list of them, that is number `i` of its batch."""
+    """Return the part of an operand, or of a list of them, that is number `i` of its batch."""
     if isinstance(dim, list | tuple):
         return [_select(each, d, i) for each, d in zip(operand, dim, strict=True)]
     return operand if dim is None else operand.select(dim, i)

@@ -18,7 +18,7 @@ def add_norm(
     eps: float = 1e-5,
     rms: bool = False,
 ) -> Tensor:
-    """norm(x + residual) * weight + bias over the last dimension, shape of `x`.
+    """Compute norm(x + residual) * weight + bias over the last dimension, shape of `x`.
 
     The sum and the statistics are float32 (float64 for float64), and the result is rounded once.
 
@@ -45,8 +45,8 @@ def sum_and_norm(
     eps: float = 1e-5,
     rms: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """x + residual, and `add_norm` of the same arguments: what a layer with its norm in front goes
-    on with."""
+    """Return x + residual, and `add_norm` of the same arguments: a layer with its norm in front
+    goes on with both."""
     both = _call(arguments(x, residual, weight, bias, eps, rms, keep_sum=True))
     return both[0], both[1]
 

@@ -37,10 +37,10 @@ def attention(
     scale: float | None = None,
     pattern: Pattern | None = None,
 ) -> Tensor:
-    """Attention of every query head over its key/value head: `[B, Tq, Hq, D]`, contiguous.
+    """Attend with every query head to its key/value head: `[B, Tq, Hq, D]`, contiguous.
 
-    A query that may attend to nothing yields zeros. What stands at a key that `key_mask` hides does
-    not matter, NaN included. That does not hold for a pattern: in bfloat16 on AMX the 16 keys
+    A query that may attend to nothing yields zeros. Numbers at a key that `key_mask` hides do not
+    matter, NaN included. A pattern does not promise that: in bfloat16 on AMX the 16 keys
     beside a stored block of 16 meet weights of zero, which a NaN or infinity among their values
     outlives.
 

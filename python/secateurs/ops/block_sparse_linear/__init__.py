@@ -33,7 +33,7 @@ def block_sparse_linear(
     multiplier: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """act(x W^T + bias) * multiplier + residual, shape `[..., N]`.
+    """Compute act(x W^T + bias) * multiplier + residual, shape `[..., N]`.
 
     Only stored blocks are multiplied: an infinity or NaN in `x` does not pass through a block that
     was pruned.
@@ -69,7 +69,7 @@ def arguments(
 
 
 def read_in_pairs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a device's kernels want weights in pairs of inputs."""
+    """Tell whether a device's kernels want weights in pairs of inputs."""
     return torch.device(device).type == "cpu" and cpu.reads_pairs(dtype)
 
 

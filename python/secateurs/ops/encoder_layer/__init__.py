@@ -60,7 +60,7 @@ def encoder_layer(
     ffn_norm: LayerNorm,
     key_mask: Tensor | None = None,
 ) -> Tensor:
-    """norm(a + ffn(a)) of a = norm(x + attention(x)), shape of `x`.
+    """Compute norm(a + ffn(a)) for a = norm(x + attention(x)), shape of `x`.
 
     The products are those of `block_sparse_linear`, the rest that of `attention` and `add_norm`.
     Gradients are those of the reference, which runs wherever gradients are recorded.

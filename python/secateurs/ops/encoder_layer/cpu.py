@@ -20,11 +20,10 @@ from secateurs.ops.encoder_layer.operands import Linear, Operands
 
 
 class Bound:
-    """One layer by the addresses of its contiguous weights, good for as long as they are where they
-    were.
+    """A layer bound to the addresses of its contiguous weights, valid while no weight has moved.
 
     Between kernels that fill the caches, looking at each of two dozen tensors takes longer than a
-    small layer; whether they are the same ones as before is quickly told.
+    small layer; comparing them with the tensors of the call before is quick.
     """
 
     def __init__(self, operands: Operands) -> None:

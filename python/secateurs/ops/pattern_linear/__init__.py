@@ -42,11 +42,11 @@ def pattern_linear(
     multiplier: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """act(x W^T + bias) * multiplier + residual, shape `[..., N]`.
+    """Compute act(x W^T + bias) * multiplier + residual, shape `[..., N]`.
 
-    Of a vector weight only what is stored is multiplied: an infinity or NaN in `x` does not pass
-    through a pruned one. Through a library's blocks, and through the reference, which expand the
-    weight, it does.
+    A kernel for a vector weight multiplies what is stored alone: an infinity or NaN in `x` does not
+    pass through a pruned entry. It does pass through a library's blocks, and through the reference,
+    which expand the weight.
 
     Args:
         x: `[..., K]`.
@@ -82,13 +82,14 @@ def arguments(
 
 
 def inputs_together(device: torch.device, dtype: torch.dtype) -> int:
-    """How many inputs of an output a device's kernels want side by side in a `VectorWeight`."""
+    """Return how many inputs of an output a device's kernels want side by side in a
+    `VectorWeight`."""
     return cpu.inputs_together(dtype) if torch.device(device).type == "cpu" else 1
 
 
 def sparse_tensor_cores(device: torch.device, shape: tuple[int, int]) -> bool:
-    """Whether a device's kernels want a 2:4 weight `[N, K]` as a `VectorWeight` of single outputs
-    rather than as a library, which they take for few rows of `x` only."""
+    """Tell whether a device's kernels want a 2:4 weight `[N, K]` as a `VectorWeight` of single
+    outputs rather than as a library, which they take for few rows of `x` only."""
     return torch.device(device).type == "cuda" and cuda.takes_two_four(*shape)
 
 

@@ -38,7 +38,7 @@ def _refuse(operands: Operands) -> str | None:
 
 
 def takes_two_four(n: int, k: int) -> bool:
-    """Whether tiles of the sparse tensor cores cover a weight `[n, k]`."""
+    """Tell whether tiles of the sparse tensor cores cover a weight `[n, k]`."""
     return n % 16 == 0 and k % 32 == 0
 
 

@@ -32,7 +32,8 @@ def _vectors(values: Tensor, columns: Tensor, k: int) -> Tensor:
 
 
 def _columns(places: Tensor) -> Tensor:
-    """The kept inputs `[N, K / 2]` of a 2:4 weight, from `secateurs.formats.two_four_places`."""
+    """Return the kept inputs `[N, K / 2]` of a 2:4 weight, from
+    `secateurs.formats.two_four_places`."""
     tiles, steps = places.shape[:2]
     words = places.permute(0, 2, 1, 3)  # [N / 16, 8, K / 32, 2]: of rows r and r + 8 of a tile
     halves = torch.stack([words & 0xFFFF, words >> 16], 1)[..., None]
