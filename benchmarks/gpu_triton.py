@@ -67,6 +67,7 @@ def linears(bench: Bench, block: int) -> Rows:
 
 
 def linear(bench: Bench, name: str, m: int, density: float, block: int, dtype: torch.dtype) -> Rows:
+    from secateurs.ops.block_sparse_linear import arguments
     from secateurs.ops.block_sparse_linear import triton as kernels
 
     bench.in_time()
@@ -76,7 +77,7 @@ def linear(bench: Bench, name: str, m: int, density: float, block: int, dtype: t
     count = copies_of(packed.values.nbytes) if m <= FEW else 1
     ours = [replace(packed, values=packed.values.clone()) for _ in range(count)]
     cublas = {"F.linear": [partial(F.linear, x, weight.clone()) for _ in range(count)]}
-    config = kernels.TABLE.choose(x.device, kernels.key(x, packed.values))
+    config = kernels.TABLE.choose(x.device, kernels.key(arguments(x, packed)))
     variants = {"addresses": (config, cublas)}
     if m % 16 == 0:  # what it takes
         bsr = weight.to_sparse_bsr((block, block))

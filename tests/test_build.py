@@ -70,7 +70,7 @@ def test_wide_instructions_stay_in_their_unit(isa, flags, tmp_path):
     if platform.machine() != "x86_64":
         pytest.skip("these are x86-64 units")
     unit = tmp_path / "unit.o"
-    source = CSRC / "cpu" / "isa" / f"{isa}.cpp"
+    source = CSRC / "cpu" / "instruction_sets" / f"{isa}.cpp"
     command = ["g++", "-std=c++17", "-O0", "-fPIC", "-fopenmp", f"-I{CSRC}", *flags.split()]
     subprocess.run([*command, "-c", str(source), "-o", str(unit)], check=True, timeout=300)
     symbols = subprocess.run(["nm", "-C", str(unit)], capture_output=True, text=True, check=True)

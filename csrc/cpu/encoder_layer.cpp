@@ -90,15 +90,40 @@ class Chunk {
 
   Rows<T> linear(Rows<T> x, const PackedLinear<T>& w, Activation activation, Rows<T> residual,
                  T* y) {
-    run(kernels_, BlockSparseLinear<T>{x.data, x.stride, m_, w.n, w.k, w.values, w.indptr,
-                                       w.indices, w.rows, w.bk, w.bn, w.bias, activation, nullptr,
-                                       residual.data, 0, residual.stride, y, l_.threads});
+    BlockSparseLinear<T> problem{};
+    problem.x = x.data;
+    problem.x_stride = x.stride;
+    problem.m = m_;
+    problem.n = w.n;
+    problem.k = w.k;
+    problem.values = w.values;
+    problem.indptr = w.indptr;
+    problem.indices = w.indices;
+    problem.rows = w.rows;
+    problem.bk = w.bk;
+    problem.bn = w.bn;
+    problem.bias = w.bias;
+    problem.activation = activation;
+    problem.residual = residual.data;
+    problem.residual_stride = residual.stride;
+    problem.y = y;
+    problem.threads = l_.threads;
+    run(kernels_, problem);
     return {y, w.n};
   }
 
   Rows<T> norm(Rows<T> x, const Norm<T>& n, T* y) {
-    run(kernels_, AddNorm<T>{x.data, x.stride, m_, l_.d, nullptr, 0, n.weight, n.bias, n.eps, false,
-                             nullptr, y, l_.threads});
+    AddNorm<T> problem{};
+    problem.x = x.data;
+    problem.x_stride = x.stride;
+    problem.m = m_;
+    problem.d = l_.d;
+    problem.weight = n.weight;
+    problem.bias = n.bias;
+    problem.eps = n.eps;
+    problem.y = y;
+    problem.threads = l_.threads;
+    run(kernels_, problem);
     return {y, l_.d};
   }
 

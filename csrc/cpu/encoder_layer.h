@@ -1,7 +1,7 @@
 // One layer of a Transformer encoder as one call: a chain of the kernels of an instruction set.
 #pragma once
 
-#include "cpu/kernels.h"
+#include "cpu/kernel_table.h"
 
 namespace secateurs::cpu {
 

@@ -42,8 +42,8 @@ __device__ inline void finish8(const Epilogue& e, bool aligned, std::int64_t m, 
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum[i] = activate(e.activation, sum[i]);
   }
-  if (e.gate) {
-    load8(operand, static_cast<const T*>(e.gate) + at, count, aligned);
+  if (e.multiplier) {
+    load8(operand, static_cast<const T*>(e.multiplier) + at, count, aligned);
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum[i] *= operand[i];
   }

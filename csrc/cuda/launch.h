@@ -6,9 +6,9 @@
 #include <stdexcept>
 #include <string>
 
-namespace secateurs::cuda {
+#include "common/dtype.h"
 
-enum class DType : int { float16, bfloat16, float32 };
+namespace secateurs::cuda {
 
 inline void check(cudaError_t status, const std::string& doing) {
   if (status != cudaSuccess)

@@ -49,12 +49,12 @@ def test_vectors_and_single_outputs_there_and_back(vector):
 def test_the_module_computes_the_masked_product(activation):
     random = torch.Generator().manual_seed(1)
     weight, bias = torch.randn(24, 32, generator=random), torch.randn(24, generator=random)
-    x, gate, residual = (torch.randn(5, n, generator=random) for n in (32, 24, 24))
+    x, multiplier, residual = (torch.randn(5, n, generator=random) for n in (32, 24, 24))
     keep = Library.select(weight, (4, 4), 8, 16).keep(weight)
     module = PatternLinear(pack(weight, keep, (4, 4)), bias, activation)
     y = F.linear(x, weight * keep, bias)
     y = F.gelu(y) if activation == "gelu" else y
-    assert relative(module(x, gate, residual), y * gate + residual) < 1e-5
+    assert relative(module(x, multiplier, residual), y * multiplier + residual) < 1e-5
 
 
 def test_masks_without_a_pattern_are_refused():

@@ -48,7 +48,7 @@ def build_module(folder: Path) -> Path:
     """`_C_cuda` for CPU tensors: the binding and the kernels on the emulator."""
     import torch  # brings pybind11's headers
 
-    units = [CSRC / "bindings" / "cuda.cpp", HERE / "module" / "device.cpp"]
+    units = [*(CSRC / "bindings" / "cuda").glob("*.cpp"), HERE / "module" / "device.cpp"]
     headers = [sysconfig.get_path("include"), Path(torch.__file__).parent / "include"]
     flags = ["-O1", "-fPIC", *RECORD, *(f"-isystem{path}" for path in headers)]
     objects = _compile(folder, units + _kernels(CSRC) + _emulator(), CSRC, flags)
@@ -56,7 +56,7 @@ def build_module(folder: Path) -> Path:
 
 
 def _kernels(sources: Path) -> list[Path]:
-    units = [*(sources / "cuda").glob("*.cu"), *(sources / "cuda").glob("*.cpp")]
+    units = [*(sources / "cuda").rglob("*.cu"), *(sources / "cuda").rglob("*.cpp")]
     return sorted(unit for unit in units if unit.name != "device.cu")  # asks CUDA's runtime
 
 
@@ -65,9 +65,9 @@ def _emulator() -> list[Path]:
 
 
 def _compile(folder: Path, units: list[Path], sources: Path, flags: list[str]) -> list[Path]:
-    headers = [*HERE.rglob("*.h"), *(sources / "cuda").glob("*.h"), *sources.rglob("*.cuh")]
+    headers = [*HERE.rglob("*.h"), *CSRC.rglob("*.h"), *sources.rglob("*.cuh")]
     newest = max(path.stat().st_mtime for path in [*headers, HERE / "build.py"])
-    include = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{sources}"]
+    include = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{sources}", f"-I{CSRC}"]
     folder.mkdir(parents=True, exist_ok=True)
 
     def compiled(unit: Path) -> Path:
@@ -89,7 +89,7 @@ def _broken(folder: Path) -> Path:
     """The sources with every fault in them."""
     from faults import seeded
 
-    for path in sorted((CSRC / "cuda").iterdir()):
+    for path in sorted(p for p in (CSRC / "cuda").rglob("*") if p.is_file()):
         text = seeded(path.name, path.read_text())
         target = folder / path.relative_to(CSRC)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,7 @@ def emulate(program: Path, *arguments: object, **environment: str):
 def instances(program: Path) -> set[str]:
     """Every kernel in the program: the functions that csrc/cuda declares as `__global__`."""
     names = set()
-    for source in (CSRC / "cuda").iterdir():
+    for source in (CSRC / "cuda").rglob("*.cu*"):
         names |= set(
             re.findall(r"__global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(", source.read_text())
         )

@@ -28,8 +28,11 @@ from secateurs.formats import BlockSparseWeight, VectorWeight
 from secateurs.ops._core import gpu
 from secateurs.ops._core.tuning import Config, trial
 from secateurs.ops.attention import triton as attention
+from secateurs.ops.attention.operands import Operands as AttentionOperands
 from secateurs.ops.block_sparse_linear import triton as block_sparse_linear
+from secateurs.ops.block_sparse_linear.operands import Operands as BlockSparseOperands
 from secateurs.ops.pattern_linear import triton as pattern_linear
+from secateurs.ops.pattern_linear.operands import Operands as PatternOperands
 from secateurs.plan.attention_rules import Local, layout
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -67,7 +70,9 @@ def linear_calls(op: str) -> Iterator[tuple[str, torch.dtype, int, object]]:
     long = BlockSparseWeight.pack(torch.ones(32, 8192), block=(32, 32))
     if op == "block_sparse_linear":
         packed = (long.values, long.indptr, long.indices, 32)
-        call = (block_sparse_linear.run, (torch.zeros(8, 8192), *packed, None, "none", None, None))
+        x = torch.zeros(8, 8192)
+        operands = BlockSparseOperands(x, *packed, None, "none", None, None)
+        call = (block_sparse_linear.run, operands)
         yield f"{op} split", torch.float32, 8, call
     for size in (16, 32, 64, 128):
         dtypes = (torch.bfloat16, torch.float32, *((torch.float16,) if size == 64 else ()))
@@ -85,12 +90,14 @@ def linear_calls(op: str) -> Iterator[tuple[str, torch.dtype, int, object]]:
                         dense, torch.eye(1024 // size) > 0, (size, size)
                     ).unpaired()
                     packed = (w.values, w.indptr, w.indices, 1024)
-                    call = (block_sparse_linear.run, (x, *packed, *epilogue))
+                    operands = BlockSparseOperands(x, *packed, *epilogue)
+                    call = (block_sparse_linear.run, operands)
                 else:
                     w = VectorWeight.pack(
                         dense, (torch.arange(1024) % 2 == 0).expand(1024, -1), size, 1
                     )
-                    call = (pattern_linear.run, (x, w.values, w.columns, None, *epilogue))
+                    operands = PatternOperands(x, w.values, w.columns, None, *epilogue)
+                    call = (pattern_linear.run, operands)
                 yield f"{op} {size}", dtype, rows, call
 
 
@@ -106,18 +113,18 @@ def described(capability: int) -> Iterator[tuple[str, torch.dtype, int, object]]
         },
     }
     table = block_sparse_linear.TABLE
-    for name, dtype, rows, (run, args) in linear_calls("block_sparse_linear"):
+    for name, dtype, rows, (run, operands) in linear_calls("block_sparse_linear"):
         if dtype != torch.bfloat16:
             continue
-        config = table.choose(args[0].device, block_sparse_linear.key(*args))
+        config = table.choose(operands.x.device, block_sparse_linear.key(operands))
         for variant, changes in variants[capability].items():
             tried = partial(under, replace(config, **changes), run)
-            yield f"{name} {variant}", dtype, rows, (tried, args)
+            yield f"{name} {variant}", dtype, rows, (tried, operands)
 
 
-def under(config: Config, run: Callable[..., object], *args: object) -> None:
+def under(config: Config, run: Callable[..., object], operands: object) -> None:
     with trial(config):
-        run(*args)
+        run(operands)
 
 
 def attention_calls() -> Iterator[tuple[str, torch.dtype, int, object]]:
@@ -127,7 +134,8 @@ def attention_calls() -> Iterator[tuple[str, torch.dtype, int, object]]:
 
     def call(d, dtype, tq=512, causal=True, key_mask=padding, pattern=nothing):
         q, k = torch.zeros(1, 2, tq, d, dtype=dtype), torch.zeros(1, 2, 512, d, dtype=dtype)
-        return (attention.run, (q, k, k, None, key_mask, None, causal, 1.0, *pattern))
+        hidden = (None, key_mask, None, causal)
+        return (attention.run, AttentionOperands(q, k, k, *hidden, 1.0, *pattern))
 
     for d in (16, 32, 64, 128, 256):
         for dtype in (torch.bfloat16, torch.float32):
@@ -168,9 +176,9 @@ def main(capability: int) -> None:
     ]
     calls += [(f"{n} tf32", d, r, c) for n, d, r, c in calls if n == "block_sparse_linear 64"
               and d == torch.float32 and r == 512]  # fmt: skip
-    for name, dtype, rows, (run, args) in calls:
+    for name, dtype, rows, (run, operands) in calls:
         torch.set_float32_matmul_precision("high" if name.endswith("tf32") else "highest")
-        run(*args)
+        run(operands)
         for kernel_name, kernel in found:
             row = {
                 "call": f"{name} {str(dtype).removeprefix('torch.')} rows={rows}",

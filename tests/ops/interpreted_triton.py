@@ -149,8 +149,8 @@ def test_blocks_and_rows(dtype, block, m):
 @pytest.mark.parametrize("m", [3, 33])
 def test_epilogue(dtype, activation, m):
     weight = random_weight(96, 64, (32, 32), 0.5, dtype)
-    bias, gate, residual = (torch.randn(s).to(dtype) for s in ((96,), (m, 96), (m, 96)))
-    linear(torch.randn(m, 64).to(dtype), weight, bias, activation, gate, residual)
+    bias, multiplier, residual = (torch.randn(s).to(dtype) for s in ((96,), (m, 96), (m, 96)))
+    linear(torch.randn(m, 64).to(dtype), weight, bias, activation, multiplier, residual)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.02, 1.0])
@@ -169,8 +169,8 @@ def test_outputs_that_end_inside_a_block():
 
 def test_strided_input_and_many_dimensions():
     x = torch.randn(3, 7, 200)[..., 40:168]
-    gate = torch.randn(64, 3, 7).permute(1, 2, 0)
-    linear(x, random_weight(64, 128), torch.randn(128)[::2], "silu", gate)
+    multiplier = torch.randn(64, 3, 7).permute(1, 2, 0)
+    linear(x, random_weight(64, 128), torch.randn(128)[::2], "silu", multiplier)
 
 
 def test_long_rows_are_split_and_added_in_order(guards):
@@ -234,7 +234,7 @@ def test_nan_and_infinity_stay_in_their_row(activation):
 # pattern_linear
 
 
-def vector_linear(x, weight, bias, activation="none", gate=None, residual=None):
+def vector_linear(x, weight, bias, activation="none", multiplier=None, residual=None):
     n, k = weight.shape
     dense = np.zeros((n, k))
     for group, columns in enumerate(weight.columns.tolist()):
@@ -242,7 +242,7 @@ def vector_linear(x, weight, bias, activation="none", gate=None, residual=None):
         for i, column in enumerate(columns):
             dense[outputs, column] = weight.values[group, i].double().numpy()
     y = oracles.activate(activation, x.double().numpy() @ dense.T + bias.double().numpy())
-    y = y if gate is None else y * gate.double().numpy()
+    y = y if multiplier is None else y * multiplier.double().numpy()
     return y if residual is None else y + residual.double().numpy()
 
 
@@ -260,9 +260,9 @@ def test_vector_epilogue_strides_and_split(guards):
     dense = torch.randn(32, 4096) * 4096**-0.5
     weight = VectorWeight.pack(dense, VectorNM(8, 16, 32).keep(dense), 32)
     x = torch.randn(40, 5000)[:, 100:4196]
-    gate, residual = torch.randn(40, 32), torch.randn(40, 32)
+    multiplier, residual = torch.randn(40, 32), torch.randn(40, 32)
     for rows in (4, 40):
-        args = (x[:rows], weight, torch.randn(32), "gelu", gate[:rows], residual[:rows])
+        args = (x[:rows], weight, torch.randn(32), "gelu", multiplier[:rows], residual[:rows])
         assert_exact(ops.pattern_linear, vector_linear, *args)
     assert guards.kernels == ["_product", "_finish"] * 2
 

@@ -133,7 +133,7 @@ def test_same_bits_for_any_number_of_threads(isa, torch_threads):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_instruction_set_and_dtype_asked_for_are_those_that_run(isa, dtype, monkeypatch):
     calls, kernel = [], _C_cpu.add_norm
-    monkeypatch.setattr(_C_cpu, "add_norm", lambda *a: calls.append((a[1], kernel(*a))))
+    monkeypatch.setattr(_C_cpu, "add_norm", lambda **a: calls.append((a["dtype"], kernel(**a))))
     add_norm(*operands((2, 8), dtype))
     assert calls == [(int(dtype == torch.bfloat16), isa)]
 

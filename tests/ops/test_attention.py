@@ -230,7 +230,7 @@ def test_more_keys_than_stay_packed(isa, dtype, tq, tk):
 
 def test_the_instruction_set_asked_for_is_the_one_that_runs(isa, dtype, monkeypatch):
     ran, kernel = [], _C_cpu.attention
-    monkeypatch.setattr(_C_cpu, "attention", lambda *args: ran.append(kernel(*args)))
+    monkeypatch.setattr(_C_cpu, "attention", lambda **args: ran.append(kernel(**args)))
     attention(*qkv(dtype=dtype))
     assert ran == [isa]
 

@@ -12,7 +12,6 @@ import sysconfig
 from copy import copy
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +25,7 @@ from secateurs.formats import LibraryWeight, VectorWeight
 from secateurs.ops import use_backend
 from secateurs.ops._backends import cuda
 from secateurs.ops.attention.cuda import _run as run_attention
+from secateurs.ops.attention.operands import Operands
 from secateurs.ops.pattern_linear.cuda import takes_two_four
 from secateurs.plan.attention_rules import Local, Sinks, Strided, layout
 from secateurs.plan.weight_patterns import VectorNM
@@ -110,22 +110,22 @@ def test_block_sparse_linear(run, dtype, block, m):
     n = 256
     weight = random_weight(n, 512, block, 0.5, dtype)
     x, bias = torch.randn(m, 512).to(dtype), torch.randn(n).to(dtype)
-    gate, residual = torch.randn(2, m, n).to(dtype)
-    finish = (bias, "gelu", gate, residual)
+    multiplier, residual = torch.randn(2, m, n).to(dtype)
+    finish = (bias, "gelu", multiplier, residual)
     assert_near(run(ops.block_sparse_linear, x, weight, *finish), linear_oracle(x, weight, *finish))
 
 
 def test_block_sparse_linear_takes_views(run):
-    """Rows apart, a start off the 16-byte boundary, column-major gates: copied or not, the same."""
+    """Rows apart, a start off the 16-byte boundary, column-major operands: copied or not."""
     weight = random_weight(64, 64, (16, 16), 0.5, torch.float16)
     wide = torch.randn(2, 5, 80).half()
     bias = torch.randn(64, 2).half()[:, 0]
-    gate = torch.randn(2, 64, 5).half().transpose(1, 2)
+    multiplier = torch.randn(2, 64, 5).half().transpose(1, 2)
     uneven = torch.randn(2, 5, 84).half()[..., :64]
     views = (wide[..., :64], wide[..., 3:67], wide[..., 8:72].transpose(0, 1), wide[0, 0, :64])
     for x in (*views, uneven):
         rows = x if x.dim() == 3 else x[None]
-        finish = (bias, "silu", gate if rows.shape[:2] == (2, 5) else None, None)
+        finish = (bias, "silu", multiplier if rows.shape[:2] == (2, 5) else None, None)
         assert_near(
             run(ops.block_sparse_linear, x, weight, *finish), linear_oracle(x, weight, *finish)
         )
@@ -335,6 +335,10 @@ def test_cuda_attention_refuses_in_words(run):
             run(ops.attention, **{"q": q, "k": k, "v": v, **change})
 
 
+def attention_on_cuda(tokens):
+    return run_attention(Operands(*(tokens,) * 3, None, None, None, False, 1.0, *(None,) * 4))
+
+
 def test_a_launch_that_fails_names_the_kernel_the_problem_and_how_it_was_cut(run):
     """What the backend refuses, launched all the same: a grid too deep."""
     tokens = torch.zeros(65536, 2, 1, 32).half()
@@ -342,7 +346,7 @@ def test_a_launch_that_fails_names_the_kernel_the_problem_and_how_it_was_cut(run
         run(ops.attention, tokens, tokens, tokens)
     launched = r"launching attention of 65536x2 \(2\) heads of 32, 1 queries, 1 keys, .*"
     with pytest.raises(RuntimeError, match=f"{launched}in tiles of 16, 1 heads in one, 0 parts: "):
-        run(run_attention, *(tokens,) * 3, None, None, None, False, 1.0, *(None,) * 4)
+        run(attention_on_cuda, tokens)
 
 
 def both_norms(*args):
@@ -392,45 +396,3 @@ def test_cuda_add_norm_refuses_in_words(run):
     ):
         with pytest.raises(BackendError, match=message):
             run(ops.add_norm, x, None, x[0])
-
-
-def test_cuda_backend_runs_on_gpus_only():
-    weight = random_weight(64, 64, (32, 32), 0.5, torch.float16)
-    refusal = ops.explain_choice(ops.block_sparse_linear, torch.randn(3, 64).half(), weight)
-    assert refusal.backend == "reference"
-    here = "on NVIDIA GPUs, the tensors are on cpu" if cuda.kernels() else "built without CUDA"
-    assert here in refusal.refusals["cuda"]
-
-
-def test_cuda_backend_refuses_gpus_it_was_not_made_for(monkeypatch):
-    module = SimpleNamespace(
-        build_info=lambda: {"toolkit": "13.0", "archs": "80-real 90a-real"},
-        driver_version=lambda: (13, 0),
-        runtime_version=lambda: (13, 0),
-    )
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "some GPU")
-    refuse = cuda._refuse_device.__wrapped__
-    for toolkit, capability, reason in (
-        ("13.0", (9, 0), None),
-        ("13.0", (7, 5), "needs compute capability 8.0 or newer, some GPU has 7.5"),
-        ("13.0", (12, 0), "compiled for 80-real 90a-real, not for compute capability 12.0"),
-        (None, (9, 4), "written for NVIDIA GPUs"),
-    ):
-        monkeypatch.setattr(torch.version, "cuda", toolkit)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        told = refuse(module, torch.device("cuda", 0))
-        assert told is reason or reason in told
-
-
-@pytest.mark.parametrize(
-    ("archs", "runs", "does_not"),
-    [
-        ("80-real 90a-real", [(8, 0), (8, 6), (8, 9), (9, 0)], [(7, 5), (10, 0), (12, 0)]),
-        ("89-real", [(8, 9)], [(8, 0), (8, 6), (9, 0)]),
-        ("90-virtual", [(9, 0), (10, 0), (12, 0)], [(8, 9)]),
-        ("86", [(8, 6), (8, 9), (9, 0)], [(8, 0)]),
-    ],
-)
-def test_cuda_backend_knows_which_gpus_it_was_compiled_for(archs, runs, does_not):
-    assert all(cuda._compiled_for(archs, capability) for capability in runs)
-    assert not any(cuda._compiled_for(archs, capability) for capability in does_not)

@@ -41,7 +41,7 @@ def library_weight(n, k, block, ones, dtype=torch.float32, patterns=16):
     return LibraryWeight.pack(random(n, k, dtype=dtype) * k**-0.5, codes, library)
 
 
-def truth(x, weight, bias=None, activation="none", gate=None, residual=None):
+def truth(x, weight, bias=None, activation="none", multiplier=None, residual=None):
     """The formula, the weight expanded entry by entry from its index."""
     n, k = weight.shape
     dense = np.zeros((n, k))
@@ -61,7 +61,7 @@ def truth(x, weight, bias=None, activation="none", gate=None, residual=None):
     y = x.double().numpy() @ dense.T
     y = y if bias is None else y + bias.double().numpy()
     y = oracles.activate(activation, y)
-    y = y if gate is None else y * gate.double().numpy()
+    y = y if multiplier is None else y * multiplier.double().numpy()
     return y if residual is None else y + residual.double().numpy()
 
 
@@ -75,7 +75,7 @@ def assert_exact(x, weight, *args):
 def spy(monkeypatch, name="pattern_linear"):
     """Instruction set and dtype of the kernel's calls from now on."""
     calls, kernel = [], getattr(_C_cpu, name)
-    monkeypatch.setattr(_C_cpu, name, lambda *args: calls.append((kernel(*args), args[1])))
+    monkeypatch.setattr(_C_cpu, name, lambda **a: calls.append((kernel(**a), a["dtype"])))
     return calls
 
 
@@ -128,11 +128,11 @@ def test_epilogue(isa, activation, packed, dtype):
         else library_weight(64, 64, (4, 4), 8, dtype)
     )
     x, bias = random(3, 5, 64, dtype=dtype), random(64, dtype=dtype)
-    gate, residual = random(3, 5, 64, dtype=dtype), random(3, 5, 64, dtype=dtype)
+    multiplier, residual = random(3, 5, 64, dtype=dtype), random(3, 5, 64, dtype=dtype)
     assert_exact(x, weight, bias, activation)
-    assert_exact(x, weight, None, activation, gate)
+    assert_exact(x, weight, None, activation, multiplier)
     assert_exact(x, weight, bias, activation, None, residual)
-    assert_exact(x, weight, bias, activation, gate, residual)
+    assert_exact(x, weight, bias, activation, multiplier, residual)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -236,9 +236,9 @@ def test_strided_operands(isa, packed, dtype):
         if packed == "vector"
         else library_weight(64, 64, (4, 4), 8, dtype)
     )
-    x, gate, residual = (apart(random(2, 7, 64, dtype=dtype)) for _ in range(3))
+    x, multiplier, residual = (apart(random(2, 7, 64, dtype=dtype)) for _ in range(3))
     bias = random(64, 2, dtype=dtype)[:, 0]
-    assert_exact(x, weight, bias, "gelu", gate, residual)
+    assert_exact(x, weight, bias, "gelu", multiplier, residual)
     turned = random(64, 14, dtype=dtype).t()
     assert_exact(turned, weight, bias, "gelu", turned, turned)
 
@@ -290,9 +290,11 @@ def test_groups_that_keep_unevenly_many(isa, dtype):
     indptr = torch.tensor([0, *np.cumsum(counts)], dtype=torch.int32)
     y = torch.full((40, v * len(counts)), torch.nan, dtype=dtype)
     _C_cpu.pattern_linear(
-        *(cpu.isa_number(), cpu.DTYPES[dtype], x.data_ptr(), x.stride(0), *x.shape),
-        *(values.data_ptr(), columns.data_ptr(), indptr.data_ptr(), len(counts), 0, v),
-        *(0, 0, 0, 0, 0, 0, y.data_ptr(), 2),
+        **dict(isa=cpu.isa_number(), dtype=cpu.DTYPES[dtype], threads=2),
+        **dict(x=x.data_ptr(), x_stride=x.stride(0), m=40, n=y.shape[1], k=200),
+        **dict(values=values.data_ptr(), columns=columns.data_ptr(), indptr=indptr.data_ptr()),
+        **dict(groups=len(counts), kept=0, v=v, bias=0, activation=0, y=y.data_ptr()),
+        **dict(multiplier=0, multiplier_stride=0, residual=0, residual_stride=0),
     )
     expected = np.concatenate([truth(x, part) for part in parts], axis=1)
     tolerance = oracles.TOLERANCE[str(dtype).removeprefix("torch.")]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_capabilities(monkeypatch, capability, row):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "some GPU")
     monkeypatch.setattr(gpu, "_missing", lambda: None)
-    reason = gpu._refuse_place(device)
+    reason = gpu._refuse_place(SimpleNamespace(is_cpu=False, device=device))
     if row is None:
         assert reason == "it needs compute capability 8.0 or newer, some GPU has 7.5"
     else:

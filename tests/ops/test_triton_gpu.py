@@ -49,12 +49,12 @@ def cuda(weight):
 def test_block_sparse_linear(dtype, block, m):
     weight = random_weight(512, 1024, (block, block), 0.4, dtype)
     x, bias = torch.randn(m, 1024).to(dtype), torch.randn(512).to(dtype)
-    gate, residual = torch.randn(2, m, 512).to(dtype)
+    multiplier, residual = torch.randn(2, m, 512).to(dtype)
     weight.values = weight.values.float()
-    args = (x.float(), weight, bias.float(), "gelu", gate.float(), residual.float())
+    args = (x.float(), weight, bias.float(), "gelu", multiplier.float(), residual.float())
     truth = oracles.block_sparse_linear(*args)
     weight.values = weight.values.to(dtype)
-    moved = (bias.cuda(), "gelu", gate.cuda(), residual.cuda())
+    moved = (bias.cuda(), "gelu", multiplier.cuda(), residual.cuda())
     check(ops.block_sparse_linear(x.cuda(), cuda(weight), *moved), truth)
 
 

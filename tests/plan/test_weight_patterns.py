@@ -115,7 +115,7 @@ def test_library_weights_there_and_back():
 def test_the_operation_is_the_dense_one_on_the_projected_weight(activation):
     weight = torch.randn(64, 32, dtype=torch.float64)
     x, bias = torch.randn(5, 7, 32, dtype=torch.float64), torch.randn(64, dtype=torch.float64)
-    gate, residual = torch.randn(2, 5, 7, 64, dtype=torch.float64)
+    multiplier, residual = torch.randn(2, 5, 7, 64, dtype=torch.float64)
     library = Library.select(weight, (4, 4), ones=8)
     for family, packed in (
         (TwoFour(), VectorWeight.pack(weight, TwoFour().keep(weight), 1)),
@@ -123,8 +123,8 @@ def test_the_operation_is_the_dense_one_on_the_projected_weight(activation):
         (library, LibraryWeight.pack(weight, library.codes(weight), library.patterns)),
     ):
         y = ops.ACTIVATIONS[activation](F.linear(x, family.project(weight), bias))
-        got = ops.pattern_linear(x, packed, bias, activation, gate, residual)
-        assert torch.allclose(got, y * gate + residual, rtol=1e-12)
+        got = ops.pattern_linear(x, packed, bias, activation, multiplier, residual)
+        assert torch.allclose(got, y * multiplier + residual, rtol=1e-12)
 
 
 def test_gradients_of_everything():
@@ -210,7 +210,7 @@ def test_operands_that_do_not_fit():
         ((torch.randn(2, 16), packed, None, "tanh"), "activation among"),
         (
             (torch.randn(2, 16), packed, None, "none", torch.randn(3, 32)),
-            r"gate of shape \(2, 32\)",
+            r"multiplier of shape \(2, 32\)",
         ),
         ((torch.randn(2, 16).double(), packed), "values in the dtype of x"),
     ):

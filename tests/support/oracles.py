@@ -70,16 +70,16 @@ def block_sparse_linear(
     weight: Any,
     bias: Any = None,
     activation: str = "none",
-    gate: Any = None,
+    multiplier: Any = None,
     residual: Any = None,
 ) -> Array:
-    """act(x W^T + bias) * gate + residual."""
+    """act(x W^T + bias) * multiplier + residual."""
     y = _double(x) @ dense_weight(weight).T
     if bias is not None:
         y = y + _double(bias)
     y = activate(activation, y)
-    if gate is not None:
-        y = y * _double(gate)
+    if multiplier is not None:
+        y = y * _double(multiplier)
     return y if residual is None else y + _double(residual)
 
 

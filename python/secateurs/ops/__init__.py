@@ -47,11 +47,12 @@ __all__ = [
 
 
 def build_info() -> dict[str, dict[str, Any]]:
-    """What was compiled into this installation and what of it runs here, as plain JSON types."""
+    """Describe what was compiled into this installation and what runs here, in plain JSON types."""
     return {"cpu": cpu.build_info(), "cuda": cuda.build_info()}
 
 
 def explain_choice(op: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Choice:
-    """Which backend would run `op(*args, **kwargs)`, and why the others would not."""
+    """Tell which backend would run `op(*args, **kwargs)`, and why the others would not."""
     module = sys.modules[op.__module__]
-    return module.OP.explain(*module.arguments(*args, **kwargs))
+    choice: Choice = module.OP.explain(module.arguments(*args, **kwargs))
+    return choice

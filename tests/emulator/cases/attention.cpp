@@ -1,5 +1,5 @@
 // Attention: every head dimension and tile, patterns of every block, uneven heads, padding, causality.
-#include "cuda/attention.h"
+#include "cuda/attention/attention.h"
 
 #include "cases/case.h"
 
@@ -17,7 +17,7 @@ struct Problem {
   int parts = 0;
 };
 
-std::string text(const Problem& p, DType dtype) {
+std::string text(const Problem& p, Dtype dtype) {
   return std::string(name(dtype)) + " heads=" + std::to_string(p.heads) + "/" +
          std::to_string(p.kv_heads) + (p.mapped ? " mapped" : "") +
          " tq=" + std::to_string(p.queries) + " tk=" + std::to_string(p.keys) +
@@ -60,7 +60,7 @@ struct Pattern {
   }
 };
 
-void run(const Problem& p, DType dtype, std::uint64_t seed) {
+void run(const Problem& p, Dtype dtype, std::uint64_t seed) {
   Random random(seed);
   // As one projection leaves them: [batch, length, heads, dim], keys and values side by side.
   Array q(std::size_t{1} * p.batch * p.queries * p.heads * p.dim, dtype);
@@ -112,7 +112,7 @@ void run(const Problem& p, DType dtype, std::uint64_t seed) {
   problem.dtype = dtype;
   AttentionCut how = cut(problem, p.keys, emulator::multiprocessors);
   if (p.parts != AS_CHOSEN) how.parts = p.parts;
-  const Array working(partial_sums(problem, how), DType::float32);
+  const Array working(partial_sums(problem, how), Dtype::float32);
   problem.partial = static_cast<float*>(working.data());
   attention(problem, how, {0, nullptr});
 
@@ -148,13 +148,13 @@ void run(const Problem& p, DType dtype, std::uint64_t seed) {
 
 std::vector<Case> attention_cases() {
   std::vector<Case> cases;
-  const auto add = [&](const Problem& p, DType dtype) {
+  const auto add = [&](const Problem& p, Dtype dtype) {
     const bool small = p.queries <= 16 || (p.block && p.block < 64);
     cases.push_back({std::string("attention of ") + std::to_string(p.dim) +
                          (small ? " small" : "") + ", " + name(dtype),
                      text(p, dtype), [=](std::uint64_t seed) { run(p, dtype, seed); }});
   };
-  for (const DType dtype : {DType::float16, DType::bfloat16})
+  for (const Dtype dtype : {Dtype::float16, Dtype::bfloat16})
     for (const int dim : {32, 64, 80, 96, 128}) {
       add({2, 3, 1, 70, 70, dim, true, true}, dtype);
       add({1, 4, 2, 1, 150, dim, true, false, 0, true, true}, dtype);
@@ -162,26 +162,26 @@ std::vector<Case> attention_cases() {
       add({1, 2, 1, 70, 90, dim, false, true, 64}, dtype);
     }
   // Heads that share a tile, with all that a query's place in it decides.
-  add({2, 6, 2, 1, 70, 64}, DType::bfloat16);
-  add({1, 8, 2, 4, 90, 32, true, true}, DType::float16);
-  add({1, 4, 2, 5, 40, 128, true, true, 16, false}, DType::bfloat16);
-  add({1, 3, 1, 5, 3, 80, true}, DType::float16);
-  add({2, 4, 1, 3, 400, 96, true, true, 64, false, false, 3}, DType::float16);
-  add({1, 4, 2, 2, 1100, 64, true, false, 0, true, false, AS_CHOSEN}, DType::bfloat16);
+  add({2, 6, 2, 1, 70, 64}, Dtype::bfloat16);
+  add({1, 8, 2, 4, 90, 32, true, true}, Dtype::float16);
+  add({1, 4, 2, 5, 40, 128, true, true, 16, false}, Dtype::bfloat16);
+  add({1, 3, 1, 5, 3, 80, true}, Dtype::float16);
+  add({2, 4, 1, 3, 400, 96, true, true, 64, false, false, 3}, Dtype::float16);
+  add({1, 4, 2, 2, 1100, 64, true, false, 0, true, false, AS_CHOSEN}, Dtype::bfloat16);
   // In parts: more of them than steps, queries that see nothing of one, patterns, all kinds of tiles.
-  for (const DType dtype : {DType::float16, DType::bfloat16}) {
+  for (const Dtype dtype : {Dtype::float16, Dtype::bfloat16}) {
     add({2, 4, 2, 1, 520, 64, true, true, 0, true, true, AS_CHOSEN}, dtype);
     add({1, 2, 1, 16, 300, 80, true, true, 0, true, false, 9}, dtype);
     add({2, 2, 1, 70, 330, 32, true, false, 0, true, false, 3}, dtype);
     add({1, 2, 2, 40, 200, 96, true, true, 16, true, false, 2}, dtype);
     add({1, 2, 1, 90, 200, 128, false, true, 64, false, false, 4}, dtype);
   }
-  add({1, 1, 1, 90, 30, 32, true, false, 0, true, false, 2}, DType::bfloat16);
-  add({1, 1, 1, 3, 0, 32, false, false, 0, true, false, 2}, DType::bfloat16);
-  add({1, 4, 2, 130, 130, 32, true, false, 128, true, true}, DType::bfloat16);
-  add({2, 2, 2, 100, 200, 32, false, false, 32, false}, DType::bfloat16);
-  add({1, 1, 1, 200, 200, 32, true}, DType::float16);
-  add({1, 1, 1, 90, 30, 32, true}, DType::float16);  // the first 60 queries see nothing
-  add({2, 4, 1, 64, 0, 128}, DType::float16);
+  add({1, 1, 1, 90, 30, 32, true, false, 0, true, false, 2}, Dtype::bfloat16);
+  add({1, 1, 1, 3, 0, 32, false, false, 0, true, false, 2}, Dtype::bfloat16);
+  add({1, 4, 2, 130, 130, 32, true, false, 128, true, true}, Dtype::bfloat16);
+  add({2, 2, 2, 100, 200, 32, false, false, 32, false}, Dtype::bfloat16);
+  add({1, 1, 1, 200, 200, 32, true}, Dtype::float16);
+  add({1, 1, 1, 90, 30, 32, true}, Dtype::float16);  // the first 60 queries see nothing
+  add({2, 4, 1, 64, 0, 128}, Dtype::float16);
   return cases;
 }

@@ -40,43 +40,43 @@ struct Random {
   bool chance(double p) { return between(0, 1) < p; }
 };
 
-using secateurs::cuda::DType;
+using secateurs::Dtype;
 
-inline const char* name(DType dtype) {
-  return dtype == DType::float16 ? "half" : dtype == DType::bfloat16 ? "bfloat" : "float";
+inline const char* name(Dtype dtype) {
+  return dtype == Dtype::float16 ? "half" : dtype == Dtype::bfloat16 ? "bfloat" : "float";
 }
 
 // How far a correctly rounded number of a dtype may be from the truth.
-inline double rounding(DType dtype) {
-  return dtype == DType::float16 ? 0x1p-11 : dtype == DType::bfloat16 ? 0x1p-8 : 0x1p-22;
+inline double rounding(Dtype dtype) {
+  return dtype == Dtype::float16 ? 0x1p-11 : dtype == Dtype::bfloat16 ? 0x1p-8 : 0x1p-22;
 }
 
-inline double rounded(double x, DType dtype) {
+inline double rounded(double x, Dtype dtype) {
   const auto y = static_cast<float>(x);
-  return dtype == DType::float16    ? static_cast<float>(__half(y))
-         : dtype == DType::bfloat16 ? static_cast<float>(__nv_bfloat16(y))
+  return dtype == Dtype::float16    ? static_cast<float>(__half(y))
+         : dtype == Dtype::bfloat16 ? static_cast<float>(__nv_bfloat16(y))
                                     : y;
 }
 
 // Numbers in global memory: what a kernel reads, and their exact values.
 class Array {
  public:
-  Array(std::size_t count, DType dtype)
-      : dtype_(dtype), count_(count), memory_(count * (dtype == DType::float32 ? 4 : 2)) {}
+  Array(std::size_t count, Dtype dtype)
+      : dtype_(dtype), count_(count), memory_(count * (dtype == Dtype::float32 ? 4 : 2)) {}
 
   void set(std::size_t i, double x) {
-    if (dtype_ == DType::float16) {
+    if (dtype_ == Dtype::float16) {
       static_cast<__half*>(memory_.data())[i] = __half(static_cast<float>(x));
-    } else if (dtype_ == DType::bfloat16) {
+    } else if (dtype_ == Dtype::bfloat16) {
       static_cast<__nv_bfloat16*>(memory_.data())[i] = __nv_bfloat16(static_cast<float>(x));
     } else {
       static_cast<float*>(memory_.data())[i] = static_cast<float>(x);
     }
   }
   double get(std::size_t i) const {
-    if (dtype_ == DType::float16)
+    if (dtype_ == Dtype::float16)
       return static_cast<float>(static_cast<const __half*>(memory_.data())[i]);
-    if (dtype_ == DType::bfloat16)
+    if (dtype_ == Dtype::bfloat16)
       return static_cast<float>(static_cast<const __nv_bfloat16*>(memory_.data())[i]);
     return static_cast<const float*>(memory_.data())[i];
   }
@@ -85,10 +85,10 @@ class Array {
   }
   void* data() const { return memory_.data(); }
   std::size_t count() const { return count_; }
-  DType dtype() const { return dtype_; }
+  Dtype dtype() const { return dtype_; }
 
  private:
-  DType dtype_;
+  Dtype dtype_;
   std::size_t count_;
   emulator::DeviceMemory memory_;
 };

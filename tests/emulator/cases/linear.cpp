@@ -1,7 +1,7 @@
 // Block-sparse and vector N:M linears: every tile, odd sizes, empty and long rows, cut and whole.
 #include "cases/linear.h"
 
-#include "cuda/stacked_linear.h"
+#include "cuda/stacked_linear/stacked_linear.h"
 
 using namespace secateurs::cuda;
 
@@ -17,14 +17,14 @@ struct Problem {
   int padding = 0;  // numbers between the rows of x
 };
 
-std::string text(const Problem& p, DType dtype) {
+std::string text(const Problem& p, Dtype dtype) {
   return std::string(name(dtype)) + " m=" + std::to_string(p.m) + " n=" + std::to_string(p.n) +
          " k=" + std::to_string(p.k) + " block=" + std::to_string(p.bn) + "x" +
          std::to_string(p.bk) + " parts=" + std::to_string(p.parts);
 }
 
 // A random block-sparse weight: its second row of blocks is full, its third empty.
-void block_sparse(const Problem& p, DType dtype, std::uint64_t seed) {
+void block_sparse(const Problem& p, Dtype dtype, std::uint64_t seed) {
   Random random(seed);
   const int rows = (p.n + p.bn - 1) / p.bn, columns = p.k / p.bk;
   std::vector<std::int32_t> indptr{0}, indices;
@@ -61,14 +61,14 @@ void block_sparse(const Problem& p, DType dtype, std::uint64_t seed) {
                         dtype};
   Cut how = cut(problem, emulator::multiprocessors);
   if (p.parts != AS_CHOSEN) how.parts = p.parts;
-  Array partial(partial_sums(problem, how), DType::float32);
+  Array partial(partial_sums(problem, how), Dtype::float32);
   problem.partial = static_cast<float*>(partial.data());
   block_sparse_linear(problem, how, {0, nullptr});
   finish.judge_product(dense_x, weight, p.k);
 }
 
 // bn outputs keep the same `kept` inputs; x comes transposed, its rows padded to eight.
-void vector(const Problem& p, DType dtype, std::uint64_t seed) {
+void vector(const Problem& p, Dtype dtype, std::uint64_t seed) {
   Random random(seed);
   const int rows = p.n / p.bn, kept = std::max(1, static_cast<int>(p.density * p.k));
   std::vector<std::int32_t> columns;
@@ -105,7 +105,7 @@ void vector(const Problem& p, DType dtype, std::uint64_t seed) {
                         dtype};
   Cut how = cut(problem, emulator::multiprocessors);
   if (p.parts != AS_CHOSEN) how.parts = p.parts;
-  Array partial(partial_sums(problem, how), DType::float32);
+  Array partial(partial_sums(problem, how), Dtype::float32);
   problem.partial = static_cast<float*>(partial.data());
   vector_linear(problem, how, {0, nullptr});
   finish.judge_product(dense_x, weight, p.k);
@@ -117,12 +117,12 @@ std::vector<Case> linear_cases() {
   const Finish all{Activation::gelu, true, true, true};
   const Finish some{Activation::silu, true, false, true};
   std::vector<Case> cases;
-  const auto add = [&](const char* kernel, auto run, const Problem& p, DType dtype) {
+  const auto add = [&](const char* kernel, auto run, const Problem& p, Dtype dtype) {
     const std::string instance =
         kernel + std::string(rows_of(p.m)) + "width " + std::to_string(p.bn) + ", " + name(dtype);
     cases.push_back({instance, text(p, dtype), [=](std::uint64_t seed) { run(p, dtype, seed); }});
   };
-  for (const DType dtype : {DType::float16, DType::bfloat16})
+  for (const Dtype dtype : {Dtype::float16, Dtype::bfloat16})
     for (const int bn : {16, 32, 64, 128}) {
       const int n = 4 * bn;
       add("block_sparse_linear", block_sparse, {1, n, 256, bn, bn, 0.5, 3, some}, dtype);
@@ -137,9 +137,9 @@ std::vector<Case> linear_cases() {
     }
   for (const Activation activation : {Activation::relu, Activation::gelu_tanh})
     add("block_sparse_linear", block_sparse, {5, 64, 64, 16, 16, 0.5, 0, {activation}},
-        DType::float16);
-  add("block_sparse_linear", block_sparse, {150, 120, 256, 32, 32, 0.5, 0, all}, DType::float16);
-  add("block_sparse_linear", block_sparse, {300, 48, 64, 16, 16, 0.5, 4, all}, DType::bfloat16);
-  add("block_sparse_linear", block_sparse, {1100, 48, 32, 16, 16, 0.9, 0}, DType::bfloat16);
+        Dtype::float16);
+  add("block_sparse_linear", block_sparse, {150, 120, 256, 32, 32, 0.5, 0, all}, Dtype::float16);
+  add("block_sparse_linear", block_sparse, {300, 48, 64, 16, 16, 0.5, 4, all}, Dtype::bfloat16);
+  add("block_sparse_linear", block_sparse, {1100, 48, 32, 16, 16, 0.9, 0}, Dtype::bfloat16);
   return cases;
 }

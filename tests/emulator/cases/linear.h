@@ -6,7 +6,7 @@
 #include "cases/case.h"
 #include "cuda/epilogue.h"
 
-using secateurs::cuda::Activation;
+using secateurs::Activation;
 
 struct Finish {
   Activation activation = Activation::none;
@@ -41,7 +41,7 @@ struct FinishArrays {
   Finish finish;
   std::int64_t m, n;
 
-  FinishArrays(std::int64_t m, std::int64_t n, DType dtype, Finish finish, Random& random)
+  FinishArrays(std::int64_t m, std::int64_t n, Dtype dtype, Finish finish, Random& random)
       : bias(n, dtype),
         gate(m * n, dtype),
         residual(m * n, dtype),

@@ -1,6 +1,6 @@
 // Residual and normalisation: both norms, odd widths, more numbers than threads, large means.
 #include "cases/case.h"
-#include "cuda/add_norm.h"
+#include "cuda/add_norm/add_norm.h"
 
 using namespace secateurs::cuda;
 
@@ -11,7 +11,7 @@ struct Problem {
   bool rms, bias = true, sum = true, residual = true;
 };
 
-void run(const Problem& p, DType dtype, std::uint64_t seed) {
+void run(const Problem& p, Dtype dtype, std::uint64_t seed) {
   Random random(seed);
   const std::size_t count = std::size_t{1} * p.rows * p.width;
   Array x(count, dtype), residual(count, dtype), weight(p.width, dtype), bias(p.width, dtype);
@@ -46,7 +46,7 @@ void run(const Problem& p, DType dtype, std::uint64_t seed) {
 
 std::vector<Case> norm_cases() {
   std::vector<Case> cases;
-  for (const DType dtype : {DType::float16, DType::bfloat16, DType::float32})
+  for (const Dtype dtype : {Dtype::float16, Dtype::bfloat16, Dtype::float32})
     for (const Problem& p : {Problem{3, 384, false},
                              {2, 385, false, false},
                              {2, 3000, true},

@@ -2,8 +2,8 @@
 #include <algorithm>
 
 #include "cases/linear.h"
-#include "cuda/library_linear.h"
-#include "cuda/sparse_linear.h"
+#include "cuda/library_linear/library_linear.h"
+#include "cuda/sparse_linear/sparse_linear.h"
 
 using namespace secateurs::cuda;
 
@@ -19,7 +19,7 @@ struct Problem {
   int parts = 0;                             // of 2:4, AS_CHOSEN: what cut() makes of it
 };
 
-std::string text(const Problem& p, DType dtype) {
+std::string text(const Problem& p, Dtype dtype) {
   return std::string(name(dtype)) + " m=" + std::to_string(p.m) + " n=" + std::to_string(p.n) +
          " k=" + std::to_string(p.k) + " pattern=" + std::to_string(p.p) + "x" +
          std::to_string(p.q) + " parts=" + std::to_string(p.parts);
@@ -30,7 +30,7 @@ struct Rows {
   Array x;
   Numbers dense;
 
-  Rows(const Problem& p, DType dtype, Random& random)
+  Rows(const Problem& p, Dtype dtype, Random& random)
       : stride(p.k + p.padding), x(p.m * stride - p.padding, dtype), dense(p.m * p.k) {
     x.fill(random);
     for (int m = 0; m < p.m; ++m)
@@ -38,7 +38,7 @@ struct Rows {
   }
 };
 
-void sparse(const Problem& p, DType dtype, std::uint64_t seed) {
+void sparse(const Problem& p, Dtype dtype, std::uint64_t seed) {
   Random random(seed);
   const Rows rows(p, dtype, random);
   Array values(std::size_t{1} * p.n * p.k / 2, dtype);
@@ -63,13 +63,13 @@ void sparse(const Problem& p, DType dtype, std::uint64_t seed) {
                        p.k,           finish.epilogue(), dtype};
   Cut how = cut(problem, emulator::multiprocessors);
   if (p.parts != AS_CHOSEN) how.parts = p.parts;
-  Array partial(partial_sums(problem, how), DType::float32);
+  Array partial(partial_sums(problem, how), Dtype::float32);
   problem.partial = static_cast<float*>(partial.data());
   sparse_linear(problem, how, {0, nullptr});
   finish.judge_product(rows.dense, weight, p.k);
 }
 
-void library(const Problem& p, DType dtype, std::uint64_t seed) {
+void library(const Problem& p, Dtype dtype, std::uint64_t seed) {
   Random random(seed);
   const Rows rows(p, dtype, random);
   const int area = p.p * p.q, blocks = p.n / p.p * (p.k / p.q);
@@ -104,11 +104,11 @@ void library(const Problem& p, DType dtype, std::uint64_t seed) {
 std::vector<Case> pattern_cases() {
   const Finish all{Activation::gelu, true, true, true};
   std::vector<Case> cases;
-  const auto add = [&](const char* kernel, auto run, const Problem& p, DType dtype) {
+  const auto add = [&](const char* kernel, auto run, const Problem& p, Dtype dtype) {
     cases.push_back({std::string(kernel) + rows_of(p.m) + name(dtype), text(p, dtype),
                      [=](std::uint64_t seed) { run(p, dtype, seed); }});
   };
-  for (const DType dtype : {DType::float16, DType::bfloat16}) {
+  for (const Dtype dtype : {Dtype::float16, Dtype::bfloat16}) {
     add("sparse_linear", sparse, {1, 48, 1184, all}, dtype);
     add("sparse_linear", sparse, {16, 80, 64}, dtype);
     add("sparse_linear", sparse, {200, 144, 288, all, 0, 0, 0, 0, 8}, dtype);

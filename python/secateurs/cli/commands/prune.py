@@ -34,6 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_sampling(parser)
     parser.add_argument(
+        "--no-refit",
+        dest="refit",
+        action="store_false",
+        default=None,
+        help="leave the weights that stay as they were (default: fit them to the dense model's "
+        "hidden states on the examples, in closed form)",
+    )
+    parser.add_argument(
         "--distill",
         type=positive,
         metavar="STEPS",
@@ -43,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> tuple[int, Any]:
-    """Prune, recover, convert and save; bad input is refused before the model is read."""
+    """Prune, re-fit, recover, convert and save; bad input is refused before the model is read."""
     from secateurs.architectures.sites import find_sites
     from secateurs.cli.paths import new_directory
     from secateurs.cli.tables import print_density
@@ -51,6 +59,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     from secateurs.conversion.builder import convert
     from secateurs.data.text import batches, read_examples, read_text
     from secateurs.pruning import METHODS, Budget, Needs, make_pruner, prune
+    from secateurs.reconstruction import refit
     from secateurs.storage.checkpoint import save
     from secateurs.storage.model_folders import open_model
     from secateurs.training.distillation import distill
@@ -61,12 +70,16 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     reads_data = bool(needs & (Needs.ACTIVATIONS | Needs.GRADIENTS))
     has_data = bool(options.text or options.data)
     effects = {
-        "examples": (reads_data and has_data, "with data, for a method that reads some of it"),
+        "examples": (
+            has_data and (reads_data or options.refit is not False),
+            "with data, for a method that reads some of it, or to re-fit on",
+        ),
+        "refit": (has_data, "with --text or --data"),
         "batch_size": (has_data, "with --text or --data"),
         "max_length": (has_data, "with --text or --data"),
         "lr": (options.distill is not None, "with --distill"),
     }
-    settle(options, {**SAMPLING, "distill": 0}, effects)
+    settle(options, {**SAMPLING, "distill": 0, "refit": True}, effects)
     out = new_directory(options.out)
     values = method_options(options.method, options.option, options.allocator)
     common: dict[str, Any] = {"allocator": options.allocator, **values}
@@ -89,9 +102,10 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         tokenizer = tokenizer_of(options, model)
         training = batches(tokenizer, rows, options.batch_size, options.max_length)
         random.Random(options.seed).shuffle(training)
+    calibration = training[: -(-options.examples // options.batch_size)]
     plan = prune(
         model,
-        training[: -(-options.examples // options.batch_size)],
+        calibration,
         method=options.method,
         budget=options.budget,
         seed=options.seed,
@@ -99,11 +113,14 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         **common,
     )
     recovered = model
+    if options.refit and calibration:
+        recovered = refit(model, plan, calibration, progress=options.progress)
     if options.distill:
         recovered = distill(
-            model,
+            recovered,
             plan,
             training,
+            teacher=model,
             steps=options.distill,
             lr=options.lr or 1e-3,
             seed=options.seed,

@@ -14,22 +14,28 @@ from typing import Any
 import torch  # first: it loads the OpenMP runtime that _C_cpu resolves against
 from torch import Tensor
 
-from secateurs import _C_cpu  # type: ignore[attr-defined]
+from secateurs import _C_cpu
 from secateurs.errors import BackendError
 from secateurs.ops._core.forced import Forced
+from secateurs.ops._core.memory import rows_of
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # as Dtype in csrc/cpu/kernels.h
+kernels: Any = _C_cpu
+# The numbers of csrc/common, by dtype and by the name of an activation.
+DTYPES: dict[torch.dtype, int] = {
+    getattr(torch, name): number for name, number in kernels.dtypes.items()
+}
+ACTIVATIONS: dict[str, int] = kernels.activations
 
 
 def isa() -> str:
-    """Name of the instruction set the kernels run on. Raises BackendError if the one forced is
-    unknown or not supported by this CPU."""
-    return _C_cpu.isa_name(isa_number())
+    """Return the name of the instruction set the kernels run on. Raises BackendError if the one
+    forced is unknown or not supported by this CPU."""
+    return str(kernels.isa_name(isa_number()))
 
 
 def isas() -> list[str]:
-    """The instruction sets this CPU runs, best first."""
-    return _C_cpu.isas()
+    """Return the instruction sets this CPU runs, best first."""
+    return list(kernels.isas())
 
 
 @contextmanager
@@ -41,28 +47,33 @@ def use_isa(name: str) -> Iterator[None]:
 
 
 def isa_number() -> int:
-    """The instruction set in use as the kernels take it."""
+    """Return the number of the instruction set in use, as the kernels take it."""
     forced = _forced.get()
     return _from_environment() if forced is None else forced
 
 
 def build_info() -> dict[str, Any]:
-    """Version, commit, compiler, the instruction sets compiled, those that run here, and the one in
-    use."""
-    return {**_C_cpu.build_info(), "supported": isas(), "isa": isa()}
+    """Return version, commit, compiler, the instruction sets compiled, those that run here, and the
+    one in use."""
+    return {**kernels.build_info(), "supported": isas(), "isa": isa()}
 
 
-def address(x: Tensor | None) -> int:
-    """Where `x` begins, as the kernels take it; 0 for none."""
-    return 0 if x is None else x.data_ptr()
+def refuse(x: Tensor) -> str | None:
+    """Tell why no CPU kernel of ours takes a call on `x`, whatever the operation."""
+    if not x.is_cpu:
+        return f"runs on the CPU, got tensors on {x.device}"
+    if x.dtype not in DTYPES:
+        return f"takes float32 and bfloat16, got {x.dtype}"
+    return None
 
 
-def matrix(x: Tensor) -> Tensor:
-    """`[..., K]` as `[M, K]` with contiguous rows, without a copy wherever the rows are evenly
-    spaced."""
-    if x.dim() != 2:
-        x = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+def prepared_rows(x: Tensor | None) -> tuple[Tensor | None, int, int]:
+    """Return an operand with contiguous rows, where it begins, and how many elements its rows are
+    apart; zeros for None. The tensor must live until the kernel has run."""
+    if x is None:
+        return None, 0, 0
+    x = rows_of(x)
+    return x, x.data_ptr(), x.stride(0)
 
 
 _forced: Forced[int] = Forced("secateurs_isa")
@@ -79,6 +90,6 @@ def _from_environment() -> int:
 
 def _number(name: str) -> int:
     try:
-        return _C_cpu.choose(name)
+        return int(kernels.choose(name))
     except ValueError as error:
         raise BackendError(str(error)) from None

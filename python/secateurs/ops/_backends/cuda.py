@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateurs.ops._core.epilogue import ACTIVATIONS
+from secateurs.ops._core.epilogue import Linear
+from secateurs.ops._core.gpu import dotted, refuse_capability, refuse_vendor
+from secateurs.ops._core.memory import address, contiguous, dtype_name
 
 
 def _why_missing(failure: ImportError) -> str:
-    """Why `_C_cuda` did not import: why it was not built, as the build recorded, or what keeps it
-    from loading."""
+    """Tell why `_C_cuda` did not import: why it was not built, as the build recorded, or what keeps
+    it from loading."""
     try:
         if importlib.util.find_spec("secateurs._C_cuda") is not None:
             return f"the CUDA module does not load ({failure})"
@@ -29,32 +31,27 @@ def _why_missing(failure: ImportError) -> str:
 
 
 try:
-    from secateurs import _C_cuda  # type: ignore[attr-defined]
+    from secateurs import _C_cuda
 
     _missing = ""
 except ImportError as error:
     _C_cuda, _missing = None, _why_missing(error)
 
-OLDEST = (8, 0)  # asynchronous copies and bfloat16 start here
 DTYPES = (torch.float16, torch.bfloat16)
 EMULATOR = "emulator"  # what a module for CPU tensors calls its toolkit
 
 Version = tuple[int, int]  # of CUDA, or a compute capability
-Place = tuple[int, int]
-Epilogue = tuple[Tensor | None, str, Tensor | None, Tensor | None]
-
-_NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}  # as csrc/cuda/epilogue.h
 
 
 def build_info() -> dict[str, Any]:
-    """Version, commit, toolkit, architectures compiled, driver and devices; or why there is no CUDA
-    module."""
+    """Return version, commit, toolkit, architectures compiled, driver and devices; or why there is
+    no CUDA module."""
     if _C_cuda is None:
         return {"missing": _missing}
     info = {
         **_C_cuda.build_info(),
-        "runtime": _dotted(_C_cuda.runtime_version()),
-        "driver": _dotted(_C_cuda.driver_version()),
+        "runtime": dotted(_C_cuda.runtime_version()),
+        "driver": dotted(_C_cuda.driver_version()),
     }
     try:
         devices = [{**d, "capability": list(d["capability"])} for d in _C_cuda.devices()]
@@ -64,18 +61,22 @@ def build_info() -> dict[str, Any]:
 
 
 def kernels() -> Any:
-    """The CUDA module; only where `refuse` has not refused."""
+    """Return the CUDA module; only where `refuse` has not refused."""
     return _C_cuda
 
 
 def refuse(x: Tensor, dtypes: tuple[torch.dtype, ...] = DTYPES) -> str | None:
-    """Why no CUDA kernel of ours takes a call on `x`, whatever the operation."""
+    """Tell why no CUDA kernel of ours takes a call on `x`, whatever the operation."""
     if _C_cuda is None:
         return _missing
-    if x.dtype not in dtypes:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        return f"it takes {names}, got {str(x.dtype).removeprefix('torch.')}"
-    return _refuse_device(_C_cuda, x.device)
+    return _refuse_dtype(x.dtype, dtypes) or _refuse_device(_C_cuda, x.device)
+
+
+@cache
+def _refuse_dtype(dtype: torch.dtype, dtypes: tuple[torch.dtype, ...]) -> str | None:
+    if dtype in dtypes:
+        return None
+    return f"it takes {', '.join(map(dtype_name, dtypes))}, got {dtype_name(dtype)}"
 
 
 @cache
@@ -85,46 +86,43 @@ def _refuse_device(module: Any, device: torch.device) -> str | None:
         return f"it runs on NVIDIA GPUs, the tensors are on {device}"
     if device.type != "cuda":
         return None
-    if torch.version.cuda is None:
-        return "it is written for NVIDIA GPUs"
+    if (reason := refuse_vendor()) is not None:
+        return reason
     try:
         driver, runtime = module.driver_version(), module.runtime_version()
     except RuntimeError as error:
         return str(error)
     if (reason := _refuse_driver(driver, runtime)) is not None:
         return reason
+    if (reason := refuse_capability(device)) is not None:
+        return reason
     capability = torch.cuda.get_device_capability(device)
-    if capability < OLDEST:
-        return (
-            f"it needs compute capability {_dotted(OLDEST)} or newer, "
-            f"{torch.cuda.get_device_name(device)} has {_dotted(capability)}"
-        )
     if not _compiled_for(info["archs"], capability):
         return (
-            f"it was compiled for {info['archs']}, not for compute capability {_dotted(capability)}"
+            f"it was compiled for {info['archs']}, not for compute capability {dotted(capability)}"
         )
     if driver < runtime and not _compiled_for(info["archs"], capability, translated=False):
         return (
-            f"compute capability {_dotted(capability)} needs its PTX translated, and the driver "
-            f"takes that of CUDA {_dotted(driver)}, not of {_dotted(runtime)}"
+            f"compute capability {dotted(capability)} needs its PTX translated, and the driver "
+            f"takes that of CUDA {dotted(driver)}, not of {dotted(runtime)}"
         )
     return None
 
 
 def _refuse_driver(driver: Version, runtime: Version) -> str | None:
-    """A driver runs what was linked with any CUDA of its own major version, or of an older one."""
+    """Tell why a driver is too old, if so: it runs what was linked with any CUDA of its own major
+    version, or of an older one."""
     if driver == (0, 0):
         return "there is no NVIDIA driver"
     if driver[0] < runtime[0]:
-        return (
-            f"it was linked with CUDA {_dotted(runtime)}, the driver takes up to {_dotted(driver)}"
-        )
+        return f"it was linked with CUDA {dotted(runtime)}, the driver takes up to {dotted(driver)}"
     return None
 
 
 def _compiled_for(archs: str, capability: Version, translated: bool = True) -> bool:
-    """Machine code runs on its generation from its own revision on, PTX (where it can be
-    `translated`) on everything later; that of "90a" and the like on that very revision."""
+    """Tell whether the module runs on a GPU: machine code runs on its generation from its own
+    revision on, PTX (where it can be `translated`) on everything later; that of "90a" and the like
+    on that very revision."""
     for number, exact, kind in re.findall(r"(\d+)([af]?)(-real|-virtual)?", archs):
         if kind == "-virtual" and not translated:
             continue
@@ -137,73 +135,66 @@ def _compiled_for(archs: str, capability: Version, translated: bool = True) -> b
     return False
 
 
-def _dotted(version: Version) -> str:
-    return ".".join(map(str, version))
-
-
 def refuse_unaligned(**tensors: Tensor) -> str | None:
-    """Kernels read a packed weight 16 bytes at a time, front to back."""
+    """Tell which tensor kernels cannot read 16 bytes at a time, front to back, if any."""
     for name, tensor in tensors.items():
         if not tensor.is_contiguous() or tensor.data_ptr() % 16:
             return f"it takes {name} contiguous and on a 16-byte boundary"
     return None
 
 
-def place(x: Tensor) -> Place:
-    """The device of `x` and torch's current stream there."""
-    if x.device.type != "cuda":
-        return 0, 0
-    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+def launch(x: Tensor) -> dict[str, int]:
+    """Return where a kernel on `x` is launched, and the number of its dtype: the device of `x` and
+    torch's current stream there."""
+    device, stream = 0, 0
+    if x.device.type == "cuda":
+        device, stream = x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+    return {"device": device, "stream": stream, "dtype": kernels().dtypes[dtype_name(x.dtype)]}
 
 
-def dtype(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
-
-
-def address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
-def rows_of(x: Tensor) -> Tensor:
-    """`x` `[..., K]` as `[M, K]`, each row contiguous and on a 16-byte boundary; a view wherever
-    one exists."""
-    x = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
-    fits = x.stride(1) == 1 and x.stride(0) * x.element_size() % 16 == 0
-    if not fits and not x.is_contiguous():
-        x = x.contiguous()
-    return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
-
-
-def epilogue(y: Tensor, finish: Epilogue) -> tuple[tuple[int, ...], list[Tensor | None]]:
-    """What the linear kernels take for `act(sum + bias) * gate + residual`, and the tensors behind
-    it, to be kept until they are launched."""
-    bias, activation, gate, residual = finish
-    kept = [None if t is None else t.contiguous() for t in (bias, gate, residual)]
+def epilogue(operands: Linear, y: Tensor) -> tuple[dict[str, int], list[Tensor | None]]:
+    """Return what the linear kernels take for `act(sum + bias) * multiplier + residual`, and the
+    tensors behind it, which must live until the kernel is launched."""
+    bias = contiguous(operands.bias)
+    multiplier, residual = contiguous(operands.multiplier), contiguous(operands.residual)
     n = y.shape[-1]
-    a, b, c = map(address, kept)
-    return (a, _NUMBER[activation], b, c, y.data_ptr(), y.numel() // n, n), kept
+    arguments = {
+        "bias": address(bias),
+        "activation": kernels().activations[operands.activation],
+        "multiplier": address(multiplier),
+        "residual": address(residual),
+        "y": y.data_ptr(),
+        "m": y.numel() // n,
+        "n": n,
+    }
+    return arguments, [bias, multiplier, residual]
 
 
 def run_stacks(
     kernel: str,
     x: Tensor,
-    x_stride: int,
-    weight: tuple[int, ...],  # values, indptr, indices, rows, blocks, bn, bk
+    values: Tensor,
+    indptr: Tensor | None,
+    indices: Tensor,
+    sizes: dict[str, int],  # rows, blocks, bn, bk
+    operands: Linear,
     y: Tensor,
-    finish: Any,  # bias, activation, gate, residual
 ) -> None:
-    """Launch a kernel of csrc/cuda/stacked_linear.h, with working memory where it cuts rows."""
-    where, numbers = place(x), weight[3:]
-    given, _kept = epilogue(y, finish)
-    bm, parts, floats = kernels().cut_linear(where[0], given[5], *numbers)
+    """Launch a kernel of csrc/cuda/stacked_linear, with working memory where it cuts rows."""
+    where = launch(x)
+    finish, _kept = epilogue(operands, y)
+    bm, parts, floats = kernels().cut_linear(device=where["device"], m=finish["m"], **sizes)
     partial = x.new_empty(floats, dtype=torch.float32)
     getattr(kernels(), kernel)(
-        where,
-        dtype(x),
-        x.data_ptr(),
-        x_stride,
-        weight,
-        given,
-        (bm, parts),
-        partial.data_ptr(),
+        **where,
+        x=x.data_ptr(),
+        x_stride=x.stride(0),
+        values=values.data_ptr(),
+        indptr=address(indptr),
+        indices=indices.data_ptr(),
+        **sizes,
+        **finish,
+        bm=bm,
+        parts=parts,
+        partial=partial.data_ptr(),
     )

@@ -11,6 +11,11 @@ from torch import Tensor
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from secateurs.ops._core.epilogue import Linear
+from secateurs.ops._core.memory import contiguous
+
+Epilogue = tuple[Tensor | None, Tensor | None, Tensor | None]  # bias, multiplier, residual
+
 UNFIT = (OutOfResources, PTXASError, CompilationError)  # a configuration this device cannot run
 
 INV_SQRT_2 = tl.constexpr(0.7071067811865476)
@@ -43,16 +48,16 @@ def activate(y, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def store_output(y, acc, bias, gate, residual, m, n, M, N, ACTIVATION: tl.constexpr):
-    """y = act(acc + bias) * gate + residual at rows m, columns n; y, gate and residual are
-    contiguous [M, N]."""
+def store_output(y, acc, bias, multiplier, residual, m, n, M, N, ACTIVATION: tl.constexpr):
+    """Store y = act(acc + bias) * multiplier + residual at rows m, columns n; y, multiplier and
+    residual are contiguous [M, N]."""
     inside = (m < M)[:, None] & (n < N)[None, :]
     at = m.to(tl.int64)[:, None] * N + n[None, :]
     if bias is not None:
         acc += tl.load(bias + n, mask=n < N, other=0).to(tl.float32)[None, :]
     acc = activate(acc, ACTIVATION)
-    if gate is not None:
-        acc *= tl.load(gate + at, mask=inside, other=0).to(tl.float32)
+    if multiplier is not None:
+        acc *= tl.load(multiplier + at, mask=inside, other=0).to(tl.float32)
     if residual is not None:
         acc += tl.load(residual + at, mask=inside, other=0).to(tl.float32)
     tl.store(y + at, acc.to(y.dtype.element_ty), mask=inside)
@@ -77,7 +82,7 @@ def store_share(partial, acc, share, m, M, BN: tl.constexpr):
 
 @triton.jit
 def _finish(
-    partial, indptr, bias, gate, residual, y, M, N, split,
+    partial, indptr, bias, multiplier, residual, y, M, N, split,
     ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """The sum of the partial products [shares, M, BN] of a row of tiles, always in the same order,
@@ -92,16 +97,14 @@ def _finish(
         acc += tl.load(sums, mask=(m < M)[:, None], other=0)
         sums += whole
     n = row * BN + tl.arange(0, BN)
-    store_output(y, acc, bias, gate, residual, m, n, M, N, ACTIVATION)
+    store_output(y, acc, bias, multiplier, residual, m, n, M, N, ACTIVATION)
 
 
 def finish(
     partial: Tensor,  # float32 [shares, M, BN]
     indptr: Tensor | None,
     split: int,  # with indptr, says which shares are whose (`first_share`)
-    bias: Tensor | None,
-    gate: Tensor | None,
-    residual: Tensor | None,
+    epilogue: Epilogue,
     y: Tensor,  # [M, N]
     activation: str,
 ) -> None:
@@ -109,9 +112,7 @@ def finish(
     (m, n), bn = y.shape, partial.shape[2]
     grid = (triton.cdiv(m, 16), triton.cdiv(n, bn))
     meta = {"ACTIVATION": activation, "BLOCK_M": 16, "BN": bn}
-    launch(
-        _finish, grid, partial, indptr, bias, gate, residual, y, m, n, split, **meta, num_warps=4
-    )
+    launch(_finish, grid, partial, indptr, *epilogue, y, m, n, split, **meta, num_warps=4)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
@@ -125,15 +126,13 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
         kernel[grid](*args, **meta)
 
 
-def rows_of(x: Tensor) -> Tensor:
-    """`x` `[..., K]` as `[M, K]` with contiguous rows; a view wherever one exists."""
-    x = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
-    return x if x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()
-
-
-def flat(x: Tensor | None) -> Tensor | None:
-    """A gate or residual as the epilogue reads it: contiguous."""
-    return None if x is None else x.contiguous()
+def epilogue_of(operands: Linear) -> Epilogue:
+    """Return bias, multiplier and residual as kernels read them: contiguous."""
+    return (
+        contiguous(operands.bias),
+        contiguous(operands.multiplier),
+        contiguous(operands.residual),
+    )
 
 
 def least_steps(m: int) -> int:

@@ -12,26 +12,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Generic
 
 from torch import Tensor
 
 from secateurs.checks import door
 from secateurs.errors import BackendError
 from secateurs.ops._core.forced import Forced
+from secateurs.ops._core.operands import Operands
 
 NAMES = ("cuda", "triton", "cpu", "reference")  # the order of preference
 AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class Backend:
-    """One way to run an operation; `refuse` and `run` take the operation's arguments in the order
-    of its schema."""
+class Backend(Generic[Operands]):
+    """One way to run an operation; `refuse` and `run` take the record of a call's operands."""
 
     name: str
-    refuse: Callable[..., str | None]
-    run: Callable[..., Tensor]
+    refuse: Callable[[Operands], str | None]
+    run: Callable[[Operands], Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,39 +43,41 @@ class Choice:
     refusals: dict[str, str]
 
     def why_no_kernel(self) -> str | None:
-        """Why no backend but the reference would run the call; None if one would."""
+        """Tell why no backend but the reference would run the call; None if one would."""
         if self.backend not in (None, "reference"):
             return None
         return "; ".join(f"{backend}: {reason}" for backend, reason in self.refusals.items())
 
 
-class Op:
+class Op(Generic[Operands]):
     """An operation and the backends that implement it, in order of preference.
 
-    `check` takes the operation's arguments and raises OperandError, in a sentence, unless they fit
-    together.
+    `check` takes the record of a call's operands and raises OperandError, in a sentence, unless
+    they fit together.
     """
 
-    def __init__(self, name: str, check: Callable[..., None], *backends: Backend) -> None:
+    def __init__(
+        self, name: str, check: Callable[[Operands], None], *backends: Backend[Operands]
+    ) -> None:
         self.name, self.check = name, check
         self.backends = tuple(sorted(backends, key=lambda backend: NAMES.index(backend.name)))
 
-    def run(self, *args: Any) -> Tensor:
+    def run(self, operands: Operands) -> Tensor:
         """Run the call on the backend of choice. Raises BackendError if none may."""
-        self.check(*args)
+        self.check(operands)
         forced = forced_backend()
         for backend in self.backends:
-            if (forced is AUTO or backend.name == forced) and backend.refuse(*args) is None:
-                return backend.run(*args)
-        reasons = self.explain(*args).refusals
+            if (forced is AUTO or backend.name == forced) and backend.refuse(operands) is None:
+                return backend.run(operands)
+        reasons = self.explain(operands).refusals
         if forced is AUTO:
             told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
             raise BackendError(f"no backend runs {self.name} here ({told})")
         raise BackendError(f"backend {forced!r} refuses {self.name}: {reasons[forced]}")
 
-    def explain(self, *args: Any) -> Choice:
-        """Who would run this call, and why not the others."""
-        self.check(*args)
+    def explain(self, operands: Operands) -> Choice:
+        """Tell which backend would run this call, and why the others would not."""
+        self.check(operands)
         forced = forced_backend()
         chosen, refusals = None, {}
         if forced is not AUTO and forced not in {b.name for b in self.backends}:
@@ -83,7 +85,7 @@ class Op:
         for backend in self.backends:
             if forced is not AUTO and backend.name != forced:
                 refusals[backend.name] = f"{forced} is forced"
-            elif (reason := backend.refuse(*args)) is not None:
+            elif (reason := backend.refuse(operands)) is not None:
                 refusals[backend.name] = reason
             elif chosen is None:
                 chosen = backend.name
@@ -106,7 +108,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def forced_backend() -> str:
-    """The backend every operation must run on here, or `AUTO`."""
+    """Return the backend every operation must run on here, or `AUTO`."""
     return _forced.get() or _from_environment()
 
 

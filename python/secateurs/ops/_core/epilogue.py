@@ -1,9 +1,11 @@
-"""What every linear operation takes beside its weight: y = act(x W^T + bias) * gate + residual."""
+"""What every linear operation takes beside its weight: y = act(x W^T + bias) * multiplier +
+residual."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,38 +30,59 @@ def check_inputs(x: Tensor, shape: tuple[int, int]) -> None:
         )
 
 
-def check_epilogue(
-    x: Tensor,  # [..., K]
-    n: int,
-    values: Tensor,
-    indices: tuple[Tensor | None, ...],
-    bias: Tensor | None,
-    activation: str,
-    gate: Tensor | None,
-    residual: Tensor | None,
-) -> None:
+class Linear(Protocol):
+    """What the operand records of all linear operations share."""
+
+    @property
+    def x(self) -> Tensor: ...  # [..., K]
+    @property
+    def values(self) -> Tensor: ...
+    @property
+    def bias(self) -> Tensor | None: ...  # [N]
+    @property
+    def activation(self) -> str: ...
+    @property
+    def multiplier(self) -> Tensor | None: ...  # [..., N]
+    @property
+    def residual(self) -> Tensor | None: ...  # [..., N]
+
+
+def check_epilogue(operands: Linear, n: int, indices: tuple[Tensor | None, ...]) -> None:
     """Raise OperandError, in a sentence, unless the operands fit `n` outputs and share the dtype
     and device of `x`, as must what stores the weight: `values`, and on its device `indices`."""
-    if activation not in ACTIVATIONS:
+    x, values = operands.x, operands.values
+    bias, multiplier, residual = operands.bias, operands.multiplier, operands.residual
+    if operands.activation not in ACTIVATIONS:
         raise OperandError(
-            f"expected an activation among {', '.join(ACTIVATIONS)}, got {activation!r}"
+            f"expected an activation among {', '.join(ACTIVATIONS)}, got {operands.activation!r}"
         )
-    if bias is not None and tuple(bias.shape) != (n,):
+    if bias is not None and bias.shape != (n,):
         raise OperandError(f"expected a bias of shape {(n,)}, got {tuple(bias.shape)}")
-    output = (*x.shape[:-1], n)
-    for name, tensor in (("gate", gate), ("residual", residual)):
-        if tensor is not None and tuple(tensor.shape) != output:
-            raise OperandError(f"expected a {name} of shape {output}, got {tuple(tensor.shape)}")
+    dtype, device = x.dtype, x.device
+    for name, tensor in (("multiplier", multiplier), ("residual", residual)):
+        if tensor is not None and tensor.shape != (*x.shape[:-1], n):
+            raise OperandError(
+                f"expected a {name} of shape {(*x.shape[:-1], n)}, got {tuple(tensor.shape)}"
+            )
     for name, tensor in (
         ("values", values),
         ("bias", bias),
-        ("gate", gate),
+        ("multiplier", multiplier),
         ("residual", residual),
     ):
-        if tensor is not None and tensor.dtype != x.dtype:
-            raise OperandError(f"expected {name} in the dtype of x, {x.dtype}, got {tensor.dtype}")
-    for tensor in (values, *indices, bias, gate, residual):
-        if tensor is not None and tensor.device != x.device:
+        if tensor is not None and tensor.dtype != dtype:
+            raise OperandError(f"expected {name} in the dtype of x, {dtype}, got {tensor.dtype}")
+    for tensor in (values, *indices, bias, multiplier, residual):
+        if tensor is not None and tensor.device != device:
             raise OperandError(
-                f"expected all tensors on {x.device} like x, got one on {tensor.device}"
+                f"expected all tensors on {device} like x, got one on {tensor.device}"
             )
+
+
+def finish(operands: Linear, product: Tensor) -> Tensor:
+    """Return act(product) * multiplier + residual in torch's own operations, contiguous as every
+    backend returns it and the fake kernel promises; `product` has the bias in it."""
+    y = ACTIVATIONS[operands.activation](product)
+    y = y if operands.multiplier is None else y * operands.multiplier
+    y = y if operands.residual is None else y + operands.residual
+    return y.contiguous()

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Forced(Generic[T]):
-    """What is chosen by the blocks that are open.
+    """A choice made by the `with` blocks that are open.
 
     A block's choice holds where it was opened, and in every thread of the process that has made
     none itself: workers of a pool, of DataParallel or of autograd do a block's work, and need not
@@ -26,7 +26,7 @@ class Forced(Generic[T]):
         self._changing = Lock()
 
     def get(self) -> T | None:
-        """The choice that holds here; None without one."""
+        """Return the choice that holds here; None without one."""
         blocks = self._open
         if not blocks:
             return None

@@ -17,37 +17,41 @@ import torch
 from torch import Tensor
 
 from secateurs.ops._core.dispatch import Backend
+from secateurs.ops._core.memory import dtype_name
 
 OLDEST = (8, 0)  # bfloat16 and asynchronous copies start here
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def triton_backend(op: str) -> Backend:
-    """The Triton backend of the operation `op`: `refuse` and `run` of
+def triton_backend(op: str) -> Backend[Any]:
+    """Return the Triton backend of the operation `op`: `refuse` and `run` of
     `secateurs/ops/<op>/triton.py`, imported late."""
 
     def kernels() -> ModuleType:
         return importlib.import_module(f"secateurs.ops.{op}.triton")
 
-    def refuse(x: Tensor, *args: Any) -> str | None:
-        return _refuse_place(x.device) or _refuse_dtype(x) or kernels().refuse(x, *args)
+    def refuse(operands: Any) -> str | None:
+        x: Tensor = operands[0]
+        reason = _refuse_place(x) or _refuse_dtype(x) or kernels().refuse(operands)
+        return None if reason is None else str(reason)
 
-    def run(x: Tensor, *args: Any) -> Tensor:
-        return kernels().run(x, *args)
+    def run(operands: Any) -> Tensor:
+        output: Tensor = kernels().run(operands)
+        return output
 
     return Backend("triton", refuse, run)
 
 
 @cache
 def interpreting() -> bool:
-    """Whether Triton kernels run in Triton's interpreter, on CPU tensors (`TRITON_INTERPRET=1`, set
-    before import)."""
+    """Tell whether Triton kernels run in Triton's interpreter, on CPU tensors
+    (`TRITON_INTERPRET=1`, set before import)."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
 @cache
 def architecture(device: torch.device) -> int:
-    """The row of a table of launch configurations that fits a device: 80, 90 or 100.
+    """Return the row of a table of launch configurations that fits a device: 80, 90 or 100.
 
     Consumer parts (8.6, 8.9, 12.x) have the instructions and the 99 KiB of shared memory that the
     row of 80 assumes.
@@ -59,29 +63,45 @@ def architecture(device: torch.device) -> int:
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """How many multiprocessors share the work; the interpreter counts as a small GPU."""
+    """Count the multiprocessors that share the work; the interpreter counts as a small GPU."""
     if device.type != "cuda":
         return 8
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def fp32_precision() -> str:
-    """How tl.dot multiplies float32: as `torch.set_float32_matmul_precision` says."""
+    """Return how tl.dot multiplies float32: as `torch.set_float32_matmul_precision` says."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def _refuse_place(device: torch.device) -> str | None:
-    if device.type == "cpu" and not interpreting():
+def refuse_vendor() -> str | None:
+    """Tell why this torch runs no kernel for NVIDIA GPUs, if so."""
+    return "it is written for NVIDIA GPUs" if torch.version.cuda is None else None
+
+
+def refuse_capability(device: torch.device) -> str | None:
+    """Tell why a GPU is too old for the kernels, if so."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= OLDEST:
+        return None
+    return (
+        f"it needs compute capability {dotted(OLDEST)} or newer, "
+        f"{torch.cuda.get_device_name(device)} has {dotted(capability)}"
+    )
+
+
+def dotted(version: tuple[int, int]) -> str:
+    """Return a version or a compute capability as people write it: "8.0"."""
+    return ".".join(map(str, version))
+
+
+def _refuse_place(x: Tensor) -> str | None:
+    if x.is_cpu and not interpreting():
         return "it runs on a GPU, the tensors are on the CPU"
+    device = x.device
     if device.type == "cuda":
-        if torch.version.cuda is None:
-            return "it is written for NVIDIA GPUs"
-        capability = torch.cuda.get_device_capability(device)
-        if capability < OLDEST:
-            return (
-                f"it needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer, "
-                f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}"
-            )
+        if (reason := refuse_vendor() or refuse_capability(device)) is not None:
+            return reason
     elif device.type != "cpu":
         return f"it runs on NVIDIA GPUs, the tensors are on {device.type}"
     return _missing()
@@ -89,7 +109,7 @@ def _refuse_place(device: torch.device) -> str | None:
 
 def _refuse_dtype(x: Tensor) -> str | None:
     if x.dtype not in DTYPES:
-        return f"it takes float16, bfloat16 and float32, got {str(x.dtype).removeprefix('torch.')}"
+        return f"it takes float16, bfloat16 and float32, got {dtype_name(x.dtype)}"
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
         return "Triton's interpreter multiplies the bits of bfloat16 as integers"
     return None

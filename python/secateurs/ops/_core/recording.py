@@ -18,7 +18,7 @@ _compiling = torch.compiler.is_dynamo_compiling  # first: Dynamo knows its answe
 
 
 def recording() -> bool:
-    """Whether anything sees or changes what torch is asked to do here: `torch.compile`,
+    """Tell whether anything sees or changes what torch does here: `torch.compile`,
     `torch.export`, `make_fx`, a `FakeTensorMode` or any other mode, `torch.jit.trace`, a transform
     of `torch.func`, forward-mode differentiation."""
     return bool(
@@ -32,14 +32,14 @@ def recording() -> bool:
 
 
 def plain(tensor: Tensor | None) -> bool:
-    """Whether a tensor is torch's own, and what happens to it its own affair: a subclass, a fake
-    tensor among them, sees what it is used for."""
+    """Tell whether a tensor is torch's own class: a subclass, a fake tensor among them, sees what
+    it is used for."""
     return tensor is None or type(tensor) is Tensor or type(tensor) is nn.Parameter
 
 
 def wants_torch_operations() -> bool:
-    """Whether what records has no use for operations of ours: a trace or an ONNX graph is read by
-    those who do not know them, and transforms would have to know how to batch and differentiate
+    """Tell whether the recorder has no use for operations of ours: readers of a trace or an ONNX
+    graph do not know them, and transforms would have to know how to batch and differentiate
     them."""
     if _compiling():
         return False

@@ -1,11 +1,12 @@
-"""How an operation becomes known to torch: a schema, one implementation for all devices, shapes,
+"""Make an operation known to torch: its schema, one implementation for all devices, shapes,
 gradients, FLOPs, and who may be watching."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,51 +14,56 @@ from torch.utils.flop_counter import register_flop_formula
 
 from secateurs.errors import BackendError
 from secateurs.ops._core.dispatch import AUTO, Op, forced_backend
+from secateurs.ops._core.operands import Record, schema
 from secateurs.ops._core.recording import recording, wants_torch_operations
+
+R = TypeVar("R", bound=Record)
 
 _LIBRARY = torch.library.Library("secateurs", "FRAGMENT")
 
 
 def register(
-    op: Op,
-    schema: str,
-    shape: Callable[..., Tensor],
-    reference: Callable[..., Tensor],
-    flops: Callable[..., int],
+    op: Op[R],
+    record: Callable[..., R],
+    reference: Callable[[R], Tensor],
+    flops: Callable[[R], int],
     differentiable: bool = True,
-) -> Any:
-    """Register `op` under `secateurs::<name>` and return what calls it.
+) -> Callable[[R], Tensor]:
+    """Register `op` under `secateurs::<name>` and return what calls it with a record of operands.
 
-    `shape` returns an uninitialised output. Gradients are those of `reference`, which the backward
-    pass runs again: no kernel has to be differentiable, and no gradient is lost. An operation that
-    is not `differentiable` is one for callers who record no gradients. `flops` counts what a call
-    computes, two for a multiply-add, as `FlopCounterMode` counts torch's own.
+    `record` is the NamedTuple of the operands: its fields are the schema, its `new_output` the fake
+    kernel. Gradients are those of `reference`, which the backward pass runs again: no kernel has to
+    be differentiable, and no gradient is lost. An operation that is not `differentiable` is one for
+    callers who record no gradients. `flops` counts what a call computes, two for a multiply-add, as
+    `FlopCounterMode` counts torch's own.
     """
-    _LIBRARY.define(f"{op.name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(op.name, op.run, "CPU")
-    _LIBRARY.impl(op.name, op.run, "CUDA")
-    qualified = f"secateurs::{op.name}"
+
+    # As `record` does, without a frame of Python.
+    make: Callable[[tuple[Any, ...]], R] = partial(tuple.__new__, record)  # type: ignore[type-var, arg-type]
+
+    def run(*args: Any) -> Tensor:
+        return op.run(make(args))
 
     def fake(*args: Any) -> Tensor:
-        op.check(*args)
-        return shape(*args)
+        operands = record(*args)
+        op.check(operands)
+        return operands.new_output()
 
+    _LIBRARY.define(f"{op.name}{schema(record)}", tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(op.name, run, "CPU")
+    _LIBRARY.impl(op.name, run, "CUDA")
+    qualified = f"secateurs::{op.name}"
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     packet = getattr(torch.ops.secateurs, op.name)
     torch.library.register_vmap(qualified, _one_by_one(packet.default), lib=_LIBRARY)
     if differentiable:
-        _differentiate(qualified, reference)
-    register_flop_formula(packet, get_raw=True)(_without_output(flops))
+        _differentiate(qualified, record, reference)
+    register_flop_formula(packet, get_raw=True)(lambda *args, **_: flops(record(*args)))
     return _caller(op, packet.default, reference)
 
 
-def _without_output(flops: Callable[..., int]) -> Callable[..., int]:
-    """`flops` of a call's operands, whatever else a counter tells."""
-    return lambda *args, **_: flops(*args)
-
-
 def _one_by_one(dispatched: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
-    """How `vmap` batches a call that is in a graph already."""
+    """Return how `vmap` batches a call that is in a graph already."""
 
     def batched(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
         calls = (_select(args, in_dims, i) for i in range(info.batch_size))
@@ -67,33 +73,37 @@ def _one_by_one(dispatched: Callable[..., Tensor]) -> Callable[..., tuple[Tensor
 
 
 def _select(operand: Any, dim: Any, i: int) -> Any:
-    """The part of an operand, or of a list of them, that is number `i` of its batch."""
+    """Return the part of an operand, or of a list of them, that is number `i` of its batch."""
     if isinstance(dim, list | tuple):
         return [_select(each, d, i) for each, d in zip(operand, dim, strict=True)]
     return operand if dim is None else operand.select(dim, i)
 
 
 def _caller(
-    op: Op, dispatched: Callable[..., Tensor], reference: Callable[..., Tensor]
-) -> Callable[..., Tensor]:
-    """What calls an operation, and costs less where nobody records anything, gradients among it.
+    op: Op[R], dispatched: Callable[..., Tensor], reference: Callable[[R], Tensor]
+) -> Callable[[R], Tensor]:
+    """Return what calls an operation, and costs less where nobody records anything, gradients among
+    it.
 
     Going through what would remember a call's inputs takes as long as a small product.
     """
 
-    def call(*args: Any) -> Tensor:
+    def call(operands: R) -> Tensor:
+        flat: tuple[Any, ...] = operands  # type: ignore[assignment]
         if recording():
-            return _in_torch(op, reference, args) if wants_torch_operations() else dispatched(*args)
+            if wants_torch_operations():
+                return _in_torch(op, reference, operands)
+            return dispatched(*flat)
         if torch.is_grad_enabled():
-            return dispatched(*args)
+            return dispatched(*flat)
         with torch._C._AutoDispatchBelowAutograd():
-            return dispatched(*args)
+            return dispatched(*flat)
 
     return call
 
 
-def _in_torch(op: Op, reference: Callable[..., Tensor], args: tuple[Any, ...]) -> Tensor:
-    """The call in torch's own operations. Raises BackendError where a kernel is forced."""
+def _in_torch(op: Op[R], reference: Callable[[R], Tensor], operands: R) -> Tensor:
+    """Run the call in torch's own operations. Raises BackendError where a kernel is forced."""
     forced = forced_backend()
     if forced not in (AUTO, "reference"):
         raise BackendError(
@@ -103,12 +113,16 @@ def _in_torch(op: Op, reference: Callable[..., Tensor], args: tuple[Any, ...]) -
         )
     with warnings.catch_warnings():
         # Sizes of weights are read as numbers, and are the same in every run.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        op.check(*args)
-        return reference(*args)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        op.check(operands)
+        return reference(operands)
 
 
-def _differentiate(qualified: str, reference: Callable[..., Tensor]) -> None:
+def _differentiate(
+    qualified: str, record: Callable[..., R], reference: Callable[[R], Tensor]
+) -> None:
+    """Register the gradients of `reference` as those of the operation."""
+
     def remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         tensors = [x if isinstance(x, Tensor) else None for x in inputs]
         ctx.save_for_backward(*tensors)
@@ -121,7 +135,7 @@ def _differentiate(qualified: str, reference: Callable[..., Tensor]) -> None:
                 constant if tensor is None else tensor.detach().requires_grad_(needed)
                 for tensor, constant, needed in saved
             ]
-            output = reference(*inputs)
+            output = reference(record(*inputs))
         wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
         grads = iter(torch.autograd.grad(output, wanted, grad))
         return tuple(next(grads) if needed else None for needed in ctx.needs_input_grad)

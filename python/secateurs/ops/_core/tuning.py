@@ -63,14 +63,15 @@ class Table:
         self.kernel, self.rows, self.descriptors = kernel, rows, descriptors
 
     def choose(self, device: torch.device, key: Key) -> Config:
-        """What was tuned for `key` on this device, else the table's own row."""
+        """Return what was tuned for `key` on this device, else the table's own row."""
         if (trial := _trial.get()) is not None:
             return trial
         name = _name(self.kernel, key)
         return _tuned(device).get(name) or self.rows[gpu.architecture(device)][key]
 
     def candidates(self, device: torch.device, key: Key) -> Iterable[Config]:
-        """The architecture's configurations for calls of the same kind, and their neighbours."""
+        """Return the architecture's configurations for calls of the same kind, and their
+        neighbours."""
         architecture = gpu.architecture(device)
         rows = self.rows[architecture].items()
         found = dict.fromkeys(config for name, config in rows if name[0] == key[0])
@@ -107,17 +108,17 @@ def autotune(op: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Config:
         BackendError: the Triton backend refuses the call, or no candidate fits the device.
     """
     module = sys.modules[op.__module__]
-    given = module.arguments(*args, **kwargs)
-    reason = gpu.triton_backend(module.OP.name).refuse(*given)
+    operands = module.arguments(*args, **kwargs)
+    reason = gpu.triton_backend(module.OP.name).refuse(operands)
     if reason is not None:
         raise BackendError(f"expected a call that Triton runs, to tune for it: {reason}")
     kernels = importlib.import_module(f"{op.__module__}.triton")
     unfit = importlib.import_module("secateurs.ops._backends.triton").UNFIT
-    table, key, device = kernels.TABLE, kernels.key(*given), given[0].device
+    table, key, device = kernels.TABLE, kernels.key(operands), operands[0].device
     times: dict[Config, float] = {}
     for config in table.candidates(device, key):
         with trial(config), suppress(*unfit):
-            times[config] = _milliseconds(lambda: kernels.run(*given))
+            times[config] = _milliseconds(lambda: kernels.run(operands))
     if not times:
         name = torch.cuda.get_device_name(device)
         raise BackendError(f"no launch configuration of {table.kernel} fits {name}")
@@ -143,7 +144,7 @@ def _milliseconds(call: Callable[[], Any], repeats: int = 20) -> float:
         stop.record()
         stop.synchronize()
         times.append(start.elapsed_time(stop))
-    return sorted(times)[repeats // 2]
+    return float(sorted(times)[repeats // 2])
 
 
 def _name(kernel: str, key: Key) -> str:
@@ -152,18 +153,18 @@ def _name(kernel: str, key: Key) -> str:
 
 @cache
 def _tuned(device: torch.device) -> dict[str, Config]:
-    """What was tuned on this device before this process, and by it."""
+    """Return what was tuned on this device before this process, and by it."""
     return _kept(device) if device.type == "cuda" else {}
 
 
 def _kept(device: torch.device) -> dict[str, Config]:
-    """What the file of a device holds of configurations; of anything else in it, nothing."""
+    """Return the configurations in the file of a device, and nothing else that may stand in it."""
     rows = files.read_table(_file(device))
     return {name: Config(**row) for name, row in rows.items() if _is_config(row)}
 
 
 def _is_config(row: object) -> bool:
-    """Whether a JSON value is a Config as `asdict` tells it, of numbers that a kernel can have."""
+    """Tell whether a JSON value is a Config as `asdict` makes it, of numbers a kernel can have."""
     if not isinstance(row, dict) or row.keys() != {field.name for field in fields(Config)}:
         return False
     numbers = [row[name] for name in ("block_m", "step", "warps", "stages")]

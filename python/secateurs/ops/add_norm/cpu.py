@@ -1,55 +1,44 @@
-"""float32 and bfloat16 on the CPU by our own kernel (csrc/cpu/body/add_norm.h)."""
+"""float32 and bfloat16 on the CPU by our own kernel (csrc/cpu/kernels/norm/add_norm.h)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.ops._backends import cpu
 from secateurs.ops._core.dispatch import Backend
+from secateurs.ops._core.memory import address, contiguous, rows_of
+from secateurs.ops.add_norm.operands import Operands
 
 
-def _refuse(x: Tensor, *_: object) -> str | None:
-    if x.device.type != "cpu":
-        return f"runs on the CPU, got tensors on {x.device}"
-    if x.dtype not in cpu.DTYPES:
-        return f"takes float32 and bfloat16, got {x.dtype}"
-    return None
+def _refuse(operands: Operands) -> str | None:
+    return cpu.refuse(operands.x)
 
 
-def _run(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    rms: bool,
-    keep_sum: bool,
-) -> Tensor:
-    out = x.new_empty((2, *x.shape) if keep_sum else x.shape)
-    rows = cpu.matrix(x)
+def _run(operands: Operands) -> Tensor:
+    x, residual, weight, bias, eps, rms, keep_sum = operands
+    out = operands.new_output()
+    rows = rows_of(x)
     m, d = rows.shape
-    residual = None if residual is None else cpu.matrix(residual)
-    weight = weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    y = out.data_ptr() + (m * d * x.element_size() if keep_sum else 0)
-    _C_cpu.add_norm(
-        cpu.isa_number(),
-        cpu.DTYPES[x.dtype],
-        rows.data_ptr(),
-        rows.stride(0),
-        m,
-        d,
-        cpu.address(residual),
-        0 if residual is None else residual.stride(0),
-        weight.data_ptr(),
-        cpu.address(bias),
-        eps,
-        rms,
-        out.data_ptr() if keep_sum else 0,
-        y,
-        torch.get_num_threads(),
+    residual, residual_start, residual_stride = cpu.prepared_rows(residual)
+    weight, bias = weight.contiguous(), contiguous(bias)
+    start = out.data_ptr()
+    cpu.kernels.add_norm(
+        isa=cpu.isa_number(),
+        dtype=cpu.DTYPES[x.dtype],
+        x=rows.data_ptr(),
+        x_stride=rows.stride(0),
+        m=m,
+        d=d,
+        residual=residual_start,
+        residual_stride=residual_stride,
+        weight=weight.data_ptr(),
+        bias=address(bias),
+        eps=eps,
+        rms=rms,
+        sum=start if keep_sum else 0,
+        y=start + (m * d * x.element_size() if keep_sum else 0),
+        threads=torch.get_num_threads(),
     )
     return out
 

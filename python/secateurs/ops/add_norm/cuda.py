@@ -7,11 +7,14 @@ from torch import Tensor
 
 from secateurs.ops._backends import cuda
 from secateurs.ops._core.dispatch import Backend
+from secateurs.ops._core.memory import address, contiguous
+from secateurs.ops.add_norm.operands import Operands
 
 DTYPES = (*cuda.DTYPES, torch.float32)
 
 
-def _refuse(x: Tensor, *_: object) -> str | None:
+def _refuse(operands: Operands) -> str | None:
+    x = operands.x
     if reason := cuda.refuse(x, DTYPES):
         return reason
     widest = cuda.kernels().widest_norm
@@ -20,24 +23,26 @@ def _refuse(x: Tensor, *_: object) -> str | None:
     return None
 
 
-def _run(
-    x: Tensor,  # [..., D]
-    residual: Tensor | None,  # [..., D]
-    weight: Tensor,  # [D]
-    bias: Tensor | None,  # [D]
-    eps: float,
-    rms: bool,
-    keep_sum: bool,
-) -> Tensor:
-    out = x.new_empty((2, *x.shape) if keep_sum else x.shape)
+def _run(operands: Operands) -> Tensor:
+    out = operands.new_output()
     if not out.numel():
         return out
-    total, y = out if keep_sum else (None, out)
-    kept = [None if t is None else t.contiguous() for t in (x, residual, weight, bias)]
+    total, y = out if operands.keep_sum else (None, out)
+    x, weight = operands.x.contiguous(), operands.weight.contiguous()
+    residual, bias = contiguous(operands.residual), contiguous(operands.bias)
     width = x.shape[-1]
-    arrays = tuple(map(cuda.address, (*kept, total, y)))
     cuda.kernels().add_norm(
-        cuda.place(x), cuda.dtype(x), arrays, eps, rms, x.numel() // width, width
+        **cuda.launch(x),
+        x=x.data_ptr(),
+        residual=address(residual),
+        weight=weight.data_ptr(),
+        bias=address(bias),
+        eps=operands.eps,
+        rms=operands.rms,
+        sum=address(total),
+        y=address(y),
+        rows=x.numel() // width,
+        width=width,
     )
     return out
 

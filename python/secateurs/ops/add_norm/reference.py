@@ -6,17 +6,12 @@ import torch
 from torch import Tensor
 
 from secateurs.ops._core.dispatch import Backend
+from secateurs.ops.add_norm.operands import Operands
 
 
-def add_norm(
-    x: Tensor,  # [..., D]
-    residual: Tensor | None,  # [..., D]
-    weight: Tensor,  # [D]
-    bias: Tensor | None,  # [D]
-    eps: float,
-    rms: bool,
-    keep_sum: bool,
-) -> Tensor:  # [..., D]; with keep_sum [2, ..., D]: the sum, and its norm
+def add_norm(operands: Operands) -> Tensor:
+    """Compute the operation as its formula says."""
+    x, residual, weight, bias, eps, rms, keep_sum = operands
     wide = torch.promote_types(x.dtype, torch.float32)
     total = x.to(wide) if residual is None else x.to(wide) + residual.to(wide)
     centred = total if rms else total - total.mean(-1, keepdim=True)
@@ -26,4 +21,4 @@ def add_norm(
     return out.to(x.dtype).contiguous()
 
 
-BACKEND = Backend("reference", refuse=lambda *_: None, run=add_norm)
+BACKEND = Backend("reference", refuse=lambda _: None, run=add_norm)

@@ -6,23 +6,14 @@ import torch
 from torch import Tensor
 
 from secateurs.ops._core.dispatch import Backend
+from secateurs.ops.attention.operands import Operands
 from secateurs.ops.block_sparse_linear.reference import row_of_block
 
 
-def attention(
-    q: Tensor,  # [B, Hq, Tq, D]
-    k: Tensor,  # [B, Hkv, Tk, D]
-    v: Tensor,  # [B, Hkv, Tk, D]
-    kv_of: Tensor | None,  # int32 [Hq]
-    key_mask: Tensor | None,  # bool [B, Tk]
-    mask: Tensor | None,  # bool or float, broadcastable to [B, Hq, Tq, Tk]
-    causal: bool,
-    scale: float,
-    pattern_indptr: Tensor | None = None,  # int32 [Hq or 1, block rows + 1]
-    pattern_indices: Tensor | None = None,  # int32 [blocks]
-    pattern_partial: Tensor | None = None,  # int32 [blocks]
-    pattern_masks: Tensor | None = None,  # bool [P, block, block]
-) -> Tensor:
+def attention(operands: Operands) -> Tensor:
+    """Compute the operation with all scores at once."""
+    q, k, v, kv_of, key_mask, mask, causal, scale, *_ = operands
+    indptr, indices, partial, masks = operands.pattern()
     if key_mask is not None:
         # A weight of zero does not silence a NaN, and padding may hold anything.
         v = v.masked_fill(~key_mask[:, None, :, None], 0)
@@ -37,9 +28,9 @@ def attention(
         )
     if key_mask is not None:
         scores = scores.masked_fill(~key_mask[:, None, None], -torch.inf)
-    if pattern_indptr is not None:
-        blocks = (pattern_indptr, pattern_indices, pattern_partial, pattern_masks)
-        scores = scores.masked_fill(~_allowed(*blocks, *scores.shape[-2:]), -torch.inf)
+    if indptr is not None and indices is not None and partial is not None and masks is not None:
+        allowed = _allowed(indptr, indices, partial, masks, *scores.shape[-2:])
+        scores = scores.masked_fill(~allowed, -torch.inf)
     if causal:
         tq, tk = scores.shape[-2:]
         hidden = torch.ones(tq, tk, dtype=torch.bool, device=q.device).triu(tk - tq + 1)
@@ -53,7 +44,7 @@ def attention(
 def _allowed(
     indptr: Tensor, indices: Tensor, partial: Tensor, masks: Tensor, tq: int, tk: int
 ) -> Tensor:
-    """The pattern as a dense mask, bool `[Hq or 1, tq, tk]`."""
+    """Return the pattern as a dense mask, bool `[Hq or 1, tq, tk]`."""
     (heads, rows), block = (indptr.shape[0], indptr.shape[1] - 1), masks.shape[-1]
     columns = (tk + block - 1) // block
     # Row -1 of the padded masks is a full block.
@@ -65,4 +56,4 @@ def _allowed(
     return dense.reshape(heads, rows * block, columns * block)[:, :tq, :tk]
 
 
-BACKEND = Backend("reference", refuse=lambda *_: None, run=attention)
+BACKEND = Backend("reference", refuse=lambda _: None, run=attention)

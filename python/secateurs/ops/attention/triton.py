@@ -25,7 +25,9 @@ from torch import Tensor
 
 from secateurs.ops._backends.triton import launch
 from secateurs.ops._core import gpu
+from secateurs.ops._core.memory import contiguous, packed_last
 from secateurs.ops._core.tuning import Config, Key, Table
+from secateurs.ops.attention.operands import Operands
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
@@ -246,47 +248,36 @@ def _attention(
     tl.store(at_out, acc.to(out.dtype.element_ty), mask=live)
 
 
-def refuse(q: Tensor, *_: object) -> str | None:
+def refuse(operands: Operands) -> str | None:
+    q = operands.q
     if q.shape[-1] not in HEAD_DIMS:
         known = ", ".join(map(str, HEAD_DIMS))
         return f"it takes head dimensions {known}, got {q.shape[-1]}"
     return None
 
 
-def run(
-    q: Tensor,  # [B, Hq, Tq, D]
-    k: Tensor,  # [B, Hkv, Tk, D]
-    v: Tensor,  # [B, Hkv, Tk, D]
-    kv_of: Tensor | None,
-    key_mask: Tensor | None,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float,
-    pattern_indptr: Tensor | None,
-    pattern_indices: Tensor | None,
-    pattern_partial: Tensor | None,
-    pattern_masks: Tensor | None,
-) -> Tensor:
+def run(operands: Operands) -> Tensor:
+    q, k, v, kv_of, key_mask, mask, causal, scale, *_ = operands
     (b, hq, tq, d), (hkv, tk) = q.shape, k.shape[1:3]
-    out = q.new_empty((b, tq, hq, d))
+    out = operands.new_output()
     if not out.numel():
         return out
-    q, k, v = (_packed_last(t) for t in (q, k, v))
+    q, k, v = (packed_last(t) for t in (q, k, v))
     if mask is not None:
         mask = mask.expand(b, hq, tq, tk)
-    config = TABLE.choose(q.device, key(q))
+    config = TABLE.choose(q.device, key(operands))
     block_m = min(config.block_m, max(16, triton.next_power_of_2(tq)))
     step, block, block_rows, per_head = config.step, 0, 0, False
-    if pattern_indptr is not None and pattern_masks is not None:
-        block = pattern_masks.shape[-1]
+    indptr, indices, partial, masks = operands.pattern()
+    if indptr is not None and masks is not None:
+        block = masks.shape[-1]
         block_m, step = min(block_m, block), min(step, block)
-        block_rows, per_head = pattern_indptr.shape[1] - 1, pattern_indptr.shape[0] > 1
+        block_rows, per_head = indptr.shape[1] - 1, indptr.shape[0] > 1
     launch(
         _attention,
         (triton.cdiv(tq, block_m), hq, b),
-        q, k, v, None if kv_of is None else kv_of.contiguous(),
-        None if key_mask is None else key_mask.contiguous(), mask,
-        pattern_indptr, pattern_indices, pattern_partial, pattern_masks, out,
+        q, k, v, contiguous(kv_of), contiguous(key_mask), mask,
+        indptr, indices, partial, masks, out,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         *((0,) * 4 if mask is None else mask.stride()),
         hq, max(hq // hkv, 1), tq, tk, block_rows, scale * math.log2(math.e),
@@ -297,12 +288,9 @@ def run(
     return out
 
 
-def key(q: Tensor, *_: object) -> tuple[str, int]:
-    """The row of the table for a call."""
+def key(operands: Operands) -> tuple[str, int]:
+    """Return the row of the table for a call."""
+    q = operands.q
     width = "float" if q.dtype == torch.float32 else "half"
     few = q.shape[2] <= FEW
     return (f"few {width}" if few else width, triton.next_power_of_2(q.shape[-1]))
-
-
-def _packed_last(x: Tensor) -> Tensor:
-    return x if x.stride(3) == 1 else x.contiguous()

@@ -1,35 +1,31 @@
-"""float32 and bfloat16 on the CPU by our own kernels (csrc/cpu/body/block_sparse_linear.h)."""
+"""float32 and bfloat16 on the CPU by our own kernels
+(csrc/cpu/kernels/linear/block_sparse_linear.h)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.ops._backends import cpu
 from secateurs.ops._core.dispatch import Backend
-from secateurs.ops._core.epilogue import ACTIVATIONS
+from secateurs.ops._core.memory import address, contiguous, rows_of
+from secateurs.ops.block_sparse_linear.operands import Operands
 
 WIDTHS = (16, 32, 64)
-# As Activation in csrc/cpu/kernels.h.
-ACTIVATION_NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}
 
 
-def _refuse(x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, *_: object) -> str | None:
-    if x.device.type != "cpu":
-        return f"runs on the CPU, got tensors on {x.device}"
-    return refuse_weight(x, values, indptr, indices)
+def _refuse(operands: Operands) -> str | None:
+    x, values, indptr, indices, *_ = operands
+    return cpu.refuse(x) or refuse_weight(x, values, indptr, indices)
 
 
 def reads_pairs(dtype: torch.dtype) -> bool:
-    """Whether weights are read in pairs of inputs."""
+    """Tell whether weights are read in pairs of inputs."""
     return dtype == torch.bfloat16
 
 
 def refuse_weight(x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor) -> str | None:
-    """Why the kernels would not multiply `x` by this weight, if so."""
-    if x.dtype not in cpu.DTYPES:
-        return f"takes float32 and bfloat16, got {x.dtype}"
+    """Tell why the kernels would not multiply `x`, of a dtype they take, by this weight."""
     if (values.dim() == 4) != reads_pairs(x.dtype):
         return "takes bfloat16 weights in pairs of inputs, float32 ones input by input"
     if values.shape[2] not in WIDTHS:
@@ -39,52 +35,42 @@ def refuse_weight(x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor) ->
     return None
 
 
-def _run(
-    x: Tensor,
-    values: Tensor,
-    indptr: Tensor,
-    indices: Tensor,
-    out_features: int,
-    bias: Tensor | None,
-    activation: str,
-    gate: Tensor | None,
-    residual: Tensor | None,
-) -> Tensor:
-    y = x.new_empty((*x.shape[:-1], out_features))
-    x = cpu.matrix(x)
+def _run(operands: Operands) -> Tensor:
+    x, values, indptr, indices, out_features, bias, activation, multiplier, residual = operands
+    y = operands.new_output()
+    x, bias = rows_of(x), contiguous(bias)
     m, k = x.shape
-    gate = None if gate is None else cpu.matrix(gate)
-    residual = None if residual is None else cpu.matrix(residual)
-    bias = None if bias is None else bias.contiguous()
+    multiplier, multiplier_start, multiplier_stride = cpu.prepared_rows(multiplier)
+    residual, residual_start, residual_stride = cpu.prepared_rows(residual)
     rows, bk, bn = block_rows(values, indptr)
-    _C_cpu.block_sparse_linear(
-        cpu.isa_number(),
-        cpu.DTYPES[x.dtype],
-        x.data_ptr(),
-        x.stride(0),
-        m,
-        out_features,
-        k,
-        values.data_ptr(),
-        indptr.data_ptr(),
-        indices.data_ptr(),
-        rows,
-        bk,
-        bn,
-        cpu.address(bias),
-        ACTIVATION_NUMBER[activation],
-        cpu.address(gate),
-        0 if gate is None else gate.stride(0),
-        cpu.address(residual),
-        0 if residual is None else residual.stride(0),
-        y.data_ptr(),
-        torch.get_num_threads(),
+    cpu.kernels.block_sparse_linear(
+        isa=cpu.isa_number(),
+        dtype=cpu.DTYPES[x.dtype],
+        x=x.data_ptr(),
+        x_stride=x.stride(0),
+        m=m,
+        n=out_features,
+        k=k,
+        values=values.data_ptr(),
+        indptr=indptr.data_ptr(),
+        indices=indices.data_ptr(),
+        rows=rows,
+        bk=bk,
+        bn=bn,
+        bias=address(bias),
+        activation=cpu.ACTIVATIONS[activation],
+        multiplier=multiplier_start,
+        multiplier_stride=multiplier_stride,
+        residual=residual_start,
+        residual_stride=residual_stride,
+        y=y.data_ptr(),
+        threads=torch.get_num_threads(),
     )
     return y
 
 
 def block_rows(values: Tensor, indptr: Tensor) -> tuple[int, int, int]:
-    """How many rows of blocks, and inputs and outputs of a block."""
+    """Return the number of rows of blocks, and the inputs and the outputs of a block."""
     _, bk, bn, *pair = values.shape
     return indptr.shape[0] - 1, bk * 2 if pair else bk, bn
 

@@ -1,4 +1,4 @@
-"""float16 and bfloat16 on NVIDIA GPUs by our own kernels (csrc/cuda/stacked_linear.h)."""
+"""float16 and bfloat16 on NVIDIA GPUs by our own kernels (csrc/cuda/stacked_linear)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from torch import Tensor
 
 from secateurs.ops._backends import cuda
 from secateurs.ops._core.dispatch import Backend
+from secateurs.ops._core.memory import aligned_rows_of
+from secateurs.ops.block_sparse_linear.operands import Operands
 
 BLOCKS = (16, 32, 64, 128)
 
 
-def _refuse(x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, *_: object) -> str | None:
+def _refuse(operands: Operands) -> str | None:
+    x, values, indptr, indices, *_ = operands
     if values.dim() != 3:
         return "it takes weights input by input, got pairs of inputs"
     _, bk, bn = values.shape
@@ -21,21 +24,15 @@ def _refuse(x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, *_: obje
     return cuda.refuse(x) or cuda.refuse_unaligned(values=values)
 
 
-def _run(
-    x: Tensor,  # [..., K]
-    values: Tensor,  # [nnz, bk, bn]
-    indptr: Tensor,
-    indices: Tensor,
-    out_features: int,
-    *finish: object,
-) -> Tensor:
-    y = x.new_empty((*x.shape[:-1], out_features))
+def _run(operands: Operands) -> Tensor:
+    x, values, indptr, indices, *_ = operands
+    y = operands.new_output()
     if not y.numel():
         return y
-    x = cuda.rows_of(x)
-    (nnz, bk, bn), rows = values.shape, indptr.shape[0] - 1
-    weight = (*map(cuda.address, (values, indptr, indices)), rows, nnz, bn, bk)
-    cuda.run_stacks("block_sparse_linear", x, x.stride(0), weight, y, finish)
+    blocks, bk, bn = values.shape
+    sizes = {"rows": indptr.shape[0] - 1, "blocks": blocks, "bn": bn, "bk": bk}
+    x = aligned_rows_of(x)
+    cuda.run_stacks("block_sparse_linear", x, values, indptr, indices, sizes, operands, y)
     return y
 
 

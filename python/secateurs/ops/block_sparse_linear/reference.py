@@ -7,26 +7,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from secateurs.ops._core.dispatch import Backend
-from secateurs.ops._core.epilogue import ACTIVATIONS
+from secateurs.ops._core.epilogue import finish
+from secateurs.ops.block_sparse_linear.operands import Operands
 
 
-def block_sparse_linear(
-    x: Tensor,  # [..., K]
-    values: Tensor,  # [nnz, bk, bn] or [nnz, bk / 2, bn, 2]
-    indptr: Tensor,  # [rows + 1]
-    indices: Tensor,  # [nnz]
-    out_features: int,
-    bias: Tensor | None,  # [N]
-    activation: str,
-    gate: Tensor | None,  # [..., N]
-    residual: Tensor | None,  # [..., N]
-) -> Tensor:
+def block_sparse_linear(operands: Operands) -> Tensor:
+    """Compute the operation with the weight made dense."""
+    x, values, indptr, indices, out_features, bias, *_ = operands
     weight = _dense(values, indptr, indices, out_features, x.shape[-1])
-    y = ACTIVATIONS[activation](F.linear(x, weight, bias))
-    y = y if gate is None else y * gate
-    y = y if residual is None else y + residual
-    # Every backend returns a fresh, contiguous output, as the fake kernel promises.
-    return y.contiguous()
+    return finish(operands, F.linear(x, weight, bias))
 
 
 def _dense(values: Tensor, indptr: Tensor, indices: Tensor, n: int, k: int) -> Tensor:
@@ -42,11 +31,11 @@ def _dense(values: Tensor, indptr: Tensor, indices: Tensor, n: int, k: int) -> T
 
 
 def row_of_block(ends: Tensor, blocks: int) -> Tensor:
-    """int64 `[blocks]`, the row of each where row r ends before block `ends[r]`: in operations that
-    every exporter knows."""
+    """Return int64 `[blocks]`, the row of each where row r ends before block `ends[r]`, in
+    operations that every exporter knows."""
     steps = torch.zeros(blocks + 1, dtype=torch.int64, device=ends.device)
     ends = ends.long()
     return steps.scatter_add(0, ends, torch.ones_like(ends)).cumsum(0)[:blocks]
 
 
-BACKEND = Backend("reference", refuse=lambda *_: None, run=block_sparse_linear)
+BACKEND = Backend("reference", refuse=lambda _: None, run=block_sparse_linear)

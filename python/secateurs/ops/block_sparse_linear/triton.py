@@ -1,4 +1,4 @@
-"""Block-sparse linear on the GPU: y = act(x W^T + bias) * gate + residual.
+"""Block-sparse linear on the GPU: y = act(x W^T + bias) * multiplier + residual.
 
 The blocks of block row r, stacked, are one matrix of `count * bk` inputs by `bn` outputs,
 contiguous in `values`. A program owns BLOCK_M rows of x and one block row; it walks along that
@@ -30,18 +30,19 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from secateurs.ops._backends.triton import (
+    epilogue_of,
     finish,
     first_share,
-    flat,
     launch,
     least_steps,
-    rows_of,
     store_output,
     store_share,
     tile_of,
 )
 from secateurs.ops._core import gpu
+from secateurs.ops._core.memory import rows_of
 from secateurs.ops._core.tuning import Config, Table
+from secateurs.ops.block_sparse_linear.operands import Operands
 
 BLOCKS = (16, 32, 64, 128)
 GROUP = 8
@@ -127,7 +128,7 @@ def _row_of(indptr, share, rows, split):
 def _product(
     x,  # [M, K], rows stride_x apart; or its descriptor, tiles [BLOCK_M, STEP]
     values,  # [nnz * BK, BN]; or its descriptor, tiles [STEP, BN]
-    indptr, indices, bias, gate, residual,
+    indptr, indices, bias, multiplier, residual,
     y,  # [M, N], or float32 [shares, M, BN]
     M, N, stride_x, rows, split, shares,
     BN: tl.constexpr, BK: tl.constexpr, BLOCK_M: tl.constexpr, STEP: tl.constexpr,
@@ -174,12 +175,11 @@ def _product(
         store_share(y, acc, share, m, M, BN)
     else:
         n += row * BN
-        store_output(y, acc, bias, gate, residual, m, n, M, N, ACTIVATION)
+        store_output(y, acc, bias, multiplier, residual, m, n, M, N, ACTIVATION)
 
 
-def refuse(
-    x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor, out_features: int, *_: object
-) -> str | None:
+def refuse(operands: Operands) -> str | None:
+    values = operands.values
     if values.dim() != 3:
         return "it takes weights input by input, got pairs of inputs"
     _, bk, bn = values.shape
@@ -188,29 +188,20 @@ def refuse(
     return None
 
 
-def run(
-    x: Tensor,  # [..., K]
-    values: Tensor,  # [nnz, bk, bn]
-    indptr: Tensor,
-    indices: Tensor,
-    out_features: int,
-    bias: Tensor | None,
-    activation: str,
-    gate: Tensor | None,
-    residual: Tensor | None,
-) -> Tensor:
-    y = x.new_empty((*x.shape[:-1], out_features))
+def run(operands: Operands) -> Tensor:
+    x, values, indptr, indices, out_features, _, activation, *_ = operands
+    y = operands.new_output()
     if not y.numel():
         return y
     rows_x = rows_of(x)
     (nnz, bk, bn), m, rows = values.shape, rows_x.shape[0], indptr.shape[0] - 1
-    config = TABLE.choose(x.device, key(x, values))
+    config = TABLE.choose(x.device, key(operands))
     step = config.step
     described = config.descriptors and nnz > 0 and _aligned(rows_x) and _aligned(values)
-    operands: tuple[Any, Any] = (rows_x, values)
+    matrices: tuple[Any, Any] = (rows_x, values)
     if described:
         step = min(step, bk)
-        operands = (
+        matrices = (
             TensorDescriptor.from_tensor(rows_x, [config.block_m, step]),
             TensorDescriptor.from_tensor(values.view(nnz * bk, bn), [step, bn]),
         )
@@ -219,23 +210,24 @@ def run(
     split = _split(nnz, rows, tiles_m, least, gpu.multiprocessors(x.device))
     shares = nnz // split + rows if split else rows
     out = x.new_empty((shares, m, bn), dtype=torch.float32) if split else y
-    epilogue = (flat(bias), flat(gate), flat(residual))
+    epilogue = epilogue_of(operands)
     launch(
         _product,
         (tiles_m * shares,),
-        *operands, indptr, indices, *epilogue, out,
+        *matrices, indptr, indices, *epilogue, out,
         m, out_features, rows_x.stride(0), rows, split, shares,
         BN=bn, BK=bk, BLOCK_M=config.block_m, STEP=step, GROUP=GROUP, SPLIT=split > 0,
         DESCRIPTORS=described, SPECIALISED=config.specialised, ACTIVATION=activation,
         PRECISION=gpu.fp32_precision(), num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     if split:
-        finish(out, indptr, split, *epilogue, y.view(m, out_features), activation)
+        finish(out, indptr, split, epilogue, y.view(m, out_features), activation)
     return y
 
 
-def key(x: Tensor, values: Tensor, *_: object) -> tuple[str, int]:
-    """The row of the table for a call."""
+def key(operands: Operands) -> tuple[str, int]:
+    """Return the row of the table for a call."""
+    x, values = operands.x, operands.values
     width = "float" if x.dtype == torch.float32 else "half"
     few = x.numel() <= 16 * x.shape[-1]
     return (f"few {width}" if few else width, values.shape[2])

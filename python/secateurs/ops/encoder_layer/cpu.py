@@ -8,75 +8,64 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.errors import OperandError
 from secateurs.ops._backends import cpu
 from secateurs.ops._core.dispatch import Backend
+from secateurs.ops._core.memory import address, contiguous, rows_of
 from secateurs.ops._core.recording import plain
-from secateurs.ops.attention import check_key_mask
 from secateurs.ops.attention.cpu import key_value_heads
-from secateurs.ops.block_sparse_linear.cpu import (
-    ACTIVATION_NUMBER,
-    block_rows,
-    refuse_weight,
-)
-from secateurs.ops.encoder_layer.operands import Linear, operands
+from secateurs.ops.attention.operands import check_key_mask
+from secateurs.ops.block_sparse_linear.cpu import block_rows, refuse_weight
+from secateurs.ops.encoder_layer.operands import Linear, Operands
 
 
 class Bound:
-    """One layer by the addresses of its contiguous weights, good for as long as they are where they
-    were.
+    """A layer bound to the addresses of its contiguous weights, valid while no weight has moved.
 
     Between kernels that fill the caches, looking at each of two dozen tensors takes longer than a
-    small layer; whether they are the same ones as before is quickly told.
+    small layer; comparing them with the tensors of the call before is quick.
     """
 
-    def __init__(
-        self,
-        x: Tensor,
-        weights: list[Tensor | None],
-        features: list[int],
-        heads: int,
-        kv_heads: int,
-        kv_of: Tensor | None,
-        activation: str,
-        attention_eps: float,
-        ffn_eps: float,
-    ) -> None:
-        self._constants = (features, heads, kv_heads, activation, attention_eps, ffn_eps)
+    def __init__(self, operands: Operands) -> None:
+        x, weights, features, heads, kv_heads, kv_of, _, activation, *eps = operands
+        self._constants = (features, heads, kv_heads, activation, *eps)
         self._known = [_nothing if w is None else weakref.ref(w) for w in (*weights, kv_of)]
-        self._where = [cpu.address(w) for w in (*weights, kv_of)]
+        self._where = [address(w) for w in (*weights, kv_of)]
         self._dtype, self._d = x.dtype, x.shape[2]
-        layer = operands(weights, features)
+        layer = operands.layer()
         dim = layer.qkv.out_features // max(heads + 2 * kv_heads, 1)
         self._heads = key_value_heads(heads, kv_heads) if kv_of is None else kv_of
-        self._layer = (
-            (
-                _linear(layer.qkv, self._d),
-                _linear(layer.output, heads * dim),
-                _linear(layer.up, self._d),
-                _linear(layer.down, layer.up.out_features),
-            ),
-            (
-                (*map(cpu.address, layer.attention_norm), attention_eps),
-                (*map(cpu.address, layer.ffn_norm), ffn_eps),
-            ),
-            heads,
-            kv_heads,
-            dim,
-            self._heads.data_ptr(),
-            ACTIVATION_NUMBER[activation],
+        norms = zip((layer.attention_norm, layer.ffn_norm), eps, strict=True)
+        attention_norm, ffn_norm = (
+            cpu.kernels.Norm(weight=address(weight), bias=address(bias), eps=each)
+            for (weight, bias), each in norms
+        )
+        self._layer = cpu.kernels.EncoderLayer(
+            dtype=cpu.DTYPES[x.dtype],
+            d=self._d,
+            qkv=_linear(layer.qkv, self._d),
+            output=_linear(layer.output, heads * dim),
+            up=_linear(layer.up, self._d),
+            down=_linear(layer.down, layer.up.out_features),
+            attention_norm=attention_norm,
+            ffn_norm=ffn_norm,
+            heads=heads,
+            kv_heads=kv_heads,
+            dim=dim,
+            kv_of=self._heads.data_ptr(),
+            activation=cpu.ACTIVATIONS[activation],
         )
 
-    def knows(self, weights: list[Tensor | None], kv_of: Tensor | None, *constants: object) -> bool:
-        """Whether this is the layer of these operands."""
-        return constants == self._constants and all(
-            ref() is w and cpu.address(w) == where
+    def knows(self, operands: Operands) -> bool:
+        """Tell whether this is the layer of these operands."""
+        _, weights, features, heads, kv_heads, kv_of, _, *rest = operands
+        return (features, heads, kv_heads, *rest) == self._constants and all(
+            ref() is w and address(w) == where
             for ref, w, where in zip(self._known, (*weights, kv_of), self._where, strict=True)
         )
 
     def __call__(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
-        """The layer of `x` `[B, T, d]` under `key_mask` `[B, T]`."""
+        """Run the layer on `x` `[B, T, d]` under `key_mask` `[B, T]`."""
         batch, tokens, d = x.shape if x.dim() == 3 else (0, 0, -1)
         if d != self._d or x.dtype != self._dtype or x.device.type != "cpu":
             raise OperandError(
@@ -87,36 +76,33 @@ class Bound:
             raise OperandError(f"expected key_mask on {x.device} like x, got {key_mask.device}")
         check_key_mask(key_mask, batch, tokens)
         y = x.new_empty(x.shape)
-        rows = cpu.matrix(x)
-        key_mask = None if key_mask is None else key_mask.contiguous()
+        rows = rows_of(x)
+        key_mask = contiguous(key_mask)
         try:
-            _C_cpu.encoder_layer(
-                cpu.isa_number(),
-                cpu.DTYPES[self._dtype],
-                rows.data_ptr(),
-                rows.stride(0),
-                batch,
-                tokens,
-                d,
-                cpu.address(key_mask),
-                y.data_ptr(),
-                torch.get_num_threads(),
-                *self._layer,
+            cpu.kernels.encoder_layer(
+                layer=self._layer,
+                isa=cpu.isa_number(),
+                x=rows.data_ptr(),
+                x_stride=rows.stride(0),
+                batch=batch,
+                tokens=tokens,
+                key_mask=address(key_mask),
+                y=y.data_ptr(),
+                threads=torch.get_num_threads(),
             )
         except ValueError as error:
             raise OperandError(str(error)) from None
         return y
 
 
-def _refuse(x: Tensor, weights: list[Tensor | None], features: list[int], *_: object) -> str | None:
-    if x.device.type != "cpu":
-        return f"runs on the CPU, got tensors on {x.device}"
-    if x.dtype not in cpu.DTYPES:
-        return f"takes float32 and bfloat16, got {x.dtype}"
-    strange = next((type(w).__name__ for w in weights if not plain(w)), None)
+def _refuse(operands: Operands) -> str | None:
+    x = operands.x
+    if (reason := cpu.refuse(x)) is not None:
+        return reason
+    strange = next((type(w).__name__ for w in operands.weights if not plain(w)), None)
     if strange is not None:
         return f"takes torch's own tensors, got a weight of class {strange}"
-    for values, indptr, indices, *_ in operands(weights, features)[:4]:
+    for values, indptr, indices, *_ in operands.layer()[:4]:
         if values is not None and indptr is not None and indices is not None:
             reason = refuse_weight(x, values, indptr, indices)
             if reason is not None:
@@ -124,21 +110,14 @@ def _refuse(x: Tensor, weights: list[Tensor | None], features: list[int], *_: ob
     return None
 
 
-def _run(
-    x: Tensor,
-    weights: list[Tensor | None],
-    features: list[int],
-    heads: int,
-    kv_heads: int,
-    kv_of: Tensor | None,
-    key_mask: Tensor | None,
-    *rest: Any,
-) -> Tensor:
+def _run(operands: Operands) -> Tensor:
     # Copies are gone at the next call, which will therefore not know them.
-    whole = [None if w is None else w.contiguous() for w in (*weights, kv_of)]
-    bound = Bound(x, whole[:-1], features, heads, kv_heads, whole[-1], *rest)
-    remember(weights[-2], bound)
-    return bound(x, key_mask)
+    weights = [contiguous(w) for w in operands.weights]
+    bound = Bound(operands._replace(weights=weights, kv_of=contiguous(operands.kv_of)))
+    last = operands.weights[-2]
+    assert last is not None
+    remember(last, bound)
+    return bound(operands.x, operands.key_mask)
 
 
 def remember(norm: Tensor, bound: Bound) -> None:
@@ -150,7 +129,7 @@ def remember(norm: Tensor, bound: Bound) -> None:
 
 
 def recall(norm: Tensor | None) -> Bound | None:
-    """The layer last bound whose last norm has this weight."""
+    """Return the layer last bound whose last norm has this weight."""
     return _bound.get(id(norm))
 
 
@@ -161,13 +140,23 @@ def _nothing() -> None:
     return None
 
 
-def _linear(linear: Linear, k: int) -> tuple[int, ...]:
-    """A product as the binding takes it."""
+def _linear(linear: Linear, k: int) -> Any:
+    """Return a product as the binding takes it; without weight, one without outputs."""
     values, indptr, indices, bias, n = linear
     if values is None or indptr is None or indices is None:
-        return (0,) * 9
-    blocks = block_rows(values, indptr)
-    return (*map(cpu.address, (values, indptr, indices)), n, k, *blocks, cpu.address(bias))
+        return cpu.kernels.PackedLinear()
+    rows, bk, bn = block_rows(values, indptr)
+    return cpu.kernels.PackedLinear(
+        values=values.data_ptr(),
+        indptr=indptr.data_ptr(),
+        indices=indices.data_ptr(),
+        n=n,
+        k=k,
+        rows=rows,
+        bk=bk,
+        bn=bn,
+        bias=address(bias),
+    )
 
 
 BACKEND = Backend("cpu", _refuse, _run)

@@ -1,4 +1,5 @@
-"""What one encoder layer consists of, by name: the operation's schema has it as lists."""
+"""The operands of `encoder_layer`, and whether they fit together: the operation's schema has the
+weights as a list, a `Layer` has them by name."""
 
 from __future__ import annotations
 
@@ -6,6 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
+
+from secateurs.errors import OperandError
+from secateurs.ops._core.epilogue import ACTIVATIONS
+from secateurs.ops.attention.operands import check_key_mask, check_kv_of
+from secateurs.ops.block_sparse_linear.operands import check_weight, stored
 
 
 class Linear(NamedTuple):
@@ -18,7 +24,7 @@ class Linear(NamedTuple):
     out_features: int
 
 
-class Operands(NamedTuple):
+class Layer(NamedTuple):
     """The products of a layer, then weight and bias of both norms."""
 
     qkv: Linear
@@ -29,7 +35,104 @@ class Operands(NamedTuple):
     ffn_norm: Sequence[Tensor | None]
 
 
-def operands(weights: Sequence[Tensor | None], features: Sequence[int]) -> Operands:
-    """The lists of the schema, taken apart."""
-    linears = [Linear(*weights[4 * i : 4 * i + 4], features[i]) for i in range(4)]
-    return Operands(*linears, weights[16:18], weights[18:20])
+class Operands(NamedTuple):
+    """One call of `encoder_layer`, in the order of its schema."""
+
+    x: Tensor  # [B, T, d]
+    weights: list[Tensor | None]  # values, indptr, indices, bias of 4 products; 2 of each norm
+    features: list[int]  # outputs of the products, 0 where there is none
+    heads: int
+    kv_heads: int
+    kv_of: Tensor | None  # int32 [Hq]
+    key_mask: Tensor | None  # bool [B, T]
+    activation: str
+    attention_eps: float
+    ffn_eps: float
+
+    def new_output(self) -> Tensor:
+        """Return an uninitialised output `[B, T, d]`."""
+        return self.x.new_empty(self.x.shape)
+
+    def layer(self) -> Layer:
+        """Return the weights by name."""
+        weights, features = self.weights, self.features
+        linears = []
+        for i, outputs in enumerate(features):
+            values, indptr, indices, bias = weights[4 * i : 4 * i + 4]
+            linears.append(Linear(values, indptr, indices, bias, outputs))
+        qkv, output, up, down = linears
+        return Layer(qkv, output, up, down, weights[16:18], weights[18:20])
+
+
+def head_dim(features: int, heads: int, kv_heads: int) -> int:
+    """Return the dimension of a head from the outputs of qkv. Raises OperandError if none fits."""
+    every = heads + 2 * kv_heads
+    if heads < 1 or kv_heads < 1 or features % every:
+        raise OperandError(
+            f"expected outputs of qkv for {heads} query and {kv_heads} key and value heads, got "
+            f"{features}"
+        )
+    return features // every
+
+
+def check(operands: Operands) -> None:
+    """Raise OperandError, in a sentence, unless the operands fit together."""
+    x, weights, features, heads, kv_heads, kv_of, key_mask, activation, *_ = operands
+    if x.dim() != 3 or len(weights) != 20 or len(features) != 4:
+        raise OperandError(
+            "expected x [B, T, d], and values, indptr, indices and bias of four products, then "
+            f"weight and bias of two norms, got {x.dim()} dims, {len(features)} numbers of outputs "
+            f"and {len(weights)} tensors"
+        )
+    if activation not in ACTIVATIONS:
+        raise OperandError(
+            f"expected an activation among {', '.join(ACTIVATIONS)}, got {activation!r}"
+        )
+    layer, (batch, tokens, d) = operands.layer(), x.shape
+    if layer.qkv.values is not None:
+        dim = head_dim(layer.qkv.out_features, heads, kv_heads)
+        _check_product("qkv", layer.qkv, d, layer.qkv.out_features)
+        _check_product("output", layer.output, heads * dim, d)
+        check_kv_of(heads, kv_heads, kv_of)
+    if layer.up.values is not None:
+        _check_product("up", layer.up, d, layer.up.out_features)
+        _check_product("down", layer.down, layer.up.out_features, d)
+    for name, (weight, bias) in (
+        ("attention_norm", layer.attention_norm),
+        ("ffn_norm", layer.ffn_norm),
+    ):
+        if weight is None or weight.shape != (d,) or (bias is not None and bias.shape != (d,)):
+            raise OperandError(f"expected weight and bias of {name} of shape {(d,)}")
+    check_key_mask(key_mask, batch, tokens)
+    for i, tensor in enumerate((*weights, kv_of, key_mask)):
+        if tensor is None:
+            continue
+        if tensor.dtype != x.dtype and i < len(weights) and i not in _INDICES:
+            raise OperandError(f"expected weights in the dtype of x, {x.dtype}, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise OperandError(
+                f"expected all tensors on {x.device} like x, got one on {tensor.device}"
+            )
+
+
+_INDICES = {place for i in range(0, 16, 4) for place in (i + 1, i + 2)}  # among the weights
+
+
+def _check_product(name: str, linear: Linear, k: int, n: int) -> None:
+    values, indptr, indices, bias, out_features = linear
+    if values is None or indptr is None or indices is None:
+        raise OperandError(f"expected values, indptr and indices of {name}")
+    if out_features != n or (bias is not None and bias.shape != (n,)):
+        raise OperandError(f"expected {name} to have {n} outputs and as many biases")
+    check_weight(k, values, indptr, indices, n)
+
+
+def flops(operands: Operands) -> int:
+    """Count the operations of the products and of attention."""
+    layer, (*_, tokens, d) = operands.layer(), operands.x.shape
+    heads, kv_heads = operands.heads, operands.kv_heads
+    width = heads * (layer.qkv.out_features // max(heads + 2 * kv_heads, 1))
+    inputs = ((layer.qkv, d), (layer.output, width), (layer.up, d))
+    products = (*inputs, (layer.down, layer.up.out_features))
+    each = sum(stored(k, p.values, p.out_features) for p, k in products if p.values is not None)
+    return 2 * operands.x.shape[:-1].numel() * (each + 2 * tokens * width)

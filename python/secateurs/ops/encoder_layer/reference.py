@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from secateurs.ops._core.dispatch import Backend
+from secateurs.ops.add_norm import operands as norm
 from secateurs.ops.add_norm.reference import add_norm
+from secateurs.ops.attention import operands as heads
 from secateurs.ops.attention.reference import attention
+from secateurs.ops.block_sparse_linear import operands as linear
 from secateurs.ops.block_sparse_linear.reference import block_sparse_linear
-from secateurs.ops.encoder_layer.operands import Linear, operands
+from secateurs.ops.encoder_layer.operands import Linear, Operands
 
 
-def encoder_layer(
-    x: Tensor,  # [B, T, d]
-    weights: list[Tensor | None],
-    features: list[int],
-    heads: int,
-    kv_heads: int,
-    kv_of: Tensor | None,
-    key_mask: Tensor | None,
-    activation: str,
-    attention_eps: float,
-    ffn_eps: float,
-) -> Tensor:
-    layer = operands(weights, features)
+def encoder_layer(operands: Operands) -> Tensor:
+    """Compute the layer as a chain of the references of its parts."""
+    x, layer = operands.x, operands.layer()
+    hq, hkv = operands.heads, operands.kv_heads
     if layer.qkv.values is not None:
-        joint = _linear(x, layer.qkv).unflatten(-1, (heads + 2 * kv_heads, -1)).transpose(1, 2)
-        q, k, v = joint.split([heads, kv_heads, kv_heads], dim=1)
-        scale = max(q.shape[-1], 1) ** -0.5
-        context = attention(q, k, v, kv_of, key_mask, None, False, scale, *(None,) * 4)
+        joint = _linear(x, layer.qkv).unflatten(-1, (hq + 2 * hkv, -1)).transpose(1, 2)
+        q, k, v = joint.split([hq, hkv, hkv], dim=1)
+        scale, pattern = max(q.shape[-1], 1) ** -0.5, (None, None, None, None)
+        hidden = (operands.kv_of, operands.key_mask, None, False)
+        context = attention(heads.Operands(q, k, v, *hidden, scale, *pattern))
         x = _linear(context.flatten(2), layer.output, residual=x)
-    x = add_norm(x, None, *layer.attention_norm, attention_eps, False, False)
+    x = _norm(x, layer.attention_norm, operands.attention_eps)
     if layer.up.values is not None:
-        h = _linear(x, layer.up, activation)
+        h = _linear(x, layer.up, operands.activation)
         x = _linear(h, layer.down, residual=x)
-    return add_norm(x, None, *layer.ffn_norm, ffn_eps, False, False)
+    return _norm(x, layer.ffn_norm, operands.ffn_eps)
 
 
 def _linear(
-    x: Tensor, linear: Linear, activation: str = "none", residual: Tensor | None = None
+    x: Tensor, part: Linear, activation: str = "none", residual: Tensor | None = None
 ) -> Tensor:
-    values, indptr, indices, bias, n = linear
-    return block_sparse_linear(x, values, indptr, indices, n, bias, activation, None, residual)
+    values, indptr, indices, bias, n = part
+    assert values is not None
+    assert indptr is not None
+    assert indices is not None
+    packed = (values, indptr, indices, n)
+    return block_sparse_linear(
+        linear.Operands(x, *packed, bias, activation, multiplier=None, residual=residual)
+    )
 
 
-BACKEND = Backend("reference", refuse=lambda *_: None, run=encoder_layer)
+def _norm(x: Tensor, scale: Sequence[Tensor | None], eps: float) -> Tensor:
+    weight, bias = scale
+    assert weight is not None
+    return add_norm(norm.Operands(x, None, weight, bias, eps, rms=False, keep_sum=False))
+
+
+BACKEND = Backend("reference", refuse=lambda _: None, run=encoder_layer)

@@ -1,4 +1,4 @@
-"""float32 and bfloat16 on the CPU by our own kernels (csrc/cpu/body/pattern_linear.h and
+"""float32 and bfloat16 on the CPU by our own kernels (csrc/cpu/kernels/linear/pattern_linear.h and
 library_linear.h)."""
 
 from __future__ import annotations
@@ -6,29 +6,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateurs import _C_cpu  # type: ignore[attr-defined]
 from secateurs.ops._backends import cpu
 from secateurs.ops._core.dispatch import Backend
-from secateurs.ops._core.epilogue import ACTIVATIONS
+from secateurs.ops._core.memory import address, contiguous, rows_of
+from secateurs.ops.pattern_linear.operands import Operands
 
 VECTORS = (16, 32, 64, 128)
 BLOCKS = ((4, 4), (1, 4))
 MOST_ROWS = 16  # with more, products cost more than the weights that a library saves reading
-_NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}  # as csrc/cpu/kernels.h
 
 
 def inputs_together(dtype: torch.dtype) -> int:
-    """How many inputs of an output the kernel wants side by side, on the instruction set in use."""
-    return _C_cpu.pattern_together(cpu.isa_number(), cpu.DTYPES.get(dtype, 0))
+    """Return how many inputs of an output the kernel wants side by side, on the instruction set in
+    use."""
+    return int(cpu.kernels.pattern_together(cpu.isa_number(), cpu.DTYPES.get(dtype, 0)))
 
 
-def _refuse(
-    x: Tensor, values: Tensor, index: Tensor, library: Tensor | None, *_: object
-) -> str | None:
-    if x.device.type != "cpu":
-        return f"runs on the CPU, got tensors on {x.device}"
-    if x.dtype not in cpu.DTYPES:
-        return f"takes float32 and bfloat16, got {x.dtype}"
+def _refuse(operands: Operands) -> str | None:
+    x, values, index, library, *_ = operands
+    if (reason := cpu.refuse(x)) is not None:
+        return reason
     if not (values.is_contiguous() and index.is_contiguous()):
         return "takes contiguous values and indices"
     if library is not None:
@@ -60,46 +57,52 @@ def _refuse_library(x: Tensor, library: Tensor) -> str | None:
     return None
 
 
-def _run(
-    x: Tensor,
-    values: Tensor,
-    index: Tensor,
-    library: Tensor | None,
-    bias: Tensor | None,
-    activation: str,
-    gate: Tensor | None,
-    residual: Tensor | None,
-) -> Tensor:
-    outputs = values.shape[2] if library is None else library.shape[1]
-    y = x.new_empty((*x.shape[:-1], values.shape[0] * outputs))
-    x = cpu.matrix(x)
-    gate = None if gate is None else cpu.matrix(gate)
-    residual = None if residual is None else cpu.matrix(residual)
-    bias = None if bias is None else bias.contiguous()
-    operands = (
-        cpu.isa_number(),
-        cpu.DTYPES[x.dtype],
-        x.data_ptr(),
-        x.stride(0),
-        *x.shape,
-        values.data_ptr(),
-        index.data_ptr(),
-    )
-    epilogue = (
-        cpu.address(bias),
-        _NUMBER[activation],
-        cpu.address(gate),
-        0 if gate is None else gate.stride(0),
-        cpu.address(residual),
-        0 if residual is None else residual.stride(0),
-        y.data_ptr(),
-        torch.get_num_threads(),
-    )
+def _run(operands: Operands) -> Tensor:
+    x, values, index, library, bias, activation, multiplier, residual = operands
+    y = operands.new_output()
+    x, bias = rows_of(x), contiguous(bias)
+    m, k = x.shape
+    multiplier, multiplier_start, multiplier_stride = cpu.prepared_rows(multiplier)
+    residual, residual_start, residual_stride = cpu.prepared_rows(residual)
+    linear = {
+        "isa": cpu.isa_number(),
+        "dtype": cpu.DTYPES[x.dtype],
+        "x": x.data_ptr(),
+        "x_stride": x.stride(0),
+        "m": m,
+        "n": operands.out_features(),
+        "k": k,
+        "values": values.data_ptr(),
+        "bias": address(bias),
+        "activation": cpu.ACTIVATIONS[activation],
+        "multiplier": multiplier_start,
+        "multiplier_stride": multiplier_stride,
+        "residual": residual_start,
+        "residual_stride": residual_stride,
+        "y": y.data_ptr(),
+        "threads": torch.get_num_threads(),
+    }
     if library is None:
-        _C_cpu.pattern_linear(*operands, 0, *index.shape, outputs, *epilogue)
+        groups, kept = index.shape
+        cpu.kernels.pattern_linear(
+            **linear,
+            columns=index.data_ptr(),
+            indptr=0,
+            groups=groups,
+            kept=kept,
+            v=values.shape[2],
+        )
     else:
-        sizes = (index.shape[0], *library.shape, values.shape[2])
-        _C_cpu.library_linear(*operands, library.data_ptr(), *sizes, *epilogue)
+        patterns, block_outputs, block_inputs = library.shape
+        cpu.kernels.library_linear(
+            **linear,
+            codes=index.data_ptr(),
+            library=library.data_ptr(),
+            patterns=patterns,
+            block_outputs=block_outputs,
+            block_inputs=block_inputs,
+            ones=values.shape[2],
+        )
     return y
 
 

@@ -1,6 +1,6 @@
 """float16 and bfloat16 on NVIDIA GPUs by our own kernels: vector N:M as dense products of gathered
-inputs (csrc/cuda/stacked_linear.h), 2:4 on the sparse tensor cores (sparse_linear.h), and libraries
-of block patterns for few rows of x (library_linear.h)."""
+inputs (csrc/cuda/stacked_linear), 2:4 on the sparse tensor cores (sparse_linear), and libraries of
+block patterns for few rows of x (library_linear)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from torch import Tensor
 
 from secateurs.ops._backends import cuda
 from secateurs.ops._core.dispatch import Backend
+from secateurs.ops._core.memory import aligned_rows_of
+from secateurs.ops.pattern_linear.operands import Operands
 
 VECTORS = (16, 32, 64, 128)
 FEW = 16  # rows of x that the kernel for libraries takes
 
 
-def _refuse(
-    x: Tensor, values: Tensor, index: Tensor, library: Tensor | None, *_: object
-) -> str | None:
+def _refuse(operands: Operands) -> str | None:
+    x, values, index, library, *_ = operands
     if values.dim() != 3:
         return "it takes the inputs of an output one by one, got several side by side"
     if library is not None:
@@ -37,7 +38,7 @@ def _refuse(
 
 
 def takes_two_four(n: int, k: int) -> bool:
-    """Whether tiles of the sparse tensor cores cover a weight `[n, k]`."""
+    """Tell whether tiles of the sparse tensor cores cover a weight `[n, k]`."""
     return n % 16 == 0 and k % 32 == 0
 
 
@@ -65,36 +66,46 @@ def _refuse_library(x: Tensor, values: Tensor, codes: Tensor, library: Tensor) -
     return None
 
 
-def _run(
-    x: Tensor,  # [..., K]
-    values: Tensor,  # [groups, kept, v], or [N / p, K / q, ones]
-    index: Tensor,  # [groups, kept], of 2:4 [N / 16, K / 32, 8, 2], or [N / p, K / q]
-    library: Tensor | None,
-    *finish: object,
-) -> Tensor:
-    groups, kept, v = values.shape
-    y = x.new_empty((*x.shape[:-1], groups * (v if library is None else library.shape[1])))
+def _run(operands: Operands) -> Tensor:
+    x, values, index, library, *_ = operands
+    y = operands.new_output()
     if not y.numel():
         return y
+    groups, kept, v = values.shape
     if library is None and v > 1:
-        x = _transposed(x)
-        weight = (values.data_ptr(), 0, index.data_ptr(), groups, groups * kept, v, 1)
-        cuda.run_stacks("vector_linear", x, x.stride(0), weight, y, finish)
+        sizes = {"rows": groups, "blocks": groups * kept, "bn": v, "bk": 1}
+        cuda.run_stacks("vector_linear", _transposed(x), values, None, index, sizes, operands, y)
         return y
-    x = cuda.rows_of(x)
-    given, _kept = cuda.epilogue(y, finish)  # type: ignore[arg-type]
-    call = (cuda.place(x), cuda.dtype(x), x.data_ptr(), x.stride(0), x.shape[1], values.data_ptr())
+    x = aligned_rows_of(x)
+    where, (finish, _kept) = cuda.launch(x), cuda.epilogue(operands, y)
+    call = {
+        **where,
+        **finish,
+        "x": x.data_ptr(),
+        "x_stride": x.stride(0),
+        "k": x.shape[1],
+        "values": values.data_ptr(),
+    }
     if library is None:
-        bm, parts, floats = cuda.kernels().cut_sparse_linear(call[0][0], *given[5:], x.shape[1])
+        bm, parts, floats = cuda.kernels().cut_sparse_linear(
+            device=where["device"], m=finish["m"], n=finish["n"], k=x.shape[1]
+        )
         partial = x.new_empty(floats, dtype=torch.float32)
         cuda.kernels().sparse_linear(
-            *call, index.data_ptr(), given, (bm, parts), partial.data_ptr()
+            **call, kept=index.data_ptr(), bm=bm, parts=parts, partial=partial.data_ptr()
         )
     else:
         library = library.contiguous()
-        count, p, q = library.shape
-        patterns = (index.data_ptr(), library.data_ptr(), (p, q, count, v))
-        cuda.kernels().library_linear(*call, *patterns, given)
+        patterns, p, q = library.shape
+        cuda.kernels().library_linear(
+            **call,
+            codes=index.data_ptr(),
+            library=library.data_ptr(),
+            p=p,
+            q=q,
+            patterns=patterns,
+            ones=v,
+        )
     return y
 
 

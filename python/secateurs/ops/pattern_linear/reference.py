@@ -7,28 +7,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from secateurs.ops._core.dispatch import Backend
-from secateurs.ops._core.epilogue import ACTIVATIONS
+from secateurs.ops._core.epilogue import finish
+from secateurs.ops.pattern_linear.operands import Operands
 
 
-def pattern_linear(
-    x: Tensor,  # [..., K]
-    values: Tensor,  # [N / v, kept, v] or [N / v, kept / s, v, s], or [N / p, K / q, ones]
-    index: Tensor,  # int32 [N / v, kept], of 2:4 [N / 16, K / 32, 8, 2], or uint8 [N / p, K / q]
-    library: Tensor | None,  # bool [L, p, q]
-    bias: Tensor | None,  # [N]
-    activation: str,
-    gate: Tensor | None,  # [..., N]
-    residual: Tensor | None,  # [..., N]
-) -> Tensor:
-    k = x.shape[-1]
+def pattern_linear(operands: Operands) -> Tensor:
+    """Compute the operation with the weight made dense."""
+    x, values, index, library, bias, *_ = operands
     if library is not None:
         weight = _blocks(values, index, library)
     else:
-        weight = _vectors(values, index if index.dim() == 2 else _columns(index), k)
-    y = ACTIVATIONS[activation](F.linear(x, weight, bias))
-    y = y if gate is None else y * gate
-    y = y if residual is None else y + residual
-    return y.contiguous()
+        columns = index if index.dim() == 2 else _columns(index)
+        weight = _vectors(values, columns, x.shape[-1])
+    return finish(operands, F.linear(x, weight, bias))
 
 
 def _vectors(values: Tensor, columns: Tensor, k: int) -> Tensor:
@@ -41,7 +32,8 @@ def _vectors(values: Tensor, columns: Tensor, k: int) -> Tensor:
 
 
 def _columns(places: Tensor) -> Tensor:
-    """The kept inputs `[N, K / 2]` of a 2:4 weight, from `secateurs.formats.two_four_places`."""
+    """Return the kept inputs `[N, K / 2]` of a 2:4 weight, from
+    `secateurs.formats.two_four_places`."""
     tiles, steps = places.shape[:2]
     words = places.permute(0, 2, 1, 3)  # [N / 16, 8, K / 32, 2]: of rows r and r + 8 of a tile
     halves = torch.stack([words & 0xFFFF, words >> 16], 1)[..., None]
@@ -59,4 +51,4 @@ def _blocks(values: Tensor, codes: Tensor, library: Tensor) -> Tensor:
     return blocks.transpose(1, 2).reshape(rows * p, columns * q)
 
 
-BACKEND = Backend("reference", refuse=lambda *_: None, run=pattern_linear)
+BACKEND = Backend("reference", refuse=lambda _: None, run=pattern_linear)

@@ -1,4 +1,4 @@
-"""Vector N:M linear on the GPU: y = act(x W^T + bias) * gate + residual.
+"""Vector N:M linear on the GPU: y = act(x W^T + bias) * multiplier + residual.
 
 The v outputs of a group keep the same inputs, so what they need is a dense product of a few columns
 of x, gathered, with a matrix that is stored whole. A program owns BLOCK_M rows of x and BLOCK_N
@@ -20,17 +20,18 @@ import triton.language as tl
 from torch import Tensor
 
 from secateurs.ops._backends.triton import (
+    epilogue_of,
     finish,
-    flat,
     launch,
     least_steps,
-    rows_of,
     store_output,
     store_share,
     tile_of,
 )
 from secateurs.ops._core import gpu
+from secateurs.ops._core.memory import rows_of
 from secateurs.ops._core.tuning import Config, Table
+from secateurs.ops.pattern_linear.operands import Operands
 
 VECTORS = (16, 32, 64, 128)
 GROUP = 8
@@ -99,7 +100,7 @@ def _product(
     x,  # [M, K], rows `stride_x` apart; or its transpose, whose rows end beyond M
     values,  # [groups, kept, V]
     columns,  # [groups, kept]
-    bias, gate, residual,
+    bias, multiplier, residual,
     y,  # [M, N], or float32 [groups * split, M, V]
     M, N, stride_x, groups, kept, split,
     V: tl.constexpr, BLOCK_M: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr,
@@ -140,12 +141,11 @@ def _product(
         store_share(y, acc, group * split + part, m, M, V)
     else:
         n += group * V
-        store_output(y, acc, bias, gate, residual, m, n, M, N, ACTIVATION)
+        store_output(y, acc, bias, multiplier, residual, m, n, M, N, ACTIVATION)
 
 
-def refuse(
-    x: Tensor, values: Tensor, index: Tensor, library: Tensor | None, *_: object
-) -> str | None:
+def refuse(operands: Operands) -> str | None:
+    values, library = operands.values, operands.library
     if library is not None:
         return "it has no kernel for libraries of block patterns"
     if values.dim() == 4:
@@ -157,30 +157,22 @@ def refuse(
     return None
 
 
-def run(
-    x: Tensor,  # [..., K]
-    values: Tensor,  # [groups, kept, v]
-    columns: Tensor,  # [groups, kept]
-    _library: None,
-    bias: Tensor | None,
-    activation: str,
-    gate: Tensor | None,
-    residual: Tensor | None,
-) -> Tensor:
+def run(operands: Operands) -> Tensor:
+    x, values, columns, _, _, activation, *_ = operands
     groups, kept, v = values.shape
-    y = x.new_empty((*x.shape[:-1], groups * v))
+    y = operands.new_output()
     if not y.numel():
         return y
     rows_x = rows_of(x)
     m, transposed = rows_x.shape[0], rows_x.shape[0] > 16
-    config = TABLE.choose(x.device, key(x, values))
+    config = TABLE.choose(x.device, key(operands))
     if transposed:
         rows_x = _transposed(rows_x)
     tiles = triton.cdiv(m, config.block_m) * groups
     wanted = triton.cdiv(gpu.multiprocessors(x.device), tiles)
     split = max(1, min(wanted, kept // (config.step * least_steps(m))))
     out = y if split == 1 else x.new_empty((groups * split, m, v), dtype=torch.float32)
-    epilogue = (flat(bias), flat(gate), flat(residual))
+    epilogue = epilogue_of(operands)
     launch(
         _product,
         (tiles, split),
@@ -191,12 +183,13 @@ def run(
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     if split > 1:
-        finish(out, None, split, *epilogue, y.view(m, groups * v), activation)
+        finish(out, None, split, epilogue, y.view(m, groups * v), activation)
     return y
 
 
-def key(x: Tensor, values: Tensor, *_: object) -> tuple[str, int]:
-    """The row of the table for a call."""
+def key(operands: Operands) -> tuple[str, int]:
+    """Return the row of the table for a call."""
+    x, values = operands.x, operands.values
     width = "float" if x.dtype == torch.float32 else "half"
     few = x.numel() <= 16 * x.shape[-1]
     return (f"few {width}" if few else width, values.shape[2])

@@ -1,0 +1,159 @@
+// A whole encoder layer on the CPU: bound to its weights once, called with what changes.
+#include "cpu/encoder_layer.h"
+
+#include <variant>
+
+#include "bindings/cpu/call.h"
+
+namespace secateurs::bindings {
+
+namespace {
+
+using cpu::EncoderLayer;
+using cpu::Norm;
+using cpu::PackedLinear;
+using Address = std::uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// The weights of one layer, in the dtype they are of; x, y, key_mask and their sizes are not set.
+struct Weights {
+  std::variant<EncoderLayer<float>, EncoderLayer<bf16>> layer;
+};
+
+template <class T>
+PackedLinear<T> typed(const PackedLinear<void>& w) {
+  if (!w.n) return {};
+  check_blocks<T>(w.n, w.k, w.rows, w.bk, w.bn);
+  return {static_cast<const T*>(w.values), w.indptr, w.indices, w.n, w.k, w.rows, w.bk, w.bn,
+          static_cast<const T*>(w.bias)};
+}
+
+template <class T>
+Norm<T> typed(const Norm<void>& norm) {
+  return {static_cast<const T*>(norm.weight), static_cast<const T*>(norm.bias), norm.eps};
+}
+
+template <class T>
+EncoderLayer<T> weights_of(std::int64_t d, const PackedLinear<void>& qkv,
+                           const PackedLinear<void>& output, const PackedLinear<void>& up,
+                           const PackedLinear<void>& down, const Norm<void>& attention_norm,
+                           const Norm<void>& ffn_norm, std::int64_t heads, std::int64_t kv_heads,
+                           std::int64_t dim, Address kv_of, Activation activation) {
+  EncoderLayer<T> layer{};
+  layer.d = d;
+  layer.qkv = typed<T>(qkv);
+  layer.output = typed<T>(output);
+  layer.up = typed<T>(up);
+  layer.down = typed<T>(down);
+  layer.attention_norm = typed<T>(attention_norm);
+  layer.ffn_norm = typed<T>(ffn_norm);
+  layer.heads = heads;
+  layer.kv_heads = kv_heads;
+  layer.dim = dim;
+  layer.kv_of = at<const std::int32_t>(kv_of);
+  layer.activation = activation;
+  return layer;
+}
+
+Weights weights(int dtype, std::int64_t d, const PackedLinear<void>& qkv,
+                const PackedLinear<void>& output, const PackedLinear<void>& up,
+                const PackedLinear<void>& down, const Norm<void>& attention_norm,
+                const Norm<void>& ffn_norm, std::int64_t heads, std::int64_t kv_heads,
+                std::int64_t dim, Address kv_of, int activation) {
+  if (d < 0 || heads < 0 || kv_heads < 0 || dim < 0)
+    throw std::invalid_argument("expected sizes of zero or more");
+  if (activation < 0 || activation >= count_of<Activation>)
+    throw std::invalid_argument("expected the number of an activation, got " +
+                                std::to_string(activation));
+  const auto make = [&](auto element) -> Weights {
+    return Weights{weights_of<decltype(element)>(d, qkv, output, up, down, attention_norm, ffn_norm,
+                                                 heads, kv_heads, dim, kv_of,
+                                                 static_cast<Activation>(activation))};
+  };
+  return dtype == static_cast<int>(Dtype::float32) ? make(float{}) : make(bf16{});
+}
+
+struct LayerCall {
+  PyObject* layer;
+  int isa;
+  const void* x;
+  std::int64_t x_stride, batch, tokens;
+  const bool* key_mask;
+  void* y;
+  int threads;
+};
+
+py::object encoder_layer(const Arguments& arguments) {
+  using C = LayerCall;
+  static const Fields fields(std::array{
+      Field<C>{"layer", [](C& call, PyObject* value) { call.layer = value; }},
+      field<C, &C::isa>("isa"),
+      field<C, &C::x>("x"),
+      field<C, &C::x_stride>("x_stride"),
+      field<C, &C::batch>("batch"),
+      field<C, &C::tokens>("tokens"),
+      field<C, &C::key_mask>("key_mask"),
+      field<C, &C::y>("y"),
+      field<C, &C::threads>("threads"),
+  });
+  const C call = arguments.fill(fields);
+  if (call.batch < 0 || call.tokens < 0 || call.threads < 1)
+    throw std::invalid_argument("expected sizes of zero or more");
+  const cpu::Kernels& chosen = kernels(call.isa);
+  const auto& known = py::handle(call.layer).cast<const Weights&>();
+  const auto run = [&](auto layer) {  // a copy: other threads may be in a call of their own
+    using T = std::remove_pointer_t<decltype(layer.y)>;
+    check_heads(layer.kv_of, layer.heads, layer.kv_heads);
+    layer.x = static_cast<const T*>(call.x);
+    layer.x_stride = call.x_stride;
+    layer.batch = call.batch;
+    layer.tokens = call.tokens;
+    layer.key_mask = call.key_mask;
+    layer.y = static_cast<T*>(call.y);
+    layer.threads = call.threads;
+    const py::gil_scoped_release released;
+    cpu::encoder_layer(chosen, layer);
+  };
+  std::visit(run, known.layer);
+  return py::str(chosen.name);
+}
+
+}  // namespace
+
+void register_encoder_layer(py::module_& m) {
+  using namespace py::literals;
+  py::class_<PackedLinear<void>>(m, "PackedLinear")
+      .def(py::init<>())
+      .def(py::init([](Address values, Address indptr, Address indices, std::int64_t n,
+                       std::int64_t k, std::int64_t rows, std::int64_t bk, std::int64_t bn,
+                       Address bias) {
+             return PackedLinear<void>{at<const void>(values),
+                                       at<const std::int32_t>(indptr),
+                                       at<const std::int32_t>(indices),
+                                       n,
+                                       k,
+                                       rows,
+                                       bk,
+                                       bn,
+                                       at<const void>(bias)};
+           }),
+           py::kw_only(), "values"_a, "indptr"_a, "indices"_a, "n"_a, "k"_a, "rows"_a, "bk"_a,
+           "bn"_a, "bias"_a);
+  py::class_<Norm<void>>(m, "Norm").def(py::init([](Address weight, Address bias, float eps) {
+                                          return Norm<void>{at<const void>(weight),
+                                                            at<const void>(bias), eps};
+                                        }),
+                                        py::kw_only(), "weight"_a, "bias"_a, "eps"_a);
+  py::class_<Weights>(m, "EncoderLayer")
+      .def(py::init(&weights), py::kw_only(), "dtype"_a, "d"_a, "qkv"_a, "output"_a, "up"_a,
+           "down"_a, "attention_norm"_a, "ffn_norm"_a, "heads"_a, "kv_heads"_a, "dim"_a, "kv_of"_a,
+           "activation"_a);
+  def<encoder_layer>(m, "encoder_layer",
+                     "Runs an EncoderLayer, whose tensors must still be there.");
+}
+
+}  // namespace secateurs::bindings

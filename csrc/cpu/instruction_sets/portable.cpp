@@ -1,0 +1,5 @@
+#define SECATEURS_ISA portable
+
+#include "cpu/vectors/portable.h"
+
+#include "cpu/kernels/table.h"

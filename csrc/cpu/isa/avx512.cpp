@@ -1,5 +1,0 @@
-#define SECATEURS_ISA avx512
-
-#include "cpu/simd/avx512.h"
-
-#include "cpu/body/table.h"

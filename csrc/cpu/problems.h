@@ -1,0 +1,116 @@
+// The problems that the kernels solve.
+#pragma once
+
+#include <cstdint>
+
+#include "common/activation.h"
+
+namespace secateurs::cpu {
+
+// The upper half of a float.
+struct bf16 {
+  std::uint16_t bits;
+};
+
+// Two neighbouring inputs, the first in the lower half: the unit in which products of bf16 read. It
+// lies wherever they do: between two words, where rows have an odd number of them.
+struct Pair {
+  bf16 first, second;
+};
+
+// What the problems of all linear kernels share: y = act(x W^T + bias) * multiplier + residual.
+template <class T>
+struct Linear {
+  const T* x;  // [m, k], rows x_stride apart
+  std::int64_t x_stride, m, n, k;
+  const T* bias;  // [n] or null
+  Activation activation;
+  const T* multiplier;  // [m, n], rows multiplier_stride apart, or null
+  const T* residual;    // the same
+  std::int64_t multiplier_stride, residual_stride;
+  T* y;  // [m, n], contiguous
+  int threads;
+};
+
+// W [n, k] stored as the tiles that are kept (BSR). Block row r holds outputs r*bn .. r*bn + bn, block
+// column c inputs c*bk .. c*bk + bk; outputs from n on are padding and are not written, inputs from k
+// on meet zeros.
+template <class T>
+struct BlockSparseLinear : Linear<T> {
+  const T* values;              // [nnz, bk, bn]; bf16: in pairs of inputs, [nnz, bk / 2, bn, 2]
+  const std::int32_t* indptr;   // [rows + 1]
+  const std::int32_t* indices;  // [nnz], ascending in a row
+  std::int64_t rows, bk, bn;
+};
+
+// The same for a weight in which `v` neighbouring outputs keep the same inputs.
+template <class T>
+struct PatternLinear : Linear<T> {
+  // Group after group, [kept / s, v, s]: s inputs of an output side by side, kept rounded up. s is
+  // 1 for float; for bf16 see Kernels.
+  const T* values;
+  const std::int32_t* columns;   // the inputs each group keeps, ascending, group after group
+  const std::int32_t* indptr;    // [groups + 1], where those of a group begin; or null:
+  std::int64_t groups, kept, v;  // every group keeps `kept`. n = groups * v
+};
+
+// The same for up to 16 rows of x and a weight whose blocks of 4 x 4 or 1 x 4 (outputs x inputs) each
+// follow one of up to 16 patterns.
+template <class T>
+struct LibraryLinear : Linear<T> {
+  const T* values;            // [n / block_outputs, k / 4, ones], row by row of a pattern
+  const std::uint8_t* codes;  // [n / block_outputs, k / 4], the pattern of each block
+  const bool* library;        // [patterns, block_outputs, 4]
+  std::int64_t patterns, block_outputs, ones;
+};
+
+struct Strides {
+  std::int64_t batch, head, row;
+};
+
+// The blocks of scores that exist, `block` queries by as many keys. Those of head h in block row r
+// are indptr[h (rows + 1) + r] .. indptr[h (rows + 1) + r + 1], h = 0 unless per_head.
+struct BlockPattern {
+  const std::int32_t* indptr;   // null: all blocks exist
+  const std::int32_t* indices;  // which block of keys, ascending within a row
+  const std::int32_t* partial;  // -1: a whole block; else its mask in masks
+  const bool* masks;            // [block, block], true: may be attended
+  std::int64_t block, rows;
+  bool per_head;
+};
+
+// out[b, i, h] = softmax(scale q[b, h, i] k[b, g]^T + mask) v[b, g], g = kv_of[h]; strides count
+// elements, and the last dimension of every tensor is contiguous. A query that may attend to nothing
+// yields zeros.
+template <class T>
+struct Attention {
+  const T *q, *k, *v;  // [batch, heads, queries, dim], [batch, kv_heads, keys, dim]
+  Strides q_stride, k_stride, v_stride;
+  std::int64_t batch, heads, queries, keys, dim;
+  const std::int32_t* kv_of;  // [heads]
+  const bool* key_mask;       // [batch, keys], true: may be attended; or null
+  const float* mask;          // added to the scaled scores; or null
+  Strides mask_stride;        // zero where the mask is broadcast
+  bool causal;                // query i sees keys up to i + keys - queries
+  float scale;
+  BlockPattern pattern;
+  T* out;  // [batch, queries, heads, dim], contiguous
+  int threads;
+};
+
+// y = norm(x + residual): LayerNorm, or RMSNorm where `rms`.
+template <class T>
+struct AddNorm {
+  const T* x;  // [m, d], rows x_stride apart
+  std::int64_t x_stride, m, d;
+  const T* residual;  // the same, or null
+  std::int64_t residual_stride;
+  const T *weight, *bias;  // [d]; bias may be null
+  float eps;
+  bool rms;
+  T* sum;  // [m, d], contiguous: x + residual; or null
+  T* y;    // [m, d], contiguous
+  int threads;
+};
+
+}  // namespace secateurs::cpu

@@ -1,0 +1,228 @@
+// 2:4 weights on the sparse tensor cores (mma.sp).
+//
+// The sparse operand stands on the left, so it is y^T = W x^T that is computed: a tile is BN outputs
+// by BM rows of x, and turned round on its way out. Where there are too few tiles for the GPU, the
+// inputs are cut too.
+#include "cuda/sparse_linear/sparse_linear.h"
+
+#include <algorithm>
+
+#include "cuda/epilogue.cuh"
+#include "cuda/tile.cuh"
+
+namespace secateurs::cuda {
+namespace {
+
+// As for StackedTile: warps share a tile by WN outputs and WM rows, or with WK by inputs.
+template <class T_, int BM_, int BN_, int STEP_, int STAGES_, int WM_, int WN_, int WK_>
+struct SparseTile {
+  using T = T_;
+  static constexpr int BM = BM_, BN = BN_, STEP = STEP_, STAGES = STAGES_;
+  static constexpr int WM = WM_, WN = WN_, WK = WK_, THREADS = WM * WN * WK * 32;
+  static constexpr int NT = BN / WN / 16, MT = BM / WM / 8;  // fragments of a warp
+
+  // Chunks of 16 bytes.
+  static constexpr int X_CHUNKS = STEP / 8, W_CHUNKS = STEP / 16, KEPT_CHUNKS = STEP / 32 * 4;
+  static constexpr int X_TILE = BM * X_CHUNKS, W_TILE = BN * W_CHUNKS;
+  static constexpr int KEPT_TILE = BN / 16 * KEPT_CHUNKS, STAGE = X_TILE + W_TILE + KEPT_TILE;
+
+  static constexpr int ROW = BN + 4;
+  static constexpr int PIPELINE_BYTES = STAGES * STAGE * 16, SUM_BYTES = WK * BM * ROW * 4;
+  static constexpr int BYTES = PIPELINE_BYTES > SUM_BYTES ? PIPELINE_BYTES : SUM_BYTES;
+  static_assert(X_TILE % THREADS == 0 && W_TILE % THREADS == 0 && STEP / 32 % WK == 0);
+  static_assert(BYTES <= 99 * 1024);
+};
+
+struct SparseParameters {
+  SparseLinear p;
+  Cut cut;
+  bool aligned;
+};
+
+// Outputs of a tile.
+__host__ __device__ constexpr int tile_outputs(int bm) { return bm == 16 ? 32 : 128; }
+
+std::int64_t tiles(const SparseLinear& p, const Cut& cut) {
+  const int bn = tile_outputs(cut.bm);
+  return cut.tiles_m * ((p.epilogue.n + bn - 1) / bn);
+}
+
+template <class C>
+__device__ inline void load_step(const SparseLinear& p, uint4* stage, std::int64_t first_m,
+                                 int first_n, int step) {
+  using T = typename C::T;
+  const int k = step * C::STEP;
+#pragma unroll
+  for (int i = 0; i < C::X_TILE / C::THREADS; ++i) {
+    const int t = threadIdx.x + i * C::THREADS, row = t / C::X_CHUNKS, chunk = t % C::X_CHUNKS;
+    const bool live = first_m + row < p.epilogue.m && k + chunk * 8 < p.k;
+    ptx::copy_async16(stage + swizzled<C::X_CHUNKS>(row, chunk),
+                      static_cast<const T*>(p.x) + (first_m + row) * p.x_stride + k + chunk * 8,
+                      live);
+  }
+#pragma unroll
+  for (int i = 0; i < C::W_TILE / C::THREADS; ++i) {
+    const int t = threadIdx.x + i * C::THREADS, row = t / C::W_CHUNKS, chunk = t % C::W_CHUNKS;
+    const bool live = first_n + row < p.epilogue.n && k + chunk * 16 < p.k;
+    const std::int64_t from = (std::int64_t{first_n} + row) * (p.k / 2) + k / 2 + chunk * 8;
+    ptx::copy_async16(stage + C::X_TILE + swizzled<C::W_CHUNKS>(row, chunk),
+                      static_cast<const T*>(p.values) + from, live);
+  }
+  for (int t = threadIdx.x; t < C::KEPT_TILE; t += C::THREADS) {
+    const int tile = t / C::KEPT_CHUNKS, chunk = t % C::KEPT_CHUNKS;
+    const bool live = first_n + tile * 16 < p.epilogue.n && k + chunk / 4 * 32 < p.k;
+    const std::int64_t from =
+        (std::int64_t{first_n} / 16 + tile) * (p.k / 32) * 16 + k / 2 + chunk * 4;
+    ptx::copy_async16(stage + C::X_TILE + C::W_TILE + t, p.kept + from, live);
+  }
+}
+
+template <class C>
+__global__ void __launch_bounds__(C::THREADS) sparse_product(SparseParameters s) {
+  const SparseLinear& p = s.p;
+  auto* memory = reinterpret_cast<uint4*>(ptx::dyn_smem<16>());
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int wm = warp % C::WM, wn = warp / C::WM % C::WN, wk = warp / (C::WM * C::WN);
+  const int parts = max(1, s.cut.parts), part = blockIdx.x % parts;
+  const std::int64_t tile_of_all = blockIdx.x / parts;
+  const std::int64_t first_m = tile_of_all % s.cut.tiles_m * C::BM;
+  const int first_n = static_cast<int>(tile_of_all / s.cut.tiles_m) * C::BN;
+  const std::int64_t all = (p.k + C::STEP - 1) / C::STEP;
+  const int begin = static_cast<int>(all * part / parts),
+            end = static_cast<int>(all * (part + 1) / parts);
+
+  float sum[C::NT][C::MT][4] = {};
+#pragma unroll
+  for (int i = 0; i < C::STAGES - 1; ++i) {
+    const int step = begin + i;
+    if (step < end) load_step<C>(p, memory + step % C::STAGES * C::STAGE, first_m, first_n, step);
+    ptx::commit_copies();
+  }
+  for (int step = begin; step < end; ++step) {
+    ptx::wait_copies<C::STAGES - 2>();
+    ptx::sync_block();
+    const int ahead = step + C::STAGES - 1;
+    if (ahead < end)
+      load_step<C>(p, memory + ahead % C::STAGES * C::STAGE, first_m, first_n, ahead);
+    ptx::commit_copies();
+    const uint4* x = memory + step % C::STAGES * C::STAGE;
+    const uint4* w = x + C::X_TILE;
+    const auto* kept = reinterpret_cast<const std::uint32_t*>(w + C::W_TILE);
+#pragma unroll
+    for (int i = 0; i < C::STEP / 32 / C::WK; ++i) {
+      const int k = i * C::WK + wk;  // 32 inputs
+      // Behind the end there are no places, and mma.sp must not see what are none.
+      if (step * C::STEP + k * 32 >= p.k) break;
+      std::uint32_t b[C::MT][4];
+#pragma unroll
+      for (int mt = 0; mt < C::MT; ++mt)
+        load_long<C::X_CHUNKS>(b[mt], x, (wm * C::MT + mt) * 8, k * 4);
+#pragma unroll
+      for (int nt = 0; nt < C::NT; ++nt) {
+        const int tile = wn * C::NT + nt;
+        if (first_n + tile * 16 >= p.epilogue.n) break;
+        std::uint32_t a[4];
+        load_rows<C::W_CHUNKS>(a, w, tile * 16, k * 2);
+        const std::uint32_t places =
+            kept[(tile * (C::STEP / 32) + k) * 16 + lane / 4 * 2 + lane % 2];
+#pragma unroll
+        for (int mt = 0; mt < C::MT; ++mt)
+          ptx::multiply_sparse<typename C::T>(sum[nt][mt], a, b[mt], places);
+      }
+    }
+  }
+  // Every stage is read, every copy has landed.
+  ptx::sync_block();
+  auto* sums = reinterpret_cast<float*>(memory);  // [WK][BM][ROW]
+#pragma unroll
+  for (int nt = 0; nt < C::NT; ++nt)
+#pragma unroll
+    for (int mt = 0; mt < C::MT; ++mt)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int n = (wn * C::NT + nt) * 16 + lane / 4 + i / 2 * 8;
+        const int m = (wm * C::MT + mt) * 8 + lane % 4 * 2 + i % 2;
+        sums[(wk * C::BM + m) * C::ROW + n] = sum[nt][mt][i];
+      }
+  ptx::sync_block();
+  for (int t = threadIdx.x; t < C::BM * C::BN / 8; t += C::THREADS) {
+    const int m = t / (C::BN / 8), n = t % (C::BN / 8) * 8;
+    float total[8] = {};
+    add8<C::WK, C::BM, C::ROW>(total, sums, m, n);
+    if (s.cut.parts) {
+      store8(p.partial + (blockIdx.x * std::int64_t{C::BM} + m) * C::BN + n, total, 8, true);
+    } else {
+      finish8<typename C::T>(p.epilogue, s.aligned, first_m + m, first_n + n, total);
+    }
+  }
+}
+
+// Adds the parts of a tile in order and finishes it.
+template <class T>
+__global__ void __launch_bounds__(128) finish_parts(SparseParameters s) {
+  const SparseLinear& p = s.p;
+  const int bm = s.cut.bm, bn = tile_outputs(bm), chunks = bn / 8;
+  const float* parts = p.partial + blockIdx.x * std::int64_t{s.cut.parts} * bm * bn;
+  const std::int64_t first_m = blockIdx.x % s.cut.tiles_m * bm,
+                     first_n = blockIdx.x / s.cut.tiles_m * bn;
+  for (int t = threadIdx.x; t < bm * chunks; t += 128) {
+    const int m = t / chunks, n = t % chunks * 8;
+    float total[8] = {};
+    for (int part = 0; part < s.cut.parts; ++part) {
+      float sum[8];
+      load8(sum, parts + (std::int64_t{part} * bm + m) * bn + n, 8, true);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) total[i] += sum[i];
+    }
+    finish8<T>(p.epilogue, s.aligned, first_m + m, first_n + n, total);
+  }
+}
+
+template <class C>
+void of_tile(const SparseParameters& s, const Launch& where) {
+  static_assert(C::BN == tile_outputs(C::BM));
+  const auto what = [&] {
+    return s.p.text() + " as tiles of " + std::to_string(C::BM) + " rows, " +
+           std::to_string(s.cut.parts) + " parts";
+  };
+  const auto grid = static_cast<unsigned>(tiles(s.p, s.cut));
+  launch(sparse_product<C>, dim3(grid * std::max(1, s.cut.parts)), C::THREADS, C::BYTES, where, s,
+         what);
+  if (s.cut.parts) launch(finish_parts<typename C::T>, dim3(grid), 128, 0, where, s, what);
+}
+
+template <class T>
+void of_type(const SparseParameters& s, const Launch& where) {
+  if (s.cut.bm == 16) {
+    of_tile<SparseTile<T, 16, 32, 256, 4, 1, 1, 4>>(s, where);
+  } else if (s.cut.bm == 64) {
+    of_tile<SparseTile<T, 64, 128, 64, 4, 2, 4, 1>>(s, where);
+  } else {
+    of_tile<SparseTile<T, 128, 128, 64, 3, 2, 4, 1>>(s, where);
+  }
+}
+
+}  // namespace
+
+Cut cut(const SparseLinear& p, int multiprocessors) {
+  Cut cut = in_tiles(p.epilogue.m);
+  constexpr int SHORTEST = 512;  // inputs that are worth a thread block
+  const std::int64_t parts = std::min<std::int64_t>(
+      resident(cut, multiprocessors) / std::max<std::int64_t>(1, tiles(p, cut)), p.k / SHORTEST);
+  if (parts > 1) cut.parts = static_cast<int>(parts);
+  return cut;
+}
+
+std::int64_t partial_sums(const SparseLinear& p, const Cut& cut) {
+  return cut.parts * tiles(p, cut) * cut.bm * tile_outputs(cut.bm);
+}
+
+void sparse_linear(const SparseLinear& p, const Cut& cut, const Launch& where) {
+  if (!p.epilogue.m || !p.epilogue.n) return;
+  if (p.k % 32 || p.epilogue.n % 16)
+    throw std::invalid_argument("expected n a multiple of 16 and k of 32, got " + p.text());
+  const SparseParameters s{p, cut, p.epilogue.aligned()};
+  p.dtype == Dtype::float16 ? of_type<ptx::Half>(s, where) : of_type<ptx::BFloat>(s, where);
+}
+
+}  // namespace secateurs::cuda
