@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from secateurs.pruning import Session as Session
     from secateurs.pruning import prune as prune
     from secateurs.reconstruction import refit as refit
-    from secateurs.storage.checkpoint import export_dense as export_dense
     from secateurs.storage.checkpoint import load as load
     from secateurs.storage.checkpoint import save as save
+    from secateurs.storage.dense_export import export_dense as export_dense
     from secateurs.training.distillation import distill as distill
 
 __version__ = "0.1.0"
@@ -71,7 +71,7 @@ _HOMES = {
     "distill": "training.distillation",
     "env_report": "measurement.environment",
     "explain": "conversion.report",
-    "export_dense": "storage.checkpoint",
+    "export_dense": "storage.dense_export",
     "find_sites": "architectures.sites",
     "load": "storage.checkpoint",
     "measure": "measurement.timing",

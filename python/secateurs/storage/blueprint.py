@@ -11,30 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.architectures.kept import LayerKeep
-from secateurs.architectures.linears import module_at, view
 from secateurs.architectures.sites import Sites, find_sites
 from secateurs.conversion.remake import compact_linears, lent_modules, stock_husk
 from secateurs.conversion.report import conversion_of
 from secateurs.conversion.slicing import CompactLinear, compact_blocks
-from secateurs.errors import CheckpointError, FormatError
+from secateurs.errors import CheckpointError, SecateursError
 from secateurs.formats import BlockSparseWeight
 from secateurs.plan import SparsityPlan
+from secateurs.storage.layer_reader import PARTS, LayerReader
 from secateurs.storage.skeleton import (
     arguments_for,
     change_settings,
     changed_settings,
-    check_like,
     fill,
     named_tensors,
     outside,
-    place,
     skeleton,
     ties,
 )
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-PARTS = ("values", "indptr", "indices")  # of a block-sparse weight
 # Of a config: what is said elsewhere, or would run or fetch code.
 _NOT_READ = frozenset(
     {
@@ -119,7 +115,7 @@ class Blueprint:
         left = dict(tensors)
         layers = [sites.layer(model, i) for i in range(len(sites.layers))]
         compact = [
-            _LayerReader(left, self, layer, sites, sites.keep(plan, i), i).read()
+            LayerReader(left, self.dtype_of, layer, sites, sites.keep(plan, i), i).read()
             for i, layer in enumerate(layers)
         ]
         fill(model, left, self.tied, sites.path, self.dtype_of)
@@ -175,6 +171,16 @@ class Blueprint:
         by_stock = ties(named_tensors(self.skeleton()))
         group = self.tied
         return [n for n, first in by_stock.items() if group.get(n, n) != group.get(first, first)]
+
+
+def restored_again(
+    blueprint: Blueprint, plan: SparsityPlan, tensors: dict[str, Tensor]
+) -> Restored:
+    """The model that `load` would make of a saved one. Raises CheckpointError where it cannot."""
+    try:
+        return blueprint.restored(plan, tensors)
+    except SecateursError as error:
+        raise CheckpointError(f"the model could not be loaded again: {error}") from None
 
 
 def is_stock(cls: type[nn.Module]) -> bool:
@@ -296,111 +302,6 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found[name] = tensor.clone() if start in seen else tensor
         seen.add(start)
     return found
-
-
-@dataclass(frozen=True)
-class _LayerReader:
-    """Reads one layer from `tensors`, which it takes them out of, and believes none of them."""
-
-    tensors: dict[str, Tensor]
-    blueprint: Blueprint
-    layer: nn.Module  # of a skeleton
-    sites: Sites
-    keep: LayerKeep
-    index: int
-
-    def read(self) -> dict[str, CompactLinear]:
-        """Give what the layer lends its data, and return its linears by role."""
-        architecture = self.sites.architecture
-        for path in filter(None, (*architecture.norms, architecture.attention.relative_bias)):
-            module = module_at(self.layer, path)
-            for leaf, made in named_tensors(module).items() if module is not None else ():
-                place(self.layer, f"{path}.{leaf}", self._taken(f"{path}.{leaf}", made))
-        return {role: self._linear(role) for role in self._stored()}
-
-    def _stored(self) -> list[str]:
-        """The roles that a plan leaves something of: of a sub-layer without heads or neurons the
-        bias of its last projection."""
-        keep, stored = self.keep, []
-        for stays, units, sublayer in zip(
-            (keep.attention, keep.ffn),
-            (keep.heads, keep.neurons),
-            self.sites.architecture.sublayers,
-            strict=True,
-        ):
-            if stays:
-                stored += sublayer.roles if bool(units.any()) else [sublayer.last.role]
-        return stored
-
-    def _linear(self, role: str) -> CompactLinear:
-        linear, keep = self.sites.architecture.linear(role), self.keep
-        made, path = view(self.layer, linear), linear.name
-        rows, columns = keep.sides(role)
-        shape = (int(rows.sum()), int(columns.sum()))
-        grid, block = compact_blocks(keep, role)
-        name, levels = f"{path}.weight", keep.levels.get(role)
-        dtype = self.blueprint.dtype_of(self._name(name))
-        stored = dtype if levels is None else torch.int8
-        if grid is None or block is None:
-            weight = self._taken(name, made.weight.new_empty(shape, dtype=stored))
-            if role in keep.weights:
-                gone = ~keep.elements(role)[rows][:, columns].to(weight.device)
-                if bool(weight[gone].any()):
-                    raise FormatError(
-                        f"expected zeros in {self._name(name)} where the plan removes"
-                    )
-        else:
-            weight = self._blocks(name, shape, grid, block, stored)
-        if levels is not None:
-            top = 2 ** (levels.bits - 1) - 1
-            low, high = (int(end) for end in weight.aminmax()) if weight.numel() else (0, 0)
-            if low < -top or high > top:
-                raise FormatError(
-                    f"expected codes of {levels.bits} bits in {self._name(name)}, got {low} to "
-                    f"{high}"
-                )
-            weight = levels.values(weight, dtype)
-        bias = None
-        if made.bias is not None:
-            bias = self._taken(f"{path}.bias", made.bias[: shape[0]])
-        return CompactLinear(weight, bias, grid, block)
-
-    def _blocks(
-        self, name: str, shape: tuple[int, int], grid: Tensor, block: tuple[int, int], dtype: Any
-    ) -> Tensor:
-        values, indptr, indices = (self._at(f"{name}.{part}") for part in PARTS)
-        expected = (int(grid.sum()), block[1], block[0])
-        check_like(
-            f"{self._name(name)}.values", values, values.new_empty(expected, device="meta"), dtype
-        )
-        if values.dtype != dtype:
-            raise FormatError(f"expected {self._name(name)} as {dtype}, got {values.dtype}")
-        _check_finite(self._name(name), values)
-        packed = BlockSparseWeight(values, indptr, indices, shape).validate()
-        if not torch.equal(packed.keep().cpu(), grid):
-            raise FormatError(f"expected the blocks that the plan keeps in {self._name(name)}")
-        return packed.to_dense()
-
-    def _taken(self, name: str, made: Tensor) -> Tensor:
-        tensor, whole = self._at(name), self._name(name)
-        check_like(whole, tensor, made, self.blueprint.dtype_of(whole))
-        _check_finite(whole, tensor)
-        return tensor
-
-    def _at(self, name: str) -> Tensor:
-        if self._name(name) not in self.tensors:
-            raise FormatError(f"expected {self._name(name)}, but it is missing")
-        return self.tensors.pop(self._name(name))
-
-    def _name(self, name: str) -> str:
-        return f"{self.sites.layer_path(self.index)}.{name}"
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
-    if not tensor.is_floating_point() or not tensor.numel():
-        return
-    if not all(bool(end.isfinite()) for end in tensor.aminmax()):
-        raise FormatError(f"expected finite values, but {name} holds NaN or infinity")
 
 
 def _values(config: Any) -> dict[str, Any]:

@@ -11,11 +11,10 @@ Kernels are chosen, and weights packed for them, on the machine that loads.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,16 +27,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from secateurs.architectures.kept import LayerKeep
-from secateurs.architectures.linears import LinearView, joined, view
 from secateurs.architectures.records import ARCHITECTURES
-from secateurs.architectures.schema import Linear
 from secateurs.architectures.sites import find_sites
 from secateurs.checks import door
 from secateurs.conversion.builder import rebuild
 from secateurs.conversion.cost import FormPicker, machine
 from secateurs.conversion.report import conversion_of
-from secateurs.conversion.slicing import CompactLinear
 from secateurs.errors import CheckpointError, FormatError, SecateursError
 from secateurs.files import PARTIAL, held, sha256, written_by_content, written_whole
 from secateurs.plan import SparsityPlan
@@ -51,8 +46,8 @@ from secateurs.reading import (
     whole,
 )
 from secateurs.storage import manifest
-from secateurs.storage.blueprint import FLOATS, Blueprint, Restored, blueprint_of, is_stock
-from secateurs.storage.skeleton import check_like, dtype_name, named_tensors, outside, place, ties
+from secateurs.storage.blueprint import FLOATS, Blueprint, blueprint_of, is_stock, restored_again
+from secateurs.storage.skeleton import check_like, dtype_name, named_tensors, outside, ties
 
 FORMAT_VERSION = 2
 CONFIG = "config.json"
@@ -88,7 +83,7 @@ def save(model: nn.Module, directory: str | Path) -> None:
         raise CheckpointError(f"expected a directory to save to, but {directory} is a file")
     with torch.no_grad():
         blueprint, tensors = blueprint_of(model)
-        _restored(blueprint, conversion.plan, tensors)
+        restored_again(blueprint, conversion.plan, tensors)
     block = _block(blueprint)
     if model.can_generate():
         block["generation_config"] = model.generation_config.to_dict()
@@ -155,91 +150,6 @@ def load(
                 told = f"the model in {directory} is damaged: {_told(error)}"
                 raise CheckpointError(told) from error
     raise CheckpointError(f"cannot read the model in {directory}: it changes all the time")
-
-
-@door
-@torch.no_grad()
-def export_dense(model: nn.Module) -> nn.Module:
-    """The stock model that computes the same: zeros back in place of what was removed. Loads
-    anywhere.
-
-    Raises CheckpointError where no config makes such a model of its class.
-    """
-    model = getattr(model, "_orig_mod", model)  # where torch.compile made it
-    plan = conversion_of(model).plan
-    blueprint, tensors = blueprint_of(model)
-    stock = blueprint.of_stock()
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    for name, first in blueprint.tied.items():
-        if name not in stock.tied:
-            tensors[name] = tensors[first].clone()
-    for name, made in stock.unsaved().items():
-        if not torch.equal(made.to(tensors[name]), tensors[name]):
-            raise CheckpointError(
-                f"expected {name} as {stock.cls.__name__} makes it of its config: no file of a "
-                "dense model holds another"
-            )
-    restored = _restored(stock, plan, tensors)
-    for i, layer in enumerate(restored.layers):
-        keep = restored.sites.keep(plan, i)
-        path = restored.sites.layer_path(i)
-        modules: dict[str, list[Linear]] = {}
-        for linear in restored.sites.architecture.linears:
-            modules.setdefault(linear.path, []).append(linear)
-        for linears in modules.values():
-            parts = [
-                _dense_linear(
-                    view(layer, linear),
-                    restored.compact[i].get(linear.role),
-                    keep,
-                    stock.dtype_of(f"{path}.{linear.name}.weight"),
-                )
-                for linear in linears
-            ]
-            _place_joined(layer, linears[0], parts)
-    dense = restored.model.to(model.device)
-    for name, tensor in named_tensors(dense).items():
-        if tensor.device.type == "meta":
-            raise CheckpointError(f"expected a stock layer, but it has a tensor of its own: {name}")
-    if model.can_generate():
-        dense.generation_config = copy.deepcopy(model.generation_config)
-    return dense.eval()
-
-
-def _restored(blueprint: Blueprint, plan: SparsityPlan, tensors: dict[str, Tensor]) -> Restored:
-    try:
-        return blueprint.restored(plan, tensors)
-    except SecateursError as error:
-        raise CheckpointError(f"the model could not be loaded again: {error}") from None
-
-
-def _dense_linear(
-    view: LinearView, compact: CompactLinear | None, keep: LayerKeep, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """Weight `[N, K]` and bias `[N]` of a linear of a skeleton: the values of a compact one, zeros
-    elsewhere."""
-    device = None if compact is None else compact.weight.device
-    weight = torch.zeros(view.weight.shape, dtype=dtype, device=device or "cpu")
-    bias = None if view.bias is None else weight.new_zeros(len(weight))
-    if compact is not None:
-        rows, columns = (side.to(weight.device) for side in keep.sides(view.linear.role))
-        inner = weight.new_zeros(int(rows.sum()), weight.shape[1])
-        inner[:, columns] = compact.weight
-        weight[rows] = inner
-        if bias is not None and compact.bias is not None:
-            bias = bias.to(compact.bias.dtype)
-            bias[rows] = compact.bias
-    return weight, bias
-
-
-def _place_joined(
-    layer: nn.Module, linear: Linear, parts: Sequence[tuple[Tensor, Tensor | None]]
-) -> None:
-    """Give the module of `linear` the weights and biases of all linears it holds."""
-    weights, biases = zip(*parts, strict=True)
-    place(layer, f"{linear.path}.weight", joined(weights, linear))
-    if biases[0] is not None:
-        place(layer, f"{linear.path}.bias", joined(biases, linear))
 
 
 def _load(

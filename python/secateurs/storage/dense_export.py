@@ -1,0 +1,97 @@
+"""export_dense: the stock model that computes what a converted one does, zeros where it lost."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.architectures.kept import LayerKeep
+from secateurs.architectures.linears import LinearView, joined, view
+from secateurs.architectures.schema import Linear
+from secateurs.checks import door
+from secateurs.conversion.report import conversion_of
+from secateurs.conversion.slicing import CompactLinear
+from secateurs.errors import CheckpointError
+from secateurs.storage.blueprint import blueprint_of, restored_again
+from secateurs.storage.skeleton import named_tensors, place
+
+
+@door
+@torch.no_grad()
+def export_dense(model: nn.Module) -> nn.Module:
+    """The stock model that computes the same: zeros back in place of what was removed. Loads
+    anywhere.
+
+    Raises CheckpointError where no config makes such a model of its class.
+    """
+    model = getattr(model, "_orig_mod", model)  # where torch.compile made it
+    plan = conversion_of(model).plan
+    blueprint, tensors = blueprint_of(model)
+    stock = blueprint.of_stock()
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    for name, first in blueprint.tied.items():
+        if name not in stock.tied:
+            tensors[name] = tensors[first].clone()
+    for name, made in stock.unsaved().items():
+        if not torch.equal(made.to(tensors[name]), tensors[name]):
+            raise CheckpointError(
+                f"expected {name} as {stock.cls.__name__} makes it of its config: no file of a "
+                "dense model holds another"
+            )
+    restored = restored_again(stock, plan, tensors)
+    for i, layer in enumerate(restored.layers):
+        keep = restored.sites.keep(plan, i)
+        path = restored.sites.layer_path(i)
+        modules: dict[str, list[Linear]] = {}
+        for linear in restored.sites.architecture.linears:
+            modules.setdefault(linear.path, []).append(linear)
+        for linears in modules.values():
+            parts = [
+                _dense_linear(
+                    view(layer, linear),
+                    restored.compact[i].get(linear.role),
+                    keep,
+                    stock.dtype_of(f"{path}.{linear.name}.weight"),
+                )
+                for linear in linears
+            ]
+            _place_joined(layer, linears[0], parts)
+    dense = restored.model.to(model.device)
+    for name, tensor in named_tensors(dense).items():
+        if tensor.device.type == "meta":
+            raise CheckpointError(f"expected a stock layer, but it has a tensor of its own: {name}")
+    if model.can_generate():
+        dense.generation_config = copy.deepcopy(model.generation_config)
+    return dense.eval()
+
+
+def _dense_linear(
+    view: LinearView, compact: CompactLinear | None, keep: LayerKeep, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Weight `[N, K]` and bias `[N]` of a linear of a skeleton: the values of a compact one, zeros
+    elsewhere."""
+    device = None if compact is None else compact.weight.device
+    weight = torch.zeros(view.weight.shape, dtype=dtype, device=device or "cpu")
+    bias = None if view.bias is None else weight.new_zeros(len(weight))
+    if compact is not None:
+        rows, columns = (side.to(weight.device) for side in keep.sides(view.linear.role))
+        inner = weight.new_zeros(int(rows.sum()), weight.shape[1])
+        inner[:, columns] = compact.weight
+        weight[rows] = inner
+        if bias is not None and compact.bias is not None:
+            bias = bias.to(compact.bias.dtype)
+            bias[rows] = compact.bias
+    return weight, bias
+
+
+def _place_joined(
+    layer: nn.Module, linear: Linear, parts: Sequence[tuple[Tensor, Tensor | None]]
+) -> None:
+    """Give the module of `linear` the weights and biases of all linears it holds."""
+    weights, biases = zip(*parts, strict=True)
+    place(layer, f"{linear.path}.weight", joined(weights, linear))
+    if biases[0] is not None:
+        place(layer, f"{linear.path}.bias", joined(biases, linear))

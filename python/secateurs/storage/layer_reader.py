@@ -1,0 +1,125 @@
+"""Reading one layer of a saved model: nothing in the file is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.architectures.kept import LayerKeep
+from secateurs.architectures.linears import module_at, view
+from secateurs.architectures.sites import Sites
+from secateurs.conversion.slicing import CompactLinear, compact_blocks
+from secateurs.errors import FormatError
+from secateurs.formats import BlockSparseWeight
+from secateurs.storage.skeleton import check_like, named_tensors, place
+
+PARTS = ("values", "indptr", "indices")  # of a block-sparse weight
+
+
+@dataclass(frozen=True)
+class LayerReader:
+    """Reads one layer from `tensors`, which it takes them out of, and believes none of them."""
+
+    tensors: dict[str, Tensor]
+    dtype_of: Callable[[str], torch.dtype]
+    layer: nn.Module  # of a skeleton
+    sites: Sites
+    keep: LayerKeep
+    index: int
+
+    def read(self) -> dict[str, CompactLinear]:
+        """Give what the layer lends its data, and return its linears by role."""
+        architecture = self.sites.architecture
+        for path in filter(None, (*architecture.norms, architecture.attention.relative_bias)):
+            module = module_at(self.layer, path)
+            for leaf, made in named_tensors(module).items() if module is not None else ():
+                place(self.layer, f"{path}.{leaf}", self._taken(f"{path}.{leaf}", made))
+        return {role: self._linear(role) for role in self._stored()}
+
+    def _stored(self) -> list[str]:
+        """The roles that a plan leaves something of: of a sub-layer without heads or neurons the
+        bias of its last projection."""
+        keep, stored = self.keep, []
+        for stays, units, sublayer in zip(
+            (keep.attention, keep.ffn),
+            (keep.heads, keep.neurons),
+            self.sites.architecture.sublayers,
+            strict=True,
+        ):
+            if stays:
+                stored += sublayer.roles if bool(units.any()) else [sublayer.last.role]
+        return stored
+
+    def _linear(self, role: str) -> CompactLinear:
+        linear, keep = self.sites.architecture.linear(role), self.keep
+        made, path = view(self.layer, linear), linear.name
+        rows, columns = keep.sides(role)
+        shape = (int(rows.sum()), int(columns.sum()))
+        grid, block = compact_blocks(keep, role)
+        name, levels = f"{path}.weight", keep.levels.get(role)
+        dtype = self.dtype_of(self._name(name))
+        stored = dtype if levels is None else torch.int8
+        if grid is None or block is None:
+            weight = self._taken(name, made.weight.new_empty(shape, dtype=stored))
+            if role in keep.weights:
+                gone = ~keep.elements(role)[rows][:, columns].to(weight.device)
+                if bool(weight[gone].any()):
+                    raise FormatError(
+                        f"expected zeros in {self._name(name)} where the plan removes"
+                    )
+        else:
+            weight = self._blocks(name, shape, grid, block, stored)
+        if levels is not None:
+            top = 2 ** (levels.bits - 1) - 1
+            low, high = (int(end) for end in weight.aminmax()) if weight.numel() else (0, 0)
+            if low < -top or high > top:
+                raise FormatError(
+                    f"expected codes of {levels.bits} bits in {self._name(name)}, got {low} to "
+                    f"{high}"
+                )
+            weight = levels.values(weight, dtype)
+        bias = None
+        if made.bias is not None:
+            bias = self._taken(f"{path}.bias", made.bias[: shape[0]])
+        return CompactLinear(weight, bias, grid, block)
+
+    def _blocks(
+        self, name: str, shape: tuple[int, int], grid: Tensor, block: tuple[int, int], dtype: Any
+    ) -> Tensor:
+        values, indptr, indices = (self._at(f"{name}.{part}") for part in PARTS)
+        expected = (int(grid.sum()), block[1], block[0])
+        check_like(
+            f"{self._name(name)}.values", values, values.new_empty(expected, device="meta"), dtype
+        )
+        if values.dtype != dtype:
+            raise FormatError(f"expected {self._name(name)} as {dtype}, got {values.dtype}")
+        _check_finite(self._name(name), values)
+        packed = BlockSparseWeight(values, indptr, indices, shape).validate()
+        if not torch.equal(packed.keep().cpu(), grid):
+            raise FormatError(f"expected the blocks that the plan keeps in {self._name(name)}")
+        return packed.to_dense()
+
+    def _taken(self, name: str, made: Tensor) -> Tensor:
+        tensor, whole = self._at(name), self._name(name)
+        check_like(whole, tensor, made, self.dtype_of(whole))
+        _check_finite(whole, tensor)
+        return tensor
+
+    def _at(self, name: str) -> Tensor:
+        if self._name(name) not in self.tensors:
+            raise FormatError(f"expected {self._name(name)}, but it is missing")
+        return self.tensors.pop(self._name(name))
+
+    def _name(self, name: str) -> str:
+        return f"{self.sites.layer_path(self.index)}.{name}"
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    if not all(bool(end.isfinite()) for end in tensor.aminmax()):
+        raise FormatError(f"expected finite values, but {name} holds NaN or infinity")
