@@ -120,7 +120,7 @@ def run(
         tokenizer.save_pretrained(out / "model")
         identical = reload_identical(fast, out / "model", held_out[len(held_out) // 2])
 
-    result = {
+    result: dict[str, Any] = {
         "model": MODEL,
         "settings": asdict(settings),
         "density": sites.density(plan),
@@ -191,7 +191,8 @@ def reload_identical(model: nn.Module, folder: Path, batch: dict[str, torch.Tens
 
 @torch.inference_mode()
 def _forward(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return model(**batch).last_hidden_state.contiguous()
+    hidden: torch.Tensor = model(**batch).last_hidden_state
+    return hidden.contiguous()
 
 
 @torch.inference_mode()

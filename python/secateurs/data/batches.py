@@ -93,7 +93,7 @@ def shown(items: Iterable[Any], total: int, label: str, progress: bool) -> Itera
     )
 
 
-def run(model: nn.Module, batch: Batch) -> Any:
+def run(model: nn.Module, batch: Mapping[str, Any]) -> Any:
     """`model(**batch)`, an output by names. Raises DataError if the model does not take these
     inputs."""
     named = getattr(getattr(model, "config", None), "return_dict", True)

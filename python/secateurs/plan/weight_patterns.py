@@ -114,7 +114,7 @@ class Library(Family):
             )
         energy = _blocks(weight, p, q)  # [blocks, p * q]
         own = _largest(energy, ones)
-        candidates, owner = own.unique(dim=0, return_inverse=True)  # type: ignore[no-untyped-call]
+        candidates, owner = own.unique(dim=0, return_inverse=True)
         weight_of = energy.new_zeros(len(candidates)).index_add(0, owner, energy.sum(1))
         best = weight_of.sort(descending=True, stable=True).indices[:_CANDIDATES]
         candidates = candidates[best]

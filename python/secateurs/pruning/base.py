@@ -190,15 +190,18 @@ class Pruner:
                 shapes[site.name] = (n // bn, k // bk) if blocks else (n, k)
         return shapes
 
+    def linear_weight(self, layer: int, role: str) -> nn.Parameter:
+        """The weight of one linear."""
+        weight = self.sites.linear(self.model, layer, role).weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
     def linear_weights(self) -> dict[str, nn.Parameter]:
         """The weight of every linear, by site."""
-        found: dict[str, nn.Parameter] = {}
-        for site in self.sites.of_kind("linear"):
-            role = site.name.rsplit(".", 1)[1]
-            weight = self.sites.linear(self.model, site.layer, role).weight
-            assert isinstance(weight, nn.Parameter)
-            found[site.name] = weight
-        return found
+        return {
+            site.name: self.linear_weight(site.layer, site.name.rsplit(".", 1)[1])
+            for site in self.sites.of_kind("linear")
+        }
 
     def one_per_head(self) -> Tensor:
         """Uniform start of one number per head of the model, `[heads]`, float64, after Xavier for

@@ -245,7 +245,7 @@ def prune_on_task(
         raise DataError(f"expected epochs for {method} to prune in, got {prune_epochs}")
     teacher = None if settings.distillation is None else copy.deepcopy(model)
     directory, seconds = Path(directory), {}
-    common = {"teacher": teacher, "progress": progress}
+    common: dict[str, Any] = {"teacher": teacher, "progress": progress}
     if trains:
         chosen = dict(options or {})
         with Session(model, method, budget=budget, seed=settings.seed, **chosen) as session:

@@ -37,7 +37,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -87,13 +87,13 @@ class MapScorer(nn.Module):
         self.layers = nn.Sequential(*layers)
         with torch.no_grad():
             for module in self.layers:
-                mean = {nn.Conv2d: 0.0, nn.BatchNorm2d: 1.0}.get(type(module))
-                if mean is not None:
-                    weight = module.weight
+                if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+                    mean, weight = float(isinstance(module, nn.BatchNorm2d)), module.weight
                     weight.copy_(mean + 0.01 * torch.randn(weight.shape, generator=generator))
 
     def forward(self, maps: Tensor) -> Tensor:
-        return 2 * self.layers(maps).flatten(1).sigmoid()
+        logits: Tensor = self.layers(maps)
+        return 2 * logits.flatten(1).sigmoid()
 
 
 def square_maps(attention: Tensor, mask: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ class MetaTraining:
         with evaluating(self.model), Gates(self.model, self.sites) as gates:
             for i, heads in enumerate(masks):
                 gates[f"layers.{i}.heads"] = torch.ones_like(heads) if i in spared else heads
-            output = run(self.model.base_model, batch)
+            output = run(cast(nn.Module, self.model.base_model), batch)
         given = represent(output, mask, pair)
         stays = torch.rand(given.shape[1], generator=self.generator) >= FEATURES_DROPPED
         features = stays.to(given) / (1 - FEATURES_DROPPED)
@@ -334,7 +334,8 @@ def attend(model: nn.Module, batch: Batch, pair: bool) -> tuple[tuple[Tensor, ..
     """Maps `[B, H, T, T]` by layer, the mask of real tokens `[B, T]`, and representations
     `[B, d]`."""
     with evaluating(model), _eager(model):
-        output = run(model.base_model, {**batch, "output_attentions": True})
+        asking: dict[str, Any] = {**batch, "output_attentions": True}
+        output = run(cast(nn.Module, model.base_model), asking)
     mask = batch.get("attention_mask")
     if mask is None:
         mask = torch.ones(output.last_hidden_state.shape[:2], device=output[0].device)
@@ -343,9 +344,9 @@ def attend(model: nn.Module, batch: Batch, pair: bool) -> tuple[tuple[Tensor, ..
 
 def represent(output: Any, mask: Tensor, pair: bool) -> Tensor:
     """`[B, d]`: of sentence pairs the pooled output, of sentences the mean of the real tokens."""
-    hidden = output.last_hidden_state
+    hidden: Tensor = output.last_hidden_state
     if pair:
-        pooled = getattr(output, "pooler_output", None)
+        pooled: Tensor | None = getattr(output, "pooler_output", None)
         return hidden[:, 0] if pooled is None else pooled
     weights = mask.to(hidden)[..., None]
     return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
@@ -354,12 +355,12 @@ def represent(output: Any, mask: Tensor, pair: bool) -> Tensor:
 def head_scores(scorer: MapScorer, maps: tuple[Tensor, ...], mask: Tensor, pair: bool) -> Tensor:
     """`[L, H]`, the mean over the batch."""
     squares = torch.stack([square_maps(layer, mask) for layer in maps], 1)  # [B, L, H, S, S]
-    scores = scorer(squares.flatten(0, 2)[:, None])[:, 0 if pair else 1]
+    scores: Tensor = scorer(squares.flatten(0, 2)[:, None])[:, 0 if pair else 1]
     return scores.view(squares.shape[:3]).mean(0)
 
 
 @contextmanager
-def _eager(model: nn.Module) -> Iterator[None]:
+def _eager(model: Any) -> Iterator[None]:
     """Attention that returns its maps; as before afterwards."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")

@@ -252,12 +252,13 @@ class SnipIdentityPruner(Pruner):
         layer = name.split(".")[1]
         shape = self.sites.layers[int(layer)]
         weight = self._effective(f"layers.{layer}.output").float()
-        heads = produced.unflatten(1, (shape.heads, shape.head_dim)).transpose(0, 1)
-        return heads @ weight.unflatten(1, (shape.heads, shape.head_dim)).permute(1, 2, 0)
+        heads: Tensor = produced.unflatten(1, (shape.heads, shape.head_dim)).transpose(0, 1)
+        outputs: Tensor = weight.unflatten(1, (shape.heads, shape.head_dim)).permute(1, 2, 0)
+        return heads @ outputs
 
     def _effective(self, name: str) -> Tensor:
         _, layer, role = name.split(".")
-        weight = self.sites.linear(self.model, int(layer), role).weight
+        weight = self.linear_weight(int(layer), role)
         return weight * self.gates[name] if name in self.gates else weight
 
     def _share(self, name: str) -> float:
@@ -297,7 +298,7 @@ class SnipIdentityPruner(Pruner):
         for site in self.sites.of_kind("linear"):
             role = site.name.rsplit(".", 1)[1]
             if role in NORMALISED:
-                weight = self.sites.linear(self.model, site.layer, role).weight.detach().float()
+                weight = self.linear_weight(site.layer, role).detach().float()
                 start = torch.randn(site.shape[0], generator=self.generator).to(weight)
                 self._u[site.name] = power_iteration(weight, start, WARM_UP)
                 sigmas.append(spectral_norm(weight, self._u[site.name]))
@@ -308,7 +309,7 @@ class SnipIdentityPruner(Pruner):
         assert self.bound is not None
         for name, u in self._u.items():
             _, layer, role = name.split(".")
-            weight = self.sites.linear(self.model, int(layer), role).weight
+            weight = self.linear_weight(int(layer), role)
             with torch.autocast(weight.device.type, enabled=False):
                 exact = weight.float()
                 if advance:
