@@ -40,7 +40,6 @@ PYTHON = (
     *_in(
         f"{ALLOCATION}/units.py",
         ("fraction * total + 0.5", "fraction * total", f"{CONTRACT} -k budget_is_met"),
-        ("if low == len(sequence) and", "if", f"{ALLOCATORS} -k allocators_always"),
         ("high = middle\n", "high = middle - 1\n", f"{ALLOCATORS} -k fewest"),
         ("<= 1 - fraction:", "< 1 - fraction:", f"{CONTRACT} -k fewest_units"),
         ("score.numel() - floors.get(kind, 0)", "score.numel()", f"{ALLOCATORS} -k refused"),
