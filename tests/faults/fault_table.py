@@ -39,7 +39,7 @@ LINEAR, NORM = "ops/test_block_sparse_linear.py", "ops/test_add_norm.py"
 PYTHON = (
     *_in(
         f"{ALLOCATION}/units.py",
-        ("fraction * total + 0.5", "fraction * total", f"{CONTRACT} -k budget_is_met"),
+        ("fraction * total + 0.5", "fraction * total", f"{CONTRACT} -k budget_is_met and random-bert"),
         ("high = middle\n", "high = middle - 1\n", f"{ALLOCATORS} -k fewest"),
         ("<= 1 - fraction:", "< 1 - fraction:", f"{CONTRACT} -k fewest_units"),
         ("score.numel() - floors.get(kind, 0)", "score.numel()", f"{ALLOCATORS} -k refused"),
@@ -65,7 +65,7 @@ PYTHON = (
          f"{ALLOCATORS} -k uneven_layers"),
         ("float(ordered[layer][rank])", "0.0", f"{ALLOCATORS} -k single_units"),
         ("s.numel() - floor for s in layer", "s.numel() for s in layer",
-         f"{ALLOCATORS} -k floor_is_kept"),
+         f"{ALLOCATORS} -k uneven_layers"),
         ("math.ceil(share * size - half)", "math.ceil(share * size + 3 * half)",
          f"{ALLOCATORS} -k single_units"),
         ('name.rpartition(".")[0]', "name", f"{ALLOCATORS} -k single_units"),

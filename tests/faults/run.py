@@ -1,6 +1,6 @@
 """Try every fault of the table on a copy of the package: the test that it names must fail.
 
-python tests/faults/run.py                # all; about ten seconds for each, minutes with a build
+python tests/faults/run.py                # all; some seconds for each, minutes with a build
 python tests/faults/run.py --only cpu     # those whose file or test holds a word
 python tests/faults/run.py --skip csrc    # those whose file does not
 
@@ -10,18 +10,22 @@ Prints a line for each fault. Exits with 1 when a test does not see its fault, o
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import pytest
 from fault_table import FAULTS, Fault
 
 ROOT = Path(__file__).parents[2]
 TESTS_FAILED = 1  # of pytest's exit codes: tests ran, and some failed
+BROKEN = 3  # pytest itself fails: no test has seen anything
 PATIENCE = 900  # seconds for one test; a fault may make a loop endless
 
 
@@ -34,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         and not (options.skip and options.skip in fault.file)
     ]
     with tempfile.TemporaryDirectory() as folder:
+        load_once()
         scratch = Scratch(Path(folder), builds=any(f.file.startswith("csrc") for f in faults))
         whole: dict[tuple[bool, str], bool] = {}
         unseen = 0
@@ -55,6 +60,14 @@ def main(arguments: list[str] | None = None) -> int:
     return int(unseen > 0)
 
 
+def load_once() -> None:
+    """Load what takes seconds, and is not tested, before the processes of the tests are forked."""
+    for name in ("torch", "transformers", "transformers.trainer"):
+        importlib.import_module(name)
+    for family in ("bert", "roberta", "electra", "distilbert", "llama", "vit"):
+        importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+
+
 class Scratch:
     """A copy of the package, and of the CPU kernels' sources where they are built.
 
@@ -74,20 +87,38 @@ class Scratch:
             self._compile()
 
     def run(self, test: str) -> int:
-        """The exit code of pytest on `test` and the copy of the package."""
-        paths = [str(self.folder / "python"), os.environ.get("PYTHONPATH", "")]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", *_words(test)]
-        try:
-            return subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, timeout=PATIENCE
-            ).returncode
-        except subprocess.TimeoutExpired:
-            return TESTS_FAILED
+        """The exit code of pytest on `test` and the copy, in a process of its own."""
+        child = os.fork()
+        if not child:
+            try:
+                code = self._tested(test)
+            except BaseException:
+                code = BROKEN
+            os._exit(code)
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            finished, status = os.waitpid(child, os.WNOHANG)
+            if finished:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.05)
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return TESTS_FAILED
+
+    def _tested(self, test: str) -> int:
+        os.setpgid(0, 0)  # so that a test that hangs ends with all that it started
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        package = str(self.folder / "python")
+        sys.path.insert(0, package)
+        os.environ["PYTHONPATH"] = package
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        sys.dont_write_bytecode = True
+        os.chdir(ROOT)
+        # Modules that are plugins of pytest were loaded before it.
+        calm = ["-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        return int(pytest.main(["-qx", *calm, *_words(test)]))
 
     def run_with(self, fault: Fault) -> int:
         """The exit code of pytest while the copy has `fault`."""

@@ -124,8 +124,8 @@ def loss_of(output: Any) -> Tensor:
 
 
 def main_output(output: Any) -> Tensor:
-    """What a model is for: its logits (those of where an answer starts and ends as `[B, T, 2]`),
-    else its last hidden states. Raises DataError for other outputs."""
+    """Return what a model is for: its logits (those of where an answer starts and ends as
+    `[B, T, 2]`), else its last hidden states. Raises DataError for other outputs."""
     for name in _OUTPUTS:
         found = getattr(output, name, None)
         if isinstance(found, Tensor):

@@ -29,16 +29,16 @@ _END = re.compile(
 
 def sentences(text: str, min_words: int = 4) -> list[str]:
     """The sentences of at least `min_words` words, in order; a line break always ends one."""
-    found = [part.strip() for line in text.splitlines() for part in _END.split(line)]
-    return [s for s in found if len(s.split()) >= min_words]
+    parts = [part.strip() for line in text.splitlines() for part in _END.split(line)]
+    return [s for s in parts if len(s.split()) >= min_words]
 
 
 def read_text(path: str | Path) -> list[str]:
     """The sentences of a UTF-8 text file. Raises DataError if it cannot be read or holds none."""
-    found = sentences(_read(path))
-    if not found:
+    lines = sentences(_read(path))
+    if not lines:
         raise DataError(f"expected a text with sentences of four words or more, got none in {path}")
-    return found
+    return lines
 
 
 def read_examples(path: str | Path) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ def tokenized(
     max_length: int,
     **options: Any,
 ) -> dict[str, Any]:
-    """What `tokenizer` makes of texts, or of pairs of them, cut to `max_length` tokens. Raises
+    """Tokenize texts, or pairs of them, with `tokenizer`, cut to `max_length` tokens. Raises
     DataError where it fails."""
     try:
         made = tokenizer(texts, pairs, truncation=True, max_length=max_length, **options)

@@ -1,4 +1,4 @@
-"""What pruning brought and what it cost: speed over token shapes, fidelity to the dense model."""
+"""Gain and cost of pruning: speed over token shapes, fidelity to the dense model."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class TaskData:
 
 @dataclass
 class Outcome:
-    """What came out of pruning on a task.
+    """The result of pruning on a task.
 
     Attributes:
         model: dense in form; its weights were trained for `plan`, which removes nothing of it yet.
@@ -186,7 +186,7 @@ def steps_of(data: TaskData, epochs: float, batch_size: int) -> int:
 
 
 def versions() -> str:
-    """Of what trains: another one may not end in the same weights."""
+    """Name the versions of all that trains: another one may not end in the same weights."""
     return (
         f"secateurs {__version__}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}"

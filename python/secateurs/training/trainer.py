@@ -28,7 +28,7 @@ STATE = "pruning.pt"
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a student is held to beside its labels; a weight of 0 leaves a term out.
+    """Targets of a student beside its labels; a weight of 0 leaves a term out.
 
     Args:
         logits: Kullback-Leibler divergence to the teacher's classes at `temperature`, times its
@@ -47,7 +47,7 @@ class Distillation:
     temperature: float = 2.0
 
     def inputs(self) -> dict[str, bool]:
-        """What to ask both models for."""
+        """Return what both models are asked for."""
         wanted = {"output_hidden_states": self.hidden, "output_attentions": self.attention}
         return {name: True for name, weight in wanted.items() if weight}
 

@@ -149,7 +149,7 @@ class AdmmPatternPruner(Pruner):
             self._level_events = self._spread(self._freezing, round(end + 2 * third))
 
     def penalty(self) -> Tensor | None:
-        """Of SR-STE, on what is masked."""
+        """Return the penalty of SR-STE on masked weights."""
         if not self._imposed or self._frozen or not self.sr_ste or not self.decay:
             return None
         masked = [

@@ -130,9 +130,9 @@ def similarities(representations: Tensor) -> Tensor:
 def representation_loss(pruned: Tensor, unpruned: Tensor) -> Tensor:
     """Mean elementwise KL divergence of the similarities of `pruned` `[B, d]` from those of
     `unpruned`; 0 where both are alike."""
-    given = similarities(pruned).log_softmax(-1)
-    wanted = similarities(unpruned).log_softmax(-1)
-    return F.kl_div(given, wanted, log_target=True, reduction="none").mean()
+    student = similarities(pruned).log_softmax(-1)
+    teacher = similarities(unpruned).log_softmax(-1)
+    return F.kl_div(student, teacher, log_target=True, reduction="none").mean()
 
 
 @dataclass(frozen=True)
@@ -165,13 +165,13 @@ def meta_train(
     """
     if not tasks or steps < 1:
         raise DataError(f"expected a task and a step or more, got {len(tasks)} and {steps}")
-    found = [check_batches(task.batches) for task in tasks]
-    sizes = torch.tensor([sum(map(batch_size, batches)) for batches in found])
+    inputs = [check_batches(task.batches) for task in tasks]
+    sizes = torch.tensor([sum(map(batch_size, batches)) for batches in inputs])
     generator = torch.Generator().manual_seed(seed)
     scorer = MapScorer(generator).to(next(model.parameters()).device)
     training = MetaTraining(model, find_sites(model), scorer, generator)
     chosen = task_odds(sizes).multinomial(steps, replacement=True, generator=generator).tolist()
-    endless = [itertools.cycle(batches) for batches in found]
+    endless = [itertools.cycle(batches) for batches in inputs]
     for task in shown(chosen, steps, "meta-training", progress):
         training.step(next(endless[task]), tasks[task].pair)
     training.check()
@@ -229,7 +229,7 @@ class MetaTraining:
         self.batches += 1
         batch = {name: value[:even] for name, value in unlabelled(batch, self.model).items()}
         with torch.no_grad():
-            maps, mask, wanted = attend(self.model, batch, pair)
+            maps, mask, unpruned = attend(self.model, batch, pair)
         self.scorer.train()
         scores = head_scores(self.scorer, maps, mask, pair)
         masks = [sampled_heads(row, row.numel() // 2, self.generator) for row in scores]
@@ -239,10 +239,10 @@ class MetaTraining:
             for i, heads in enumerate(masks):
                 gates[f"layers.{i}.heads"] = torch.ones_like(heads) if i in spared else heads
             output = run(cast(nn.Module, self.model.base_model), batch)
-        given = represent(output, mask, pair)
-        stays = torch.rand(given.shape[1], generator=self.generator) >= FEATURES_DROPPED
-        features = stays.to(given) / (1 - FEATURES_DROPPED)
-        loss = representation_loss(given * features, wanted * features)
+        pruned = represent(output, mask, pair)
+        stays = torch.rand(pruned.shape[1], generator=self.generator) >= FEATURES_DROPPED
+        features = stays.to(pruned) / (1 - FEATURES_DROPPED)
+        loss = representation_loss(pruned * features, unpruned * features)
         loss = loss if pair else SINGLE_SCALE * loss
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -7,8 +7,8 @@ below it is removed for good. The threshold rises in `rounds` equal spans of tim
 removed follows a schedule to the budget. Spectral normalisation W min(1, c / sigma(W)) of the
 attention output and both FFN projections makes norms of different layers comparable; it is folded
 into the weights at the end. The prior itself is a penalty on the norms, weighted by the share of
-the parameters each mapping holds: what the loss does not need shrinks. What goes first has the
-smallest norm for the parameters it holds.
+the parameters each mapping holds: what the loss does not need shrinks. The mapping with the
+smallest norm for the parameters it holds goes first.
 
     l2: mean over tokens of |F|_2 / sqrt(d)      rel: mean over tokens of |F|_2 / |x|_2
     linf: 99.9th percentile of |F| over tokens and coordinates
@@ -246,7 +246,7 @@ class SnipIdentityPruner(Pruner):
         self._now[name] = norms if name.endswith(".heads") else norms[0]
 
     def _mapped(self, name: str, produced: Tensor) -> Tensor:
-        """What each mapping at a site adds to the residual, `[units, tokens, d]`."""
+        """Compute what each mapping at a site adds to the residual, `[units, tokens, d]`."""
         if not name.endswith(".heads"):
             return produced[None]
         layer = name.split(".")[1]
