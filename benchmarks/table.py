@@ -1,4 +1,4 @@
-"""Writes the README's result tables from the JSON lines in benchmarks/results/.
+"""Writes the tables of docs/results.md from the JSON lines in benchmarks/results/.
 
 python benchmarks/table.py
 """
@@ -37,12 +37,12 @@ Row = Mapping[str, Any]
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    page = ROOT / "docs" / "results.md"
+    text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise SystemExit(f"expected {BEGIN} and {END} in {readme}")
+        raise SystemExit(f"expected {BEGIN} and {END} in {page}")
     parts = []
     for files, table in ((MODELS, models_tables), (KERNELS, kernels_tables)):
         for rows in map(read, files):
@@ -50,7 +50,7 @@ def main() -> None:
     rows = [json.loads(line) for line in (RESULTS / METHODS).read_text().splitlines()]
     parts += [how_trained(rows), methods_table(rows)]
     body = "\n\n".join([BEGIN, *parts, END])
-    readme.write_text(before + body + after, encoding="utf-8")
+    page.write_text(before + body + after, encoding="utf-8")
 
 
 def read(name: str) -> list[Row]:

@@ -70,7 +70,8 @@ def fit_options(function: Callable[..., Any], options: Mapping[str, Any]) -> dic
 def fit_fields(record: Any, error: type[SecateursError] = ArgumentError) -> None:
     """Let the fields of a frozen dataclass be of the kinds their annotations name. Raises `error`
     for one that is not."""
-    hints = _hints(type(record))
+    kind: Any = type(record)
+    hints = _hints(kind)
     for name in (field.name for field in fields(record)):
         fitted = fit(name, getattr(record, name), hints[name], error)
         object.__setattr__(record, name, fitted)
@@ -195,7 +196,9 @@ def _number(value: Any) -> float:
         raise _Unfit
     if not math.isfinite(value):
         raise _Unfit
-    return value if type(value) in (int, float) else float(value)
+    return (
+        value if isinstance(value, (int, float)) and type(value) in (int, float) else float(value)
+    )
 
 
 def _path(value: Any) -> Any:
@@ -267,7 +270,6 @@ def _is_plain_tensor(value: Any) -> bool:
 
 @cache
 def _hints(annotated: Any) -> dict[str, Any]:
-    target = annotated.__init__ if isinstance(annotated, type) else annotated
-    if isinstance(annotated, type) and hasattr(annotated, "__dataclass_fields__"):
-        target = annotated
-    return get_type_hints(target)
+    if isinstance(annotated, type) and not hasattr(annotated, "__dataclass_fields__"):
+        annotated = getattr(annotated, "__init__")  # noqa: B009 - mypy fears a subclass's
+    return get_type_hints(annotated)

@@ -137,12 +137,17 @@ def test_layers_lose_equal_shares_to_half_a_unit():
             assert abs(int((~mask.keep).sum()) - fraction * 96) <= 1
 
 
-def test_uneven_layers_lose_shares_of_their_own_size():
-    scores = {"layers.0.up": torch.rand(6, 4), "layers.1.up": torch.rand(2, 2)}
-    for count in range(28):
-        counts = PerLayer().choose(scores, count, 0)
-        assert sum(int(mask.sum()) for mask in counts.values()) == count
-        assert abs(int(counts["layers.1.up"].sum()) - count / 7) <= 1
+@pytest.mark.parametrize("floor", [0, 1, 2])
+def test_uneven_layers_go_as_in_a_loop_too(allocator, floor):
+    """A small layer is at its floor before its share of the whole has gone."""
+    random = torch.Generator().manual_seed(3)
+    sizes = {"layers.0.heads": 9, "layers.1.heads": 2, "layers.2.heads": 5}
+    scores = {n: torch.randint(0, 8, (size,), generator=random) / 2 for n, size in sizes.items()}
+    turns = TURNS[allocator](scores)
+    for count in range(16 - 3 * floor + 1):
+        gone = allocator().choose(scores, count, floor)
+        places = {n: set(mask.nonzero().flatten().tolist()) for n, mask in gone.items()}
+        assert places == brute_force(turns, scores, count, floor)
 
 
 @pytest.mark.parametrize("kind", [*BUDGETS, "parameters", "macs"])

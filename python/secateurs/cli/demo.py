@@ -120,7 +120,7 @@ def run(
         tokenizer.save_pretrained(out / "model")
         identical = reload_identical(fast, out / "model", held_out[len(held_out) // 2])
 
-    result = {
+    result: dict[str, Any] = {
         "model": MODEL,
         "settings": asdict(settings),
         "density": sites.density(plan),
@@ -191,14 +191,15 @@ def reload_identical(model: nn.Module, folder: Path, batch: dict[str, torch.Tens
 
 @torch.inference_mode()
 def _forward(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return model(**batch).last_hidden_state.contiguous()
+    hidden: torch.Tensor = model(**batch).last_hidden_state
+    return hidden.contiguous()
 
 
 @torch.inference_mode()
-def _difference(fast: nn.Module, masked: nn.Module, found: list[dict[str, torch.Tensor]]) -> float:
+def _difference(fast: nn.Module, masked: nn.Module, inputs: list[dict[str, torch.Tensor]]) -> float:
     """Largest difference over all batches, on tokens that are not padding."""
     differences = []
-    for batch in found:
+    for batch in inputs:
         real = batch["attention_mask"].bool()
         differences.append(
             max_relative_difference(_forward(fast, batch)[real], _forward(masked, batch)[real])
@@ -209,13 +210,13 @@ def _difference(fast: nn.Module, masked: nn.Module, found: list[dict[str, torch.
 
 def _points(result: dict[str, Any]) -> list[tuple[str, float, float]]:
     """The picture's points, at 8x128."""
-    found = {r["variant"]: r["speedup"] for r in result["rows"] if r["shape"] == [8, 128]}
+    speedups = {r["variant"]: r["speedup"] for r in result["rows"] if r["shape"] == [8, 128]}
     before, after = result["cosine_pruned"]["mean"], result["cosine"]["mean"]
     return [
         ("dense", 1.0, 1.0),
-        ("masked", found["masked"], after),
-        ("converted", found["converted"], after),
-        ("before recovery", found["converted"], before),
+        ("masked", speedups["masked"], after),
+        ("converted", speedups["converted"], after),
+        ("before recovery", speedups["converted"], before),
     ]
 
 

@@ -31,7 +31,7 @@ def draw(
         ) from None
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(title)
-    speed, kept = figure.subplots(1, 2)
+    speed, parts = figure.subplots(1, 2)
 
     for name, speedup, cosine in points:
         speed.plot(speedup, cosine, "o", markersize=8)
@@ -47,11 +47,11 @@ def draw(
     places = range(len(layers))
     for part, shift in (("heads", -0.2), ("neurons", 0.2)):
         shares = [100 * layer[part] / max(1, layer[f"{part}_of"]) for layer in layers]
-        bars = kept.bar([p + shift for p in places], shares, 0.38, label=part)
-        kept.bar_label(bars, [str(layer[part]) for layer in layers], fontsize=7)
-    kept.set(xlabel="layer", ylabel="% kept", title="kept heads and neurons", ylim=(0, 125))
-    kept.set_xticks(list(places))
-    kept.legend(loc="upper center", ncols=2)
+        bars = parts.bar([p + shift for p in places], shares, 0.38, label=part)
+        parts.bar_label(bars, [str(layer[part]) for layer in layers], fontsize=7)
+    parts.set(xlabel="layer", ylabel="% kept", title="kept heads and neurons", ylim=(0, 125))
+    parts.set_xticks(list(places))
+    parts.legend(loc="upper center", ncols=2)
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:

@@ -70,7 +70,7 @@ LAYER_COLUMNS = {
 def layers_kept(sites: Sites, plan: SparsityPlan) -> list[dict[str, int | float]]:
     """Count the heads and neurons that each layer keeps under `plan`, and had; and the share of its
     linears' weights that stay, which heads, neurons, blocks and patterns take away."""
-    kept = [sites.keep(plan, i) for i in range(len(sites.layers))]
+    layers = [sites.keep(plan, i) for i in range(len(sites.layers))]
     return [
         {
             "layer": i,
@@ -80,7 +80,7 @@ def layers_kept(sites: Sites, plan: SparsityPlan) -> list[dict[str, int | float]
             "neurons_of": keep.shape.neurons,
             "weights": keep.parameters() / sum(n * k for n, k in keep.shape.linears().values()),
         }
-        for i, keep in enumerate(kept)
+        for i, keep in enumerate(layers)
     ]
 
 

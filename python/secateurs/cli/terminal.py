@@ -1,4 +1,4 @@
-"""What a command tells the shell and the person in front of it."""
+"""Exit statuses for the shell, sentences for the person in front of it."""
 
 from __future__ import annotations
 

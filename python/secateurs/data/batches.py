@@ -93,7 +93,7 @@ def shown(items: Iterable[Any], total: int, label: str, progress: bool) -> Itera
     )
 
 
-def run(model: nn.Module, batch: Batch) -> Any:
+def run(model: nn.Module, batch: Mapping[str, Any]) -> Any:
     """`model(**batch)`, an output by names. Raises DataError if the model does not take these
     inputs."""
     named = getattr(getattr(model, "config", None), "return_dict", True)
@@ -124,8 +124,8 @@ def loss_of(output: Any) -> Tensor:
 
 
 def main_output(output: Any) -> Tensor:
-    """What a model is for: its logits (those of where an answer starts and ends as `[B, T, 2]`),
-    else its last hidden states. Raises DataError for other outputs."""
+    """Return what a model is for: its logits (those of where an answer starts and ends as
+    `[B, T, 2]`), else its last hidden states. Raises DataError for other outputs."""
     for name in _OUTPUTS:
         found = getattr(output, name, None)
         if isinstance(found, Tensor):

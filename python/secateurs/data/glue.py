@@ -188,9 +188,9 @@ def _row(task: Task, row: Any, where: str) -> dict[str, Any]:
             f"{str(row)[:60]}"
         )
     label = row.get("label")
-    number = isinstance(label, (int, float)) and not isinstance(label, bool)
-    fits = number and (task.labels == 1 or label in range(task.labels))
-    if not fits or not math.isfinite(label):
+    number = label if isinstance(label, (int, float)) and not isinstance(label, bool) else math.nan
+    fits = (task.labels == 1 or number in range(task.labels)) and math.isfinite(number)
+    if not fits:
         wanted = "a score" if task.labels == 1 else f"a label from 0 to {task.labels - 1}"
         raise DataError(f"expected {wanted} for {task.name} at {where}, got {label!r}")
     texts = dict(zip(("text", "text_pair"), (row[c] for c in task.columns), strict=False))

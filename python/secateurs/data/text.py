@@ -29,16 +29,16 @@ _END = re.compile(
 
 def sentences(text: str, min_words: int = 4) -> list[str]:
     """The sentences of at least `min_words` words, in order; a line break always ends one."""
-    found = [part.strip() for line in text.splitlines() for part in _END.split(line)]
-    return [s for s in found if len(s.split()) >= min_words]
+    parts = [part.strip() for line in text.splitlines() for part in _END.split(line)]
+    return [s for s in parts if len(s.split()) >= min_words]
 
 
 def read_text(path: str | Path) -> list[str]:
     """The sentences of a UTF-8 text file. Raises DataError if it cannot be read or holds none."""
-    found = sentences(_read(path))
-    if not found:
+    lines = sentences(_read(path))
+    if not lines:
         raise DataError(f"expected a text with sentences of four words or more, got none in {path}")
-    return found
+    return lines
 
 
 def read_examples(path: str | Path) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ def tokenized(
     max_length: int,
     **options: Any,
 ) -> dict[str, Any]:
-    """What `tokenizer` makes of texts, or of pairs of them, cut to `max_length` tokens. Raises
+    """Tokenize texts, or pairs of them, with `tokenizer`, cut to `max_length` tokens. Raises
     DataError where it fails."""
     try:
         made = tokenizer(texts, pairs, truncation=True, max_length=max_length, **options)
@@ -160,7 +160,7 @@ def fit_tokenizer(tokenizer: Any, model: nn.Module, max_length: int) -> int:
         # As the model would be made of this config: its modules were made of one without.
         for module in model.modules():
             if getattr(module, "padding_idx", 0) is None:
-                module.padding_idx = tokenizer.pad_token_id  # type: ignore[assignment]
+                module.padding_idx = tokenizer.pad_token_id
     takes = inspect.signature(model.forward).parameters
     tokenizer.model_input_names = [n for n in tokenizer.model_input_names if n in takes]
     most = min(max_length, most_tokens(model) or max_length)
@@ -176,13 +176,14 @@ def most_tokens(model: nn.Module) -> int | None:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - unused
-    return getattr(model.config, "max_position_embeddings", None)
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    return positions
 
 
 def _unknown(tokenizer: Any) -> int | None:
     """The token that stands for unknown words, which only the model of a tokenizer may name."""
     if getattr(tokenizer, "unk_token_id", None) is not None:
-        return tokenizer.unk_token_id
+        return int(tokenizer.unk_token_id)
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     name = getattr(model, "unk_token", None)
     return None if name is None else tokenizer.backend_tokenizer.token_to_id(name)

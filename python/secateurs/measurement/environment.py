@@ -19,7 +19,7 @@ PACKAGES = ("secateurs", "torch", "transformers", "safetensors", "numpy", "trito
 
 
 def env_report() -> dict[str, Any]:
-    """What a bug report or a speed claim needs, as plain JSON types; absent parts are None."""
+    """Report what a bug report or a speed claim needs, as plain JSON; absent parts are None."""
     return {
         "versions": {
             "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""What a GPU was asked to do, recorded to be done again without Python: CUDA graphs."""
+"""CUDA graphs: the work of a GPU, recorded to be done again without Python."""
 
 from __future__ import annotations
 

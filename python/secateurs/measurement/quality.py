@@ -1,10 +1,10 @@
-"""What pruning brought and what it cost: speed over token shapes, fidelity to the dense model."""
+"""Gain and cost of pruning: speed over token shapes, fidelity to the dense model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +68,9 @@ def speed(
     }
     rows: list[dict[str, Any]] = []
     for shape in shapes:
-        labels = {"model": name, "dtype": dense.dtype, "shape": shape}
+        labels: dict[str, Any] = {"model": name, "dtype": dense.dtype, "shape": shape}
         last = found[shape, list(others)[-1]]
+        assert last.baseline is not None
         alone = Measurement(last.baseline, last.device)
         rows.append(row(alone, **labels, backend="torch", variant="dense", density=1.0))
         for variant, model in others.items():
@@ -131,14 +132,14 @@ def embeddings(model: nn.Module, batch: Batch) -> Tensor:
 def token_inputs(model: nn.Module, shape: Shape, seed: int = 0) -> dict[str, Tensor]:
     """Random token ids of a (batch, tokens) shape, all of them real tokens; or random pixels for a
     model of images. Raises DataError for other tokens than those of its image size."""
-    generator, config = torch.Generator().manual_seed(seed), model.config
+    generator, config = torch.Generator().manual_seed(seed), cast(Any, model).config
     if getattr(model, "main_input_name", None) == "pixel_values":
         batch, tokens = shape
         patches = 1 + (config.image_size // config.patch_size) ** 2
         if tokens != patches:
             raise DataError(f"expected {patches} tokens, the patches of an image, got {tokens}")
         side = (config.num_channels, config.image_size, config.image_size)
-        pixels = torch.randn(batch, *side, generator=generator).to(model.dtype)
+        pixels = torch.randn(batch, *side, generator=generator).to(cast(Any, model).dtype)
         return to_device({"pixel_values": pixels}, model)
     ids = torch.randint(0, config.vocab_size, shape, generator=generator)
     return to_device({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, model)
@@ -147,5 +148,6 @@ def token_inputs(model: nn.Module, shape: Shape, seed: int = 0) -> dict[str, Ten
 def backend_of(model: nn.Module) -> str:
     """Which backend runs a model's packed products, block-sparse and patterned ones, joined by +
     where they differ; "torch" for a model that has none."""
-    choices = [module.choice() for module in model.modules() if hasattr(module, "choice")]
+    modules: list[Any] = [module for module in model.modules() if hasattr(module, "choice")]
+    choices = [module.choice() for module in modules]
     return "+".join(sorted({choice.backend or "none" for choice in choices})) or "torch"

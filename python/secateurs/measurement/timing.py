@@ -36,12 +36,12 @@ class Timing:
     ms_p80: float
     repeats: int
     peak_bytes: int | None
-    """What one call needs on top of the memory held before it; None where nobody can tell."""
+    """Bytes that one call needs on top of the memory held before it; None where nobody can tell."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What `measure` found: times, and against a baseline the speedup and the agreement."""
+    """The result of `measure`: times, and against a baseline the speedup and the agreement."""
 
     timing: Timing
     device: str
@@ -223,7 +223,7 @@ def _bind(function: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """What a callable raises at its inputs, told as a DataError."""
+    """Turn what a callable raises at its inputs into a DataError."""
     try:
         yield
     except (SecateursError, torch.OutOfMemoryError):

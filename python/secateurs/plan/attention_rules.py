@@ -121,7 +121,7 @@ class VerticalSlash(Rule):
 
 @dataclass(frozen=True)
 class Union(Rule):
-    """What any of `rules` allows."""
+    """Allow what any of `rules` allows."""
 
     rules: tuple[Rule, ...]
 

@@ -41,7 +41,7 @@ MOST_BYTES = 2**32  # of a file: a mask of single weights takes a byte for each
 
 @dataclass(frozen=True, eq=False)
 class SparsityPlan:
-    """Masks by site name; a site without a mask keeps everything. What is given is copied.
+    """Masks by site name; a site without a mask keeps everything. All masks are copied.
 
     Args:
         masks: site name (`layers.3.heads`, `layers.3.neurons`, `layers.3.attention`,

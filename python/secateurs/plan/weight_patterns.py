@@ -38,7 +38,7 @@ class Family:
 
 @dataclass(frozen=True)
 class VectorNM(Family):
-    """Of every `m` neighbouring inputs `n` stay, the same for `vector` neighbouring outputs."""
+    """`n` of every `m` neighbouring inputs stay, the same for `vector` neighbouring outputs."""
 
     n: int
     m: int

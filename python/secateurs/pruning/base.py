@@ -1,5 +1,5 @@
-"""What a pruning method is: a scorer of units, driven over calibration data or along a training,
-that ends in a plan."""
+"""Pruner: a pruning method scores units, driven over calibration data or along a training, and ends
+in a plan."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from secateurs.pruning.allocation.global_ranking import GlobalRanking
 
 
 class Needs(Flag):
-    """What a method reads."""
+    """Kinds of things that a method reads."""
 
     NOTHING = 0
     WEIGHTS = auto()
@@ -50,13 +50,13 @@ class Pruner:
 
     A method that trains is driven by a `Session` instead, which calls, after `start`: `open` once,
     with gates on the live model; for each step `before_forward`, `penalty`, `after_backward` and
-    `after_step`; `close` once. What it must remember to go on exactly is its `state_dict`.
+    `after_step`; `close` once. Its `state_dict` holds all it needs to go on exactly.
     """
 
     produces: ClassVar[frozenset[str]]
     """Kinds of units the method can remove."""
     needs: ClassVar[Needs]
-    """What it reads."""
+    """Kinds of things that it reads."""
     labelled: ClassVar[bool] = False
     """Whether every batch must have labels."""
     seeded: ClassVar[bool] = True
@@ -74,7 +74,7 @@ class Pruner:
     allocator: Allocator = GlobalRanking()
     """Turns the scores into a plan; the class says which one does by default."""
     price: Price | None = None
-    """What the allocator may be told of costs."""
+    """Costs, for an allocator that compares them."""
     model: nn.Module
     sites: Sites
     budget: Budget
@@ -128,7 +128,7 @@ class Pruner:
         """The model is about to run on these keyword inputs, in training or evaluation mode."""
 
     def penalty(self) -> Tensor | None:
-        """What to add to the loss of the forward pass just made."""
+        """Return what the loss of the forward pass just made grows by."""
         return None
 
     def after_backward(self, step: int) -> None:
@@ -141,11 +141,11 @@ class Pruner:
         """Training is over: fold what only training needed into the weights."""
 
     def figures(self) -> dict[str, float]:
-        """What is worth logging."""
+        """Return the numbers worth logging."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the method has learnt: tensors, numbers, strings, and lists and dicts of them."""
+        """Return all the method has learnt: tensors, numbers, strings, lists and dicts of them."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -184,11 +184,15 @@ class Pruner:
                 bn, bk = self._tile()
                 (n, k) = site.shape
                 if n % bn or k % bk:
-                    what = f"block {bn}" if bn == bk else f"block {(bn, bk)}"
-                    raise BudgetError(f"{what} does not divide {site.name} of shape {(n, k)}")
+                    block = f"block {bn}" if bn == bk else f"block {(bn, bk)}"
+                    raise BudgetError(f"{block} does not divide {site.name} of shape {(n, k)}")
                 blocks = "blocks" in kinds
                 shapes[site.name] = (n // bn, k // bk) if blocks else (n, k)
         return shapes
+
+    def linear_weight(self, layer: int, role: str) -> Tensor:
+        """The weight `[N, K]` of one linear: a parameter, or a view of one that holds more."""
+        return self.sites.linear(self.model, layer, role).weight
 
     def linear_weights(self) -> dict[str, nn.Parameter]:
         """The weight of every linear, by site."""

@@ -77,12 +77,12 @@ def prune(
     model = made_for_gradients(model) if reads_data else model
     pruner.start(model, find_sites(model), budget, seed)
     if reads_data:
-        found = check_batches(batches)
-        check_labels(found)
-        pruner.batches = len(found)
+        data = check_batches(batches)
+        check_labels(data)
+        pruner.batches = len(data)
         for number in range(pruner.rounds):
             label = f"{method} {number + 1}/{pruner.rounds}" if pruner.rounds > 1 else method
-            for batch in shown(found, len(found), label, progress):
+            for batch in shown(data, len(data), label, progress):
                 pruner.observe(batch)
             pruner.end_round()
     notes = {"method": method, "budget": str(budget), "seed": seed, "options": options}

@@ -1,4 +1,4 @@
-"""Whose a folder of training checkpoints is, and which of them are whole.
+"""Owners of folders of training checkpoints, and which checkpoints are whole.
 
 A run goes on only from what it wrote itself: the folder remembers the run's inputs, and each
 checkpoint, once all its files are written, their digests.
@@ -46,10 +46,10 @@ def claim(folder: str | Path, inputs: Mapping[str, str]) -> None:
 
 
 def _check_empty(folder: Path) -> None:
-    if found := [path.name for path in folder.iterdir() if not path.name.endswith(PARTIAL)]:
+    if names := [path.name for path in folder.iterdir() if not path.name.endswith(PARTIAL)]:
         raise CheckpointError(
             f"expected a new folder for checkpoints, or one of this run, but {folder} holds "
-            f"{min(found)} and no {RUN}: name another folder, or remove this one"
+            f"{min(names)} and no {RUN}: name another folder, or remove this one"
         )
 
 
@@ -73,8 +73,8 @@ def seal(checkpoint: str | Path) -> None:
 
 def _files(checkpoint: Path) -> dict[str, Path]:
     """All regular files of a checkpoint but the seal, by their names in it."""
-    found = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != SEAL)
-    return {str(path.relative_to(checkpoint)): path for path in found}
+    files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != SEAL)
+    return {str(path.relative_to(checkpoint)): path for path in files}
 
 
 def is_whole(checkpoint: str | Path) -> bool:
@@ -137,6 +137,6 @@ def values_digest(values: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, found: Mapping[str, str]) -> None:
+def _write(path: Path, content: Mapping[str, str]) -> None:
     with written_whole(path) as scratch:
-        scratch.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        scratch.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")

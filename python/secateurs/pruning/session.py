@@ -150,7 +150,7 @@ class Session:
         return [*of_the_model, *self.pruner.parameter_groups()]
 
     def penalty(self) -> Tensor | float:
-        """What the method adds to the loss of the forward pass just made."""
+        """Return what the method adds to the loss of the forward pass just made."""
         return 0.0 if (penalty := self.pruner.penalty()) is None else penalty
 
     @door
@@ -184,8 +184,8 @@ class Session:
             parameter.grad = None
 
     def after_step(self) -> None:
-        """The optimizer has stepped; call before the model's gradients are dropped. Those of the
-        method's own parameters are dropped here: not every loop knows of them."""
+        """The optimizer has stepped; call before the model's gradients are dropped. The
+        gradients of the method's own parameters are dropped here: not every loop knows of them."""
         if self._finite:
             self.pruner.after_step(self.step)
         for group in self.pruner.parameter_groups():
@@ -195,8 +195,8 @@ class Session:
 
     @property
     def plan(self) -> SparsityPlan:
-        """What the method decided. Raises MethodError before the training is over, after none at
-        all, and after one whose gradients told nothing."""
+        """The plan that the method decided on. Raises MethodError before the training is over,
+        after none at all, and after one whose gradients told nothing."""
         if self._plan is None:
             if self.step and not self._learnt:
                 raise MethodError(
@@ -209,7 +209,7 @@ class Session:
         return self._plan
 
     def current_plan(self) -> SparsityPlan:
-        """What the method would decide now; it meets the budget at any time."""
+        """Return the plan that the method would decide on now; it meets the budget at any time."""
         plan = self.pruner.plan()
         if not self.method:
             return plan
@@ -238,11 +238,11 @@ class Session:
         seed, options or plan."""
         if not state.keys() >= {"run", "step", "generator", "pruner"}:
             raise CheckpointError(f"expected the state of a session, got one of {[*state]}")
-        given, mine = dict(state["run"]), self.run()
-        for key, value in mine.items():
-            if given.get(key) != value:
+        saved = dict(state["run"])
+        for key, value in self.run().items():
+            if saved.get(key) != value:
                 raise CheckpointError(
-                    f"expected a state with {key} {value!r}, got one with {given.get(key)!r}"
+                    f"expected a state with {key} {value!r}, got one with {saved.get(key)!r}"
                 )
         self.step = state["step"]
         self._learnt = self.step > 0

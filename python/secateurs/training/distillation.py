@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterable
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +128,8 @@ def _loss(given: list[Tensor], wanted: list[Tensor], batch: Batch) -> Tensor:
 
 def _answers(model: nn.Module, batch: Batch) -> list[Tensor]:
     """The main output, then the hidden states after each layer."""
-    output = run(model, {**batch, "output_hidden_states": True})
+    asking: dict[str, Any] = {**batch, "output_hidden_states": True}
+    output = run(model, asking)
     return [main_output(output), *(getattr(output, "hidden_states", None) or ())[1:]]
 
 

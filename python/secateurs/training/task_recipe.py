@@ -83,7 +83,7 @@ class TaskData:
 
 @dataclass
 class Outcome:
-    """What came out of pruning on a task.
+    """The result of pruning on a task.
 
     Attributes:
         model: dense in form; its weights were trained for `plan`, which removes nothing of it yet.
@@ -186,7 +186,7 @@ def steps_of(data: TaskData, epochs: float, batch_size: int) -> int:
 
 
 def versions() -> str:
-    """Of what trains: another one may not end in the same weights."""
+    """Name the versions of all that trains: another one may not end in the same weights."""
     return (
         f"secateurs {__version__}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}"
@@ -245,7 +245,7 @@ def prune_on_task(
         raise DataError(f"expected epochs for {method} to prune in, got {prune_epochs}")
     teacher = None if settings.distillation is None else copy.deepcopy(model)
     directory, seconds = Path(directory), {}
-    common = {"teacher": teacher, "progress": progress}
+    common: dict[str, Any] = {"teacher": teacher, "progress": progress}
     if trains:
         chosen = dict(options or {})
         with Session(model, method, budget=budget, seed=settings.seed, **chosen) as session:

@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ STATE = "pruning.pt"
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a student is held to beside its labels; a weight of 0 leaves a term out.
+    """Targets of a student beside its labels; a weight of 0 leaves a term out.
 
     Args:
         logits: Kullback-Leibler divergence to the teacher's classes at `temperature`, times its
@@ -47,7 +47,7 @@ class Distillation:
     temperature: float = 2.0
 
     def inputs(self) -> dict[str, bool]:
-        """What to ask both models for."""
+        """Return what both models are asked for."""
         wanted = {"output_hidden_states": self.hidden, "output_attentions": self.attention}
         return {name: True for name, weight in wanted.items() if weight}
 
@@ -151,21 +151,23 @@ class PruningTrainer(Trainer):
 
     def _whole(self, checkpoint: str | Path | Literal[True]) -> str:
         """The checkpoint asked for; the Trainer itself would pass over files that it misses."""
+        whole: Path | None
         if checkpoint is True:
-            checkpoint, found = self.args.output_dir, newest_whole(self.args.output_dir)
+            checkpoint = Path(cast(str, self.args.output_dir))
+            whole = newest_whole(checkpoint)
         else:
-            found = Path(checkpoint) if is_whole(checkpoint) else None
-        if found is None:
+            whole = Path(checkpoint) if is_whole(checkpoint) else None
+        if whole is None:
             raise CheckpointError(
                 f"expected a whole checkpoint of PruningTrainer in {checkpoint}, got none: it was "
                 "not written to its end, or files of it are missing or altered"
             )
-        return str(found)
+        return str(whole)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.session is not None:
             groups = self.session.pruner.parameter_groups()
-            cls, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            cls, settings = self.get_optimizer_cls_and_kwargs(self.args, cast(Any, self.model))
             if groups and not self.session.pruner.trains_model:
                 self.optimizer = cls(groups, **settings)
                 return self.optimizer
@@ -182,15 +184,15 @@ class PruningTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        imitates = self.teacher is not None and model.training
-        if imitates:
+        teacher = self.teacher if model.training else None
+        if teacher is not None:
             inputs = {**inputs, **self.distillation.inputs()}
         loss, outputs = super().compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
-        if imitates:
+        if teacher is not None:
             with torch.no_grad():
-                wanted = self.teacher(**{k: v for k, v in inputs.items() if k != "labels"})
+                wanted = teacher(**{k: v for k, v in inputs.items() if k != "labels"})
             loss = self.distillation.labels * loss
             loss = loss + self.distillation.loss(outputs, wanted, inputs)
         if self.session is not None and model.training:
@@ -199,7 +201,7 @@ class PruningTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         if grad_norm is None:  # unscales the gradients, and clips them to infinity: not at all
-            grad_norm = super()._get_grad_norm(model)
+            grad_norm = super()._get_grad_norm(model)  # type: ignore[no-untyped-call]
             if self.session is not None:
                 self.session.after_backward(finite=math.isfinite(grad_norm))
         return grad_norm

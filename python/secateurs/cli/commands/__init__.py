@@ -18,7 +18,7 @@ from secateurs.cli.commands import (
 
 
 class Command(Protocol):
-    """What the module of a command holds. It imports torch only when it runs."""
+    """The names in the module of a command. It imports torch only when it runs."""
 
     SUMMARY: str
 

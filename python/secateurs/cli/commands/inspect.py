@@ -29,9 +29,10 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     model = open_model(options.model)
     if is_pruned(options.model):
         record = conversion_of(model)
-        sites, plan, decisions = record.sites, record.plan, explain(model)
+        sites, plan = record.sites, record.plan
     else:
-        sites, plan, decisions = find_sites(model), SparsityPlan(), []
+        sites, plan = find_sites(model), SparsityPlan()
+    decisions = explain(model) if is_pruned(options.model) else []
     layers = layers_kept(sites, plan)
     print(f"{options.model}: {type(model).__name__}, family {sites.architecture.model_type}\n")
     print(table(layers, LAYER_COLUMNS))

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         print(table(rows, {key: key for key in rows[0]}))
         return OK, rows
     method = METHODS[options.method]
-    result = {**_row(method), "options": option_rows(method.name)}
+    result: dict[str, Any] = {**_row(method), "options": option_rows(method.name)}
     print(f"{method.name}: {method.summary}")
     print(f"removes {result['removes']}; needs {result['needs']}\n")
     columns = {"name": "option", "type": "type", "default": "default", "meaning": "meaning"}

@@ -13,7 +13,7 @@ from secateurs.plan import Site, SparsityPlan
 from secateurs.pruning.allocation.budget import Budget
 
 Price = Callable[[Site, int], float]
-"""What it costs to keep so many units at a site, in any unit of measure, such as milliseconds. The
+"""The cost of keeping so many units at a site, in any unit of measure, such as milliseconds. The
 caller passes it in: pruning itself knows no machine."""
 
 

@@ -121,7 +121,7 @@ class Budget:
 
     @property
     def pattern_block(self) -> tuple[int, int]:
-        """What repeats, as `PatternMask.block` says it."""
+        """The part that repeats, as `PatternMask.block` gives it."""
         if self.pattern == "library":
             return _BLOCK
         return (1, 1) if self.pattern == "2:4" else (self.vector, 1)

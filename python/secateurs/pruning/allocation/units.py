@@ -1,4 +1,4 @@
-"""What allocators share: counts of units, floors, the search for a total, masks."""
+"""Parts that allocators share: counts of units, floors, the search for a total, masks."""
 
 from __future__ import annotations
 

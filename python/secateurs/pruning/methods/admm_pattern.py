@@ -149,7 +149,7 @@ class AdmmPatternPruner(Pruner):
             self._level_events = self._spread(self._freezing, round(end + 2 * third))
 
     def penalty(self) -> Tensor | None:
-        """Of SR-STE, on what is masked."""
+        """Return the penalty of SR-STE on masked weights."""
         if not self._imposed or self._frozen or not self.sr_ste or not self.decay:
             return None
         masked = [
@@ -249,7 +249,7 @@ class AdmmPatternPruner(Pruner):
         return self._residual < CONVERGED or self._updates == len(events)
 
     def _rho(self) -> float:
-        return self.rho * 10 ** min(self._updates // self.updates, self.stages - 1)
+        return self.rho * 10.0 ** min(self._updates // self.updates, self.stages - 1)
 
     def _pull(self) -> None:
         """To the minimum of rho/2 |W - Z + U|^2 + 1/2 |W - W now|^2."""
@@ -257,7 +257,7 @@ class AdmmPatternPruner(Pruner):
         pulled = self._rho() / (1 + self._rho())
         for name, weight in self.linear_weights().items():
             distance = self._left(name, weight) - self._z[name] + self._u[name]
-            weight -= (pulled * distance).to(weight)
+            weight.sub_((pulled * distance).to(weight))
 
     def _update(self) -> None:
         """One Z- and U-step, and the next rho."""

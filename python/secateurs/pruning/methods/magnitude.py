@@ -43,7 +43,7 @@ class MagnitudePruner(Pruner):
         return scores
 
     def _squares(self, index: int, role: str) -> Tensor:
-        return self.sites.linear(self.model, index, role).weight.double().square().contiguous()
+        return self.linear_weight(index, role).double().square().contiguous()
 
     def _heads(self, index: int) -> Tensor:
         shape = self.sites.layers[index]

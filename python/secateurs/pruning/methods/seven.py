@@ -108,24 +108,24 @@ class _Seven(Pruner):
         (kind,) = self.budget.kinds()
         if kind == "patterns":
             size = 16 if self.budget.pattern == "library" else 4
-            kept = max(math.ceil(size * (1 - fraction) - 1e-9), 1)
-            if kept == size:
+            ones = max(math.ceil(size * (1 - fraction) - 1e-9), 1)
+            if ones == size:
                 return
-            if self.budget.pattern == "2:4" and kept != 2:
+            if self.budget.pattern == "2:4" and ones != 2:
                 return
-            fraction = 1 - kept / size
+            fraction = 1 - ones / size
         for name, mask in self.allocated({kind: fraction}).masks.items():
             weight = self._sensitivities[name].weight
             gates[name] = mask.elements().to(weight)  # type: ignore[attr-defined]
 
     def scores(self) -> Mapping[str, Tensor]:
-        found = {name: s.score for name, s in self._sensitivities.items()}
+        scores = {name: s.score for name, s in self._sensitivities.items()}
         if self.budget.blocks is None:
-            return found
+            return scores
         b = self.budget.block
         return {
             name: score.view(score.shape[0] // b, b, -1, b).sum((1, 3))
-            for name, score in found.items()
+            for name, score in scores.items()
         }
 
 

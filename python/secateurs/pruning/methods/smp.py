@@ -37,7 +37,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -87,13 +87,13 @@ class MapScorer(nn.Module):
         self.layers = nn.Sequential(*layers)
         with torch.no_grad():
             for module in self.layers:
-                mean = {nn.Conv2d: 0.0, nn.BatchNorm2d: 1.0}.get(type(module))
-                if mean is not None:
-                    weight = module.weight
+                if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+                    mean, weight = float(isinstance(module, nn.BatchNorm2d)), module.weight
                     weight.copy_(mean + 0.01 * torch.randn(weight.shape, generator=generator))
 
     def forward(self, maps: Tensor) -> Tensor:
-        return 2 * self.layers(maps).flatten(1).sigmoid()
+        logits: Tensor = self.layers(maps)
+        return 2 * logits.flatten(1).sigmoid()
 
 
 def square_maps(attention: Tensor, mask: Tensor) -> Tensor:
@@ -130,9 +130,9 @@ def similarities(representations: Tensor) -> Tensor:
 def representation_loss(pruned: Tensor, unpruned: Tensor) -> Tensor:
     """Mean elementwise KL divergence of the similarities of `pruned` `[B, d]` from those of
     `unpruned`; 0 where both are alike."""
-    given = similarities(pruned).log_softmax(-1)
-    wanted = similarities(unpruned).log_softmax(-1)
-    return F.kl_div(given, wanted, log_target=True, reduction="none").mean()
+    student = similarities(pruned).log_softmax(-1)
+    teacher = similarities(unpruned).log_softmax(-1)
+    return F.kl_div(student, teacher, log_target=True, reduction="none").mean()
 
 
 @dataclass(frozen=True)
@@ -165,13 +165,13 @@ def meta_train(
     """
     if not tasks or steps < 1:
         raise DataError(f"expected a task and a step or more, got {len(tasks)} and {steps}")
-    found = [check_batches(task.batches) for task in tasks]
-    sizes = torch.tensor([sum(map(batch_size, batches)) for batches in found])
+    inputs = [check_batches(task.batches) for task in tasks]
+    sizes = torch.tensor([sum(map(batch_size, batches)) for batches in inputs])
     generator = torch.Generator().manual_seed(seed)
     scorer = MapScorer(generator).to(next(model.parameters()).device)
     training = MetaTraining(model, find_sites(model), scorer, generator)
     chosen = task_odds(sizes).multinomial(steps, replacement=True, generator=generator).tolist()
-    endless = [itertools.cycle(batches) for batches in found]
+    endless = [itertools.cycle(batches) for batches in inputs]
     for task in shown(chosen, steps, "meta-training", progress):
         training.step(next(endless[task]), tasks[task].pair)
     training.check()
@@ -229,7 +229,7 @@ class MetaTraining:
         self.batches += 1
         batch = {name: value[:even] for name, value in unlabelled(batch, self.model).items()}
         with torch.no_grad():
-            maps, mask, wanted = attend(self.model, batch, pair)
+            maps, mask, unpruned = attend(self.model, batch, pair)
         self.scorer.train()
         scores = head_scores(self.scorer, maps, mask, pair)
         masks = [sampled_heads(row, row.numel() // 2, self.generator) for row in scores]
@@ -238,11 +238,11 @@ class MetaTraining:
         with evaluating(self.model), Gates(self.model, self.sites) as gates:
             for i, heads in enumerate(masks):
                 gates[f"layers.{i}.heads"] = torch.ones_like(heads) if i in spared else heads
-            output = run(self.model.base_model, batch)
-        given = represent(output, mask, pair)
-        stays = torch.rand(given.shape[1], generator=self.generator) >= FEATURES_DROPPED
-        features = stays.to(given) / (1 - FEATURES_DROPPED)
-        loss = representation_loss(given * features, wanted * features)
+            output = run(cast(nn.Module, self.model.base_model), batch)
+        pruned = represent(output, mask, pair)
+        stays = torch.rand(pruned.shape[1], generator=self.generator) >= FEATURES_DROPPED
+        features = stays.to(pruned) / (1 - FEATURES_DROPPED)
+        loss = representation_loss(pruned * features, unpruned * features)
         loss = loss if pair else SINGLE_SCALE * loss
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -334,7 +334,8 @@ def attend(model: nn.Module, batch: Batch, pair: bool) -> tuple[tuple[Tensor, ..
     """Maps `[B, H, T, T]` by layer, the mask of real tokens `[B, T]`, and representations
     `[B, d]`."""
     with evaluating(model), _eager(model):
-        output = run(model.base_model, {**batch, "output_attentions": True})
+        asking: dict[str, Any] = {**batch, "output_attentions": True}
+        output = run(cast(nn.Module, model.base_model), asking)
     mask = batch.get("attention_mask")
     if mask is None:
         mask = torch.ones(output.last_hidden_state.shape[:2], device=output[0].device)
@@ -343,9 +344,9 @@ def attend(model: nn.Module, batch: Batch, pair: bool) -> tuple[tuple[Tensor, ..
 
 def represent(output: Any, mask: Tensor, pair: bool) -> Tensor:
     """`[B, d]`: of sentence pairs the pooled output, of sentences the mean of the real tokens."""
-    hidden = output.last_hidden_state
+    hidden: Tensor = output.last_hidden_state
     if pair:
-        pooled = getattr(output, "pooler_output", None)
+        pooled: Tensor | None = getattr(output, "pooler_output", None)
         return hidden[:, 0] if pooled is None else pooled
     weights = mask.to(hidden)[..., None]
     return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
@@ -354,12 +355,12 @@ def represent(output: Any, mask: Tensor, pair: bool) -> Tensor:
 def head_scores(scorer: MapScorer, maps: tuple[Tensor, ...], mask: Tensor, pair: bool) -> Tensor:
     """`[L, H]`, the mean over the batch."""
     squares = torch.stack([square_maps(layer, mask) for layer in maps], 1)  # [B, L, H, S, S]
-    scores = scorer(squares.flatten(0, 2)[:, None])[:, 0 if pair else 1]
+    scores: Tensor = scorer(squares.flatten(0, 2)[:, None])[:, 0 if pair else 1]
     return scores.view(squares.shape[:3]).mean(0)
 
 
 @contextmanager
-def _eager(model: nn.Module) -> Iterator[None]:
+def _eager(model: Any) -> Iterator[None]:
     """Attention that returns its maps; as before afterwards."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")

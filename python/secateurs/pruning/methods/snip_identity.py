@@ -7,8 +7,8 @@ below it is removed for good. The threshold rises in `rounds` equal spans of tim
 removed follows a schedule to the budget. Spectral normalisation W min(1, c / sigma(W)) of the
 attention output and both FFN projections makes norms of different layers comparable; it is folded
 into the weights at the end. The prior itself is a penalty on the norms, weighted by the share of
-the parameters each mapping holds: what the loss does not need shrinks. What goes first has the
-smallest norm for the parameters it holds.
+the parameters each mapping holds: what the loss does not need shrinks. The mapping with the
+smallest norm for the parameters it holds goes first.
 
     l2: mean over tokens of |F|_2 / sqrt(d)      rel: mean over tokens of |F|_2 / |x|_2
     linf: 99.9th percentile of |F| over tokens and coordinates
@@ -246,18 +246,19 @@ class SnipIdentityPruner(Pruner):
         self._now[name] = norms if name.endswith(".heads") else norms[0]
 
     def _mapped(self, name: str, produced: Tensor) -> Tensor:
-        """What each mapping at a site adds to the residual, `[units, tokens, d]`."""
+        """Compute what each mapping at a site adds to the residual, `[units, tokens, d]`."""
         if not name.endswith(".heads"):
             return produced[None]
         layer = name.split(".")[1]
         shape = self.sites.layers[int(layer)]
         weight = self._effective(f"layers.{layer}.output").float()
-        heads = produced.unflatten(1, (shape.heads, shape.head_dim)).transpose(0, 1)
-        return heads @ weight.unflatten(1, (shape.heads, shape.head_dim)).permute(1, 2, 0)
+        heads: Tensor = produced.unflatten(1, (shape.heads, shape.head_dim)).transpose(0, 1)
+        outputs: Tensor = weight.unflatten(1, (shape.heads, shape.head_dim)).permute(1, 2, 0)
+        return heads @ outputs
 
     def _effective(self, name: str) -> Tensor:
         _, layer, role = name.split(".")
-        weight = self.sites.linear(self.model, int(layer), role).weight
+        weight = self.linear_weight(int(layer), role)
         return weight * self.gates[name] if name in self.gates else weight
 
     def _share(self, name: str) -> float:
@@ -297,7 +298,7 @@ class SnipIdentityPruner(Pruner):
         for site in self.sites.of_kind("linear"):
             role = site.name.rsplit(".", 1)[1]
             if role in NORMALISED:
-                weight = self.sites.linear(self.model, site.layer, role).weight.detach().float()
+                weight = self.linear_weight(site.layer, role).detach().float()
                 start = torch.randn(site.shape[0], generator=self.generator).to(weight)
                 self._u[site.name] = power_iteration(weight, start, WARM_UP)
                 sigmas.append(spectral_norm(weight, self._u[site.name]))
@@ -308,7 +309,7 @@ class SnipIdentityPruner(Pruner):
         assert self.bound is not None
         for name, u in self._u.items():
             _, layer, role = name.split(".")
-            weight = self.sites.linear(self.model, int(layer), role).weight
+            weight = self.linear_weight(int(layer), role)
             with torch.autocast(weight.device.type, enabled=False):
                 exact = weight.float()
                 if advance:

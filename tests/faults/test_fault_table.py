@@ -1,0 +1,25 @@
+"""The table of faults fits the source as it is: `run.py`, which is slow, can try every one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fault_table import FAULTS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{Path(f.file).name}: {f.old[:40]}")
+def test_a_fault_stands_once_in_its_file_and_still_compiles(fault):
+    text = (ROOT / fault.file).read_text(encoding="utf-8")
+    assert text.count(fault.old) == 1
+    assert fault.old != fault.new
+    assert (ROOT / fault.test.split()[0]).is_file()
+    if fault.file.endswith(".py"):
+        compile(text.replace(fault.old, fault.new), fault.file, "exec")
+
+
+def test_no_fault_is_tried_twice():
+    assert max(Counter((f.file, f.old, f.new) for f in FAULTS).values()) == 1

@@ -1,0 +1,77 @@
+"""Documents against the code: what they list is what there is."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from secateurs import METHODS
+from secateurs.pruning import ALLOCATORS, Needs
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+READ = re.compile(r"""(?:environ(?:\.get\(|\[)\s*["']|\$ENV\{|os\.environ\[")(SECATEURS_\w+)""")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readme_is_short_and_gives_both_commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 140
+    block = text.partition("```sh\n")[2].partition("```")[0].splitlines()
+    commands = dict(zip(block[::2], block[1::2], strict=True))
+    assert commands["# demo"].endswith("secateurs demo")
+    assert commands["# test"].endswith("pytest")
+
+
+def test_the_page_of_methods_lists_them_all():
+    text = (DOCS / "methods.md").read_text(encoding="utf-8")
+    rows = {}
+    for line in text.splitlines():
+        if line.startswith("| `"):
+            name, removes, needs, command = (cell.strip() for cell in line.strip("|").split("|"))
+            rows[name.strip("`")] = (
+                set(removes.partition(", equally")[0].split(", ")),
+                needs,
+                command,
+            )
+    assert rows.keys() == METHODS.keys()
+    for name, (removes, needs, command) in rows.items():
+        row = METHODS[name]
+        assert removes == row.produces
+        assert needs.endswith("with labels") == row.pruner.labelled
+        assert command == ("`prune-task`" if Needs.TRAINING in row.needs else "`prune`")
+    assert all(f'allocator="{name}"' in text for name in ALLOCATORS)
+
+
+def test_the_page_of_variables_lists_those_that_are_read():
+    listed = re.findall(r"^\| `(\w+)`", (DOCS / "environment.md").read_text("utf-8"), re.MULTILINE)
+    names = subprocess.run(
+        ["git", "ls-files", "python", "csrc", "tests", "benchmarks", "CMakeLists.txt"],
+        cwd=ROOT, capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    if not names:
+        pytest.skip("the sources are not in a git checkout")
+    read = set()
+    for name in names:
+        path = ROOT / name
+        if path.suffix in (".py", ".cmake", ".txt") and path.exists():
+            read |= set(READ.findall(path.read_text(encoding="utf-8")))
+    assert read == set(listed)
+
+
+def test_the_tables_of_results_are_those_of_the_rows(monkeypatch):
+    module = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))
+    page, written = (DOCS / "results.md").read_text(encoding="utf-8"), []
+    monkeypatch.setattr(Path, "write_text", lambda _, text, **__: written.append(text))
+    module["main"]()
+    assert written == [page]
