@@ -31,7 +31,7 @@ def _in(file: str, *rows: tuple[str, str, str]) -> tuple[Fault, ...]:
 
 PRUNING, METHODS = "python/secateurs/pruning", "python/secateurs/pruning/methods"
 ALLOCATION = f"{PRUNING}/allocation"
-BODY = "csrc/cpu/body"
+KERNELS = "csrc/cpu/kernels"
 ALLOCATORS, CONTRACT = "pruning/test_allocators.py", "pruning/test_pruning.py"
 RANKING, SESSION = "pruning/test_ranking.py", "pruning/test_session.py"
 LINEAR, NORM = "ops/test_block_sparse_linear.py", "ops/test_add_norm.py"
@@ -278,7 +278,7 @@ PYTHON = (
 
 CPU = (
     *_in(
-        f"{BODY}/add_norm.h",
+        f"{KERNELS}/norm/add_norm.h",
         ("if (residual) v = v + load(residual + j, n...);", "", f"{NORM} -k any_length"),
         ("const F shift = set1(mean), scale", "const F shift = set1(0), scale",
          f"{NORM} -k any_length"),
@@ -290,24 +290,24 @@ CPU = (
          f"{NORM} -k under_the_root"),
     ),
     *_in(
-        f"{BODY}/epilogue.h",
-        ("load(gate + i * gate_stride + v * W, n...)", "load(gate + i * residual_stride + v * W, n...)",
+        f"{KERNELS}/linear/epilogue.h",
+        ("load(multiplier + i * multiplier_stride + v * W, n...)", "load(multiplier + i * residual_stride + v * W, n...)",
          f"{LINEAR} -k strided"),
         ("load(p.bias + column + v * W, n...)", "load(p.bias + v * W, n...)",
          f"{LINEAR} -k epilogue"),
     ),
     *_in(
-        f"{BODY}/math.h",
+        f"{KERNELS}/math.h",
         ("0.121945344f,  0.0945855156f", "0.121945344f,  0.0945955156f",
          f"{LINEAR} -k activation_accuracy"),
     ),
     *_in(
-        f"{BODY}/block_sparse_linear.h",
+        f"{KERNELS}/linear/block_sparse_linear.h",
         ("words - w0 < depth ? words : w0 + depth", "w0 + depth - 1",
          f"{LINEAR} -k chunks_of_inputs"),
     ),
     *_in(
-        f"{BODY}/attention_head.h",
+        f"{KERNELS}/attention/head.h",
         ("p.causal ? i + p.keys - p.queries : p.keys - 1", "p.keys - 1",
          "ops/test_attention.py -k lengths"),
         ("p.v + b * p.v_stride.batch + p.kv_of[h] * p.v_stride.head",
