@@ -31,11 +31,13 @@ def write(tmp_path, text):
 
 def test_sentences_end_at_stops_but_not_at_abbreviations_or_inside_speech():
     text = (
-        "My dear Mr. Bennet has gone away. \u201cIs that his whole design?\u201d said his lady.\n"
+        "My dear Mr. Bennet has gone away. Mrs. Long and Dr. Grant of St. James came. "
+        "\u201cIs that his whole design?\u201d said his lady.\n"
         "It is so! \u201cWe are not in a way to know.\u201d Then she was quite silent."
     )
     assert sentences(text) == [
         "My dear Mr. Bennet has gone away.",
+        "Mrs. Long and Dr. Grant of St. James came.",
         "\u201cIs that his whole design?\u201d said his lady.",
         "\u201cWe are not in a way to know.\u201d",
         "Then she was quite silent.",

@@ -113,7 +113,7 @@ PYTHON = (
         ("all(sha256(files[n]) == noted[n] for n in noted)", "True",
          "kinds/test_interrupted_runs.py -k is_not_gone_on_from"),
         ("sorted(steps, key=lambda path: -steps[path])", "sorted(steps, key=lambda path: steps[path])",
-         "kinds/test_interrupted_runs.py -k newest_whole"),
+         "kinds/test_interrupted_runs.py -k counts_as_a_number"),
     ),
     *_in(
         f"{METHODS}/gradient.py",
@@ -128,11 +128,11 @@ PYTHON = (
     *_in(
         f"{METHODS}/magnitude.py",
         ('self._squares(index, "down").mean(0)', 'self._squares(index, "up").mean(1)',
-         f"{CONTRACT} -k removes_the_smallest"),
+         f"{CONTRACT} -k unit_owns"),
     ),
     *_in(
         f"{METHODS}/smp.py",
-        ("allocator = PerLayer()", "allocator = _Global()", f"{CONTRACT} -k survives"),
+        ("    allocator = PerLayer()\n", "", "pruning/methods/test_smp.py -k as_many_heads"),
         ("scores * size if self._sums is None else self._sums + scores * size",
          "scores if self._sums is None else self._sums + scores",
          "pruning/methods/test_smp.py -k not_batches"),
@@ -162,7 +162,7 @@ PYTHON = (
          "(self.bound / spectral_norm(exact, u))",
          "pruning/methods/test_snip_identity.py -k clips_only_above"),
         ("norms / size, -1.0)", "norms, -1.0)",
-         "pruning/methods/test_snip_identity.py -k adds_least"),
+         "pruning/methods/test_snip_identity.py -k added_to_the_residual"),
     ),
     *_in(
         f"{METHODS}/admm_pattern.py",
@@ -229,7 +229,7 @@ PYTHON = (
     *_in(
         "python/secateurs/files.py",
         ("        scratch.unlink(missing_ok=True)\n\n\ndef written_by_content",
-         "        pass\n\n\ndef written_by_content", "plan/test_plan.py -k leaves_nothing"),
+         "        pass\n\n\ndef written_by_content", "kinds/test_interrupted_saves.py -k whole_or_as_before"),
     ),
     *_in(
         "python/secateurs/checks.py",

@@ -25,6 +25,7 @@ from fault_table import FAULTS, Fault
 
 ROOT = Path(__file__).parents[2]
 TESTS_FAILED = 1  # of pytest's exit codes: tests ran, and some failed
+OUTPUT = "output.txt"  # of pytest, in the scratch folder
 BROKEN = 3  # pytest itself fails: no test has seen anything
 PATIENCE = 900  # seconds for one test; a fault may make a loop endless
 
@@ -46,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
             start, native = time.perf_counter(), fault.file.startswith("csrc")
             if (native, fault.test) not in whole:
                 whole[native, fault.test] = scratch.run(fault.test) == 0
+                if not whole[native, fault.test]:
+                    print(scratch.last_output(), flush=True)
             verdict = "the test fails without it"
             if whole[native, fault.test]:
                 verdict = "seen" if scratch.run_with(fault) == TESTS_FAILED else "NOT SEEN"
@@ -107,9 +110,9 @@ class Scratch:
 
     def _tested(self, test: str) -> int:
         os.setpgid(0, 0)  # so that a test that hangs ends with all that it started
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
+        output = os.open(self.folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
         package = str(self.folder / "python")
         sys.path.insert(0, package)
         os.environ["PYTHONPATH"] = package
@@ -119,6 +122,11 @@ class Scratch:
         # Modules that are plugins of pytest were loaded before it.
         calm = ["-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
         return int(pytest.main(["-qx", *calm, *_words(test)]))
+
+    def last_output(self) -> str:
+        """The end of what pytest printed in the last run."""
+        text = (self.folder / OUTPUT).read_text(encoding="utf-8", errors="replace")
+        return "\n".join(text.splitlines()[-20:])
 
     def run_with(self, fault: Fault) -> int:
         """The exit code of pytest while the copy has `fault`."""
@@ -147,6 +155,8 @@ class Scratch:
             "SKBUILD_PROJECT_VERSION": "0.0.0",
             "pybind11_DIR": pybind11,
             "Python_EXECUTABLE": sys.executable,
+            # A body is one text for all instruction sets: two of them build in a third of the time.
+            **dict.fromkeys(("HAS_avx512", "HAS_avx512_bf16", "HAS_amx"), "OFF"),
         }
         command += [f"-D{name}={value}" for name, value in settings.items()]
         environment = {**os.environ, "SECATEURS_CUDA": "off"}

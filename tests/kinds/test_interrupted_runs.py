@@ -385,3 +385,14 @@ def test_the_trainer_resumes_from_its_last_whole_checkpoint(tmp_path):
         tmp_path / "checkpoint-3" / run_folders.SEAL
     ).stat().st_mtime_ns == before  # not trained again
     assert run_folders.is_whole(tmp_path / "checkpoint-6")
+
+
+def test_the_last_step_counts_as_a_number_and_only_if_it_is_whole(tmp_path):
+    for step in (3, 20, 100):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        (checkpoint / "weights").write_text(str(step))
+        run_folders.seal(checkpoint)
+    assert run_folders.newest_whole(tmp_path) == tmp_path / "checkpoint-100"
+    (tmp_path / "checkpoint-100" / "weights").write_text("torn")
+    assert run_folders.newest_whole(tmp_path) == tmp_path / "checkpoint-20"

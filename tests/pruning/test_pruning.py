@@ -340,20 +340,58 @@ def test_what_went_in_an_earlier_round_stays_gone(batches):
 
 
 def test_later_rounds_see_the_model_without_what_is_gone(batch):
-    """Two heads that do the same work look equally useless until one of them is gone."""
-    model = tiny_model("bert")
+    """With labels nothing is random: the same batch again gives other scores because three heads
+    are gone, and those of a model that has lost them."""
+    model = tiny_model("roberta")
+    sites, labelled = find_sites(model), {**batch, "labels": torch.tensor([0, 1, 0])}
+    pruner = GradientPruner(rounds=2, normalize="none")
+    pruner.start(model, sites, Budget(heads=0.5), seed=0)
+    scores = []
+    for _ in range(2):
+        pruner.observe(labelled)
+        pruner.end_round()
+        scores.append(dict(pruner.scores()))
+    gone = {name: score == -1 for name, score in scores[1].items()}
+    assert sum(int(mask.sum()) for mask in gone.values()) == 3
+    assert all(bool((scores[1][n][~gone[n]] != scores[0][n][~gone[n]]).any()) for n in gone)
+    for name, part in gone.items():
+        with torch.no_grad():
+            output = sites.linear(model, int(name.split(".")[1]), "output").weight
+            output.mul_((~part).repeat_interleave(16))
+    fresh = GradientPruner(normalize="none")
+    fresh.start(model, sites, Budget(heads=0.5), seed=0)
+    fresh.observe(labelled)
+    fresh.end_round()
+    for name, score in fresh.scores().items():
+        stays = ~gone[name]
+        torch.testing.assert_close(scores[1][name][stays], score[stays], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_magnitude_is_the_root_mean_square_of_all_that_a_unit_owns(family):
+    """A loop over single units and their slices of every linear, each linear weighing the same."""
+    model = tiny_model(family)
     sites = find_sites(model)
-    once = GradientPruner(rounds=2, normalize="none")
-    once.start(model, sites, Budget(heads=0.5), seed=0)
-    once.observe(batch)
-    once.end_round()
-    before = dict(once.scores())
-    once.observe(batch)
-    once.end_round()
-    after = once.scores()
-    changed = [not torch.allclose(before[n], after[n], rtol=1e-2) for n in before]
-    assert any(changed)
-    assert sum(int((score == -1).sum()) for score in after.values()) == 3
+    pruner = METHODS["magnitude"].pruner()
+    pruner.start(model, sites, Budget(heads=0.5, neurons=0.5), seed=0)
+    scores = pruner.scores()
+    for index, shape in enumerate(sites.layers):
+        weights = {
+            role: sites.linear(model, index, role).weight.detach().double()
+            for role in shape.linears()
+        }
+        for head in range(shape.heads):
+            shared = head // (shape.heads // shape.kv_heads)
+            slices = [weights["query"][16 * head : 16 * head + 16],
+                      weights["output"][:, 16 * head : 16 * head + 16]]  # fmt: skip
+            slices += [weights[r][16 * shared : 16 * shared + 16] for r in ("key", "value")]
+            want = math.sqrt(sum(float((s**2).mean()) for s in slices) / 4)
+            assert float(scores[f"layers.{index}.heads"][head]) == pytest.approx(want)
+        for neuron in range(shape.neurons):
+            slices = [weights[r][neuron] for r in ("up", "gate") if r in weights]
+            slices.append(weights["down"][:, neuron])
+            want = math.sqrt(sum(float((s**2).mean()) for s in slices) / len(slices))
+            assert float(scores[f"layers.{index}.neurons"][neuron]) == pytest.approx(want)
 
 
 def test_a_budget_of_parameters_takes_the_fewest_units():
