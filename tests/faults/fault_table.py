@@ -291,7 +291,7 @@ CPU = (
     ),
     *_in(
         f"{BODY}/epilogue.h",
-        ("load(gate + i * gate_stride + v * W, n...)", "load(gate + i * residual_stride + v * W, n...)",
+        ("load(gate + i * gate_stride + v * W, n...)", "load(gate + i * y_stride + v * W, n...)",
          f"{LINEAR} -k strided"),
         ("load(p.bias + column + v * W, n...)", "load(p.bias + v * W, n...)",
          f"{LINEAR} -k epilogue"),
