@@ -291,7 +291,7 @@ CPU = (
     ),
     *_in(
         f"{KERNELS}/linear/epilogue.h",
-        ("load(multiplier + i * multiplier_stride + v * W, n...)", "load(multiplier + i * residual_stride + v * W, n...)",
+        ("load(multiplier + i * multiplier_stride + v * W, n...)", "load(multiplier + i * y_stride + v * W, n...)",
          f"{LINEAR} -k strided"),
         ("load(p.bias + column + v * W, n...)", "load(p.bias + v * W, n...)",
          f"{LINEAR} -k epilogue"),
