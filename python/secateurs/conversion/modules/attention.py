@@ -120,10 +120,12 @@ class RelativeBias(nn.Module):
 
 
 def biased(bias: Tensor, mask: Tensor | None) -> Tensor:
-    """A float mask `[B, H, Tq, Tk]` of a bias of scores and a bool mask, `[B, Tk]` of keys or
-    broadcastable to the scores."""
+    """A float mask `[B, H, Tq, Tk]` of a bias of scores and a mask: bool, `[B, Tk]` of keys or
+    broadcastable to the scores, or float, which is added to them."""
     if mask is None:
         return bias
+    if mask.is_floating_point():
+        return bias + mask
     if mask.dim() == 2:
         mask = mask[:, None, None]
     return bias.masked_fill(~mask, -math.inf)
