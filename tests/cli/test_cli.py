@@ -106,7 +106,7 @@ def test_prune_reads_json_lines_options_and_distils(folder, tmp_path):
     data.write_text("\n".join(json.dumps({"text": " ".join(WORDS[i:])}) for i in range(6)))
     out = tmp_path / "out"
     options = ["--data", data, "--option", "rounds=2", "--option", "normalize=none"]
-    assert prune(folder, out, *options, "--distill", 2, "--batch-size", 3) == 0
+    assert prune(folder, out, *options, "--no-refit", "--distill", 2, "--batch-size", 3) == 0
     notes = secateurs.SparsityPlan.load(saved_files(out)[1]).notes
     assert notes["options"] == {"rounds": 2, "normalize": "none"}
     weight = "encoder.layer.0.attention.output.dense.bias"
@@ -115,6 +115,20 @@ def test_prune_reads_json_lines_options_and_distils(folder, tmp_path):
     weights = (folder / "model.safetensors", saved_files(out)[0])
     dense, pruned = (load_file(path)[weight] for path in weights)
     assert not torch.equal(dense, pruned)
+
+
+@pytest.mark.parametrize("refits", [True, False])
+def test_prune_refits_unless_told_not_to(folder, tmp_path, refits):
+    from safetensors.torch import load_file
+
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps({"text": " ".join(WORDS[i:])}) for i in range(6)))
+    options = ["--data", data, "--method", "magnitude", *([] if refits else ["--no-refit"])]
+    assert prune(folder, tmp_path / "out", *options) == 0
+    name = "encoder.layer.0.output.dense.bias"
+    files = (folder / "model.safetensors", saved_files(tmp_path / "out")[0])
+    dense, pruned = (load_file(path)[name] for path in files)
+    assert torch.equal(dense, pruned) is not refits
 
 
 def test_inspect_of_a_stock_model_shows_everything_kept(folder, tmp_path):
@@ -225,6 +239,7 @@ def test_env_prints_what_env_report_says(tmp_path, capsys):
         ),
         (["--budget", "heads=0.5", "--method", "random", "--lr", "1"], "--lr only with --distill"),
         (["--budget", "heads=0.5", "--method", "random", "--batch-size", "2"], "--batch-size only"),
+        (["--budget", "heads=0.5", "--method", "random", "--no-refit"], "--no-refit only with"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(

@@ -35,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampling(parser)
     parser.add_argument(
         "--no-refit",
-        dest="refit",
-        action="store_false",
+        action="store_true",
         default=None,
         help="leave the weights that stay as they were (default: fit them to the dense model's "
         "hidden states on the examples, in closed form)",
@@ -71,15 +70,15 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     has_data = bool(options.text or options.data)
     effects = {
         "examples": (
-            has_data and (reads_data or options.refit is not False),
+            has_data and (reads_data or not options.no_refit),
             "with data, for a method that reads some of it, or to re-fit on",
         ),
-        "refit": (has_data, "with --text or --data"),
+        "no_refit": (has_data, "with --text or --data"),
         "batch_size": (has_data, "with --text or --data"),
         "max_length": (has_data, "with --text or --data"),
         "lr": (options.distill is not None, "with --distill"),
     }
-    settle(options, {**SAMPLING, "distill": 0, "refit": True}, effects)
+    settle(options, {**SAMPLING, "distill": 0, "no_refit": False}, effects)
     out = new_directory(options.out)
     values = method_options(options.method, options.option, options.allocator)
     common: dict[str, Any] = {"allocator": options.allocator, **values}
@@ -113,7 +112,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         **common,
     )
     recovered = model
-    if options.refit and calibration:
+    if calibration and not options.no_refit:
         recovered = refit(model, plan, calibration, progress=options.progress)
     if options.distill:
         recovered = distill(
