@@ -137,7 +137,7 @@ def feed_forward(
     transposed: bool = False,
 ) -> FeedForward:
     """A feed-forward network with a linear of its own for each role."""
-    linears = (
+    linears: tuple[Linear, ...] = (
         Linear("up", up, rows="neurons", transposed=transposed),
         Linear("down", down, columns="neurons", transposed=transposed),
     )

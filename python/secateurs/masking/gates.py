@@ -231,7 +231,8 @@ class Gates(Mapping[str, Tensor]):
 
 def straight_through(value: Tensor, carrier: Tensor) -> Tensor:
     """`value` forward; backward its gradient goes to `carrier` unchanged, and none to `value`."""
-    return _StraightThrough.apply(value, carrier)
+    result: Tensor = _StraightThrough.apply(value, carrier)  # type: ignore[no-untyped-call]
+    return result
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -270,19 +271,21 @@ class _GatedWeight(AbstractContextManager["_GatedWeight"]):
     def __enter__(self) -> _GatedWeight:
         module = self.views[0].module
         self._before = module.__dict__.get("forward")
-        module.forward = self._forward  # type: ignore[method-assign, assignment]
+        module.forward = self._forward
         return self
 
     def __exit__(self, *error: object) -> None:
         module = self.views[0].module
         del module.forward
         if self._before is not None:
-            module.forward = self._before  # type: ignore[method-assign, assignment]
+            module.forward = self._before
 
     def _forward(self, x: Tensor) -> Tensor:
         weights = [self.gates.get(view.linear.role, _unchanged)(view.weight) for view in self.views]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        return F.linear(x, weight, self.views[0].module.bias)
+        bias = self.views[0].module.bias
+        assert bias is None or isinstance(bias, Tensor)
+        return F.linear(x, weight, bias)
 
 
 def _unchanged(weight: Tensor) -> Tensor:

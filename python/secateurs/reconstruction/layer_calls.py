@@ -24,7 +24,8 @@ class LayerCall:
     def __call__(self, layer: nn.Module, states: Tensor) -> Tensor:
         """The layer of `states` `[B, T, d]`."""
         output = layer(states, *self.args, **self.named)
-        return output[0] if isinstance(output, tuple) else output
+        first: Tensor = output[0] if isinstance(output, tuple) else output
+        return first
 
 
 class _Stop(Exception):

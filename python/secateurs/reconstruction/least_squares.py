@@ -23,12 +23,12 @@ class NormalEquations:
     """
 
     def __init__(self, features: int, outputs: int, with_bias: bool, device: torch.device) -> None:
-        wide = {"dtype": torch.float64, "device": device}
+        like = torch.zeros(0, dtype=torch.float64, device=device)
         self.features, self.with_bias, self.count = features, with_bias, 0
-        self.gram = torch.zeros(features, features, **wide)
-        self.feature_sum = torch.zeros(features, **wide)
-        self.product = torch.zeros(features, outputs, **wide)
-        self.error_sum = torch.zeros(outputs, **wide)
+        self.gram = like.new_zeros(features, features)
+        self.feature_sum = like.new_zeros(features)
+        self.product = like.new_zeros(features, outputs)
+        self.error_sum = like.new_zeros(outputs)
 
     def add(self, features: Tensor, errors: Tensor) -> None:
         """Take in examples: features `[M, K]`, errors `[M, N]`."""

@@ -150,7 +150,9 @@ class _Fit:
         architecture = self.sites.architecture
         if architecture.norm_first:
             return behind_attention
-        return layer.get_submodule(architecture.attention.norm)(behind_attention)
+        norm = layer.get_submodule(architecture.attention.norm)
+        states: Tensor = norm(behind_attention)
+        return states
 
     def _fit(self, sublayer: SubLayer, runs: list[_Run], targets: list[Tensor]) -> None:
         view = self._view(self.models[0], sublayer)
