@@ -88,6 +88,11 @@ def fit(name: str, value: Any, hint: Any, error: type[SecateursError] = Argument
     raise error(f"expected {name} to be {_either(hints)}, got {brief(value)}")
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype as configs, kernels and messages have it: "float16" of torch.float16."""
+    return str(dtype).removeprefix("torch.")
+
+
 def brief(value: Any) -> str:
     """What `value` is, in a few words of one line."""
     if isinstance(value, Tensor):

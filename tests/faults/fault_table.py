@@ -276,6 +276,72 @@ PYTHON = (
     ),
 )  # fmt: skip
 
+REFIT, CONVERT = "reconstruction/test_refit.py", "conversion/test_convert.py"
+PROOF, ARGUMENTS = "kinds/test_unproven_layers.py", "kinds/test_foreign_arguments.py"
+RECONSTRUCTION, CONVERSION = "python/secateurs/reconstruction", "python/secateurs/conversion"
+ARCHITECTURES = "python/secateurs/architectures"
+
+PYTHON += (
+    *_in(
+        f"{RECONSTRUCTION}/least_squares.py",
+        ("gram = gram - count * mean[:, None] * mean", "pass", f"{REFIT} -k normal_equations"),
+        ("damped = gram + ridge * size", "damped = gram + 0 * size", f"{REFIT} -k by_hand"),
+        ("error_mean - mean @ weight if", "error_mean if", f"{REFIT} -k by_hand"),
+    ),
+    *_in(
+        f"{RECONSTRUCTION}/refit.py",
+        (
+            "features[run.real][:, columns], errors[run.real]",
+            "features.flatten(0, 1)[:, columns], errors.flatten(0, 1)",
+            f"{REFIT} -k padding",
+        ),
+        (
+            "target - residual - view.module(features)",
+            "target - view.module(features)",
+            f"{REFIT} -k comes_closer",
+        ),
+        (
+            "own.weight[:, columns] += weight.to(own.weight)",
+            "own.weight[:, columns] += 0",
+            f"{REFIT} -k comes_closer",
+        ),
+        ("role not in self.keep.weights and", "", f"{REFIT} -k masks_of_their_own"),
+        ("if architecture.norm_first:", "if True:", f"{REFIT} -k by_hand"),
+    ),
+    *_in(
+        f"{ARCHITECTURES}/linears.py",
+        ("number * size : (number + 1) * size", "0:size", f"{CONVERT} -k converted_equals_masked"),
+        (
+            "return whole.T.contiguous() if linear.transposed",
+            "return whole if linear.transposed",
+            "storage/test_checkpoint.py -k export_dense and gpt2",
+        ),
+    ),
+    *_in(
+        f"{CONVERSION}/modules/attention.py",
+        (
+            "scores_bias = scores_bias[:, self.kept_heads]",
+            "pass",
+            f"{CONVERT} -k converted_equals_masked",
+        ),
+        ("one_side * (distance > 0)", "one_side * (distance < 0)", f"{CONVERT} -k equals_masked"),
+        ("return bias.masked_fill(~mask, -math.inf)", "return bias", f"{CONVERT} -k equals_masked"),
+    ),
+    *_in(
+        f"{CONVERSION}/modules/layer.py",
+        ('elif names[:1] != ["attention_mask"]:', "elif False:", f"{ARGUMENTS} -k another_order"),
+        (
+            "relative_bias: RelativeBias | None = None,\n    ) -> None:",
+            "relative_bias: RelativeBias | None = None,\n    ) -> None:\n        relative_bias = None",
+            f"{CONVERT} -k equals_masked",
+        ),
+    ),
+    *_in(
+        f"{CONVERSION}/forms.py",
+        ("whole += [made.name] if form.whole else []", "pass", "conversion/test_whole_layer.py"),
+    ),
+)
+
 CPU = (
     *_in(
         f"{KERNELS}/norm/add_norm.h",

@@ -111,38 +111,48 @@ def test_padding_does_not_count():
         assert relative(a.float(), b.float()) < 1e-5
 
 
-def test_the_first_sub_layer_is_the_ridge_regression_by_hand():
-    """Attention of the first layer of a BERT, against a solution in float64 of the whole system at
-    once, bias as a column of ones."""
+def ridge_by_hand(phi, e, ridge, with_bias=True):
+    """`[K + 1, N]`, the bias last: the whole system at once, in float64, bias as ones."""
+    ones = torch.cat([phi, torch.ones(len(phi), int(with_bias), dtype=torch.float64)], 1)
+    damping = ridge * phi.square().sum(0).mean() * torch.eye(ones.shape[1]).double()
+    if with_bias:
+        damping[-1, -1] = 0
+    return torch.linalg.solve(ones.T @ ones + damping, ones.T @ e)
+
+
+@torch.no_grad()
+def at(model, path, batches):
+    """What the module at `path` reads and gives for real tokens, `[N, K]` and `[N, d]`."""
+    read, given = [], []
+    for batch in batches:
+        real, states = batch["attention_mask"].bool(), []
+        hook = model.get_submodule(path).register_forward_hook(
+            lambda _, args, out, kept=states: kept.extend((args[0], out))
+        )
+        model(**batch)
+        hook.remove()
+        read.append(states[0][real])
+        given.append(states[1][real])
+    return torch.cat(read), torch.cat(given)
+
+
+@pytest.mark.parametrize("part", ["attention", "ffn"])
+def test_the_first_layer_is_the_ridge_regression_by_hand(part):
+    """Both sub-layers of the first layer of a BERT, whose norms come behind: the FFN's residual is
+    normalised, and in the pruned model that of the attention as it was fitted."""
     model, batches, ridge = tiny_model("bert"), data(tiny_model("bert"), 8), 0.05
     fitted = refit(model, PLAN, batches, ridge=ridge, progress=False)
-    masked, rows, errors, states = apply(model, PLAN).double(), [], [], {}
-    dense = tiny_model("bert").double()
-    keep = find_sites(model).keep(PLAN, 0).sides("output")[1]
-    for batch in batches:
-        real = batch["attention_mask"].bool()
-        for name, m in (("dense", dense), ("masked", masked)):
-            output = m.encoder.layer[0].attention.output.dense
-            hooks = [
-                output.register_forward_pre_hook(
-                    lambda _, args, n=name: states.__setitem__(n + " in", args[0])
-                ),
-                output.register_forward_hook(
-                    lambda _, args, out, n=name: states.__setitem__(n + " out", out)
-                ),
-            ]
-            with torch.no_grad():
-                m(**batch)
-            for hook in hooks:
-                hook.remove()
-        rows.append(states["masked in"][real][:, keep])
-        errors.append((states["dense out"] - states["masked out"])[real])
-    phi, e = torch.cat(rows), torch.cat(errors)
-    ones = torch.cat([phi, torch.ones(len(phi), 1)], 1)
-    damping = ridge * phi.square().sum(0).mean() * torch.eye(ones.shape[1]).double()
-    damping[-1, -1] = 0
-    solved = torch.linalg.solve(ones.T @ ones + damping, ones.T @ e)
-    old, new = (m.encoder.layer[0].attention.output.dense for m in (model, fitted))
+    dense, pruned = tiny_model("bert").double(), apply(fitted, PLAN).double()
+    layer, role = "encoder.layer.0", "output" if part == "attention" else "down"
+    path = f"{layer}.{'attention.output.dense' if part == 'attention' else 'output.dense'}"
+    keep = find_sites(model).keep(PLAN, 0).sides(role)[1]
+    phi, want = at(pruned, path, batches)[0][:, keep], at(dense, path, batches)[1]
+    if part == "ffn":
+        norm = f"{layer}.attention.output.LayerNorm"
+        want += at(dense, norm, batches)[1] - at(pruned, norm, batches)[1]
+    old, new = (m.get_submodule(path) for m in (model, fitted))
+    before = phi @ old.weight[:, keep].double().T + old.bias.double()
+    solved = ridge_by_hand(phi, (want - before).detach(), ridge)
     assert relative((new.weight - old.weight)[:, keep].double(), solved[:-1].T) < 1e-3
     assert relative((new.bias - old.bias).double(), solved[-1]) < 1e-3
 
@@ -156,11 +166,7 @@ def test_normal_equations_in_chunks_solve_the_whole_system(with_bias):
     for start in range(0, 200, 33):
         sums.add(phi[start : start + 33], e[start : start + 33])
     weight, bias = sums.solve(0.1)
-    ones = torch.cat([phi, torch.ones(200, int(with_bias), dtype=torch.float64)], 1)
-    damping = 0.1 * phi.square().sum(0).mean() * torch.eye(ones.shape[1]).double()
-    if with_bias:
-        damping[-1, -1] = 0
-    solved = torch.linalg.solve(ones.T @ ones + damping, ones.T @ e)
+    solved = ridge_by_hand(phi, e, 0.1, with_bias)
     assert relative(weight.T, solved[:7]) < 1e-4
     assert relative(bias, solved[7]) < 1e-4 if with_bias else not bias.any()
 

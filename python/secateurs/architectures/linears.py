@@ -53,10 +53,15 @@ def view(layer: nn.Module, linear: Linear) -> LinearView:
     return LinearView(layer.get_submodule(linear.path), linear)
 
 
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Weights or biases one above the other; itself where there is only one."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
 def joined(parts: Sequence[Tensor], linear: Linear) -> Tensor:
     """What the module of `linear` stores of the weights `[N, K]`, or biases `[N]`, of all linears
     that it holds, in their order."""
-    whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    whole = stacked(parts)
     return whole.T.contiguous() if linear.transposed and whole.dim() == 2 else whole
 
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.architectures.kept import LayerKeep
+from secateurs.architectures.linears import stacked
 from secateurs.conversion.modules import DenseLinear, PackedLinear, PatternLinear
 from secateurs.conversion.modules.pattern_linear import pack
-from secateurs.conversion.slicing import CompactLinear, common_grid, stacked, stacked_bias
+from secateurs.conversion.slicing import CompactLinear, common_grid, stacked_bias
 from secateurs.errors import FormatError
 from secateurs.formats import BlockSparseWeight
 

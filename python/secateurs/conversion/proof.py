@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.architectures.calls import states_behind, states_of, with_states
 from secateurs.architectures.sites import Sites
 from secateurs.conversion import transformers_attention
 from secateurs.errors import FamilyError, SecateursError
@@ -252,15 +253,13 @@ class _Watcher:
         return leave
 
     def _replace(self, _: nn.Module, args: Any, named: dict[str, Any]) -> tuple[Any, Any]:
-        like = args[0] if args else named["hidden_states"]
+        like = states_of(args, named)
         states = self.scale * torch.randn(like.shape, generator=self.generator)
-        states = states.to(like)
-        return ((states, *args[1:]), named) if args else (args, {**named, "hidden_states": states})
+        return with_states(args, named, states.to(like))
 
     def _record(self, _: nn.Module, args: Any, named: dict[str, Any], output: Any) -> None:
-        before = args[0] if args else named["hidden_states"]
-        behind = output[0] if isinstance(output, tuple) else output
-        self.updates.append(Update(before, behind.detach()))
+        before = states_of(args, named)
+        self.updates.append(Update(before, states_behind(output).detach()))
 
 
 @contextmanager

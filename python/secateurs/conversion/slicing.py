@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.architectures.kept import LayerKeep
+from secateurs.architectures.linears import stacked
 from secateurs.architectures.sites import Sites
 from secateurs.plan import SparsityPlan
 
@@ -59,10 +60,6 @@ def compact_blocks(keep: LayerKeep, role: str) -> tuple[Tensor | None, tuple[int
             return None, None
         grid = grid[pieces[:, 0]] if dim == 0 else grid[:, pieces[:, 0]]
     return grid, mask.block
-
-
-def stacked(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def stacked_bias(parts: Sequence[CompactLinear]) -> Tensor | None:

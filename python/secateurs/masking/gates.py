@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateurs.architectures.linears import LinearView
+from secateurs.architectures.linears import LinearView, stacked
 from secateurs.architectures.sites import Sites, find_sites
 from secateurs.checks import door
 from secateurs.errors import PlanError
@@ -282,10 +282,9 @@ class _GatedWeight(AbstractContextManager["_GatedWeight"]):
 
     def _forward(self, x: Tensor) -> Tensor:
         weights = [self.gates.get(view.linear.role, _unchanged)(view.weight) for view in self.views]
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         bias = self.views[0].module.bias
         assert bias is None or isinstance(bias, Tensor)
-        return F.linear(x, weight, bias)
+        return F.linear(x, stacked(weights), bias)
 
 
 def _unchanged(weight: Tensor) -> Tensor:

@@ -30,6 +30,14 @@ class Needs(Flag):
     TRAINING = auto()
 
 
+def notes_of(
+    method: str, budget: Budget | None, seed: int, options: Mapping[str, Any], allocator: str | None
+) -> dict[str, Any]:
+    """What a plan notes of how it came to be; the allocator in words, where the caller chose it."""
+    notes = {"method": method, "budget": str(budget), "seed": seed, "options": options}
+    return notes if allocator is None else {**notes, "allocator": allocator}
+
+
 def averaged(tensor: Tensor) -> Tensor:
     """The mean of `tensor` over all processes, so that every one decides alike."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -22,7 +22,7 @@ from secateurs.errors import MethodError
 from secateurs.plan import SparsityPlan
 from secateurs.pruning.allocation import Allocator, Price, described
 from secateurs.pruning.allocation.budget import Budget
-from secateurs.pruning.base import Needs
+from secateurs.pruning.base import Needs, notes_of
 from secateurs.pruning.methods import check_options, make_pruner
 
 
@@ -85,7 +85,5 @@ def prune(
             for batch in shown(data, len(data), label, progress):
                 pruner.observe(batch)
             pruner.end_round()
-    notes = {"method": method, "budget": str(budget), "seed": seed, "options": options}
-    if allocator is not None:
-        notes["allocator"] = described(pruner.allocator)
-    return replace(pruner.plan(), notes=notes)
+    chosen = None if allocator is None else described(pruner.allocator)
+    return replace(pruner.plan(), notes=notes_of(method, budget, seed, options, chosen))

@@ -28,7 +28,7 @@ from secateurs.masking.gates import Gates
 from secateurs.plan import SparsityPlan
 from secateurs.pruning.allocation import Allocator, Price, described
 from secateurs.pruning.allocation.budget import Budget
-from secateurs.pruning.base import Needs, Pruner
+from secateurs.pruning.base import Needs, Pruner, notes_of
 from secateurs.pruning.methods import check_options, make_pruner
 from secateurs.pruning.run_folders import plan_digest
 
@@ -213,14 +213,7 @@ class Session:
         plan = self.pruner.plan()
         if not self.method:
             return plan
-        notes = {
-            "method": self.method,
-            "budget": str(self.budget),
-            "seed": self.seed,
-            "options": self.options,
-        }
-        if self._allocator is not None:
-            notes["allocator"] = self._allocator
+        notes = notes_of(self.method, self.budget, self.seed, self.options, self._allocator)
         return replace(plan, notes=notes)
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,22 +10,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from secateurs.architectures.calls import states_behind, states_of, with_states
 from secateurs.architectures.sites import Sites
 from secateurs.data.batches import Batch, run
 
 
 @dataclass(frozen=True)
 class LayerCall:
-    """What a model hands to one of its layers besides the states."""
+    """What a model hands to one of its layers, without the states."""
 
     args: tuple[Any, ...]
     named: Mapping[str, Any]
 
     def __call__(self, layer: nn.Module, states: Tensor) -> Tensor:
         """The layer of `states` `[B, T, d]`."""
-        output = layer(states, *self.args, **self.named)
-        first: Tensor = output[0] if isinstance(output, tuple) else output
-        return first
+        args, named = with_states(self.args, self.named, states)
+        return states_behind(layer(*args, **named))
 
 
 class _Stop(Exception):
@@ -38,11 +38,9 @@ def layer_calls(model: nn.Module, sites: Sites, batch: Batch) -> tuple[Tensor, l
     calls: list[LayerCall] = []
 
     def record(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        named = dict(named)
-        first, rest = (args[0], args[1:]) if args else (named.pop("hidden_states"), ())
         if not calls:
-            states.append(first)
-        calls.append(LayerCall(rest, named))
+            states.append(states_of(args, named))
+        calls.append(LayerCall(*with_states(args, named, None)))
 
     takes = inspect.signature(type(model).forward).parameters
     inputs = {**batch, "use_cache": False} if "use_cache" in takes else batch

@@ -52,29 +52,21 @@ class NormalEquations:
                     "expected finite activations to re-fit by, got NaN or infinity: the data or "
                     "the weights hold some"
                 )
-        nothing = torch.zeros_like(self.error_sum)
-        if not self.count:
-            return self.product.T, nothing
         gram, product = self.gram, self.product
-        mean = self.feature_sum / self.count
+        count = max(self.count, 1)
+        mean, error_mean = self.feature_sum / count, self.error_sum / count
         if self.with_bias:  # solved for by centring: c takes what is left of the means
-            gram = gram - self.count * mean[:, None] * mean
+            gram = gram - count * mean[:, None] * mean
             product = product - mean[:, None] * self.error_sum
-        weight = nothing.new_zeros(0, len(nothing))
-        if self.features:
-            size = self.gram.diagonal().mean()
+        weight = torch.zeros_like(product)
+        size = self.gram.diagonal().sum() / max(self.features, 1)
+        if float(size):  # else there are no features, or nothing but zeros
             damped = gram + ridge * size * torch.eye(self.features).to(gram)
             factor, failed = torch.linalg.cholesky_ex(damped)
             if int(failed):
-                if not float(size):  # features that are always zero: nothing depends on them
-                    return (
-                        self.product.T,
-                        self.error_sum / self.count if self.with_bias else nothing,
-                    )
                 raise MethodError(
                     f"expected features that do not depend on each other, or a ridge above {ridge}"
                 )
             weight = torch.cholesky_solve(product, factor)
-        if not self.with_bias:
-            return weight.T, nothing
-        return weight.T, self.error_sum / self.count - mean @ weight
+        bias = error_mean - mean @ weight if self.with_bias else torch.zeros_like(error_mean)
+        return weight.T, bias

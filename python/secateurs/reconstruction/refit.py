@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from secateurs.architectures.linears import LinearView
 from secateurs.architectures.schema import SubLayer
 from secateurs.architectures.sites import Sites, find_sites
-from secateurs.checks import check_weights, door
+from secateurs.checks import door
 from secateurs.data.batches import Batch, check_batches, evaluating, shown, unlabelled
 from secateurs.errors import MethodError
-from secateurs.masking.masked_model import apply, check_finite
+from secateurs.masking.masked_model import apply
 from secateurs.plan import SparsityPlan
 from secateurs.reconstruction.layer_calls import LayerCall, input_of, layer_calls, outputs_of
 from secateurs.reconstruction.least_squares import NormalEquations
@@ -76,11 +76,8 @@ def refit(
     batches = check_batches(batches)
     if not ridge >= 0:
         raise MethodError(f"expected a ridge of at least 0, got {ridge}")
-    check_weights(model)
-    sites = find_sites(model)
-    plan.validate(sites, sites.fingerprint())
-    check_finite(model, sites.path)
-    fitted, pruned = copy.deepcopy(model), apply(model, plan).eval()
+    sites, pruned = find_sites(model), apply(model, plan).eval()
+    fitted = copy.deepcopy(model)
     with evaluating(model), torch.no_grad():
         runs = [_start(model, sites, batch) for batch in batches]
         for index in shown(range(len(sites.layers)), len(sites.layers), "refit", progress):

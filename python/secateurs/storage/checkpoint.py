@@ -29,7 +29,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from secateurs.architectures.records import ARCHITECTURES
 from secateurs.architectures.sites import find_sites
-from secateurs.checks import door
+from secateurs.checks import door, dtype_name
 from secateurs.conversion.builder import rebuild
 from secateurs.conversion.cost import FormPicker, machine
 from secateurs.conversion.report import conversion_of
@@ -47,7 +47,7 @@ from secateurs.reading import (
 )
 from secateurs.storage import manifest
 from secateurs.storage.blueprint import FLOATS, Blueprint, blueprint_of, is_stock, restored_again
-from secateurs.storage.skeleton import check_like, dtype_name, named_tensors, outside, ties
+from secateurs.storage.skeleton import check_like, named_tensors, outside, ties
 
 FORMAT_VERSION = 2
 CONFIG = "config.json"
@@ -62,7 +62,7 @@ _SCRATCH = re.compile(rf"\.+({WEIGHTS}|{re.escape(CONFIG)}).*{re.escape(PARTIAL)
 _OPENED_BY_STOCK = re.compile(
     r"(model|pytorch_model|adapter_model)[-.](.*\.)?(safetensors|bin|index\.json)"
 )
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
+_DTYPES = {dtype_name(dtype): dtype for dtype in FLOATS}
 _MOST_READS = 100  # of a directory that others keep writing to
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.checks import dtype_name
 from secateurs.conversion.inherited import stock_class
 from secateurs.errors import CheckpointError, FormatError
 
@@ -199,8 +200,3 @@ def _tells(key: str, *values: Any) -> bool:
 
 def _kind(module: nn.Module | None) -> str:
     return "missing" if module is None else f"a {stock_class(module).__name__}"
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a dtype as configs have it."""
-    return str(dtype).removeprefix("torch.")

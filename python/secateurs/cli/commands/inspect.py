@@ -21,18 +21,18 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
 
     from secateurs.architectures.sites import find_sites
     from secateurs.cli.tables import LAYER_COLUMNS, layers_kept, table
-    from secateurs.conversion.report import conversion_of, explain
+    from secateurs.conversion.report import SiteReport, conversion_of, explain
     from secateurs.plan import SparsityPlan
     from secateurs.storage.model_folders import is_pruned, open_model
 
     quiet()
     model = open_model(options.model)
+    decisions: list[SiteReport] = []
     if is_pruned(options.model):
         record = conversion_of(model)
-        sites, plan = record.sites, record.plan
+        sites, plan, decisions = record.sites, record.plan, explain(model)
     else:
         sites, plan = find_sites(model), SparsityPlan()
-    decisions = explain(model) if is_pruned(options.model) else []
     layers = layers_kept(sites, plan)
     print(f"{options.model}: {type(model).__name__}, family {sites.architecture.model_type}\n")
     print(table(layers, LAYER_COLUMNS))

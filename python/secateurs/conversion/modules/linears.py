@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateurs import ops
+from secateurs.conversion.modules.kernel_linear import KernelLinear
 from secateurs.conversion.modules.part import Part
 from secateurs.formats import BlockSparseWeight
 
@@ -37,9 +38,11 @@ class DenseLinear(Part):
         return f"{tuple(self.weight.shape)}, dense, activation={self.activation}"
 
 
-class PackedLinear(Part):
+class PackedLinear(KernelLinear):
     """y = act(x W^T + bias) * multiplier + residual by our kernel; W is packed once, dense or
     block-sparse."""
+
+    operation = staticmethod(ops.block_sparse_linear)
 
     def __init__(
         self, weight: BlockSparseWeight, bias: Tensor | None, activation: str = "none"
@@ -62,19 +65,6 @@ class PackedLinear(Part):
     @property
     def weight(self) -> BlockSparseWeight:
         return BlockSparseWeight(self.values, self.indptr, self.indices, self.shape)
-
-    def dense(self) -> Tensor:
-        """The weight `[N, K]`, zeros where no block is stored."""
-        return self.weight.to_dense()
-
-    def choice(self) -> ops.Choice:
-        """Which backend would run this where it is, and why not the others."""
-        x = self.values.new_empty(1, self.shape[1])
-        return ops.explain_choice(ops.block_sparse_linear, x, self, self.bias, self.activation)
-
-    def refusal(self) -> str | None:
-        """Why none of our kernels would run this where it is, if so."""
-        return self.choice().why_no_kernel()
 
     def extra_repr(self) -> str:
         weight = self.weight

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from secateurs import ops
-from secateurs.conversion.modules.part import Part
+from secateurs.conversion.modules.kernel_linear import KernelLinear
 from secateurs.formats import LibraryWeight, VectorWeight
 
 NM_INPUTS = 4  # inputs among which an N:M pattern of single outputs chooses
@@ -37,9 +37,11 @@ def pack(weight: Tensor, keep: Tensor, block: tuple[int, int]) -> VectorWeight |
     return LibraryWeight.pack(weight, codes.view(n // p, k // q), library.view(-1, p, q))
 
 
-class PatternLinear(Part):
+class PatternLinear(KernelLinear):
     """y = act(x W^T + bias) * multiplier + residual by our kernel; W is vector N:M, 2:4, or of a
     library of block patterns."""
+
+    operation = staticmethod(ops.pattern_linear)
 
     def __init__(
         self,
@@ -70,19 +72,6 @@ class PatternLinear(Part):
         if self.library is None:
             return VectorWeight(self.values, self.index, self.shape, self.places)
         return LibraryWeight(self.values, self.index, self.library, self.shape)
-
-    def dense(self) -> Tensor:
-        """The weight `[N, K]`, zeros where the pattern has none."""
-        return self.weight.to_dense()
-
-    def choice(self) -> ops.Choice:
-        """Which backend would run this where it is, and why not the others."""
-        x = self.values.new_empty(1, self.shape[1])
-        return ops.explain_choice(ops.pattern_linear, x, self.weight, self.bias, self.activation)
-
-    def refusal(self) -> str | None:
-        """Why none of our kernels would run this where it is, if so."""
-        return self.choice().why_no_kernel()
 
     def extra_repr(self) -> str:
         kind = "vectors" if self.library is None else "library"

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateurs.checks import dtype_name
 from secateurs.ops._core.epilogue import Linear
 from secateurs.ops._core.gpu import dotted, refuse_capability, refuse_vendor
-from secateurs.ops._core.memory import address, contiguous, dtype_name
+from secateurs.ops._core.memory import address, contiguous
 
 
 def _why_missing(failure: ImportError) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateurs.checks import dtype_name
 from secateurs.ops._core.dispatch import Backend
-from secateurs.ops._core.memory import dtype_name
 
 OLDEST = (8, 0)  # bfloat16 and asynchronous copies start here
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -1,5 +1,4 @@
-"""Prepare tensors for kernels that take addresses: contiguous rows, where the data begins, names of
-dtypes."""
+"""Prepare tensors for kernels that take addresses: contiguous rows, and where the data begins."""
 
 from __future__ import annotations
 
@@ -44,8 +43,3 @@ def aligned_rows_of(x: Tensor) -> Tensor:
     if x.stride(0) * x.element_size() % 16:
         x = x.contiguous()
     return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return the name of a dtype as kernels and messages have it: "float16" of torch.float16."""
-    return str(dtype).removeprefix("torch.")
