@@ -251,6 +251,15 @@ def test_strided_operands(isa, check, view):
     check(x, random_weight(64, 64), wide_bias, "gelu", multiplier, residual)
 
 
+def test_operands_each_with_a_stride_of_its_own(isa, check):
+    def rows(apart):
+        wide = torch.full((18, apart), torch.nan)
+        wide[:, 3:67] = torch.randn(18, 64)
+        return wide[:, 3:67]
+
+    check(rows(71), random_weight(64, 64), None, "gelu", rows(80), rows(93))
+
+
 @pytest.mark.parametrize("apart", [64, 71, 72, 1024])
 @pytest.mark.parametrize("m", [16, 33, 80])
 @pytest.mark.parametrize("density", [0.5, 1.0])
