@@ -31,6 +31,17 @@ FLOORS: dict[str, set[str]] = {
     "reconstruction": {"plan", "data", "architectures", "masking"},
     "conversion": {"plan", "formats", "ops", "architectures", "measurement", "masking"},
     "training": {"plan", "data", "architectures", "masking", "pruning"},
+    "search": {
+        "plan",
+        "data",
+        "architectures",
+        "measurement",
+        "masking",
+        "pruning",
+        "reconstruction",
+        "conversion",
+        "training",
+    },
     "storage": {"plan", "formats", "architectures", "conversion"},
     "integrations": {"measurement"},
 }

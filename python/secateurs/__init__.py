@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from secateurs.pruning import Session as Session
     from secateurs.pruning import prune as prune
     from secateurs.reconstruction import refit as refit
+    from secateurs.search import compress as compress
     from secateurs.storage.checkpoint import load as load
     from secateurs.storage.checkpoint import save as save
     from secateurs.storage.dense_export import export_dense as export_dense
@@ -67,6 +68,7 @@ _HOMES = {
     "SparsityPlan": "plan",
     "apply": "masking.masked_model",
     "capture": "integrations.cuda_graphs",
+    "compress": "search",
     "convert": "conversion.builder",
     "distill": "training.distillation",
     "env_report": "measurement.environment",

@@ -44,6 +44,10 @@ class DataError(SecateursError, ValueError):
     """Calibration or input data is empty or malformed."""
 
 
+class MeasurementError(SecateursError, RuntimeError):
+    """A time could not be measured well enough to decide by."""
+
+
 class CheckpointError(SecateursError, RuntimeError):
     """A saved plan or model cannot be read or written."""
 

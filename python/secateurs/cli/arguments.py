@@ -15,20 +15,21 @@ SAMPLING: dict[str, Any] = {"examples": 256, "batch_size": 16, "max_length": 128
 Effects = Mapping[str, tuple[bool, str]]
 
 
-def add_pruning(parser: argparse.ArgumentParser) -> None:
-    """Add what both pruning commands take: the model, the method and how much goes."""
+def add_pruning(parser: argparse.ArgumentParser, *, needs_budget: bool = True) -> None:
+    """Add what the pruning commands take: the model, the method and how much goes."""
     parser.add_argument("--model", required=True, metavar="DIR", help="a transformers model folder")
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="a new folder for the fast model"
     )
     parser.add_argument(
-        "--budget", required=True, help="fractions to remove, as heads=0.5,neurons=0.5"
+        "--budget", required=needs_budget, help="fractions to remove, as heads=0.5,neurons=0.5"
     )
     parser.add_argument(
         "--method",
-        default="gradient",
+        default="gradient" if needs_budget else None,
         type=method_name,
-        help="a name that `secateurs methods` lists (default: %(default)s)",
+        help="a name that `secateurs methods` lists (default: gradient"
+        + (")" if needs_budget else "; obs for a time)"),
     )
     parser.add_argument(
         "--allocator",
@@ -150,6 +151,23 @@ def shape(text: str) -> tuple[int, int]:
     """Read `BxT`: a batch size and a number of tokens."""
     batch, _, tokens = text.partition("x")
     return positive(batch), positive(tokens)
+
+
+def above_one(text: str) -> float:
+    """Read a factor above 1."""
+    return _number(text, lambda number: 1 < number < 1e6, "a factor above 1")
+
+
+def milliseconds(text: str) -> float:
+    """Read a time in milliseconds, with or without its unit."""
+    return _number(text.removesuffix("ms"), lambda number: 0 < number < 1e9, "a time like 4ms")
+
+
+def weighted_shape(text: str) -> tuple[tuple[int, int], float]:
+    """Read `BxT` or `BxT:WEIGHT`."""
+    name, colon, weight = text.partition(":")
+    fits = _number(weight, lambda number: 0 < number < 1e6, "a weight above 0") if colon else 1.0
+    return shape(name), fits
 
 
 def name_and_value(text: str) -> tuple[str, str]:

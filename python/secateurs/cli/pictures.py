@@ -23,26 +23,9 @@ def draw(
 
     Raises DataError if matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise DataError(
-            "expected matplotlib, to draw the report, got none: pip install matplotlib"
-        ) from None
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    figure.suptitle(title)
+    figure = _figure(10, title)
     speed, parts = figure.subplots(1, 2)
-
-    for name, speedup, cosine in points:
-        speed.plot(speedup, cosine, "o", markersize=8)
-        speed.annotate(name, (speedup, cosine), (0, 8), textcoords="offset points", ha="center")
-    speed.axvline(1, color="0.8", linewidth=1, zorder=0)
-    speed.set(
-        xlabel="speedup over the dense model",
-        ylabel="mean cosine to the dense model",
-        title="speed against fidelity",
-    )
-    speed.margins(0.2)
+    _speed_against_fidelity(speed, points)
 
     places = range(len(layers))
     for part, shift in (("heads", -0.2), ("neurons", 0.2)):
@@ -52,6 +35,42 @@ def draw(
     parts.set(xlabel="layer", ylabel="% kept", title="kept heads and neurons", ylim=(0, 125))
     parts.set_xticks(list(places))
     parts.legend(loc="upper center", ncols=2)
+    _save(figure, path)
+
+
+def frontier(path: str | Path, title: str, points: Sequence[tuple[str, float, float]]) -> None:
+    """Draw speed against fidelity alone. Args and errors as of `draw`."""
+    figure = _figure(6, title)
+    _speed_against_fidelity(figure.subplots(), points)
+    _save(figure, path)
+
+
+def _figure(width: float, title: str) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise DataError(
+            "expected matplotlib, to draw the report, got none: pip install matplotlib"
+        ) from None
+    figure = Figure(figsize=(width, 4), layout="constrained")
+    figure.suptitle(title)
+    return figure
+
+
+def _speed_against_fidelity(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
+    for name, speedup, cosine in points:
+        axes.plot(speedup, cosine, "o", markersize=8)
+        axes.annotate(name, (speedup, cosine), (0, 8), textcoords="offset points", ha="center")
+    axes.axvline(1, color="0.8", linewidth=1, zorder=0)
+    axes.set(
+        xlabel="speedup over the dense model",
+        ylabel="mean cosine to the dense model",
+        title="speed against fidelity",
+    )
+    axes.margins(0.2)
+
+
+def _save(figure: Any, path: str | Path) -> None:
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:

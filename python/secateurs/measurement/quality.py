@@ -125,8 +125,13 @@ def embeddings(model: nn.Module, batch: Batch) -> Tensor:
     output = main_output(run(model, batch))
     if output.dim() == 2:
         return output.double()
-    weights = token_weights(output, batch).expand(*output.shape[:2], 1).double()
-    return (output.double() * weights).sum(1) / weights.sum(1)
+    return pooled(output, batch)
+
+
+def pooled(states: Tensor, batch: Batch) -> Tensor:
+    """The mean state of the real tokens of each example, `[B, D]` in float64, of `[B, T, D]`."""
+    weights = token_weights(states, batch).expand(*states.shape[:2], 1).double()
+    return (states.double() * weights).sum(1) / weights.sum(1)
 
 
 def token_inputs(model: nn.Module, shape: Shape, seed: int = 0) -> dict[str, Tensor]:

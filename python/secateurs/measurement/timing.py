@@ -11,7 +11,7 @@ import ctypes
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +118,14 @@ def measure(
         rel_err = relative_error(*outputs) if outputs else None
         del outputs
         peaks = [_peak_bytes(call, device) if memory else None for call in calls]
-        samples = _interleave(calls, sync, min_repeats, min_time, min_sample, settle)
+        samples = interleave(
+            calls,
+            device,
+            min_repeats=min_repeats,
+            min_time=min_time,
+            min_sample=min_sample,
+            settle=settle,
+        )
     timings = [_timing(s, peak) for s, peak in zip(samples, peaks, strict=True)]
     if baseline is None:
         return Measurement(timings[0], device_name(device))
@@ -132,6 +139,45 @@ def measure(
         speedup_p80=_quantile(ratios, 0.8),
         rel_err=rel_err,
     )
+
+
+def interleave(
+    calls: Sequence[Callable[[], Any]],
+    device: torch.device,
+    *,
+    min_repeats: int,
+    min_time: float,
+    min_sample: float = 1e-3,
+    settle: float = 0.0,
+) -> list[list[float]]:
+    """Milliseconds per call, one list for each of `calls`; the order within a round alternates.
+
+    Args:
+        device: where they run; a sample ends with it idle.
+        min_repeats, min_time, min_sample, settle: as in `measure`.
+    """
+    sync = _synchroniser(device)
+
+    def sample(call: Callable[[], Any], times: int) -> float:
+        sync()
+        start = time.perf_counter()
+        for _ in range(times):
+            call()
+        sync()
+        return (time.perf_counter() - start) / times
+
+    inner = [max(1, math.ceil(min_sample / max(sample(call, 1), 1e-9))) for call in calls]
+    samples: list[list[float]] = [[] for _ in calls]
+    order = list(range(len(calls)))
+    end = time.perf_counter() + min_time
+    while len(samples[0]) < min_repeats or time.perf_counter() < end:
+        for i in order:
+            if settle:
+                time.sleep(settle)
+                calls[i]()
+            samples[i].append(sample(calls[i], inner[i]) * 1e3)
+        order.reverse()
+    return samples
 
 
 def relative_error(got: Any, want: Any) -> float:
@@ -249,38 +295,6 @@ def _synchroniser(device: torch.device) -> Callable[[], None]:
         return lambda: None
     module = torch.get_device_module(device)
     return lambda: module.synchronize(device)
-
-
-def _interleave(
-    calls: list[Callable[[], Any]],
-    sync: Callable[[], None],
-    min_repeats: int,
-    min_time: float,
-    min_sample: float,
-    settle: float,
-) -> list[list[float]]:
-    """Milliseconds per call, one list for each callable; the order within a round alternates."""
-
-    def sample(call: Callable[[], Any], times: int) -> float:
-        sync()
-        start = time.perf_counter()
-        for _ in range(times):
-            call()
-        sync()
-        return (time.perf_counter() - start) / times
-
-    inner = [max(1, math.ceil(min_sample / max(sample(call, 1), 1e-9))) for call in calls]
-    samples: list[list[float]] = [[] for _ in calls]
-    order = list(range(len(calls)))
-    end = time.perf_counter() + min_time
-    while len(samples[0]) < min_repeats or time.perf_counter() < end:
-        for i in order:
-            if settle:
-                time.sleep(settle)
-                calls[i]()
-            samples[i].append(sample(calls[i], inner[i]) * 1e3)
-        order.reverse()
-    return samples
 
 
 def _timing(samples: list[float], peak: int | None) -> Timing:

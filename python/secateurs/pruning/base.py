@@ -76,6 +76,9 @@ class Pruner:
     chooses: ClassVar[bool] = False
     """Whether the method itself decides how much each layer loses, so that it takes no
     allocator."""
+    cumulative: ClassVar[bool] = False
+    """Whether a score is the loss behind the unit and all that go before it in its site, relative
+    to the loss of all; else it is that of the unit alone."""
     soft_gates: ClassVar[bool] = False
     """Whether its gates may still be open at the end of a training for units that go."""
 
@@ -97,7 +100,12 @@ class Pruner:
 
     @classmethod
     def check(cls, budget: Budget) -> None:
-        """Raise MethodError for units that the method does not prune."""
+        """Raise MethodError for units that the method does not prune, and for a time: what takes
+        how long, no method knows."""
+        if budget.is_timed:
+            raise MethodError(
+                f"expected a budget of fractions, got {budget}: `compress` is what meets a time"
+            )
         unable = budget.kinds() - cls.produces
         if unable:
             raise MethodError(

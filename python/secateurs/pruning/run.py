@@ -1,4 +1,5 @@
-"""prune: one pass of a method over a model and its data, which ends in a plan."""
+"""prune: one pass of a method over a model and its data, which ends in a plan; score: the same
+which ends in scores."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateurs.architectures.sites import find_sites
 from secateurs.checks import check_seed, check_weights, door
@@ -22,7 +23,7 @@ from secateurs.errors import MethodError
 from secateurs.plan import SparsityPlan
 from secateurs.pruning.allocation import Allocator, Price, described
 from secateurs.pruning.allocation.budget import Budget
-from secateurs.pruning.base import Needs, notes_of
+from secateurs.pruning.base import Needs, Pruner, notes_of
 from secateurs.pruning.methods import check_options, make_pruner
 
 
@@ -66,24 +67,59 @@ def prune(
     """
     options = check_options(method, options, allocator)
     pruner = make_pruner(method, allocator=allocator, price=price, **options)
+    budget = Budget.of(budget)
+    _observe(pruner, method, model, batches, budget, seed, progress)
+    chosen = None if allocator is None else described(pruner.allocator)
+    return replace(pruner.plan(), notes=notes_of(method, budget, seed, options, chosen))
+
+
+@door
+@torch.enable_grad()
+def score(
+    model: nn.Module,
+    batches: Iterable[Batch] | None = None,
+    *,
+    method: str,
+    budget: Budget | Mapping[str, Any] | str,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """The scores by which `prune` would decide, by site name; low ones go first.
+
+    Args and exceptions as of `prune`. The budget says which units are scored.
+    """
+    pruner = make_pruner(method, **check_options(method, options))
+    _observe(pruner, method, model, batches, Budget.of(budget), seed, progress)
+    return dict(pruner.scores())
+
+
+def _observe(
+    pruner: Pruner,
+    method: str,
+    model: nn.Module,
+    batches: Iterable[Batch] | None,
+    budget: Budget,
+    seed: int,
+    progress: bool,
+) -> None:
+    """Show a method all that it reads."""
     if Needs.TRAINING in pruner.needs:
         raise MethodError(
             f"{method} decides while the model trains: expected it in a Session or PruningTrainer"
         )
-    budget = Budget.of(budget)
     check_seed(seed)
     check_weights(model)
     reads_data = bool(pruner.needs & (Needs.ACTIVATIONS | Needs.GRADIENTS))
     model = made_for_gradients(model) if reads_data else model
     pruner.start(model, find_sites(model), budget, seed)
-    if reads_data:
-        data = check_batches(batches)
-        check_labels(data)
-        pruner.batches = len(data)
-        for number in range(pruner.rounds):
-            label = f"{method} {number + 1}/{pruner.rounds}" if pruner.rounds > 1 else method
-            for batch in shown(data, len(data), label, progress):
-                pruner.observe(batch)
-            pruner.end_round()
-    chosen = None if allocator is None else described(pruner.allocator)
-    return replace(pruner.plan(), notes=notes_of(method, budget, seed, options, chosen))
+    if not reads_data:
+        return
+    data = check_batches(batches)
+    check_labels(data)
+    pruner.batches = len(data)
+    for number in range(pruner.rounds):
+        label = f"{method} {number + 1}/{pruner.rounds}" if pruner.rounds > 1 else method
+        for batch in shown(data, len(data), label, progress):
+            pruner.observe(batch)
+        pruner.end_round()

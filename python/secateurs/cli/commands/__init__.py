@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from secateurs.cli.commands import (
     demo,
     env,
+    frontier,
     inspect,
     measure,
     meta_train,
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "prune": prune,
     "prune-task": prune_task,
     "meta-train": meta_train,
+    "frontier": frontier,
     "measure": measure,
     "inspect": inspect,
     "methods": methods,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from secateurs.cli.arguments import (
@@ -16,15 +16,24 @@ from secateurs.cli.arguments import (
     rate,
     settle,
 )
+from secateurs.cli.paths import new_directory
 from secateurs.cli.terminal import OK, quiet
+from secateurs.cli.timed_pruning import (
+    TIMED_EXAMPLES,
+    add_target,
+    prune_to_a_time,
+    shuffled_batches,
+)
 from secateurs.errors import DataError, MethodError
 
 SUMMARY = "prune a model folder on text and save the fast model"
+_TIMED = "with --speedup or --latency"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the method, the data it reads, and how the rest recovers."""
-    add_pruning(parser)
+    """Add the target, the method, the data it reads, and how the rest recovers."""
+    add_pruning(parser, needs_budget=False)
+    add_target(parser)
     data = parser.add_mutually_exclusive_group()
     data.add_argument(
         "--text", metavar="FILE", help="read plain text, sentence by sentence, to decide what goes"
@@ -51,56 +60,98 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> tuple[int, Any]:
     """Prune, re-fit, recover, convert and save; bad input is refused before the model is read."""
+    from secateurs.data.text import read_examples, read_text
+
+    quiet()
+    targets = [options.budget, options.speedup, options.latency]
+    if sum(target is not None for target in targets) != 1:
+        raise DataError(
+            "expected one of --budget, --speedup and --latency, to know how much goes, got "
+            f"{'more' if any(target is not None for target in targets) else 'none'}"
+        )
+    timed = options.budget is None
+    has_data = bool(options.text or options.data)
+    _settle(options, timed, has_data)
+    out = new_directory(options.out)
+    rows: Sequence[Any] = ()
+    prepared = None if timed else _checked_budget(options, has_data)
+    if has_data:
+        rows = read_text(options.text) if options.text else read_examples(options.data)
+    if timed:
+        if not rows:
+            raise DataError("expected --text or --data, which a time needs, got neither")
+        return prune_to_a_time(options, rows, out)
+    assert prepared is not None
+    return _prune_to_a_budget(options, prepared, rows, out)
+
+
+def _settle(options: argparse.Namespace, timed: bool, has_data: bool) -> None:
+    """Refuse arguments without an effect, and fill in defaults."""
+    options.method = options.method or ("obs" if timed else "gradient")
+    reads_data = timed or _reads_data(options.method)
+    effects = {
+        "allocator": (not timed, "with --budget"),
+        "distill": (not timed, "with --budget: a time has --effort long"),
+        "shape": (timed, _TIMED),
+        "effort": (timed, _TIMED),
+        "force": (timed, _TIMED),
+        "examples": (
+            has_data and (reads_data or not options.no_refit),
+            "with data, for a method that reads some of it, or to re-fit on",
+        ),
+        "no_refit": (has_data and not timed, "with --budget, and --text or --data"),
+        "batch_size": (has_data, "with --text or --data"),
+        "max_length": (has_data, "with --text or --data"),
+        "lr": (options.distill is not None, "with --distill"),
+    }
+    defaults = {"distill": 0, "no_refit": False, "effort": "quick", "force": False}
+    sampling = {**SAMPLING, "examples": TIMED_EXAMPLES} if timed else SAMPLING
+    settle(options, {**sampling, **defaults}, effects)
+    if timed and options.option:
+        raise DataError("expected --option only with --budget: here it would have no effect")
+
+
+def _reads_data(method: str) -> bool:
+    from secateurs.pruning import METHODS, Needs
+
+    return bool(METHODS[method].needs & (Needs.ACTIVATIONS | Needs.GRADIENTS))
+
+
+def _checked_budget(options: argparse.Namespace, has_data: bool) -> dict[str, Any]:
+    """The options of the method, once all that can be refused without the model was."""
+    from secateurs.pruning import METHODS, Budget, Needs, make_pruner
+
+    values = method_options(options.method, options.option, options.allocator)
+    common: dict[str, Any] = {"allocator": options.allocator, **values}
+    make_pruner(options.method, **common).check(Budget.parse(options.budget))
+    if Needs.TRAINING in METHODS[options.method].needs:
+        raise MethodError(
+            f"expected the command prune-task, in which {options.method} trains the model, got "
+            "prune"
+        )
+    reads_data = _reads_data(options.method)
+    if not has_data and (reads_data or options.distill):
+        reader = f"method {options.method}" if reads_data else "--distill"
+        raise DataError(f"expected --text or --data, which {reader} needs, got neither")
+    return common
+
+
+def _prune_to_a_budget(
+    options: argparse.Namespace, common: dict[str, Any], rows: Sequence[Any], out: Path
+) -> tuple[int, Any]:
     from secateurs.architectures.sites import find_sites
-    from secateurs.cli.paths import new_directory
     from secateurs.cli.tables import print_density
-    from secateurs.cli.tokenizers import tokenizer_of
     from secateurs.conversion.builder import convert
-    from secateurs.data.text import batches, read_examples, read_text
-    from secateurs.pruning import METHODS, Budget, Needs, make_pruner, prune
+    from secateurs.pruning import prune
     from secateurs.reconstruction import refit
     from secateurs.storage.checkpoint import save
     from secateurs.storage.model_folders import open_model
     from secateurs.training.distillation import distill
     from secateurs.training.task_recipe import check_pruning
 
-    quiet()
-    needs = METHODS[options.method].needs
-    reads_data = bool(needs & (Needs.ACTIVATIONS | Needs.GRADIENTS))
-    has_data = bool(options.text or options.data)
-    effects = {
-        "examples": (
-            has_data and (reads_data or not options.no_refit),
-            "with data, for a method that reads some of it, or to re-fit on",
-        ),
-        "no_refit": (has_data, "with --text or --data"),
-        "batch_size": (has_data, "with --text or --data"),
-        "max_length": (has_data, "with --text or --data"),
-        "lr": (options.distill is not None, "with --distill"),
-    }
-    settle(options, {**SAMPLING, "distill": 0, "no_refit": False}, effects)
-    out = new_directory(options.out)
-    values = method_options(options.method, options.option, options.allocator)
-    common: dict[str, Any] = {"allocator": options.allocator, **values}
-    make_pruner(options.method, **common).check(Budget.parse(options.budget))
-    if Needs.TRAINING in needs:
-        raise MethodError(
-            f"expected the command prune-task, in which {options.method} trains the model, got "
-            "prune"
-        )
-    rows: Sequence[Any] = ()
-    if has_data:
-        rows = read_text(options.text) if options.text else read_examples(options.data)
-    elif reads_data or options.distill:
-        reader = f"method {options.method}" if reads_data else "--distill"
-        raise DataError(f"expected --text or --data, which {reader} needs, got neither")
     model = open_model(options.model)
     check_pruning(model, options.method, options.budget, common, seed=options.seed)
-    tokenizer, training = None, []
-    if rows:
-        tokenizer = tokenizer_of(options, model)
-        training = batches(tokenizer, rows, options.batch_size, options.max_length)
-        random.Random(options.seed).shuffle(training)
+    tokenizer, training = (None, []) if not rows else shuffled_batches(options, model, rows)
     calibration = training[: -(-options.examples // options.batch_size)]
     plan = prune(
         model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -21,7 +22,7 @@ _LIBRARY = 16  # patterns of a library
 
 @dataclass(frozen=True)
 class Budget:
-    """How much must go, as fractions removed, each strictly between 0 and 1.
+    """How much must go: fractions removed, each strictly between 0 and 1, or a time to meet.
 
     Args:
         heads: of all attention heads.
@@ -34,9 +35,12 @@ class Budget:
         macs: of the layers' multiply-accumulates at `seq_len` tokens; likewise.
         pattern: "2:4" or "vector" (of four inputs, for each `vector` neighbouring outputs), or
             "library" (4 x 4 blocks, each of one of 16 patterns).
+        latency: milliseconds that a call may take, or text such as "4ms"; for `compress`.
+        speedup: over the model as transformers runs it, above 1; for `compress`.
 
     Raises BudgetError for no fraction, one out of range or that its pattern cannot remove, two of
-    `blocks`, `weights` and `patterns`, or `parameters` or `macs` beside any other.
+    `blocks`, `weights` and `patterns`, `parameters` or `macs` beside any other, or a time beside
+    anything else.
     """
 
     heads: float | None = None
@@ -51,15 +55,22 @@ class Budget:
     block: int = 32
     pattern: str = "vector"
     vector: int = 32
+    latency: float | str | None = None
+    speedup: float | None = None
 
     TOTALS: ClassVar[tuple[str, ...]] = ("parameters", "macs")
     OF_LINEARS: ClassVar[tuple[str, ...]] = ("blocks", "weights", "patterns")
+    TIMES: ClassVar[tuple[str, ...]] = ("latency", "speedup")
     FRACTIONS: ClassVar[tuple[str, ...]] = ("heads", "neurons", "modules", *OF_LINEARS, *TOTALS)
 
     def __post_init__(self) -> None:
         asked = self.asked()
-        if not asked:
-            raise BudgetError(f"expected a budget in {', '.join(self.FRACTIONS)}, got none")
+        if self.is_timed:
+            self._check_time()
+        elif not asked:
+            raise BudgetError(
+                f"expected a budget in {', '.join(self.FRACTIONS)}, latency or speedup, got none"
+            )
         for name, fraction in asked.items():
             real = isinstance(fraction, numbers.Real) and not isinstance(fraction, bool)
             if not (real and 0 < fraction < 1):
@@ -84,6 +95,34 @@ class Budget:
             raise BudgetError(f"expected a pattern in {', '.join(PATTERNS)}, got {self.pattern!r}")
         if self.patterns is not None:
             self.kept_in_pattern(self.patterns)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it asks for a time, not for units."""
+        return self.latency is not None or self.speedup is not None
+
+    def _check_time(self) -> None:
+        if self.asked() or (self.latency is not None and self.speedup is not None):
+            asked = [*self.asked(), *(n for n in self.TIMES if getattr(self, n) is not None)]
+            raise BudgetError(
+                f"latency and speedup each stand alone in a budget, got {', '.join(asked)}"
+            )
+        if isinstance(self.latency, str):
+            number = self.latency.strip().removesuffix("ms")
+            try:
+                object.__setattr__(self, "latency", float(number))
+            except ValueError:
+                raise BudgetError(
+                    f"expected a latency like 4ms, got {brief(self.latency)}"
+                ) from None
+        least = 1 if self.latency is None else 0
+        value = self.speedup if self.latency is None else self.latency
+        real = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (real and least < float(value or 0) < math.inf):
+            name = "speedup" if self.latency is None else "latency"
+            raise BudgetError(f"expected a {name} above {least}, got {brief(value)}")
+        if self.latency is not None:
+            object.__setattr__(self, "latency", float(self.latency))
 
     def asked(self) -> dict[str, float]:
         """The fractions given, by name."""
@@ -158,11 +197,12 @@ class Budget:
                 )
             try:
                 whole = name in ("seq_len", "block", "vector")
-                read = str if name == "pattern" else int if whole else float
+                read = str if name in ("pattern", "latency") else int if whole else float
                 values[name] = read(value)
             except ValueError:
                 raise BudgetError(f"expected a number for {name}, got {value!r}") from None
         return cls(**values)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        return ", ".join(f"{name}={fraction:g}" for name, fraction in self.asked().items())
+        times = {name: time for name in self.TIMES if (time := getattr(self, name)) is not None}
+        return ", ".join(f"{name}={number:g}" for name, number in {**self.asked(), **times}.items())

@@ -21,6 +21,7 @@ from secateurs.pruning.methods.admm_pattern import AdmmPatternPruner
 from secateurs.pruning.methods.dsp import DSPPruner
 from secateurs.pruning.methods.gradient import GradientPruner
 from secateurs.pruning.methods.magnitude import MagnitudePruner
+from secateurs.pruning.methods.obs import ObsPruner
 from secateurs.pruning.methods.random import RandomPruner
 from secateurs.pruning.methods.seven import SevenPrePruner, SevenPruner
 from secateurs.pruning.methods.smp import SMPPruner
@@ -70,6 +71,7 @@ METHODS: dict[str, Method] = {
             GradientPruner,
             "units the loss, or the distance to the dense model, is least sensitive to",
         ),
+        Method("obs", ObsPruner, "units whose part of the output the rest can take over"),
         Method("dsp", DSPPruner, "a differentiable choice of exactly k heads"),
         Method("voita", VoitaPruner, "heads whose stochastic gates close under an L0 penalty"),
         Method("snip_identity", SnipIdentityPruner, "heads or sub-layers whose outputs stay small"),

@@ -1,0 +1,154 @@
+"""Pruning to a time: the part of `secateurs prune` behind --speedup and --latency."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateurs.cli.arguments import above_one, milliseconds, weighted_shape
+from secateurs.cli.terminal import OK
+
+if TYPE_CHECKING:
+    from secateurs.search import Compressed
+
+TIMED_EXAMPLES = 512
+DEFAULT_SHAPE = ((8, 128), 1.0)
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Add the time to meet, the calls it is for, and how long to search."""
+    parser.add_argument(
+        "--speedup",
+        type=above_one,
+        metavar="FACTOR",
+        help="find what must go for the model to be so many times as fast as transformers runs it "
+        "here, at the least loss",
+    )
+    parser.add_argument(
+        "--latency",
+        type=milliseconds,
+        metavar="TIME",
+        help="the same for a call to take so many milliseconds, as 4ms",
+    )
+    add_shapes(parser)
+    parser.add_argument(
+        "--effort",
+        choices=("quick", "normal", "long"),
+        help="of the search for a time: normal tries more choices, long distils too "
+        "(default: quick)",
+    )
+    add_force(parser)
+
+
+def add_shapes(parser: argparse.ArgumentParser) -> None:
+    """Add the calls that a time is for."""
+    parser.add_argument(
+        "--shape",
+        action="append",
+        type=weighted_shape,
+        metavar="BxT[:WEIGHT]",
+        help="batch size and tokens of the calls that count; once for each kind of call, with how "
+        "often it comes, as 1x32:0.7 (default: 8x128)",
+    )
+
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that goes on in spite of noise."""
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        default=None,
+        help="go on where the machine is too noisy for its times to be trusted",
+    )
+
+
+def shuffled_batches(
+    options: argparse.Namespace, model: Any, rows: Sequence[Any]
+) -> tuple[Any, list[Any]]:
+    """The tokenizer of a model folder, and batches of `rows` in an order of the seed."""
+    from secateurs.cli.tokenizers import tokenizer_of
+    from secateurs.data.text import batches
+
+    tokenizer = tokenizer_of(options, model)
+    training = batches(tokenizer, rows, options.batch_size, options.max_length)
+    random.Random(options.seed).shuffle(training)
+    return tokenizer, training
+
+
+def shapes_of(options: argparse.Namespace) -> dict[tuple[int, int], float]:
+    """The weights of shapes; a shape that comes twice counts twice."""
+    weights: dict[tuple[int, int], float] = {}
+    for shape, weight in options.shape or [DEFAULT_SHAPE]:
+        weights[shape] = weights.get(shape, 0.0) + weight
+    return weights
+
+
+def prune_to_a_time(options: argparse.Namespace, rows: Sequence[Any], out: Path) -> tuple[int, Any]:
+    """Search, convert, measure, save, and print what was measured."""
+    from secateurs.architectures.sites import find_sites
+    from secateurs.cli.tables import print_density
+    from secateurs.pruning import Budget
+    from secateurs.search import compress
+    from secateurs.storage.checkpoint import save
+    from secateurs.storage.model_folders import open_model
+
+    model = open_model(options.model)
+    tokenizer, training = shuffled_batches(options, model, rows)
+    budget = Budget(latency=options.latency, speedup=options.speedup)
+    found = compress(
+        model,
+        training[: -(-options.examples // options.batch_size)],
+        budget,
+        shapes=shapes_of(options),
+        effort=options.effort,
+        method=options.method,
+        seed=options.seed,
+        force=options.force,
+        progress=options.progress,
+    )
+    save(found.model, out)
+    tokenizer.save_pretrained(out)
+    density = find_sites(model).density(found.plan)
+    figures = figures_of(found)
+    print_figures([figures])
+    print_density(density, out)
+    return OK, {"out": str(out), "budget": str(budget), "density": density, **figures}
+
+
+def figures_of(found: Compressed) -> dict[str, Any]:
+    """What was measured of a result, for tables and files."""
+    return {
+        "stock_ms": found.stock,
+        "dense_ms": found.dense,
+        "asked_ms": found.asked,
+        "predicted_ms": found.predicted,
+        "ms": found.measured,
+        "spread_ms": found.spread,
+        "speedup": found.speedup,
+        "distance": found.distance,
+        "cosine": found.cosine,
+        "layers": [list(size) for size in found.sizes],
+        "seconds": found.seconds,
+    }
+
+
+def print_figures(rows: list[dict[str, Any]]) -> None:
+    """Print what was measured, one line for each result."""
+    from secateurs.cli.tables import table
+
+    columns = {
+        "stock_ms": "transformers ms:.2f",
+        "dense_ms": "converted, whole ms:.2f",
+        "asked_ms": "asked ms:.2f",
+        "predicted_ms": "predicted ms:.2f",
+        "ms": "measured ms:.2f",
+        "spread_ms": "spread:.2f",
+        "speedup": "speedup:.2f",
+        "cosine": "cosine:.4f",
+        "seconds": "seconds:.0f",
+    }
+    print(table(rows, columns))
+    print()

@@ -1,0 +1,174 @@
+"""Structured optimal brain surgeon: the units whose loss the rest of their sub-layer makes up for.
+
+Source: Hassibi and Stork 1992, "Second order derivatives for network pruning"; over heads and
+neurons Kurtic, Frantar and Alistarh 2023, "ZipLM" (arXiv 2302.04089), section 3.1.
+
+A sub-layer ends in a linear of weight W `[N, K]`, whose inputs on the calibration tokens have the
+covariance H `[K, K]`. To remove a set M of inputs and re-fit the others costs
+`tr(W[:, M] Hinv[M, M]^-1 W[:, M]^T)`; the cheapest unit goes, W and Hinv are updated, and so on.
+
+score = the squared error of the sub-layer's output once this unit and all before it are gone,
+relative to the output's variance, so that layers compare. A bias takes up the mean, so it costs
+nothing; without a bias H holds second moments. Departures: neurons go in groups of up to K / 96 at
+a time, and the relative error alone compares layers.
+
+Prunes heads, neurons. Needs activations: one forward pass over the calibration batches. The
+weights themselves are not changed: `refit` does that, towards the residual stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.architectures.linears import LinearView
+from secateurs.data.batches import Batch, evaluating, run, unlabelled
+from secateurs.errors import DataError, MethodError
+from secateurs.pruning.base import Needs, Pruner
+
+_STEPS = 96  # in which the neurons of one sub-layer go
+
+
+class ObsPruner(Pruner):
+    """Error of the re-fitted sub-layer behind each unit in the order of removal.
+
+    Args:
+        damping: added to the diagonal of H, relative to its mean.
+    """
+
+    produces = frozenset({"heads", "neurons"})
+    needs = Needs.ACTIVATIONS
+    seeded = False
+    cumulative = True
+
+    def __init__(self, damping: float = 0.01) -> None:
+        if not damping > 0:
+            raise MethodError(f"expected a damping above 0, got {damping}")
+        self.damping = damping
+        self._moments: dict[str, Moments] = {}
+
+    def observe(self, batch: Batch) -> None:
+        inputs = unlabelled(batch, self.model)
+        mask = inputs.get("attention_mask")
+
+        def gather(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self._moments.setdefault(name, Moments()).add(_real(args[0], mask))
+
+        with evaluating(self.model), torch.no_grad(), ExitStack() as stack:
+            for name in self.units():
+                hook = self._last_view(name).module.register_forward_pre_hook(partial(gather, name))
+                stack.callback(hook.remove)
+            run(self.model, inputs)
+
+    def scores(self) -> Mapping[str, Tensor]:
+        if not self._moments:
+            raise DataError("obs expects calibration batches, got none")
+        scores = {}
+        for name, (units,) in self.units().items():
+            view = self._last_view(name)
+            moments = self._moments[name].covariance(centred=view.bias is not None)
+            if not bool(torch.isfinite(moments).all()):
+                raise MethodError(f"expected finite activations, got NaN or infinity at {name}")
+            weight = view.weight.detach().to(moments)
+            at_once = max(1, units // _STEPS)
+            scores[name] = removal_errors(weight, moments, units, self.damping, at_once).cpu()
+        return scores
+
+    def _last_view(self, name: str) -> LinearView:
+        """The linear that reads the units of a site."""
+        _, layer, kind = name.split(".")
+        architecture = self.sites.architecture
+        sublayer = architecture.attention if kind == "heads" else architecture.ffn
+        return self.sites.linear(self.model, int(layer), sublayer.last.role)
+
+
+class Moments:
+    """Sums of vectors and of their outer products, from chunks of tokens. Products are computed in
+    float32 and summed in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: Tensor | None = None
+        self.products: Tensor | None = None
+
+    def add(self, vectors: Tensor) -> None:
+        """Take in vectors `[M, K]`."""
+        vectors = vectors.float()
+        total, products = vectors.sum(0, dtype=torch.float64), (vectors.T @ vectors).double()
+        self.count += len(vectors)
+        self.total = total if self.total is None else self.total + total
+        self.products = products if self.products is None else self.products + products
+
+    def covariance(self, centred: bool) -> Tensor:
+        """The mean outer product `[K, K]`, of the deviations from the mean if `centred`."""
+        assert self.total is not None
+        assert self.products is not None
+        mean = self.total / self.count
+        second = self.products / self.count
+        return second - mean[:, None] * mean if centred else second
+
+
+def removal_errors(
+    weight: Tensor, moments: Tensor, units: int, damping: float, at_once: int = 1
+) -> Tensor:
+    """The error behind the removal of each unit, in the order in which the cheapest goes first.
+
+    Args:
+        weight: `[N, K]`, float64.
+        moments: H `[K, K]`, of its inputs.
+        units: into which the inputs are divided, K / units neighbours each.
+        damping: added to the diagonal of H, relative to its mean.
+        at_once: units that go together, once their single costs are known.
+
+    Returns:
+        `[units]`: `|W X - W' X|^2 / |W X|^2` of the re-fitted W' without the unit and all before
+        it; 0 where the outputs are constant.
+    """
+    size = weight.shape[1] // units
+    spread = float(moments.diagonal().mean())
+    if spread <= 0:  # constant inputs: a bias takes them up
+        return torch.zeros(units, dtype=weight.dtype, device=weight.device)
+    identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    inverse = torch.linalg.inv(moments + damping * spread * identity)
+    whole = float(((weight @ moments) * weight).sum())
+    weight, error = weight.clone(), 0.0
+    errors = torch.zeros(units, dtype=weight.dtype, device=weight.device)
+    left = torch.ones(units, dtype=torch.bool, device=weight.device)
+    while bool(left.any()):
+        costs = _costs(weight, inverse, units, size).masked_fill(~left, torch.inf)
+        chosen = costs.argsort(stable=True)[: min(at_once, int(left.sum()))]
+        columns = (chosen[:, None] * size + torch.arange(size, device=weight.device)).flatten()
+        block = inverse[columns][:, columns]
+        together = weight[:, columns] @ torch.linalg.inv(block)
+        cost = float((together * weight[:, columns]).sum())
+        # What a group costs is shared out among its units as their single costs are.
+        shares = costs[chosen].cumsum(0)
+        errors[chosen] = error + cost * shares / shares[-1].clamp_min(1e-300)
+        error += cost
+        weight -= together @ inverse[columns]
+        inverse -= inverse[:, columns] @ torch.linalg.solve(block, inverse[columns])
+        left[chosen] = False
+    return errors / whole if whole > 0 else torch.zeros_like(errors)
+
+
+def _costs(weight: Tensor, inverse: Tensor, units: int, size: int) -> Tensor:
+    """What it costs to remove each unit alone, `[units]`; of one that is gone, anything."""
+    if size == 1:
+        return weight.square().sum(0) / inverse.diagonal().clamp_min(1e-300)
+    blocks = inverse.view(units, size, units, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    gone = blocks.diagonal(dim1=1, dim2=2).sum(1) <= 1e-12 * inverse.diagonal().sum()
+    blocks = torch.where(gone[:, None, None], torch.eye(size).to(blocks), blocks)
+    parts = weight.view(-1, units, size).permute(1, 2, 0)
+    costs: Tensor = (torch.linalg.solve(blocks, parts) * parts).sum((1, 2))
+    return costs
+
+
+def _real(states: Tensor, mask: Tensor | None) -> Tensor:
+    """The vectors of real tokens `[M, K]` of states `[B, T, K]`."""
+    if mask is None or mask.shape != states.shape[:2]:
+        return states.flatten(0, -2)
+    return states[mask.bool()]

@@ -1,0 +1,214 @@
+"""LatencyTable: the measured time of a layer at every size that it could have, on this machine.
+
+Source: Frantar and Alistarh 2022, "SPDY" (arXiv 2201.13096), and Kurtic et al. 2023, "ZipLM" (arXiv
+2302.04089): tables of times instead of counts of operations. Departure: what is measured is the
+converted model with only a few layers left, so that kernels, fusion and caches are those of
+the model that comes out.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateurs import files
+from secateurs.architectures.kept import LayerShape
+from secateurs.architectures.sites import Sites, find_sites
+from secateurs.checks import dtype_name
+from secateurs.conversion.builder import convert
+from secateurs.conversion.cost import machine
+from secateurs.data.batches import shown
+from secateurs.measurement.quality import Shape, token_inputs
+from secateurs.measurement.timing import interleave
+from secateurs.plan import SparsityPlan
+from secateurs.search.sizes import Size, full_size, heads_kept, neurons_kept, plan_of
+
+_LAYERS = 2  # that a probe keeps: weights of one alone would never leave the caches
+_ROUNDS = 9  # of all probes, at least
+
+Mix = Mapping[Shape, float]
+"""Weights of (batch, tokens) shapes: how often each one is called."""
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """Milliseconds that one layer takes more or less than at its full size.
+
+    Attributes:
+        heads: by the number of heads kept; 0 is the layer without its attention.
+        neurons: by the number of neurons kept; 0 is the layer without its FFN.
+        removed: without both.
+    """
+
+    heads: Mapping[int, float]
+    neurons: Mapping[int, float]
+    removed: float
+
+    def __call__(self, size: Size) -> float:
+        """The difference of a size; where both parts are smaller, differences add up."""
+        if not size.heads and not size.neurons:
+            return self.removed
+        return self.heads[size.heads] + self.neurons[size.neurons]
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Times of a model on this machine, in milliseconds, weighted over shapes.
+
+    Attributes:
+        stock: of the model as transformers runs it.
+        dense: of the converted model from which nothing is removed.
+        layers: one for each layer.
+    """
+
+    stock: float
+    dense: float
+    layers: tuple[LayerTimes, ...]
+
+    def predict(self, sizes: Sequence[Size]) -> float:
+        """The time of the model whose layers have these sizes."""
+        return self.dense + sum(times(size) for times, size in zip(self.layers, sizes, strict=True))
+
+    @classmethod
+    def measured(
+        cls, model: nn.Module, mix: Mix, *, seconds: float = 15.0, progress: bool = True
+    ) -> LatencyTable:
+        """Measure a table, or read the one that was measured before for the same sizes, shapes,
+        dtype, threads and versions on this machine.
+
+        Args:
+            model: a transformers model of a supported family; not changed.
+            mix: weights of shapes; they add up to 1.
+            seconds: of sampling for each shape, at least.
+        """
+        sites = find_sites(model)
+        path = _path(model, sites, mix)
+        kept = _read(files.read_table(path), len(sites.layers))
+        if kept is not None:
+            return kept
+        table = _measure(model, sites, mix, seconds, progress)
+        files.write_table(path, asdict(table))
+        return table
+
+
+def _path(model: nn.Module, sites: Sites, mix: Mix) -> Any:
+    folder = files.cache_folder()
+    weight = next(model.parameters())
+    parts = (
+        machine(weight.device),
+        dtype_name(weight.dtype),
+        sites.fingerprint(),
+        sorted(mix.items()),
+    )
+    name = hashlib.sha256(repr((type(model).__name__, *parts)).encode()).hexdigest()[:16]
+    return None if folder is None else folder / f"latency-{name}.json"
+
+
+def _read(content: Mapping[str, Any], layers: int) -> LatencyTable | None:
+    """The table that a file holds, None for one that is damaged: it saves time and nothing else."""
+    try:
+        times = tuple(
+            LayerTimes(
+                {int(kept): float(ms) for kept, ms in layer["heads"].items()},
+                {int(kept): float(ms) for kept, ms in layer["neurons"].items()},
+                float(layer["removed"]),
+            )
+            for layer in content["layers"]
+        )
+        table = LatencyTable(float(content["stock"]), float(content["dense"]), times)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return table if len(times) == layers else None
+
+
+def _measure(
+    model: nn.Module, sites: Sites, mix: Mix, seconds: float, progress: bool
+) -> LatencyTable:
+    base = getattr(model, "base_model", model)  # a head takes as long whatever is removed
+    shapes: dict[LayerShape, list[int]] = {}
+    for index, shape in enumerate(sites.layers):
+        shapes.setdefault(shape, []).append(index)
+    tokens = max(mix, key=lambda shape: mix[shape])
+    make = partial(convert, tokens=tokens[0] * tokens[1])
+    probes: dict[tuple[int, Size], nn.Module] = {}
+    wanted = [
+        (group, members[:_LAYERS], size)
+        for group, (shape, members) in enumerate(shapes.items())
+        for size in _probed(shape)
+    ]
+    for group, members, size in shown(wanted, len(wanted), "convert sizes", progress):
+        probes[group, size] = _probe(base, find_sites(base), members, size, make)
+    whole = {"stock": model, "dense": make(model, SparsityPlan())}
+    models = [*whole.values(), *probes.values()]
+    medians, device = [0.0] * len(models), next(model.parameters()).device
+    for shape, weight in shown(mix.items(), len(mix), "measure sizes", progress):
+        inputs = token_inputs(model, shape)
+        calls = [partial(run, **inputs) for run in models]
+        with torch.inference_mode():
+            samples = interleave(calls, device, min_repeats=_ROUNDS, min_time=seconds)
+        for number, times in enumerate(samples):
+            medians[number] += weight * statistics.median(times)
+    stock, dense = medians[:2]
+    ms = dict(zip(probes, medians[2:], strict=True))
+    layers: dict[int, LayerTimes] = {}
+    for group, (shape, members) in enumerate(shapes.items()):
+        of_group = {size: time for (number, size), time in ms.items() if number == group}
+        layers |= dict.fromkeys(members, _differences(shape, of_group, len(members)))
+    return LatencyTable(stock, dense, tuple(layers[index] for index in range(len(layers))))
+
+
+def _probed(shape: LayerShape) -> list[Size]:
+    """The full size first, then each that differs from it in one part, and none."""
+    full = full_size(shape)
+    return [
+        full,
+        *(Size(kept, full.neurons) for kept in heads_kept(shape)[:-1]),
+        *(Size(full.heads, kept) for kept in neurons_kept(shape)[:-1]),
+        Size(0, 0),
+    ]
+
+
+def _probe(
+    model: nn.Module,
+    sites: Sites,
+    members: Sequence[int],
+    size: Size,
+    make: Callable[..., nn.Module],
+) -> nn.Module:
+    """A converted model that has only the layers `members` left, at `size`; it shares its other
+    weights with `model`."""
+    tensors = [*model.parameters(), *model.buffers()]
+    shell = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    scores = {
+        f"layers.{index}.{kind}": torch.arange(float(units))
+        for index, shape in enumerate(sites.layers)
+        for kind, units in (("heads", shape.heads), ("neurons", shape.neurons))
+    }
+    sizes = [size if index in members else Size(0, 0) for index, shape in enumerate(sites.layers)]
+    return make(shell, plan_of(sites, scores, sizes), inplace=True)
+
+
+def _differences(shape: LayerShape, ms: Mapping[Size, float], members: int) -> LayerTimes:
+    """What one layer takes more than at its full size. A smaller size never counts as slower than
+    a larger one: that would be noise."""
+    full, probed = full_size(shape), min(members, _LAYERS)
+    per_layer = {size: (time - ms[full]) / probed for size, time in ms.items()}
+
+    def rising(sizes: Mapping[int, Size]) -> dict[int, float]:
+        times, least = {}, 0.0
+        for kept in sorted(sizes, reverse=True):
+            least = min(least, per_layer[sizes[kept]])
+            times[kept] = least
+        return times
+
+    heads = rising({kept: Size(kept, full.neurons) for kept in heads_kept(shape)})
+    neurons = rising({kept: Size(full.heads, kept) for kept in neurons_kept(shape)})
+    return LayerTimes(heads, neurons, min(per_layer[Size(0, 0)], heads[0], neurons[0]))

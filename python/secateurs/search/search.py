@@ -1,0 +1,335 @@
+"""compress: the smaller model that meets a measured time at the least loss, without training.
+
+Source: the frame is that of Kurtic et al. 2023, "ZipLM" (arXiv 2302.04089): errors of a layer-wise
+optimal brain surgeon, measured times, a dynamic programme, a local search over sensitivities (from
+Frantar and Alistarh 2022, "SPDY", arXiv 2201.13096). Departures: what stays is re-fitted to the
+dense model's residual stream (`refit`), already when the search judges a choice; the time of the
+result is measured, and the search repeated where it is off.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateurs.architectures.sites import find_sites
+from secateurs.checks import brief, check_seed, door
+from secateurs.conversion.builder import convert
+from secateurs.data.batches import Batch, batch_size, check_batches, evaluating
+from secateurs.errors import BudgetError, DataError, MeasurementError, MethodError
+from secateurs.masking.masked_model import apply
+from secateurs.measurement.quality import Shape, fidelity, token_inputs
+from secateurs.measurement.timing import interleave
+from secateurs.plan import SparsityPlan
+from secateurs.pruning import METHODS, Budget
+from secateurs.pruning.run import score
+from secateurs.reconstruction import refit
+from secateurs.search.choices import Choices, Weights
+from secateurs.search.latency_table import LatencyTable
+from secateurs.search.sensitivity import Judge, improved, sensitivities
+from secateurs.search.sizes import Size
+from secateurs.training.distillation import distill
+
+EFFORTS = {"quick": 0, "normal": 24, "long": 24}
+"""Choices that a search tries beside the first."""
+_JUDGED = 64  # examples, at most, that choices are judged on
+_ROUNDS = 4  # of measuring a result and searching again
+_TOLERANCE = 0.05  # of the time asked for, below which a result is not searched again
+_MARGIN = 0.99  # of the limit, at which to aim: half of all measurements lie above their median
+_REPEATS, _SECONDS = 11, 2.0  # of measuring a result at one shape, at least
+_STEPS, _RATE = 300, 3e-4  # of distillation
+_NOISE = 0.5  # spread of a measurement, over its median, that says nothing any more
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What `compress` found.
+
+    Attributes:
+        model: converted, to run.
+        recovered: the re-fitted dense model, to go on with under `plan`: `apply`, `distill`.
+        plan: what goes.
+        sizes: heads and neurons kept in each layer.
+        asked: the time asked for, in milliseconds, weighted over the shapes.
+        predicted: by the table.
+        measured: of `model`.
+        spread: between the 20th and the 80th percentile of `measured`, in milliseconds.
+        stock: of the model as transformers runs it, measured in turns with `model`.
+        dense: of the converted model from which nothing is removed.
+        distance: between the outputs of `recovered` under `plan` and of the dense model on examples
+            that were not fitted to, as `Judge` measures it.
+        cosine: the mean of the same outputs, those of `model`.
+        seconds: that it took.
+    """
+
+    model: nn.Module
+    recovered: nn.Module
+    plan: SparsityPlan
+    sizes: tuple[Size, ...]
+    asked: float
+    predicted: float
+    measured: float
+    spread: float
+    stock: float
+    dense: float
+    distance: float
+    cosine: float
+    seconds: float
+
+    @property
+    def speedup(self) -> float:
+        """Over the model as transformers runs it."""
+        return self.stock / self.measured
+
+
+@door
+def compress(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    budget: Budget | Mapping[str, Any] | str,
+    *,
+    shapes: Mapping[Shape, float] | Sequence[Shape] = ((8, 128),),
+    effort: str = "quick",
+    method: str = "obs",
+    ridge: float = 0.01,
+    seed: int = 0,
+    force: bool = False,
+    progress: bool = True,
+) -> Compressed:
+    """Find what `model` can lose to meet a time on this machine, re-fit what stays, convert it and
+    measure it. Neither labels nor training, but for `effort="long"`.
+
+    Args:
+        model: a transformers model of a supported family, on the device and in the dtype it will
+            run in; not changed.
+        batches: dicts of tensors as the model takes them, some hundred examples; labels are left
+            out. A fifth of them, 64 examples at most, judge and are not fitted to.
+        budget: `Budget(latency="4ms")` or `Budget(speedup=3)`, which is over the model as
+            transformers runs it; or the same as a dict, or as text.
+        shapes: (batch, tokens) pairs that the time is for, or weights of such pairs.
+        effort: "quick" takes the first choice, "normal" tries 24 others, "long" also distils.
+        method: of METHODS, for heads and neurons, that says in which order units go.
+        ridge: of `refit`.
+        seed: of the other choices and of the distillation.
+        force: go on where the machine is too noisy for its times to be trusted.
+        progress: show progress bars.
+
+    Raises:
+        BudgetError: a budget of fractions, or a time that is out of reach; the sentence names the
+            nearest one.
+        MeasurementError: a machine that is too noisy.
+        MethodError, DataError, FamilyError, PlanError: as of `prune` and `refit`.
+    """
+    budget = Budget.of(budget)
+    if not budget.is_timed:
+        raise BudgetError(f"expected a budget of latency or speedup, got {budget}: see `prune`")
+    check_effort(effort)
+    search = Search(
+        model,
+        batches,
+        shapes=shapes,
+        method=method,
+        ridge=ridge,
+        seed=seed,
+        force=force,
+        progress=progress,
+    )
+    return search.meet(budget, effort)
+
+
+def check_effort(effort: str) -> None:
+    """Raise MethodError for an effort that is not one of EFFORTS."""
+    if effort not in EFFORTS:
+        raise MethodError(f"expected an effort in {', '.join(EFFORTS)}, got {effort!r}")
+
+
+class Search:
+    """All that is measured of a model once, for any number of budgets. Args as of `compress`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Batch],
+        *,
+        shapes: Mapping[Shape, float] | Sequence[Shape] = ((8, 128),),
+        method: str = "obs",
+        ridge: float = 0.01,
+        seed: int = 0,
+        force: bool = False,
+        progress: bool = True,
+    ) -> None:
+        start = time.perf_counter()
+        self.mix = mixed(shapes)
+        check_seed(seed)
+        judged, self._fitted = _split(check_batches(batches))
+        sites = find_sites(model)
+        self._model, self._force, self._seed, self._progress = model, force, seed, progress
+        model.eval()
+        both = Budget(heads=0.5, neurons=0.5)
+        scores = score(
+            model, self._fitted, method=method, budget=both, seed=seed, progress=progress
+        )
+        self.table = LatencyTable.measured(model, self.mix, progress=progress)
+        self._choices = Choices(sites, scores, METHODS[method].pruner.cumulative, self.table)
+        with evaluating(model), torch.no_grad():
+            self._judge = Judge(model, judged)
+            self._weights = sensitivities(model, sites, self._judge, progress=progress)
+        self._recover = partial(refit, model, batches=self._fitted, ridge=ridge, progress=False)
+        self._seconds = time.perf_counter() - start
+
+    def meet(self, budget: Budget, effort: str = "quick") -> Compressed:
+        """What meets a budget of time. Raises as `compress`."""
+        start = time.perf_counter()
+        limit = _MARGIN * _limit(budget, self.table.stock)
+        weights = improved(
+            self._choices,
+            self._weights,
+            limit,
+            self._recover,
+            self._judge,
+            EFFORTS[effort],
+            self._seed,
+            self._progress,
+        )
+        sizes, times = self._found(budget, weights)
+        plan = self._choices.plan(sizes)
+        recovered = self._recover(plan)
+        if effort == "long":
+            recovered = distill(
+                recovered,
+                plan,
+                self._fitted,
+                teacher=self._model,
+                steps=_STEPS,
+                lr=_RATE,
+                seed=self._seed,
+                progress=self._progress,
+            )
+        fast = convert(recovered, plan, tokens=_tokens(self.mix))
+        return Compressed(
+            model=fast,
+            recovered=recovered,
+            plan=plan,
+            sizes=tuple(sizes),
+            asked=_limit(budget, times.stock),
+            predicted=self.table.predict(sizes),
+            measured=times.ms,
+            spread=times.spread,
+            stock=times.stock,
+            dense=self.table.dense,
+            distance=self._judge(apply(recovered, plan)),
+            cosine=fidelity(self._model, fast, self._judge.batches).mean,
+            seconds=self._seconds + time.perf_counter() - start,
+        )
+
+    def _found(self, budget: Budget, weights: Weights) -> tuple[list[Size], Times]:
+        """The sizes of least error whose measured time meets the budget.
+
+        Raises BudgetError where none of some rounds meets it, MeasurementError for times that vary
+        too much.
+        """
+        choices, table = self._choices, self.table
+        ratio, met = 1.0, None
+        tried: dict[tuple[Size, ...], Times] = {}
+        for _ in range(_ROUNDS):
+            try:
+                limit = _MARGIN * _limit(budget, table.stock) / ratio
+                sizes = choices.of_least_error(limit, weights)
+            except BudgetError:
+                if not tried:
+                    raise
+                break
+            if tuple(sizes) in tried:
+                break
+            times = tried[tuple(sizes)] = self._timed(choices.plan(sizes))
+            allowed = _limit(budget, times.stock)
+            if times.ms <= allowed and (met is None or times.ms > met[1].ms):
+                met = sizes, times
+            if (1 - _TOLERANCE) * allowed <= times.ms <= allowed or choices.is_whole(sizes):
+                break
+            # How far the prediction is off, each relative to what was allowed when it was made.
+            ratio = times.ms / allowed / (table.predict(sizes) / _limit(budget, table.stock))
+        if met is None:
+            nearest = min(tried.values(), key=lambda times: times.ms / times.stock)
+            raise BudgetError(
+                f"expected {budget} to be met, got {nearest.ms:.3g} ms, "
+                f"{nearest.stock / nearest.ms:.3g} times as fast as it is, as the nearest measured"
+            )
+        return met
+
+    def _timed(self, plan: SparsityPlan) -> Times:
+        """The times of the model that a plan leaves. Raises MeasurementError for noise."""
+        times = self._times(convert(self._model, plan, tokens=_tokens(self.mix)))
+        if times.spread > _NOISE * times.ms and not self._force:
+            raise MeasurementError(
+                f"expected times that can be trusted, got {times.ms:.3g} ms with a spread of "
+                f"{times.spread:.3g} ms: free the machine, or force the search to go on"
+            )
+        return times
+
+    def _times(self, fast: nn.Module) -> Times:
+        """Medians and spread of a converted model, weighted over shapes."""
+        device = next(self._model.parameters()).device
+        totals = np.zeros(3)
+        for shape, weight in self.mix.items():
+            inputs = token_inputs(self._model, shape)
+            calls = [partial(model, **inputs) for model in (fast, self._model)]
+            with torch.inference_mode():
+                ours, stock = interleave(calls, device, min_repeats=_REPEATS, min_time=_SECONDS)
+            low, high = np.quantile(ours, (0.2, 0.8))
+            totals += weight * np.array([np.median(ours), high - low, np.median(stock)])
+        return Times(*map(float, totals))
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of a converted model and of the stock one, measured in turns."""
+
+    ms: float
+    spread: float
+    stock: float
+
+
+def mixed(shapes: Mapping[Shape, float] | Sequence[Shape]) -> dict[Shape, float]:
+    """Weights of shapes that add up to 1. Raises DataError for none, or a weight that is not
+    above 0."""
+    weights = dict(shapes) if isinstance(shapes, Mapping) else dict.fromkeys(shapes, 1.0)
+    if not weights or not all(0 < weight < math.inf for weight in weights.values()):
+        raise DataError(
+            f"expected shapes with weights above 0, got {brief(dict(weights) or shapes)}"
+        )
+    total = sum(weights.values())
+    return {shape: weight / total for shape, weight in weights.items()}
+
+
+def _split(data: list[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Batches to judge on and batches to fit to; the same where there is only one."""
+    if len(data) == 1:
+        return data, data
+    wanted = min(_JUDGED, sum(map(batch_size, data)) // 5)
+    judged: list[Batch] = []
+    while len(judged) + 1 < len(data) and sum(map(batch_size, judged)) < wanted:
+        judged.append(data[-1 - len(judged)])
+    return judged, data[: len(data) - len(judged)]
+
+
+def _limit(budget: Budget, stock: float) -> float:
+    """The milliseconds that a budget allows."""
+    if budget.speedup is not None:
+        return stock / budget.speedup
+    assert isinstance(budget.latency, float)
+    return budget.latency
+
+
+def _tokens(mix: Mapping[Shape, float]) -> int:
+    """The tokens of the call that counts most."""
+    batch, tokens = max(mix, key=lambda shape: mix[shape])
+    return batch * tokens

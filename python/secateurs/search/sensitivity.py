@@ -1,0 +1,159 @@
+"""Sensitivity: what an error of one sub-layer costs at the model's output, without labels."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateurs.architectures.schema import SubLayer
+from secateurs.architectures.sites import Sites
+from secateurs.data.batches import Batch, main_output, run, shown, token_weights, unlabelled
+from secateurs.errors import MethodError
+from secateurs.masking.masked_model import apply
+from secateurs.measurement.quality import pooled
+from secateurs.plan import SparsityPlan
+from secateurs.search.choices import Choices, Weights
+from secateurs.search.sizes import Size
+
+_SHRUNK = 0.5
+"""To which a sub-layer's output is drawn towards its mean: a quarter of its variance is lost."""
+
+
+class Judge:
+    """The distance of other models' outputs to those of the dense one on some batches.
+
+    It is the mean Kullback-Leibler divergence of the dense model's predictions where it has logits
+    of several classes; of a single score, the mean squared difference over the variance; else one
+    minus the mean cosine of the pooled states.
+
+    Args:
+        dense: a transformers model in evaluation mode.
+        batches: labels are left out.
+    """
+
+    def __init__(self, dense: nn.Module, batches: Iterable[Batch]) -> None:
+        self.batches = [unlabelled(batch, dense) for batch in batches]
+        self._dense = [self._output(dense, batch) for batch in self.batches]
+        self._has_logits = self._dense[0][1]
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> float:
+        """The distance of `model`, at least 0. Raises MethodError if it is not finite."""
+        outputs = [self._output(model, batch)[0] for batch in self.batches]
+        wanted = [output for output, _ in self._dense]
+        total = self._distance(outputs, wanted)
+        if not total == total or total == float("inf"):
+            raise MethodError("expected finite outputs to compare by, got NaN or infinity")
+        return total
+
+    def _distance(self, outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+        given, dense = torch.cat(list(outputs)).double(), torch.cat(list(wanted)).double()
+        if not self._has_logits:
+            return float(1 - F.cosine_similarity(given, dense).mean())
+        if dense.shape[1] == 1:
+            return float((given - dense).square().mean() / dense.var(correction=0).clamp_min(1e-12))
+        logs = [rows.log_softmax(1) for rows in (given, dense)]
+        return float((logs[1].exp() * (logs[1] - logs[0])).sum(1).mean())
+
+    @staticmethod
+    @torch.no_grad()
+    def _output(model: nn.Module, batch: Batch) -> tuple[Tensor, bool]:
+        """Vectors `[M, C]`, one of each example or real token, and whether they are logits."""
+        answer = run(model, batch)
+        output = main_output(answer)
+        if getattr(answer, "last_hidden_state", None) is output:
+            return pooled(output, batch), False
+        if output.dim() == 2:
+            return output, True
+        weights = token_weights(output, batch).expand(*output.shape[:2], 1)
+        return output[weights[..., 0] > 0], True
+
+
+def sensitivities(
+    model: nn.Module, sites: Sites, judge: Judge, *, progress: bool = True
+) -> list[tuple[float, float]]:
+    """How far the output moves for a relative error of 1 in the attention, and in the FFN, of each
+    layer: the distance when the variance of its output is cut by a quarter, times four.
+
+    Args:
+        model: dense, in evaluation mode.
+        judge: made with it.
+    """
+    moved = []
+    places = [
+        (index, sublayer)
+        for index in range(len(sites.layers))
+        for sublayer in sites.architecture.sublayers
+    ]
+    for index, sublayer in shown(places, len(places), "sensitivity", progress):
+        with _shrunk(sites.layer(model, index), sublayer):
+            moved.append(judge(model) / _SHRUNK**2)
+    # A sub-layer without any effect at all would be free, and its order a matter of rounding.
+    floor = max(max(moved) * 1e-6, 1e-12)
+    values = [max(value, floor) for value in moved]
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+@contextmanager
+def _shrunk(layer: nn.Module, sublayer: SubLayer) -> Iterator[None]:
+    """Draw the outputs of a sub-layer towards their mean inside the block."""
+
+    def shrink(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+        mean = output.flatten(0, -2).mean(0)
+        return mean + (1 - _SHRUNK) * (output - mean)
+
+    hook = layer.get_submodule(sublayer.last.path).register_forward_hook(shrink)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def improved(
+    choices: Choices,
+    weights: Weights,
+    limit: float,
+    recover: Callable[[SparsityPlan], nn.Module],
+    judge: Judge,
+    trials: int,
+    seed: int,
+    progress: bool = True,
+) -> Weights:
+    """Weights whose choice, re-fitted, is nearest to the dense model, by a local search: each trial
+    changes some of the best weights so far, and is kept where its choice is better.
+
+    Source: Frantar and Alistarh 2022, "SPDY" (arXiv 2201.13096), section 3. Departure: a choice is
+    judged after its re-fit.
+    """
+    if not trials:
+        return weights
+    chance = random.Random(seed)
+    known: dict[tuple[Size, ...], float] = {}
+
+    def distance(candidate: Weights) -> float:
+        sizes = tuple(choices.of_least_error(limit, candidate))
+        if sizes not in known:
+            plan = choices.plan(sizes)
+            known[sizes] = judge(apply(recover(plan), plan))
+        return known[sizes]
+
+    least = distance(weights)
+    for _ in shown(range(trials), trials, "search", progress):
+        candidate = [
+            (_changed(attention, chance), _changed(ffn, chance)) for attention, ffn in weights
+        ]
+        if (found := distance(candidate)) < least:
+            least, weights = found, candidate
+    return weights
+
+
+def _changed(weight: float, chance: random.Random) -> float:
+    """A weight times up to three, or a third, in one case of five."""
+    factor: float = 3 ** chance.uniform(-1, 1)
+    return weight * factor if chance.random() < 0.2 else weight

@@ -1,0 +1,149 @@
+"""`prune --speedup`, `prune --latency` and `frontier`: what they write, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support.tiny_models import tiny_model
+
+from secateurs import load
+from secateurs.cli import main as cli
+from secateurs.search import LatencyTable
+from secateurs.search import search as module
+from secateurs.search.latency_table import LayerTimes
+from secateurs.search.sizes import heads_kept, neurons_kept
+
+WORDS = "the old house stood by a river and nobody came there in winter".split()  # noqa: SIM905
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    path = tmp_path / "dense"
+    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tiny_model("bert").save_pretrained(path)
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]").save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(" ".join((WORDS * 2)[i : i + 5]) for i in range(13)) * 4)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def times(monkeypatch):
+    """A table that is made up, and results that take what it predicts."""
+
+    def table(_, model, *args, **options):
+        shape = module.find_sites(model).layers[0]
+        layer = LayerTimes(
+            {kept: kept - 4.0 for kept in heads_kept(shape)},
+            {kept: kept / 32 - 3.0 for kept in neurons_kept(shape)},
+            -8.0,
+        )
+        return LatencyTable(stock=60.0, dense=30.0, layers=(layer,) * 3)
+
+    def measured(search, fast):
+        kept = [int(k.heads.sum()) + int(k.neurons.sum()) / 32 for k in kept_of(fast)]
+        return module.Times(9 + sum(kept), 0.1, 60.0)
+
+    def kept_of(fast):
+        from secateurs.conversion.report import conversion_of
+
+        conversion = conversion_of(fast)
+        return [conversion.sites.keep(conversion.plan, i) for i in range(3)]
+
+    monkeypatch.setattr(LatencyTable, "measured", classmethod(table))
+    monkeypatch.setattr(module.Search, "_times", measured)
+
+
+def run(*words) -> int:
+    return cli.main([*map(str, words), "--no-progress", "--batch-size", "8"])
+
+
+def test_a_speed_is_met_saved_and_told(folder, text, tmp_path, capsys):
+    out, told = tmp_path / "fast", tmp_path / "told.json"
+    arguments = ("--model", folder, "--text", text, "--out", out, "--json", told)
+    assert run("prune", *arguments, "--speedup", 3, "--shape", "1x8:0.7", "--shape", "4x8:0.3") == 0
+    result = json.loads(told.read_text())
+    assert result["speedup"] >= 3
+    assert result["budget"] == "speedup=3"
+    assert result["density"]["parameters"] < 1
+    assert "measured ms" in capsys.readouterr().out
+    ids = torch.tensor([[2, 3, 4, 5]])
+    assert load(out)(input_ids=ids).last_hidden_state.isfinite().all()
+    assert (out / "tokenizer.json").is_file()
+
+
+def test_a_latency_is_read_with_its_unit(folder, text, tmp_path):
+    out, told = tmp_path / "fast", tmp_path / "told.json"
+    arguments = ("--model", folder, "--text", text, "--out", out, "--json", told)
+    assert run("prune", *arguments, "--latency", "21ms") == 0
+    assert json.loads(told.read_text())["ms"] <= 21
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "one of --budget, --speedup and --latency"),
+        (["--speedup", "3", "--latency", "4ms"], "one of --budget, --speedup and --latency"),
+        (["--speedup", "3", "--budget", "heads=0.5"], "one of --budget, --speedup and --latency"),
+        (["--speedup", "3", "--distill", "5"], "--effort long"),
+        (["--speedup", "3", "--no-refit"], "--no-refit only with --budget"),
+        (["--speedup", "3", "--allocator", "global"], "--allocator only with --budget"),
+        (["--speedup", "3", "--option", "damping=0.1"], "--option only with --budget"),
+        (["--budget", "heads=0.5", "--shape", "1x8"], "--shape only with --speedup or --latency"),
+        (["--budget", "heads=0.5", "--effort", "long"], "--effort only with --speedup"),
+        (["--budget", "heads=0.5", "--force"], "--force only with --speedup"),
+        (["--speedup", "11"], "at least 6 ms"),
+        (["--speedup", "3", "--method", "dsp"], "Session"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(folder, text, tmp_path, capsys, words, told):
+    out = tmp_path / "fast"
+    assert run("prune", "--model", folder, "--text", text, "--out", out, *words) == 2
+    assert told in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("words", [["--speedup", "1"], ["--latency", "fast"], ["--shape", "8"]])
+def test_words_that_cannot_be_read_are_refused(folder, text, tmp_path, capsys, words):
+    with pytest.raises(SystemExit):
+        run("prune", "--model", folder, "--text", text, "--out", tmp_path / "fast", *words)
+    assert "expected" in capsys.readouterr().err
+
+
+def test_a_time_needs_data(folder, tmp_path, capsys):
+    out = tmp_path / "fast"
+    assert cli.main(["prune", "--model", str(folder), "--out", str(out), "--speedup", "3"]) == 2
+    assert "--text or --data" in capsys.readouterr().err
+
+
+def test_a_frontier_is_a_model_for_each_speed_a_table_and_a_picture(folder, text, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "frontier"
+    arguments = ("--model", folder, "--text", text, "--out", out)
+    assert run("frontier", *arguments, "--speedups", 4, 2.5, 50) == 0
+    rows = json.loads((out / "frontier.json").read_text())
+    assert [row["target"] for row in rows] == [2.5, 4.0]
+    assert all(row["speedup"] >= row["target"] for row in rows)
+    assert (out / "frontier.png").stat().st_size
+    load(out / "speedup-4")
+    assert "50 times as fast is left out" in capsys.readouterr().err
+
+
+def test_a_frontier_without_a_speed_in_reach_is_refused(folder, text, tmp_path, capsys):
+    out = tmp_path / "frontier"
+    arguments = ("--model", folder, "--text", text, "--out", out)
+    assert run("frontier", *arguments, "--speedups", 50) == 2
+    assert "none that is" in capsys.readouterr().err
