@@ -71,9 +71,10 @@ class ObsPruner(Pruner):
         for name, (units,) in self.units().items():
             view = self._last_view(name)
             moments = self._moments[name].covariance(centred=view.bias is not None)
-            if not bool(torch.isfinite(moments).all()):
-                raise MethodError(f"expected finite activations, got NaN or infinity at {name}")
             weight = view.weight.detach().to(moments)
+            for what, tensor in (("activations", moments), ("weights", weight)):
+                if not bool(torch.isfinite(tensor).all()):
+                    raise MethodError(f"expected finite {what}, got NaN or infinity at {name}")
             at_once = max(1, units // _STEPS)
             scores[name] = removal_errors(weight, moments, units, self.damping, at_once).cpu()
         return scores
