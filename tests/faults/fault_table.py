@@ -121,7 +121,7 @@ PYTHON = (
          f"{CONTRACT} -k per_example_derivative"),
         ("loss_of(output).sum() * size, 1", "loss_of(output).sum(), 1",
          f"{CONTRACT} -k per_example_derivative"),
-        ("self._gone.masks[name].keep, score, -1.0", "self._gone.masks[name].keep, score, score",
+        ("torch.where(mask.keep, score, -1.0)", "torch.where(mask.keep, score, score)",
          f"{CONTRACT} -k stays_gone"),
         ("gates.set_plan(self._gone)", "pass", f"{CONTRACT} -k later_rounds"),
     ),
