@@ -10,6 +10,7 @@ from support.tiny_models import CAUSAL_FAMILIES, tiny_model
 
 from secateurs import AttentionRuleMask, HeadMask, SparsityPlan, apply, convert, explain, load, ops
 from secateurs import save as save_model
+from secateurs.cli import main as cli
 from secateurs.conversion import transformers_attention
 from secateurs.plan.attention_rules import Dense, Local, Sinks, Strided
 
@@ -108,6 +109,12 @@ def test_rules_survive_casts_and_files(tmp_path):
     assert torch.equal(answer(again, batch), want)
     assert again.encoder.layer[0].attention.rules == plan.masks[NAME].rules
     assert relative(answer(fast.double().float(), batch), want) < 1e-5
+
+
+def test_inspect_prints_the_rules(tmp_path, capsys):
+    save_model(convert(tiny_model("bert"), rules(*[Local(1), Sinks(1)] * 2)), tmp_path / "m")
+    assert cli.main(["inspect", str(tmp_path / "m")]) == 0
+    assert "Local(window=1) at heads 0, 2; Sinks(n=1) at heads 1, 3" in capsys.readouterr().out
 
 
 def test_gradients_reach_the_inputs_under_rules():

@@ -25,7 +25,9 @@ from secateurs.errors import BackendError, OperandError
 from secateurs.plan.attention_rules import Rule, allowed, layout
 
 NAME = "secateurs"
-BLOCK = 64  # queries by keys that rules leave or hide together
+# Queries by keys that rules leave or hide together: small ones hide more, and a GPU's tile is no
+# larger than one.
+CPU_BLOCK, GPU_BLOCK = 32, 64
 
 # What transformers hands through to every layer though it changes nothing there: positions are in
 # the rotary embedding, the cache itself says whether it is used, the rest is for the model around
@@ -144,7 +146,8 @@ def attend(
         else:
             explicit = explicit.masked_fill(hidden, -torch.inf)
     elif rules is not None:
-        pattern = layout(rules, tq, tk, block=BLOCK, causal=causal, device=q.device)
+        block = CPU_BLOCK if q.device.type == "cpu" else GPU_BLOCK
+        pattern = layout(rules, tq, tk, block=block, causal=causal, device=q.device)
     return ops.attention(
         q,
         k,
