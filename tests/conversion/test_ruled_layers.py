@@ -111,6 +111,21 @@ def test_rules_survive_casts_and_files(tmp_path):
     assert relative(answer(fast.double().float(), batch), want) < 1e-5
 
 
+@pytest.mark.parametrize("ruled", [True, False])
+def test_an_explicit_mask_says_it_all_to_a_decoder(ruled):
+    """It lets the first five tokens see each other in both directions."""
+    model, ids = tiny_model("llama"), torch.randint(3, 100, (2, 9))
+    plan = rules(*[Local(3)] * 4) if ruled else SparsityPlan()
+    mask = torch.ones(9, 9).tril().bool()
+    mask[:5, :5] = True
+    inputs = {"input_ids": ids, "attention_mask": mask.expand(2, 1, 9, 9), "use_cache": False}
+    with torch.no_grad():
+        want, got = apply(model, plan)(**inputs).logits, convert(model, plan)(**inputs).logits
+        causal = apply(model, plan)(input_ids=ids).logits
+    assert relative(got, want) < 1e-5
+    assert relative(causal[:, :4], want[:, :4]) > 1e-2
+
+
 def test_inspect_prints_the_rules(tmp_path, capsys):
     save_model(convert(tiny_model("bert"), rules(*[Local(1), Sinks(1)] * 2)), tmp_path / "m")
     assert cli.main(["inspect", str(tmp_path / "m")]) == 0

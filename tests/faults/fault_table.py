@@ -267,7 +267,8 @@ PYTHON = (
         "python/secateurs/conversion/transformers_attention.py",
         ("if rules is not None and ops.recording():", "if False:",
          "kinds/test_recording.py -k other_lengths"),
-        ("    causal = causal and explicit is None\n", "", "conversion/test_convert.py -k rules and mistral"),
+        ("    causal = causal and explicit is None\n", "",
+         f"{RULED_LAYERS} -k says_it_all"),
     ),
     *_in(
         "python/secateurs/conversion/modules/layer.py",
