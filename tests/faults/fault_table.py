@@ -265,6 +265,8 @@ PYTHON = (
     ),
     *_in(
         "python/secateurs/conversion/transformers_attention.py",
+        ("explicit <= torch.finfo(explicit.dtype).min / 2", "explicit == -torch.inf",
+         f"{RULED} -k explicit"),
         ("if rules is not None and ops.recording():", "if False:",
          "kinds/test_recording.py -k other_lengths"),
         ("    causal = causal and explicit is None\n", "",

@@ -174,9 +174,15 @@ def test_caches_whose_keys_stand_elsewhere_are_refused(verb):
         windowed.generate(prompt, **options)
 
 
-def test_an_explicit_mask_is_obeyed():
-    model = tiny_model("bert")
+@pytest.mark.parametrize("lowest", [None, torch.finfo(torch.float32).min, -torch.inf])
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_an_explicit_mask_is_obeyed(family, lowest):
+    model = tiny_model(family)
+    if not model._supports_sdpa:
+        pytest.skip("layers of this T5 take no mask each")
     mask = torch.rand(3, 1, 9, 9, generator=torch.Generator().manual_seed(3)) < 0.6
+    if lowest is not None:
+        mask = torch.randn(3, 1, 9, 9).masked_fill(~mask, lowest)
     inputs = {"input_ids": padded(3, 9)["input_ids"], "attention_mask": mask}
     masked, fast = apply(model, plan()), convert(model, plan())
     with torch.no_grad():

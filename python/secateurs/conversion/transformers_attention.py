@@ -138,6 +138,10 @@ def attend(
     key_mask, explicit = (mask, None) if mask is None or mask.dim() == 2 else (None, mask)
     causal = causal and explicit is None
     pattern, (tq, tk) = None, (q.shape[2], k.shape[2])
+    if rules is not None and explicit is not None and explicit.is_floating_point():
+        # Where rules leave a query only keys that the lowest value hides, it sees none.
+        hidden = explicit <= torch.finfo(explicit.dtype).min / 2
+        explicit = explicit.masked_fill(hidden, -torch.inf)
     if rules is not None and ops.recording():
         # Blocks of one pair of lengths would be written down for all that follow.
         hidden = ~allowed(rules, tq, tk, q.device)[None]
