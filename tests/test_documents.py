@@ -33,6 +33,15 @@ def test_the_readme_is_short_and_gives_both_commands():
     assert commands["# test"].endswith("pytest")
 
 
+def test_the_example_of_attention_rules_runs(capsys):
+    blocks = re.findall(
+        r"```python\n(.*?)```", (DOCS / "concepts.md").read_text("utf-8"), re.DOTALL
+    )
+    for block in blocks:
+        exec(compile(block, "concepts.md", "exec"), {})
+    assert "Local(window=16) at head 0; Union" in capsys.readouterr().out
+
+
 def test_the_page_of_methods_lists_them_all():
     text = (DOCS / "methods.md").read_text(encoding="utf-8")
     rows = {}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from secateurs.measurement.environment import env_report as env_report
     from secateurs.measurement.timing import measure as measure
     from secateurs.ops import use_backend as use_backend
+    from secateurs.plan import AttentionRuleMask as AttentionRuleMask
     from secateurs.plan import BlockMask as BlockMask
     from secateurs.plan import HeadMask as HeadMask
     from secateurs.plan import Levels as Levels
@@ -53,6 +54,7 @@ __version__ = "0.1.0"
 # seconds, and most of what is here needs only one of them, or neither.
 _HOMES = {
     "METHODS": "pruning",
+    "AttentionRuleMask": "plan",
     "BlockMask": "plan",
     "BlockSparseWeight": "formats",
     "Budget": "pruning",

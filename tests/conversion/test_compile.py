@@ -10,9 +10,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateurs import HeadMask, NeuronMask, SparsityPlan, convert, ops
+from secateurs import AttentionRuleMask, HeadMask, NeuronMask, SparsityPlan, convert, ops
 from secateurs.plan import BlockMask
-from secateurs.plan.attention_rules import Local, Sinks, layout
+from secateurs.plan.attention_rules import Local, Sinks, Strided, layout
 
 PLAN = SparsityPlan(
     {
@@ -22,6 +22,8 @@ PLAN = SparsityPlan(
         "layers.2.down": BlockMask(torch.eye(4, 6).bool(), (16, 16)),
     }
 )
+RULES = {"layers.0.attention_rules": AttentionRuleMask([Local(1), Local(0), Sinks(2), Strided(2)])}
+RULED = PLAN.merge(SparsityPlan(RULES))
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +34,10 @@ def fresh():
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("plan", [PLAN, RULED], ids=["all keys", "ruled"])
 @pytest.mark.parametrize("masked", [True, False])
-def test_one_graph_for_all_batch_sizes(kind, masked):
-    model = convert(tiny_model(kind), PLAN)
+def test_one_graph_for_all_batch_sizes(kind, masked, plan):
+    model = convert(tiny_model(kind), plan)
     graphs = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=graphs)
     options = {"use_cache": False} if kind in CAUSAL_FAMILIES else {}

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from support.models import answer, cache_name, relative
-from support.plans import PLANS, blocks, gone
+from support.plans import PLANS, blocks, gone, skip_unless_followed
 from support.tiny_models import CAUSAL_FAMILIES, tiny_model
 
 from secateurs import (
@@ -32,6 +32,7 @@ def plan(request: pytest.FixtureRequest) -> SparsityPlan:
 
 @pytest.mark.parametrize("padded", [True, False])
 def test_converted_equals_masked(model, batch, plan, padded):
+    skip_unless_followed(model, plan.masks)
     if not padded:
         batch.pop("attention_mask", None)
     before = copy.deepcopy(model.state_dict())
@@ -41,6 +42,7 @@ def test_converted_equals_masked(model, batch, plan, padded):
 
 
 def test_the_reference_backend_agrees(model, batch, plan):
+    skip_unless_followed(model, plan.masks)
     want = answer(apply(model, plan), batch)
     fast = convert(model, plan)
     with use_backend("reference"):
@@ -127,7 +129,7 @@ def test_every_activation_fused_or_not(batch, activation):
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "vit"], indirect=True)
-@pytest.mark.parametrize("name", ["empty", "uneven", "blocks"])
+@pytest.mark.parametrize("name", ["empty", "uneven", "blocks", "attention rules"])
 def test_bfloat16(model, batch, name):
     plan = SparsityPlan(PLANS[name])
     want = answer(apply(model, plan), batch)

@@ -34,6 +34,7 @@ ALLOCATION = f"{PRUNING}/allocation"
 KERNELS = "csrc/cpu/kernels"
 ALLOCATORS, CONTRACT = "pruning/test_allocators.py", "pruning/test_pruning.py"
 RANKING, SESSION = "pruning/test_ranking.py", "pruning/test_session.py"
+RULED, RULED_LAYERS = "masking/test_ruled_attention.py", "conversion/test_ruled_layers.py"
 LINEAR, NORM = "ops/test_block_sparse_linear.py", "ops/test_add_norm.py"
 
 PYTHON = (
@@ -121,7 +122,7 @@ PYTHON = (
          f"{CONTRACT} -k per_example_derivative"),
         ("loss_of(output).sum() * size, 1", "loss_of(output).sum(), 1",
          f"{CONTRACT} -k per_example_derivative"),
-        ("self._gone.masks[name].keep, score, -1.0", "self._gone.masks[name].keep, score, score",
+        ("torch.where(mask.keep, score, -1.0)", "torch.where(mask.keep, score, score)",
          f"{CONTRACT} -k stays_gone"),
         ("gates.set_plan(self._gone)", "pass", f"{CONTRACT} -k later_rounds"),
     ),
@@ -225,6 +226,61 @@ PYTHON = (
     *_in(
         "python/secateurs/masking/gates.py",
         ("        self._gates.clear()\n", "", "masking/test_gates.py -k remember_nothing"),
+        ("            self._opened().callback(ruled.install(self._model, self._sites, index))\n",
+         "            ruled.install(self._model, self._sites, index)\n",
+         "masking/test_gates.py -k what_apply_computes"),
+    ),
+    *_in(
+        "python/secateurs/masking/ruled_attention.py",
+        ("seen = seen.tril(keys - tokens)", "pass", f"{RULED} -k stays_causal"),
+        ("seen = seen.tril(keys - tokens)", "seen = seen.tril()", f"{RULED} -k cache_moves"),
+        ("+ _before(attention, given)", "", f"{RULED} -k cache_moves"),
+        (".masked_fill(blind.transpose(1, 2)[..., None], 0)", "", f"{RULED} -k bert_with_rules"),
+        ("self._blind.pop(get_ident(), None)", "self._blind[max(self._blind)]", f"{RULED} -k threads"),
+        ("    if not isinstance(cache, DynamicCache):", "    if False:", f"{RULED} -k stand_elsewhere"),
+        ("    if keys != expected:", "    if False:", f"{RULED} -k stand_elsewhere"),
+    ),
+    *_in(
+        "python/secateurs/masking/masked_model.py",
+        ('vars(part)["save_pretrained"] = _refuse_to_save', "pass", f"{RULED} -k not_saved_as_if"),
+    ),
+    *_in(
+        "python/secateurs/architectures/kept.py",
+        ("tuple(self.rules[head] for head in self.heads.nonzero()[:, 0].tolist())",
+         "self.rules[: int(self.heads.sum())]", f"{RULED_LAYERS} -k sliced_take"),
+        ("sum(allowed_pairs(rule, seq_len) for rule in self.kept_rules)", "pairs",
+         f"{RULED} -k keys_that_are_seen"),
+    ),
+    *_in(
+        "python/secateurs/plan/masks.py",
+        ("return other if rule == Dense() else rule & other", "return other",
+         "plan/test_attention_rule_mask.py -k merged_rules"),
+    ),
+    *_in(
+        "python/secateurs/plan/rule_records.py",
+        ("if record_of(rule) != record:", "if False:",
+         "kinds/test_hostile_files.py -k that_save_does_not_write"),
+        ("    if depth > DEEPEST:\n        raise PlanError", "    if False:\n        raise PlanError",
+         "plan/test_attention_rule_mask.py -k nested_too_deep"),
+    ),
+    *_in(
+        "python/secateurs/conversion/transformers_attention.py",
+        ("explicit <= torch.finfo(explicit.dtype).min / 2", "explicit == -torch.inf",
+         f"{RULED} -k explicit"),
+        ("if rules is not None and ops.recording():", "if False:",
+         "kinds/test_recording.py -k other_lengths"),
+        ("    causal = causal and explicit is None\n", "",
+         f"{RULED_LAYERS} -k says_it_all"),
+    ),
+    *_in(
+        "python/secateurs/conversion/modules/layer.py",
+        ("if isinstance(attention, Attention) and attention.rules is not None:", "if False:",
+         f"{RULED_LAYERS} -k explain_says"),
+    ),
+    *_in(
+        "python/secateurs/storage/dense_export.py",
+        ("if sites.keep(plan, i).kept_rules is not None:", "if False:",
+         "storage/test_checkpoint.py -k refuses_attention_rules"),
     ),
     *_in(
         "python/secateurs/files.py",

@@ -22,6 +22,7 @@ from support.training import dense_folder
 import secateurs as sc
 from secateurs import reading
 from secateurs.errors import CheckpointError, DataError, PlanError, SecateursError
+from secateurs.plan.attention_rules import Dense, Local, Sinks, Strided, VerticalSlash
 from secateurs.plan.quantization import Levels
 from secateurs.storage import model_folders
 
@@ -293,6 +294,15 @@ GOOD = {
         "layers.0.heads": {"kind": "heads"},
         "layers.0.attention": {"kind": "module"},
         "layers.0.up": {"kind": "linear", "block": [16, 16]},
+        "layers.0.attention_rules": {
+            "kind": "attention_rules",
+            "rules": [
+                {"rule": "local", "window": 3},
+                {"rule": "union", "rules": [{"rule": "sinks", "n": 4}, {"rule": "dense"}]},
+                {"rule": "vertical_slash", "vertical": [0, 7], "slash": []},
+                {"rule": "strided", "stride": 2},
+            ],
+        },
     },
     "model": {"model_type": "bert", "hidden_size": 64, "layers": [[4, 4, 16, 96]]},
     "notes": {"method": "test"},
@@ -311,7 +321,8 @@ def changed(path: str, value: object = None) -> dict:
     *steps, last = path.split("/")
     holder = header
     for step in steps:
-        holder = holder[step]
+        holder = holder[int(step) if isinstance(holder, list) else step]
+    last = int(last) if isinstance(holder, list) else last
     if value is None:
         del holder[last]
     else:
@@ -320,6 +331,11 @@ def changed(path: str, value: object = None) -> dict:
 
 
 BLOCK = "masks/layers.0.up/block"
+RULES = "masks/layers.0.attention_rules/rules"
+LOCAL, UNION, SLASH, STRIDED = (f"{RULES}/{i}" for i in range(4))
+NESTED = {"rule": "dense"}
+for depth in range(10):
+    NESTED = {"rule": ("union", "intersection")[depth % 2], "rules": [NESTED]}
 WRONG = [
     *[(part, value) for part in ("format_version", "masks", "model", "notes", "levels")
       for value in ([], "x", 7.5, True, [[1]])],
@@ -337,6 +353,19 @@ WRONG = [
     *[("levels/layers.0.up/scale", value)
       for value in (None, 0, -1, float("nan"), float("inf"), 1e-60, 3e38, 10**400, "1", True, [1])],
     ("levels/layers.0.up", 4), ("levels/layers.0.up/more", 1),
+    *[(RULES, value) for value in (None, {}, "local", 4)],
+    *[(LOCAL, value) for value in ([], "local", 4, NESTED)],
+    *[(f"{LOCAL}/rule", value) for value in (None, "near", ["local"], 1, "dense", "strided")],
+    *[(f"{LOCAL}/window", value)
+      for value in (None, -1, 3.0, True, "3", [3], 10**30, float("nan"), 2**31)],
+    (f"{LOCAL}/more", 1), (f"{STRIDED}/stride", 0), (f"{LOCAL}/keep", True),
+    *[(f"{UNION}/rules", value) for value in (None, [], {}, [1], [{"rule": "none"}],
+      [{"rule": "union", "rules": [{"rule": "dense"}]}])],
+    *[(f"{SLASH}/vertical", value)
+      for value in (None, 7, [7, 0], [0, 0], [-1], [0.0], [True], ["0"], {"0": 1}, [10**30])],
+    ("masks/layers.0.attention_rules/kind", "heads"), ("masks/layers.0.heads/rules", []),
+    ("masks/layers.0.heads/kind", "attention_rules"),
+    ("masks/layers.0.attention_rules/block", [1, 1]),
     ("model/model_type", 1), ("model/model_type", None),
     ("model/model_type", "a\nb"), ("model/model_type", "\ud800"), ("model/model_type", "b" * 999),
     ("model/hidden_size", "64"),
@@ -356,6 +385,8 @@ def test_the_good_plan_is_read(tmp_path):
     plan = sc.SparsityPlan.load(saved_plan(tmp_path / "p", GOOD))
     assert plan.masks["layers.0.up"].block == (16, 16)
     assert plan.levels == {"layers.0.up": Levels(4, 0.5)}
+    rules = plan.masks["layers.0.attention_rules"].rules
+    assert rules == (Local(3), Sinks(4) | Dense(), VerticalSlash((0, 7)), Strided(2))
 
 
 @pytest.mark.parametrize(("path", "value"), WRONG, ids=lambda value: str(value)[:40])
@@ -392,6 +423,7 @@ def test_a_plan_whose_header_is_no_object_is_refused(tmp_path, text):
         ("layers.0.attention", torch.ones(1, dtype=torch.bool)),
         ("layers.0.up", torch.ones(24, dtype=torch.bool)),
         ("layers.9.heads", torch.ones(4, dtype=torch.bool)),
+        ("layers.0.attention_rules", torch.ones(4, dtype=torch.bool)),
     ],
 )
 def test_a_mask_of_another_shape_or_type_is_refused(tmp_path, name, keep):

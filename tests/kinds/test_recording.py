@@ -17,11 +17,19 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from secateurs import BlockMask, HeadMask, NeuronMask, SparsityPlan, convert, ops
+from secateurs import (
+    AttentionRuleMask,
+    BlockMask,
+    HeadMask,
+    NeuronMask,
+    SparsityPlan,
+    convert,
+    ops,
+)
 from secateurs.errors import BackendError
 from secateurs.formats import BlockSparseWeight, LibraryWeight, VectorWeight
 from secateurs.ops._core.recording import plain, recording
-from secateurs.plan.attention_rules import Local, layout
+from secateurs.plan.attention_rules import Local, Sinks, layout
 
 PLAN = SparsityPlan(
     {
@@ -50,10 +58,14 @@ class Positional(nn.Module):
         return self.model(input_ids=ids, attention_mask=mask, **self.options)[0]
 
 
-@pytest.fixture(params=["bert", "llama"])
+RULED = SparsityPlan({"layers.0.attention_rules": AttentionRuleMask([Local(1), Sinks(2)] * 2)})
+
+
+@pytest.fixture(params=["bert", "llama", "bert under rules", "llama under rules"])
 def model(request):
+    kind, *ruled = request.param.split(" under ")
     with torch.no_grad():
-        yield Positional(request.param).eval()
+        yield Positional(kind, PLAN.merge(RULED) if ruled else PLAN).eval()
 
 
 def trace(model, *batch):
@@ -128,8 +140,9 @@ def test_what_was_recorded_answers_for_every_batch(model, recorder, seen):
 @pytest.mark.filterwarnings("ignore")
 def test_a_trace_answers_for_other_lengths_and_needs_no_operation_of_ours(model):
     traced = trace(model, IDS, PADDED)
-    ids, mask = IDS[:2, :6], PADDED[:2, :6]
-    assert relative(traced(ids, mask)[mask.bool()], model(ids, mask)[mask.bool()]) < 1e-5
+    shorter, longer = (IDS[:2, :6], PADDED[:2, :6]), (IDS.repeat(1, 4), PADDED.repeat(1, 4))
+    for ids, mask in (shorter, longer):
+        assert relative(traced(ids, mask)[mask.bool()], model(ids, mask)[mask.bool()]) < 1e-5
     assert "secateurs::" not in str(traced.inlined_graph)
 
 

@@ -29,6 +29,7 @@ from secateurs.errors import (
     PlanError,
     SecateursError,
 )
+from secateurs.plan.attention_rules import Dense, Local
 from secateurs.pruning.methods.gradient import GradientPruner
 
 HEADS = SparsityPlan({"layers.0.heads": HeadMask(torch.tensor([False, True, True, True]))})
@@ -143,6 +144,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "SparsityPlan.validate.model": lambda: secateurs.find_sites(bert()).fingerprint(),
     "model_class": lambda: None,
     "kind": lambda: None,
+    "rules": lambda: [Local(1), Dense()],
 }  # fmt: skip
 INSTANCES: dict[str, Callable[[], Any]] = {
     "Gates": opened,
@@ -153,6 +155,7 @@ INSTANCES: dict[str, Callable[[], Any]] = {
     "ModuleMask": lambda: secateurs.ModuleMask(torch.tensor(True)),
     "BlockMask": lambda: secateurs.BlockMask(torch.ones(2, 2).bool()),
     "PatternMask": lambda: secateurs.PatternMask(torch.ones(32, 32).bool()),
+    "AttentionRuleMask": lambda: secateurs.AttentionRuleMask([Local(1), Dense()]),
     "Budget": lambda: Budget(heads=0.5),
     "Levels": lambda: Levels(4, 0.5),
     "BlockSparseWeight": lambda: secateurs.BlockSparseWeight.pack(torch.ones(64, 64)),

@@ -7,9 +7,19 @@ import torch
 from support.models import answer, relative
 from support.tiny_models import tiny_model
 
-from secateurs import BlockMask, Gates, HeadMask, ModuleMask, SparsityPlan, apply, find_sites
+from secateurs import (
+    AttentionRuleMask,
+    BlockMask,
+    Gates,
+    HeadMask,
+    ModuleMask,
+    SparsityPlan,
+    apply,
+    find_sites,
+)
 from secateurs.errors import PlanError
 from secateurs.masking.gates import straight_through
+from secateurs.plan.attention_rules import Local, Sinks
 from secateurs.plan.quantization import Levels
 
 
@@ -36,11 +46,14 @@ def test_hard_gates_compute_what_apply_computes(model, batch):
         "layers.1.attention": ModuleMask(torch.tensor(False)),
         "layers.2.layer": ModuleMask(torch.tensor(False)),
     }
+    if model._supports_sdpa:
+        masks["layers.0.attention_rules"] = AttentionRuleMask([Local(1), Sinks(1)] * 2)
     plan = SparsityPlan(masks)
     want = answer(apply(model, plan), batch)
     with Gates(model, find_sites(model)) as gates:
         gates.set_plan(plan)
         assert relative(answer(model, batch), want) < 1e-5
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_a_head_gate_at_the_context_equals_one_on_the_output_projection(batch):

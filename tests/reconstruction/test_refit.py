@@ -207,7 +207,9 @@ def test_projections_with_masks_of_their_own_are_left_alone():
     assert torch.equal(old, new)
 
 
-@pytest.mark.parametrize("name", ["no attention", "no heads in a layer", "no middle layer"])
+@pytest.mark.parametrize(
+    "name", ["no attention", "no heads in a layer", "no middle layer", "attention rules"]
+)
 def test_removed_sub_layers_are_made_up_for_by_the_others(name):
     model, plan = tiny_model("bert"), SparsityPlan(PLANS[name])
     fitted = refit(model, plan, data(model, 20), progress=False)

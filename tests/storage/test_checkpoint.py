@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from support.models import answer, relative, saved_files
-from support.plans import PLANS
+from support.plans import PLANS, RULED, skip_unless_followed
 from support.tiny_models import tiny_model
 
 import secateurs
@@ -16,6 +16,7 @@ from secateurs.errors import CheckpointError, PlanError
 
 @pytest.mark.parametrize("name", list(PLANS))
 def test_reload_is_identical_to_the_bit(model, batch, name, tmp_path):
+    skip_unless_followed(model, PLANS[name])
     fast = convert(model, SparsityPlan(PLANS[name]))
     save(fast, tmp_path / "m")
     again = load(tmp_path / "m")
@@ -53,13 +54,20 @@ def test_a_fresh_process_reproduces_the_logits(batch, tmp_path):
         assert torch.equal(torch.load(tmp_path / "out.pt"), fast(**batch)[0])
 
 
-@pytest.mark.parametrize("name", list(PLANS))
+@pytest.mark.parametrize("name", [name for name in PLANS if name not in RULED])
 def test_export_dense_gives_a_stock_model(model, batch, name):
     plan = SparsityPlan(PLANS[name])
     dense = export_dense(convert(model, plan))
     assert type(dense) is type(model)
     assert not hasattr(dense, "secateurs")
     assert relative(answer(dense, batch), answer(apply(model, plan), batch)) < 1e-5
+
+
+@pytest.mark.parametrize("name", RULED)
+def test_export_dense_refuses_attention_rules(name):
+    fast = convert(tiny_model("bert"), SparsityPlan(PLANS[name]))
+    with pytest.raises(CheckpointError, match=r"layers\.0\.attention_rules hides keys"):
+        export_dense(fast)
 
 
 def test_an_exported_model_is_saved_and_read_by_stock_transformers(model, batch, tmp_path):

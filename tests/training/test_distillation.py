@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from support.models import answer
-from support.plans import PLANS
+from support.plans import PLANS, skip_unless_followed
 from support.tiny_models import tiny_model
 
 from secateurs import SparsityPlan, apply, distill
@@ -16,8 +16,11 @@ def distance(student, teacher, batch) -> float:
     return float((answer(student, batch) - answer(teacher, batch)).square().mean())
 
 
-@pytest.mark.parametrize("name", ["uneven", "blocks", "no ffn in the last layer"])
+@pytest.mark.parametrize(
+    "name", ["uneven", "blocks", "no ffn in the last layer", "attention rules"]
+)
 def test_distillation_brings_the_pruned_model_closer(model, batch, name):
+    skip_unless_followed(model, PLANS[name])
     plan = SparsityPlan(PLANS[name])
     state = copy.deepcopy(model.state_dict())
     student = distill(model, plan, [batch], steps=30, lr=3e-3, progress=False)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secateurs.architectures.schema import Architecture, Side
 from secateurs.plan import BlockMask, PatternMask
+from secateurs.plan.attention_rules import Dense, Rule, allowed_pairs
 from secateurs.plan.quantization import Levels
 
 
@@ -51,8 +52,8 @@ class LayerShape:
 
 @dataclass(frozen=True, eq=False)
 class LayerKeep:
-    """What a plan leaves of one layer: bool vectors, and masks and levels of weights by role. A
-    removed module keeps nothing."""
+    """What a plan leaves of one layer: bool vectors, masks and levels of weights by role, and the
+    rules of its attention. A removed module keeps nothing."""
 
     shape: LayerShape
     attention: bool
@@ -62,6 +63,15 @@ class LayerKeep:
     blocks: Mapping[str, BlockMask]
     patterns: Mapping[str, PatternMask]
     levels: Mapping[str, Levels]
+    rules: tuple[Rule, ...] | None  # of all H heads
+
+    @property
+    def kept_rules(self) -> tuple[Rule, ...] | None:
+        """The rule of each head that stays; None where none of them hides a key."""
+        if self.rules is None:
+            return None
+        kept = tuple(self.rules[head] for head in self.heads.nonzero()[:, 0].tolist())
+        return None if all(rule == Dense() for rule in kept) else kept
 
     @property
     def weights(self) -> dict[str, BlockMask | PatternMask]:
@@ -102,8 +112,11 @@ class LayerKeep:
 
     def macs(self, seq_len: int) -> int:
         """Multiply-accumulates per token in a sequence of `seq_len` tokens: linears, scores and
-        weighted sums."""
-        return self.parameters() + 2 * seq_len * self.shape.head_dim * int(self.heads.sum())
+        weighted sums, of the keys that rules allow."""
+        pairs = seq_len * seq_len * int(self.heads.sum())
+        if self.kept_rules is not None:
+            pairs = sum(allowed_pairs(rule, seq_len) for rule in self.kept_rules)
+        return self.parameters() + 2 * self.shape.head_dim * pairs // max(1, seq_len)
 
     def _count(self, role: str) -> int:
         if role in self.weights:

@@ -15,16 +15,17 @@ from secateurs.architectures.records import ARCHITECTURES
 from secateurs.architectures.schema import Architecture
 from secateurs.checks import door
 from secateurs.errors import FamilyError
-from secateurs.plan import BlockMask, PatternMask, Site, SparsityPlan
+from secateurs.plan import AttentionRuleMask, BlockMask, PatternMask, Site, SparsityPlan
+from secateurs.plan.masks import KeepMask
 
 
 @dataclass(frozen=True)
 class Sites:
     """Everything a model of a known family can lose.
 
-    Site names: `layers.I.heads`, `layers.I.neurons`, `layers.I.attention`, `layers.I.ffn`,
-    `layers.I.layer` (both sub-layers), and one per linear: `layers.I.query`, `.key`, `.value`,
-    `.output`, `.gate`, `.up`, `.down`.
+    Site names: `layers.I.heads`, `layers.I.attention_rules` (what each head sees),
+    `layers.I.neurons`, `layers.I.attention`, `layers.I.ffn`, `layers.I.layer` (both sub-layers),
+    and one per linear: `layers.I.query`, `.key`, `.value`, `.output`, `.gate`, `.up`, `.down`.
     """
 
     architecture: Architecture
@@ -34,6 +35,7 @@ class Sites:
     def __iter__(self) -> Iterator[Site]:
         for i, shape in enumerate(self.layers):
             yield Site(f"layers.{i}.heads", "heads", i, (shape.heads,))
+            yield Site(f"layers.{i}.attention_rules", "attention_rules", i, (shape.heads,))
             yield Site(f"layers.{i}.neurons", "neurons", i, (shape.neurons,))
             for module in ("attention", "ffn", "layer"):
                 yield Site(f"layers.{i}.{module}", "module", i, ())
@@ -64,12 +66,13 @@ class Sites:
 
         def mask(part: str, size: int | None = None) -> Tensor:
             found = masks.get(f"layers.{index}.{part}")
-            if found is not None:
+            if isinstance(found, KeepMask):
                 return found.keep
             return torch.ones(() if size is None else size, dtype=torch.bool)
 
         whole = bool(mask("layer"))
         attention, ffn = whole and bool(mask("attention")), whole and bool(mask("ffn"))
+        rules = masks.get(f"layers.{index}.attention_rules")
         weights = {
             role: found
             for role in shape.linears()
@@ -88,6 +91,7 @@ class Sites:
                 for role in shape.linears()
                 if (levels := plan.levels.get(f"layers.{index}.{role}")) is not None
             },
+            tuple(rules.rules) if isinstance(rules, AttentionRuleMask) else None,
         )
 
     def density(self, plan: SparsityPlan, seq_len: int = 128) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -27,6 +27,7 @@ from secateurs.conversion.modules import (
 )
 from secateurs.conversion.report import SiteReport
 from secateurs.conversion.slicing import CompactLinear
+from secateurs.plan.attention_rules import Rule
 
 Part = TypeVar("Part", bound=nn.Module | None)
 
@@ -127,6 +128,9 @@ class LayerBuilder:
             )
         action = "dense" if heads == shape.heads else "sliced"
         self.report("heads", None, action, f"{heads} of {shape.heads} heads stay")
+        rules = keep.kept_rules
+        if rules is not None:
+            self.report("attention_rules", None, "restricted", self._told(rules))
         even = torch.arange(heads) // max(1, heads // kv_heads)
         uneven = heads % kv_heads != 0 or not torch.equal(keep.kv_of, even.to(torch.int32))
         device, biased = self.weights["query"].weight.device, bool(record.relative_bias)
@@ -141,6 +145,16 @@ class LayerBuilder:
             self.behaviour.scale,
             self.index,
             keep.heads.nonzero()[:, 0].to(device) if biased and heads < shape.heads else None,
+            rules,
+        )
+
+    def _told(self, rules: Sequence[Rule]) -> str:
+        """Which heads of the dense layer each of the rules restricts."""
+        heads: dict[Rule, list[str]] = {}
+        for head, rule in zip(self.keep.heads.nonzero()[:, 0].tolist(), rules, strict=True):
+            heads.setdefault(rule, []).append(str(head))
+        return "; ".join(
+            f"{rule} at head{'s' * (len(of) > 1)} {', '.join(of)}" for rule, of in heads.items()
         )
 
     def _ffn(self) -> nn.Module:

@@ -22,8 +22,12 @@ from transformers.masking_utils import (
 
 from secateurs import ops
 from secateurs.errors import BackendError, OperandError
+from secateurs.plan.attention_rules import Rule, allowed, layout
 
 NAME = "secateurs"
+# Queries by keys that rules leave or hide together: small ones hide more, and a GPU's tile is no
+# larger than one.
+CPU_BLOCK, GPU_BLOCK = 32, 64
 
 # What transformers hands through to every layer though it changes nothing there: positions are in
 # the rotary embedding, the cache itself says whether it is used, the rest is for the model around
@@ -127,11 +131,38 @@ def attend(
     causal: bool,
     scale: float | None = None,
     kv_of: Tensor | None = None,
+    rules: Sequence[Rule] | None = None,
 ) -> Tensor:
-    """Attention `[B, Tq, Hq, D]` under a mask of either form."""
-    if mask is None or mask.dim() == 2:
-        return ops.attention(q, k, v, kv_of=kv_of, key_mask=mask, causal=causal, scale=scale)
-    return ops.attention(q, k, v, kv_of=kv_of, mask=mask, scale=scale)
+    """Attention `[B, Tq, Hq, D]` under a mask of either form, and `rules` of each head, by which
+    the last query is at the last key."""
+    key_mask, explicit = (mask, None) if mask is None or mask.dim() == 2 else (None, mask)
+    causal = causal and explicit is None
+    pattern, (tq, tk) = None, (q.shape[2], k.shape[2])
+    if rules is not None and explicit is not None and explicit.is_floating_point():
+        # Where rules leave a query only keys that the lowest value hides, it sees none.
+        hidden = explicit <= torch.finfo(explicit.dtype).min / 2
+        explicit = explicit.masked_fill(hidden, -torch.inf)
+    if rules is not None and ops.recording():
+        # Blocks of one pair of lengths would be written down for all that follow.
+        hidden = ~allowed(rules, tq, tk, q.device)[None]
+        if explicit is None or explicit.dtype == torch.bool:
+            explicit = ~hidden if explicit is None else explicit & ~hidden
+        else:
+            explicit = explicit.masked_fill(hidden, -torch.inf)
+    elif rules is not None:
+        block = CPU_BLOCK if q.device.type == "cpu" else GPU_BLOCK
+        pattern = layout(rules, tq, tk, block=block, causal=causal, device=q.device)
+    return ops.attention(
+        q,
+        k,
+        v,
+        kv_of=kv_of,
+        key_mask=key_mask,
+        mask=explicit,
+        causal=causal,
+        scale=scale,
+        pattern=pattern,
+    )
 
 
 def attention_forward(

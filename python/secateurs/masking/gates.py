@@ -5,7 +5,7 @@ activation of a neuron before the down projection, the result of a whole sub-lay
 residual is added, or the elements of a weight, which may then be rounded to levels. Gates are
 differentiable, and may carry a leading batch dimension, so that a gradient with respect to a gate
 is one per example. Leaving restores the model exactly; what is saved in between has stock names,
-too.
+too. Attention rules, which hide keys and multiply nothing, are hooks of `ruled_attention`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from secateurs.architectures.linears import LinearView, stacked
 from secateurs.architectures.sites import Sites, find_sites
 from secateurs.checks import door
 from secateurs.errors import PlanError
+from secateurs.masking.ruled_attention import RuledAttention, check_rules, ruled_layers
 from secateurs.plan import Site, SparsityPlan
+from secateurs.plan.attention_rules import Rule
 from secateurs.plan.quantization import Levels
 
 
@@ -53,6 +55,7 @@ class Gates(Mapping[str, Tensor]):
         self._straight_through: set[str] = set()
         self._levels: dict[str, Levels] = {}
         self._weights: dict[nn.Module, _GatedWeight] = {}
+        self._ruled: dict[int, RuledAttention] = {}  # by layer
         self._stack: ExitStack | None = None
 
     def __enter__(self) -> Gates:
@@ -66,6 +69,7 @@ class Gates(Mapping[str, Tensor]):
         self._gates.clear()
         self._straight_through.clear()
         self._levels.clear()
+        self._ruled.clear()
         self._weights.clear()
 
     def __getitem__(self, name: str) -> Tensor:
@@ -109,8 +113,10 @@ class Gates(Mapping[str, Tensor]):
 
     @door
     def set_plan(self, plan: SparsityPlan) -> None:
-        """Set hard gates: zero where `plan` removes, one where it keeps; and its levels."""
+        """Set hard gates: zero where `plan` removes, one where it keeps; and its levels, and its
+        attention rules. Raises FamilyError for a model that cannot follow those."""
         plan.validate(self._sites, self._sites.fingerprint())
+        check_rules(self._model, self._sites, plan)
         like = next(self._model.parameters())
         for i in range(len(self._sites.layers)):
             keep = self._sites.keep(plan, i)
@@ -123,6 +129,14 @@ class Gates(Mapping[str, Tensor]):
                     self[f"layers.{i}.{part}"] = mask.to(like)
         for name, levels in plan.levels.items():
             self.set_levels(name, levels)
+        for i in ruled_layers(self._sites, plan):
+            self._restrict(i, self._sites.keep(plan, i).rules or ())
+
+    def _restrict(self, index: int, rules: tuple[Rule, ...]) -> None:
+        if index not in self._ruled:
+            ruled = self._ruled[index] = RuledAttention(rules)
+            self._opened().callback(ruled.install(self._model, self._sites, index))
+        self._ruled[index].rules = rules
 
     @door
     def on_forward(self, callback: Callable[[Mapping[str, Any]], None]) -> None:
@@ -171,6 +185,8 @@ class Gates(Mapping[str, Tensor]):
         site = self._by_name.get(name)
         if site is None or name.endswith(".layer"):
             raise PlanError(f"no gate can stand at {name!r}: the model has no such site")
+        if site.kind == "attention_rules":
+            raise PlanError(f"no gate can stand at {name!r}: rules are set by set_plan")
         return site
 
     def _behind(self, site: Site) -> tuple[nn.Module, bool]:

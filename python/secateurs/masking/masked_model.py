@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from secateurs.architectures.sites import find_sites
 from secateurs.checks import check_weights, door
 from secateurs.errors import ArgumentError, PlanError
+from secateurs.masking.ruled_attention import RuledAttention, check_rules, ruled_layers
 from secateurs.plan import SparsityPlan
 
 
@@ -21,14 +23,15 @@ def apply(model: nn.Module, plan: SparsityPlan, *, inplace: bool = False) -> nn.
 
     A removed head or neuron takes its rows, columns and biases along; the bias of the projection
     behind it stays. A removed sub-layer adds nothing: its last projection is zero, bias included;
-    residual and norm stay.
+    residual and norm stay. Attention rules become hooks: weights cannot hold them, so such a model
+    refuses `save_pretrained`.
 
     Args:
         model: a transformers model of a supported family; untouched unless `inplace`.
         plan: made for this model.
 
     Raises:
-        FamilyError: the model is not supported.
+        FamilyError: the model is not supported, or cannot follow attention rules of the plan.
         PlanError: the plan does not fit the model, or a weight holds NaN or infinity.
     """
     if inplace and any(parameter.is_inference() for parameter in model.parameters()):
@@ -38,6 +41,7 @@ def apply(model: nn.Module, plan: SparsityPlan, *, inplace: bool = False) -> nn.
     sites = find_sites(model)
     plan.validate(sites, sites.fingerprint())
     check_finite(model, sites.path)
+    check_rules(model, sites, plan)
     if not inplace:
         model = copy.deepcopy(model)
     for i in range(len(sites.layers)):
@@ -59,7 +63,19 @@ def apply(model: nn.Module, plan: SparsityPlan, *, inplace: bool = False) -> nn.
                 last.weight.zero_()
                 if last.bias is not None:
                     last.bias.zero_()
+    ruled = ruled_layers(sites, plan)
+    for i in ruled:
+        RuledAttention(sites.keep(plan, i).rules or ()).install(model, sites, i)
+    for part in (model, getattr(model, "base_model", model)) if ruled else ():
+        vars(part)["save_pretrained"] = _refuse_to_save
     return model
+
+
+def _refuse_to_save(*_: Any, **__: Any) -> None:
+    raise PlanError(
+        "expected a masked model whose weights say it all, got one with attention rules, which no "
+        "stock file holds: save the plan, or the model that secateurs.convert makes"
+    )
 
 
 def check_finite(model: nn.Module, path: str) -> None:

@@ -1,6 +1,7 @@
 """Plans: what a model loses and keeps, as pure data."""
 
 from secateurs.plan.masks import (
+    AttentionRuleMask,
     BlockMask,
     HeadMask,
     Mask,
@@ -13,6 +14,7 @@ from secateurs.plan.site import Site
 from secateurs.plan.sparsity_plan import SparsityPlan
 
 __all__ = [
+    "AttentionRuleMask",
     "BlockMask",
     "HeadMask",
     "Levels",

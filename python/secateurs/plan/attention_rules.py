@@ -1,7 +1,7 @@
 """Attention patterns: rules on positions, and the blocks of scores that a rule leaves.
 
 A rule says which keys a query may see, whatever the lengths; `layout` turns the rules of the heads
-into lists of blocks for one pair of lengths, once. Rules combine by `|`:
+into lists of blocks for one pair of lengths, once. Rules combine by `|` and `&`:
 
     pattern = Local(128) | Sinks(4)
     blocks = layout(pattern, tq=2048, tk=2048, block=64, causal=True)
@@ -14,6 +14,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from secateurs.errors import PatternError
 from secateurs.lasting import lasting
 
 BLOCKS = (16, 32, 64, 128)
+FARTHEST = 2**31 - 1  # position that a rule may name
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Rule:
 
     def __or__(self, other: Rule) -> Rule:
         return Union((self, other))
+
+    def __and__(self, other: Rule) -> Rule:
+        return Intersection((self, other))
 
 
 @dataclass(frozen=True)
@@ -120,13 +125,48 @@ class VerticalSlash(Rule):
 
 
 @dataclass(frozen=True)
-class Union(Rule):
-    """Allow what any of `rules` allows."""
+class Combined(Rule):
+    """Several rules as one; those of its own kind among them count as what they combine."""
 
     rules: tuple[Rule, ...]
 
+    def __post_init__(self) -> None:
+        rules = tuple(self.rules)
+        if not rules or not all(isinstance(rule, Rule) for rule in rules):
+            raise PatternError(f"{type(self).__name__} expects rules, got {self.rules!r}")
+        flat = (r.rules if isinstance(r, type(self)) else (r,) for r in rules)
+        object.__setattr__(self, "rules", tuple(chain.from_iterable(flat)))
+
+
+@dataclass(frozen=True)
+class Union(Combined):
+    """Allow what any of `rules` allows."""
+
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
         return reduce(operator.or_, (rule.allows(q, k) for rule in self.rules))
+
+
+@dataclass(frozen=True)
+class Intersection(Combined):
+    """Allow what all of `rules` allow."""
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        return reduce(operator.and_, (rule.allows(q, k) for rule in self.rules))
+
+
+def allowed(rules: Sequence[Rule], tq: int, tk: int, device: torch.device | str = "cpu") -> Tensor:
+    """What `rules`, one for each head, allow of `tq` queries by `tk` keys, the last query at the
+    last key: bool `[heads, tq, tk]`."""
+    query = torch.arange(tq, device=device)[:, None] + (tk - tq)
+    key = torch.arange(tk, device=device)
+    return torch.stack([rule.allows(query, key) for rule in rules])
+
+
+@lru_cache(maxsize=256)
+def allowed_pairs(rule: Rule, tokens: int) -> int:
+    """How many pairs of a query and a key of a sequence a rule allows."""
+    key, some = torch.arange(tokens), torch.arange(tokens).split(256)
+    return sum(int(rule.allows(query[:, None], key).sum()) for query in some)
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,3 +342,5 @@ def _block_row(
 def _check(rule: str, name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise PatternError(f"{rule} expects {name} to be an integer from {least}, got {value!r}")
+    if value > FARTHEST:
+        raise PatternError(f"{rule} expects {name} to be at most {FARTHEST}, got {value!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,16 +11,65 @@ from torch import Tensor
 
 from secateurs.checks import door, fit
 from secateurs.errors import PlanError
+from secateurs.plan.attention_rules import Dense, Rule
+from secateurs.plan.rule_records import record_of
 from secateurs.plan.site import Site
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
+    """What stays at one site."""
+
+    kind: ClassVar[str]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What it covers."""
+        raise NotImplementedError
+
+    @door
+    def check(self, site: Site) -> None:
+        """Raise PlanError unless this mask fits `site`."""
+        if site.kind != self.kind:
+            raise PlanError(
+                f"site {site.name} takes a mask of kind {site.kind!r}, got {self.kind!r}"
+            )
+        if self.shape != self.expected_shape(site):
+            raise PlanError(
+                f"mask of {site.name} must have shape {self.expected_shape(site)}, got {self.shape}"
+            )
+
+    @door
+    def expected_shape(self, site: Site) -> tuple[int, ...]:
+        return site.shape
+
+    @door
+    def merge(self, other: Mask) -> Mask:
+        """Keep what both masks keep."""
+        raise NotImplementedError
+
+    @door
+    def equal(self, other: Mask) -> bool:
+        raise NotImplementedError
+
+    def header(self) -> dict[str, Any]:
+        """What a file says of it, in JSON's types."""
+        return {"kind": self.kind}
+
+    def _check_mergeable(self, other: Mask) -> None:
+        if type(self) is not type(other) or self.shape != other.shape:
+            raise PlanError(
+                f"masks to merge must be of one kind and shape, got {self.kind} {self.shape} and "
+                f"{other.kind} {other.shape}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class KeepMask(Mask):
     """Which units of one site stay: `keep` is a bool tensor, True where the unit stays; a copy of
     the one given."""
 
     keep: Tensor
-    kind: ClassVar[str]
     dimensions: ClassVar[int] = 1  # of `keep`
 
     def __post_init__(self) -> None:
@@ -34,58 +84,36 @@ class Mask:
             own = self.keep.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         object.__setattr__(self, "keep", own)
 
-    @door
-    def check(self, site: Site) -> None:
-        """Raise PlanError unless this mask fits `site`."""
-        if site.kind != self.kind:
-            raise PlanError(
-                f"site {site.name} takes a mask of kind {site.kind!r}, got {self.kind!r}"
-            )
-        if tuple(self.keep.shape) != self.expected_shape(site):
-            raise PlanError(
-                f"mask of {site.name} must have shape {self.expected_shape(site)}, "
-                f"got {tuple(self.keep.shape)}"
-            )
-
-    @door
-    def expected_shape(self, site: Site) -> tuple[int, ...]:
-        return site.shape
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.keep.shape)
 
     @door
     def merge(self, other: Mask) -> Mask:
         """Keep what both masks keep."""
         self._check_mergeable(other)
+        assert isinstance(other, KeepMask)
         return type(self)(self.keep & other.keep)
 
     @door
     def equal(self, other: Mask) -> bool:
-        return type(self) is type(other) and torch.equal(self.keep, other.keep)
-
-    def header(self) -> dict[str, Any]:
-        return {"kind": self.kind}
-
-    def _check_mergeable(self, other: Mask) -> None:
-        if type(self) is not type(other) or self.keep.shape != other.keep.shape:
-            raise PlanError(
-                f"masks to merge must be of one kind and shape, got {self.kind} "
-                f"{tuple(self.keep.shape)} and {other.kind} {tuple(other.keep.shape)}"
-            )
+        return isinstance(other, type(self)) and torch.equal(self.keep, other.keep)
 
 
-class HeadMask(Mask):
+class HeadMask(KeepMask):
     """Attention heads of one layer, `[H]`. For grouped key/value heads `H` counts query heads; a
     key/value head goes when the last query head of its group goes."""
 
     kind = "heads"
 
 
-class NeuronMask(Mask):
+class NeuronMask(KeepMask):
     """FFN neurons of one layer, `[F]`: rows of up (and gate), columns of down."""
 
     kind = "neurons"
 
 
-class ModuleMask(Mask):
+class ModuleMask(KeepMask):
     """A whole residual sub-layer, `[]`. A removed one adds nothing: the residual and the norm
     stay."""
 
@@ -94,7 +122,7 @@ class ModuleMask(Mask):
 
 
 @dataclass(frozen=True, eq=False)
-class TiledMask(Mask):
+class TiledMask(KeepMask):
     """A mask of a linear weight `[N, K]` that is laid out in tiles of size `block`."""
 
     block: tuple[int, int] = (32, 32)
@@ -167,6 +195,7 @@ class PatternMask(TiledMask):
     def merge(self, other: Mask) -> Mask:
         """Itself where both are equal; else what both keep, as single weights without a pattern."""
         self._check_mergeable(other)
+        assert isinstance(other, PatternMask)
         return self if self.equal(other) else BlockMask(self.keep & other.keep, (1, 1))
 
     def header(self) -> dict[str, Any]:
@@ -176,5 +205,62 @@ class PatternMask(TiledMask):
         return self.keep
 
 
-MASKS: dict[str, type[Mask]] = {m.kind: m for m in (HeadMask, NeuronMask, ModuleMask, BlockMask)}
+@dataclass(frozen=True, eq=False)
+class AttentionRuleMask(Mask):
+    """Which keys each attention head of one layer sees: a rule of
+    `secateurs.plan.attention_rules` for each, in their order. A key that padding, causality or the
+    model's own mask hides stays hidden; a query that then sees none has a context of zeros.
+
+    Positions count from the first key, padding included. Raises PlanError for anything but rules of
+    the known kinds.
+    """
+
+    rules: Sequence[Rule]
+    kind: ClassVar[str] = "attention_rules"
+
+    def __post_init__(self) -> None:
+        rules = tuple(fit("rules", self.rules, Sequence, PlanError))
+        for rule in rules:
+            record_of(rule)  # which refuses those that no file could hold
+        object.__setattr__(self, "rules", rules)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.rules),)
+
+    @door
+    def check(self, site: Site) -> None:
+        """Raise PlanError unless `site` takes rules, one for each head, and these are as many."""
+        if site.kind == self.kind and self.shape != site.shape:
+            raise PlanError(
+                f"expected {site.shape[0]} rules at {site.name}, one for each head, got "
+                f"{len(self.rules)}"
+            )
+        super().check(site)
+
+    @door
+    def merge(self, other: Mask) -> Mask:
+        """For each head what both rules allow."""
+        self._check_mergeable(other)
+        assert isinstance(other, AttentionRuleMask)
+        pairs = zip(self.rules, other.rules, strict=True)
+        return AttentionRuleMask([_both(mine, others) for mine, others in pairs])
+
+    @door
+    def equal(self, other: Mask) -> bool:
+        return isinstance(other, AttentionRuleMask) and self.rules == other.rules
+
+    def header(self) -> dict[str, Any]:
+        return {"kind": self.kind, "rules": [record_of(rule) for rule in self.rules]}
+
+
+def _both(rule: Rule, other: Rule) -> Rule:
+    if rule == other or other == Dense():
+        return rule
+    return other if rule == Dense() else rule & other
+
+
+MASKS: dict[str, type[Mask]] = {
+    m.kind: m for m in (HeadMask, NeuronMask, ModuleMask, BlockMask, AttentionRuleMask)
+}
 MASKS["pattern"] = PatternMask

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 class Site:
     """A place in a model that can lose something.
 
-    `kind` is "heads" (attention heads of one layer), "neurons" (FFN neurons of one layer), "module"
-    (a whole residual sub-layer, or both of a layer) or "linear" (tiles of one weight). `shape` is
-    what a mask covers: `(H,)`, `(F,)`, `()` or the weight's `(N, K)`.
+    `kind` is "heads" (attention heads of one layer), "attention_rules" (which keys each of them
+    sees), "neurons" (FFN neurons of one layer), "module" (a whole residual sub-layer, or both of a
+    layer) or "linear" (tiles of one weight). `shape` is what a mask covers: `(H,)`, `(H,)`, `(F,)`,
+    `()` or the weight's `(N, K)`.
     """
 
     name: str

@@ -19,8 +19,9 @@ from torch import Tensor
 from secateurs.checks import brief, door, fit_fields, plain
 from secateurs.errors import ArgumentError, CheckpointError, PlanError
 from secateurs.files import written_whole
-from secateurs.plan.masks import MASKS, Mask, TiledMask
+from secateurs.plan.masks import MASKS, AttentionRuleMask, KeepMask, Mask, TiledMask
 from secateurs.plan.quantization import Levels
+from secateurs.plan.rule_records import rule_of
 from secateurs.plan.site import Site
 from secateurs.reading import (
     is_label,
@@ -45,7 +46,7 @@ class SparsityPlan:
 
     Args:
         masks: site name (`layers.3.heads`, `layers.3.neurons`, `layers.3.attention`,
-            `layers.3.query`, ...) to mask.
+            `layers.3.query`, `layers.3.attention_rules`, ...) to mask.
         model: fingerprint of the model the plan was made for (`Sites.fingerprint()`); an empty one
             fits any model whose sites fit the masks.
         notes: how the plan came to be (method, budget, seed); JSON values only.
@@ -135,7 +136,7 @@ class SparsityPlan:
             "notes": dict(self.notes),
             "levels": {name: asdict(levels) for name, levels in self.levels.items()},
         }
-        tensors = {name: mask.keep for name, mask in self.masks.items()}
+        tensors = {n: mask.keep for n, mask in self.masks.items() if isinstance(mask, KeepMask)}
         try:
             with written_whole(path) as scratch:
                 save_file(tensors, scratch, metadata={"secateurs_plan": json.dumps(header)})
@@ -165,15 +166,12 @@ class SparsityPlan:
             name: member({"levels": {}, **header}, name, "an object", _is_object, where)
             for name in ("masks", "model", "notes", "levels")
         }
-        if parts["masks"].keys() != tensors.keys():
-            odd = min(parts["masks"].keys() ^ tensors.keys())
-            raise CheckpointError(f"expected one tensor for each mask in {path}, got {shown(odd)}")
         if parts["model"]:
             _check_fingerprint(parts["model"], where)
         try:
             masks = {
-                name: _read_mask(keep, parts["masks"][name], f"mask {shown(name)} of {path}")
-                for name, keep in tensors.items()
+                name: _read_mask(tensors.pop(name, None), entry, f"mask {shown(name)} of {path}")
+                for name, entry in parts["masks"].items()
             }
             levels = {
                 name: _read_levels(entry, f"levels {shown(name)} of {path}")
@@ -181,6 +179,9 @@ class SparsityPlan:
             }
         except PlanError as error:
             raise CheckpointError(f"the plan in {path} is damaged: {one_line(error)}") from None
+        if tensors:
+            odd = shown(min(tensors))
+            raise CheckpointError(f"expected a mask for each tensor in {path}, got {odd} alone")
         return cls(masks, parts["model"], parts["notes"], levels)
 
 
@@ -188,11 +189,20 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-def _read_mask(keep: Tensor, header: Any, where: str) -> Mask:
+def _read_mask(keep: Tensor | None, header: Any, where: str) -> Mask:
     if not isinstance(header, dict):
         raise CheckpointError(f"expected an object for {where}, got {shown(header)}")
     known = ", ".join(MASKS)
     kind = MASKS[member(header, "kind", f"one of {known}", lambda k: k in [*MASKS], where)]
+    if issubclass(kind, AttentionRuleMask):
+        only(header, {"kind", "rules"}, where)
+        rules = member(header, "rules", "a list of rules", lambda v: isinstance(v, list), where)
+        if keep is not None:
+            raise CheckpointError(f"expected no tensor of {where}, which is of rules")
+        return kind([rule_of(rule, where) for rule in rules])
+    assert issubclass(kind, KeepMask)
+    if keep is None:
+        raise CheckpointError(f"expected a tensor for {where}, got none")
     tiled = issubclass(kind, TiledMask)
     only(header, {"kind", "block"} if tiled else {"kind"}, where)
     if keep.dim() != kind.dimensions:

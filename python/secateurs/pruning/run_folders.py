@@ -19,6 +19,7 @@ from torch import nn
 from secateurs.errors import CheckpointError
 from secateurs.files import PARTIAL, flush, sha256, written_whole
 from secateurs.plan import SparsityPlan
+from secateurs.plan.masks import KeepMask
 from secateurs.reading import read_json
 
 RUN, SEAL = "run.json", "complete.json"
@@ -124,8 +125,9 @@ def plan_digest(plan: SparsityPlan) -> str:
     """SHA-256 of what a plan keeps and rounds, not of its notes."""
     digest = hashlib.sha256(values_digest(sorted(plan.levels.items())).encode())
     for name, mask in sorted(plan.masks.items()):
-        digest.update(f"{name} {mask.header()} {tuple(mask.keep.shape)}\n".encode())
-        digest.update(mask.keep.numpy().tobytes())
+        digest.update(f"{name} {mask.header()} {mask.shape}\n".encode())
+        if isinstance(mask, KeepMask):
+            digest.update(mask.keep.numpy().tobytes())
     return digest.hexdigest()
 
 

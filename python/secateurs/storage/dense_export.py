@@ -25,10 +25,17 @@ def export_dense(model: nn.Module) -> nn.Module:
     """The stock model that computes the same: zeros back in place of what was removed. Loads
     anywhere.
 
-    Raises CheckpointError where no config makes such a model of its class.
+    Raises CheckpointError where no config makes such a model of its class, and for one with
+    attention rules.
     """
     model = getattr(model, "_orig_mod", model)  # where torch.compile made it
-    plan = conversion_of(model).plan
+    plan, sites = conversion_of(model).plan, conversion_of(model).sites
+    for i in range(len(sites.layers)):
+        if sites.keep(plan, i).kept_rules is not None:
+            raise CheckpointError(
+                f"expected a model whose weights say it all, but layers.{i}.attention_rules hides "
+                "keys, which no stock model can: secateurs.apply runs the dense model under them"
+            )
     blueprint, tensors = blueprint_of(model)
     stock = blueprint.of_stock()
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from secateurs.conversion.transformers_attention import attend
 from secateurs.errors import FormatError
+from secateurs.masking.ruled_attention import check_all_keys, tokens_before
+from secateurs.plan.attention_rules import Rule
 
 
 class Constant(nn.Module):
@@ -39,6 +41,7 @@ class Attention(nn.Module):
         kv_of: int32 `[heads]`, the key/value head of each head; None: equal groups of neighbours.
         kept_heads: int64 `[heads]`, which heads of the dense layer these are, where a bias of the
             scores for each of those comes from outside; None: all of them.
+        rules: which keys each head sees; None: all.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Attention(nn.Module):
         scale: float,
         layer_idx: int,
         kept_heads: Tensor | None = None,
+        rules: tuple[Rule, ...] | None = None,
     ) -> None:
         super().__init__()
         if kv_of is not None and not (0 <= int(kv_of.min()) <= int(kv_of.max()) < kv_heads):
@@ -64,6 +68,7 @@ class Attention(nn.Module):
         self.kv_of = None if kv_of is None else nn.Buffer(kv_of)
         self.causal, self.scale, self.layer_idx = causal, scale, layer_idx
         self.kept_heads = None if kept_heads is None else nn.Buffer(kept_heads)
+        self.rules = rules
 
     def forward(
         self,
@@ -81,13 +86,20 @@ class Attention(nn.Module):
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
+            tokens = x.shape[1]
+            if self.rules is not None:
+                tokens += tokens_before(cache, self.layer_idx)
             k, v = cache.update(k, v, self.layer_idx)
+            if self.rules is not None:
+                check_all_keys(k.shape[2], tokens)
         causal = self.causal if is_causal is None else is_causal
         if scores_bias is not None:
             if self.kept_heads is not None and scores_bias.shape[1] > 1:  # else one for all heads
                 scores_bias = scores_bias[:, self.kept_heads]
             mask = biased(scores_bias.to(q.dtype), mask)
-        context = attend(q, k, v, mask, causal=causal, scale=self.scale, kv_of=self.kv_of)
+        context = attend(
+            q, k, v, mask, causal=causal, scale=self.scale, kv_of=self.kv_of, rules=self.rules
+        )
         return self.output(context.flatten(2), residual=residual)
 
 

@@ -121,6 +121,8 @@ class Layer(Mixed, nn.Module):
             return "its parts are of several dtypes"
         if self.dtype not in DTYPES:
             return f"no kernel computes it in {self.dtype}"
+        if isinstance(attention, Attention) and attention.rules is not None:
+            return "no kernel computes a whole layer under attention rules"
         if isinstance(attention, Attention) and attention.causal:
             return "its attention is causal"
         if isinstance(attention, Attention) and attention.scale != attention.head_dim**-0.5:

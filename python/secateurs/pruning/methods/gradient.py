@@ -35,6 +35,7 @@ from secateurs.data.batches import (
 from secateurs.errors import DataError, MethodError
 from secateurs.masking.gates import Gates
 from secateurs.plan import SparsityPlan
+from secateurs.plan.masks import KeepMask
 from secateurs.pruning.base import Needs, Pruner
 
 
@@ -110,9 +111,8 @@ class GradientPruner(Pruner):
 
     def _sunk(self, name: str, score: Tensor) -> Tensor:
         """Units gone in an earlier round stay gone: they score below any other."""
-        if name not in self._gone.masks:
-            return score
-        return torch.where(self._gone.masks[name].keep, score, -1.0)
+        mask = self._gone.masks.get(name)
+        return torch.where(mask.keep, score, -1.0) if isinstance(mask, KeepMask) else score
 
     def _allocated(self, part: float) -> SparsityPlan:
         return self.allocated({name: f * part for name, f in self.budget.asked().items()})

@@ -44,6 +44,7 @@ from torch import Tensor
 from secateurs.errors import MethodError
 from secateurs.masking.gates import Gates
 from secateurs.plan import HeadMask, ModuleMask, SparsityPlan
+from secateurs.plan.masks import KeepMask
 from secateurs.pruning.base import Needs, Pruner, averaged
 from secateurs.pruning.schedules import Schedule
 
@@ -281,8 +282,9 @@ class SnipIdentityPruner(Pruner):
 
     def _remove(self, plan: SparsityPlan) -> None:
         for name, alive in self._alive.items():
-            if name in plan.masks:
-                alive &= plan.masks[name].keep.to(alive.device)
+            mask = plan.masks.get(name)
+            if isinstance(mask, KeepMask):
+                alive &= mask.keep.to(alive.device)
         self._shut()
 
     def _shut(self) -> None:
