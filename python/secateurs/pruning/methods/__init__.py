@@ -20,6 +20,7 @@ from secateurs.pruning.base import Needs, Pruner
 from secateurs.pruning.methods.admm_pattern import AdmmPatternPruner
 from secateurs.pruning.methods.dsp import DSPPruner
 from secateurs.pruning.methods.gradient import GradientPruner
+from secateurs.pruning.methods.kprune import KPrunePruner
 from secateurs.pruning.methods.magnitude import MagnitudePruner
 from secateurs.pruning.methods.obs import ObsPruner
 from secateurs.pruning.methods.random import RandomPruner
@@ -71,6 +72,7 @@ METHODS: dict[str, Method] = {
             GradientPruner,
             "units the loss, or the distance to the dense model, is least sensitive to",
         ),
+        Method("kprune", KPrunePruner, "units that add little to predictions and to the output"),
         Method("obs", ObsPruner, "units whose part of the output the rest can take over"),
         Method("dsp", DSPPruner, "a differentiable choice of exactly k heads"),
         Method("voita", VoitaPruner, "heads whose stochastic gates close under an L0 penalty"),

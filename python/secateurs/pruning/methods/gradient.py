@@ -17,6 +17,7 @@ calibration batches. Defaults: one round; per-layer norm, as in the paper.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,14 +74,7 @@ class GradientPruner(Pruner):
                 start = gates[name] if name in gates else like.new_ones(shape)
                 leaves[name] = start.detach().expand(size, *shape).clone().requires_grad_()
                 gates[name] = leaves[name]
-            output = run(self.model, batch)
-            if any(map(is_label, batch)):
-                # The loss is the batch mean: size times it, per example.
-                target, power = loss_of(output).sum() * size, 1
-            else:
-                out = main_output(output)
-                probe = torch.randn(out.shape, generator=self.generator).to(out)
-                target, power = (out * probe * token_weights(out, batch)).sum(), 2
+            target, power = self._target(run(self.model, batch), batch)
             gradients = torch.autograd.grad(target, list(leaves.values()), materialize_grads=True)
         for name, gradient in zip(leaves, gradients, strict=True):
             total = gradient.double().abs().pow(power).sum(0).cpu()
@@ -102,6 +96,16 @@ class GradientPruner(Pruner):
         if not any(bool(score.any()) for score in self._last.values()):
             raise MethodError("expected gradients that tell units apart, got zeros everywhere")
         return {name: self._sunk(name, score) for name, score in self._last.items()}
+
+    def _target(self, output: Any, batch: Batch) -> tuple[Tensor, int]:
+        """A sum over examples to derive by the gates, and the power of the derivatives that
+        counts."""
+        if any(map(is_label, batch)):
+            # The loss is the batch mean: size times it, per example.
+            return loss_of(output).sum() * batch_size(batch), 1
+        out = main_output(output)
+        probe = torch.randn(out.shape, generator=self.generator).to(out)
+        return (out * probe * token_weights(out, batch)).sum(), 2
 
     def _importance(self, total: Tensor) -> Tensor:
         importance = total.sqrt() if self._power == 2 else total

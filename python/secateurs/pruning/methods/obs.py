@@ -19,15 +19,13 @@ weights themselves are not changed: `refit` does that, towards the residual stre
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from secateurs.architectures.linears import LinearView
 from secateurs.data.batches import Batch, evaluating, run, unlabelled
 from secateurs.errors import DataError, MethodError
+from secateurs.pruning.activations import reader, units_read
 from secateurs.pruning.base import Needs, Pruner
 
 _STEPS = 96  # in which the neurons of one sub-layer go
@@ -53,15 +51,15 @@ class ObsPruner(Pruner):
 
     def observe(self, batch: Batch) -> None:
         inputs = unlabelled(batch, self.model)
-        mask = inputs.get("attention_mask")
 
-        def gather(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self._moments.setdefault(name, Moments()).add(_real(args[0], mask))
+        def gather(name: str, vectors: Tensor) -> None:
+            self._moments.setdefault(name, Moments()).add(vectors)
 
-        with evaluating(self.model), torch.no_grad(), ExitStack() as stack:
-            for name in self.units():
-                hook = self._last_view(name).module.register_forward_pre_hook(partial(gather, name))
-                stack.callback(hook.remove)
+        with (
+            evaluating(self.model),
+            torch.no_grad(),
+            units_read(self.model, self.sites, self.units(), inputs, gather),
+        ):
             run(self.model, inputs)
 
     def scores(self) -> Mapping[str, Tensor]:
@@ -69,7 +67,7 @@ class ObsPruner(Pruner):
             raise DataError("obs expects calibration batches, got none")
         scores = {}
         for name, (units,) in self.units().items():
-            view = self._last_view(name)
+            view = reader(self.model, self.sites, name)
             moments = self._moments[name].covariance(centred=view.bias is not None)
             weight = view.weight.detach().to(moments)
             for what, tensor in (("activations", moments), ("weights", weight)):
@@ -78,13 +76,6 @@ class ObsPruner(Pruner):
             at_once = max(1, units // _STEPS)
             scores[name] = removal_errors(weight, moments, units, self.damping, at_once).cpu()
         return scores
-
-    def _last_view(self, name: str) -> LinearView:
-        """The linear that reads the units of a site."""
-        _, layer, kind = name.split(".")
-        architecture = self.sites.architecture
-        sublayer = architecture.attention if kind == "heads" else architecture.ffn
-        return self.sites.linear(self.model, int(layer), sublayer.last.role)
 
 
 class Moments:
@@ -166,10 +157,3 @@ def _costs(weight: Tensor, inverse: Tensor, units: int, size: int) -> Tensor:
     parts = weight.view(-1, units, size).permute(1, 2, 0)
     costs: Tensor = (torch.linalg.solve(blocks, parts) * parts).sum((1, 2))
     return costs
-
-
-def _real(states: Tensor, mask: Tensor | None) -> Tensor:
-    """The vectors of real tokens `[M, K]` of states `[B, T, K]`."""
-    if mask is None or mask.shape != states.shape[:2]:
-        return states.flatten(0, -2)
-    return states[mask.bool()]

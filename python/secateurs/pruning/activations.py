@@ -1,0 +1,47 @@
+"""What units hand on: the inputs of the linears that read heads and neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+from torch import Tensor, nn
+
+from secateurs.architectures.linears import LinearView
+from secateurs.architectures.sites import Sites
+from secateurs.data.batches import Batch
+
+
+def reader(model: nn.Module, sites: Sites, name: str) -> LinearView:
+    """The linear that reads the units of a site `layers.I.heads` or `layers.I.neurons`."""
+    _, layer, kind = name.split(".")
+    architecture = sites.architecture
+    sublayer = architecture.attention if kind == "heads" else architecture.ffn
+    return sites.linear(model, int(layer), sublayer.last.role)
+
+
+@contextmanager
+def units_read(
+    model: nn.Module,
+    sites: Sites,
+    names: Iterable[str],
+    batch: Batch,
+    keep: Callable[[str, Tensor], None],
+) -> Iterator[None]:
+    """Hand to `keep`, with the site's name, what the units of each site give for the real tokens of
+    `batch`, `[M, K]`, whenever the model runs inside the block."""
+    mask = batch.get("attention_mask")
+
+    def hand_on(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        states = args[0].detach()
+        if mask is None or mask.shape != states.shape[:2]:
+            keep(name, states.flatten(0, -2))
+        else:
+            keep(name, states[mask.bool()])
+
+    with ExitStack() as stack:
+        for name in names:
+            module = reader(model, sites, name).module
+            stack.callback(module.register_forward_pre_hook(partial(hand_on, name)).remove)
+        yield

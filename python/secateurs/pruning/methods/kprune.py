@@ -1,0 +1,104 @@
+"""K-prune's mixed score: what a unit says about the dense model's predictions, and what it adds to
+the residual stream, for each multiply-accumulate it takes.
+
+Source: Park, Choi and Kang 2024, "Accurate Retraining-free Pruning for Pretrained Encoder-based
+Language Models" (arXiv 2308.03449), sections 3.2 and 3.3.
+
+    score_u = (predictive * mean_e g_ue^2 / 2
+               + representation * sum_c mean_t phi_tc^2 mean_n W_nc^2) / macs_u
+
+g_ue is the derivative of an example's divergence from the dense model's predictions by the gate of
+unit u; phi are the inputs of the last linear of weight W, c those of the unit; heads times 64.
+Departures: at the dense model that derivative is zero, so g is that of the log-likelihood of a
+class drawn from the predictions at temperature 2 (of the same second order); models without classes
+use the distance along a random direction, as `gradient` does; one gate for a head, not one for each
+of its channels; a head counts its linears' operations, not its scores'.
+
+Prunes heads, neurons. Needs gradients, no labels: one forward and one backward pass over the
+calibration batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateurs.data.batches import Batch, batch_size, main_output, token_weights, unlabelled
+from secateurs.errors import MethodError
+from secateurs.pruning.activations import reader, units_read
+from secateurs.pruning.methods.gradient import GradientPruner
+
+_TEMPERATURE = 2.0
+_HEADS = 64.0  # that a head counts more than a neuron
+
+
+class KPrunePruner(GradientPruner):
+    """Mean squared gradient of the predictions and squared output of each unit, per operation.
+
+    Args:
+        predictive: weight of what a unit says about the predictions.
+        representation: weight of what it adds to the residual stream.
+    """
+
+    def __init__(self, predictive: float = 1.0, representation: float = 2.5e-4) -> None:
+        if min(predictive, representation) < 0 or predictive + representation <= 0:
+            raise MethodError(
+                "expected weights of at least 0, one of them above, got "
+                f"predictive={predictive} and representation={representation}"
+            )
+        super().__init__(normalize="none")
+        self.predictive, self.representation = predictive, representation
+        self._energies: dict[str, Tensor] = {}  # sums over tokens of phi^2, [K]
+        self._tokens: dict[str, int] = {}
+        self._examples = 0
+
+    def observe(self, batch: Batch) -> None:
+        inputs = unlabelled(batch, self.model)
+
+        def gather(name: str, vectors: Tensor) -> None:
+            energy = vectors.double().square().sum(0).cpu()
+            self._energies[name] = self._energies.get(name, 0) + energy
+            self._tokens[name] = self._tokens.get(name, 0) + len(vectors)
+
+        with units_read(self.model, self.sites, self.units(), inputs, gather):
+            super().observe(inputs)
+        self._examples += batch_size(inputs)
+
+    def scores(self) -> Mapping[str, Tensor]:
+        return {name: self._score(name, score) for name, score in super().scores().items()}
+
+    def _score(self, name: str, importance: Tensor) -> Tensor:
+        """The mixed score of the units of one site, `[units]`; `importance` is the root of summed
+        squared gradients."""
+        _, layer, kind = name.split(".")
+        shape = self.sites.layers[int(layer)]
+        weight = reader(self.model, self.sites, name).weight.detach().double().cpu()
+        energy = self._energies[name] / self._tokens[name] * weight.square().mean(0)
+        added = energy.view(len(importance), -1).sum(1)
+        said = importance.square() / self._examples / 2
+        macs = sum(
+            rows * columns
+            for role, (rows, columns) in shape.linears().items()
+            if role in self._roles(kind)
+        ) / len(importance)
+        mixed = self.predictive * said + self.representation * added
+        return mixed * (_HEADS if kind == "heads" else 1.0) / macs
+
+    def _roles(self, kind: str) -> tuple[str, ...]:
+        architecture = self.sites.architecture
+        return (architecture.attention if kind == "heads" else architecture.ffn).roles
+
+    def _target(self, output: Any, batch: Batch) -> tuple[Tensor, int]:
+        logits = main_output(output)
+        if getattr(output, "logits", None) is not logits or logits.shape[-1] < 2:
+            return super()._target(output, batch)
+        likelihoods = (logits / _TEMPERATURE).log_softmax(-1)
+        rows = likelihoods.detach().flatten(0, -2).exp().cpu()
+        if not bool(torch.isfinite(rows).all()):
+            raise MethodError("expected finite predictions, got NaN or infinity")
+        drawn = torch.multinomial(rows, 1, generator=self.generator).to(logits.device)
+        of_drawn = likelihoods.gather(-1, drawn.view(*likelihoods.shape[:-1], 1))
+        return (of_drawn * token_weights(logits, batch)).sum(), 2
