@@ -277,6 +277,7 @@ PYTHON = (
 )  # fmt: skip
 
 REFIT, CONVERT = "reconstruction/test_refit.py", "conversion/test_convert.py"
+WHOLE = "conversion/test_whole_layer.py"
 PROOF, ARGUMENTS = "kinds/test_unproven_layers.py", "kinds/test_foreign_arguments.py"
 RECONSTRUCTION, CONVERSION = "python/secateurs/reconstruction", "python/secateurs/conversion"
 ARCHITECTURES = "python/secateurs/architectures"
@@ -337,8 +338,23 @@ PYTHON += (
         ),
     ),
     *_in(
+        f"{CONVERSION}/modules/prepared_layer.py",
+        ("and not any(self._hooks)", "", f"{WHOLE} -k hook"),
+        ("[*map(_address, self._tensors)] == self._addresses", "True", f"{WHOLE} -k data_replaced"),
+        ("all(map(is_, held, self._held))", "True", f"{WHOLE} -k swapped"),
+        ("len(held) == len(self._held)", "True", f"{WHOLE} -k module and more"),
+        ("== self._settings\n            and", "!= []\n            and", f"{WHOLE} -k norm"),
+        ("for m, n in owners] == self._settings", "for m, n in owners] != []", f"{WHOLE} -k copy"),
+        ('"_bound": None}', '"_x": None}', f"{WHOLE} -k copy_remembers"),
+    ),
+    *_in(f"{CONVERSION}/modules/layer.py", ("self.whole.forget()", "pass", f"{WHOLE} -k go_with")),
+    *_in(
+        "python/secateurs/ops/encoder_layer/cpu.py",
+        ("t is None or t.is_contiguous()", "True", "ops/test_encoder_layer.py -k read_at_each"),
+    ),
+    *_in(
         f"{CONVERSION}/forms.py",
-        ("whole += [made.name] if form.whole else []", "pass", "conversion/test_whole_layer.py"),
+        ("whole += [made.name] if form.whole else []", "pass", WHOLE),
     ),
 )
 

@@ -15,7 +15,7 @@ from secateurs.conversion.modules.feed_forward import FeedForward
 from secateurs.conversion.modules.linears import PackedLinear
 from secateurs.conversion.modules.norm import Norm
 from secateurs.conversion.modules.part import Part
-from secateurs.conversion.modules.whole_layer import WholeLayer
+from secateurs.conversion.modules.prepared_layer import PreparedLayer
 from secateurs.conversion.transformers_attention import refuse_unknown
 from secateurs.ops._backends.cpu import DTYPES
 
@@ -97,11 +97,17 @@ class Layer(Mixed, nn.Module):
             self.whole = self._as_one()
         return self
 
-    def _as_one(self) -> WholeLayer:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Layer:
+        if self.whole is not None:
+            self.whole.forget()
+        nn.Module._apply(self, fn, recurse)
+        return self
+
+    def _as_one(self) -> PreparedLayer:
         attention, ffn = (
             None if isinstance(part, Skip) else part for part in (self.attention, self.ffn)
         )
-        return WholeLayer(self, attention, self.attention_norm, ffn, self.ffn_norm)
+        return PreparedLayer(self, attention, self.attention_norm, ffn, self.ffn_norm)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -175,9 +181,10 @@ class Layer(Mixed, nn.Module):
             # still counts.
             seen = hidden_states.new_zeros(*hidden_states.shape[:2], 1, 1).transpose(1, 2)
             cache.update(seen, seen, self.layer_idx)
-        alone = cache is None and not is_causal
-        if alone and self.whole is not None and self.whole.runs(hidden_states, attention_mask):
-            return self.whole(hidden_states, attention_mask)
+        if self.whole is not None and cache is None and not is_causal:
+            whole = self.whole(hidden_states, attention_mask)
+            if whole is not None:
+                return whole
         x = hidden_states
         context = (attention_mask, position_embeddings, cache, is_causal, scores_bias)
         if self.norm_first:
