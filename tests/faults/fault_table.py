@@ -342,7 +342,6 @@ PYTHON += (
         ("and not any(self._hooks)", "", f"{WHOLE} -k hook"),
         ("[*map(_address, self._tensors)] == self._addresses", "True", f"{WHOLE} -k data_replaced"),
         ("all(map(is_, held, self._held))", "True", f"{WHOLE} -k swapped"),
-        ("len(held) == len(self._held)", "True", f"{WHOLE} -k module and more"),
         ("== self._settings\n            and", "!= []\n            and", f"{WHOLE} -k norm"),
         ("for m, n in owners] == self._settings", "for m, n in owners] != []", f"{WHOLE} -k copy"),
         ('"_bound": None}', '"_x": None}', f"{WHOLE} -k copy_remembers"),

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,15 @@ def machine(device: torch.device) -> str:
     if forced_backend() != AUTO:
         parts.append(f"{forced_backend()} forced")
     return ", ".join(parts)
+
+
+@runtime_checkable
+class Costs(Protocol):
+    """Who knows what the forms of a linear or of a layer cost, as a `CostTable` does."""
+
+    def times(
+        self, name: str, forms: Mapping[str, nn.Module], x: Tensor, residual: Tensor | None
+    ) -> dict[str, float]: ...
 
 
 class CostTable:
@@ -138,7 +147,7 @@ def _replays(call: Callable[[], Any], device: torch.device) -> Callable[[], floa
             recording.replay()
             stop.record()
             stop.synchronize()
-        return start.elapsed_time(stop) / REPEATS
+        return float(start.elapsed_time(stop)) / REPEATS
 
     return sample
 
@@ -164,7 +173,7 @@ class FormPicker:
         self,
         *,
         tokens: int = 256,
-        costs: CostTable | None = None,
+        costs: Costs | None = None,
         fixed: Mapping[str, str] | None = None,
     ) -> None:
         if tokens < 1:
@@ -175,7 +184,7 @@ class FormPicker:
     def pick(
         self,
         site: str,
-        forms: Mapping[str, nn.Module],
+        forms: Mapping[str, Any],
         *,
         with_residual: bool,
         among: Collection[str] | None = None,

@@ -95,11 +95,11 @@ def num_parameters(
     model: Any, only_trainable: bool = False, exclude_embeddings: bool = False
 ) -> int:
     """Count parameters, of the layers those weights and biases that the plan keeps."""
-    count = type(model).num_parameters(model, only_trainable, exclude_embeddings)
+    count: int = type(model).num_parameters(model, only_trainable, exclude_embeddings)
     if only_trainable:
         return count
     record = record_of(model)
-    weights = sum(
+    weights: int = sum(
         record.sites.keep(record.plan, i).parameters() for i in range(len(record.sites.layers))
     )
     biases = sum(b.numel() for name, b in _packed(model) if name.rpartition(".")[2] == "bias")
@@ -108,7 +108,7 @@ def num_parameters(
 
 def get_memory_footprint(model: Any, return_buffers: bool = True) -> int:
     """Bytes of all tensors; without the buffers, still with those that hold the layers."""
-    size = type(model).get_memory_footprint(model, return_buffers)
+    size: int = type(model).get_memory_footprint(model, return_buffers)
     if return_buffers:
         return size
     return size + sum(held.nelement() * held.element_size() for _, held in _packed(model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from secateurs.conversion.modules import (
     Skip,
     layer_class,
 )
+from secateurs.conversion.modules.part import Linear
 from secateurs.conversion.report import SiteReport
 from secateurs.conversion.slicing import CompactLinear
 
@@ -96,10 +97,15 @@ class LayerBuilder:
 
     def _build(self, template: nn.Module) -> Layer:
         norms = self.architecture.norms
-        layer = layer_class(type(template))(
+        stock: Any = type(template)  # no class of modules is hashable to mypy
+        attention_norm, ffn_norm = (
+            Norm.of(template.get_submodule(path), self.architecture.rms_norm) for path in norms
+        )
+        layer = layer_class(stock)(
             self._attention(),
             self._ffn(),
-            *(Norm.of(template.get_submodule(path), self.architecture.rms_norm) for path in norms),
+            attention_norm,
+            ffn_norm,
             self.architecture.norm_first,
             self.index,
             self._relative_bias(template),
@@ -109,13 +115,13 @@ class LayerBuilder:
     def _relative_bias(self, template: nn.Module) -> RelativeBias | None:
         """What the layer adds to scores by relative position, if it is the one to make it."""
         path = self.architecture.attention.relative_bias
-        embedding = module_at(template, path) if path else None
+        embedding: Any = module_at(template, path) if path else None
         if embedding is None or path is None:
             return None
-        attention = template.get_submodule(path.rpartition(".")[0])
+        attention: Any = template.get_submodule(path.rpartition(".")[0])
         return RelativeBias(embedding, attention.relative_attention_max_distance)
 
-    def _attention(self) -> nn.Module:
+    def _attention(self) -> Attention | Constant | Skip:
         keep, shape, record = self.keep, self.keep.shape, self.architecture.attention
         if not keep.attention:
             return self.report("attention", Skip(), "removed", "the plan removes the sub-layer")
@@ -143,7 +149,7 @@ class LayerBuilder:
             keep.heads.nonzero()[:, 0].to(device) if biased and heads < shape.heads else None,
         )
 
-    def _ffn(self) -> nn.Module:
+    def _ffn(self) -> FeedForward | Constant | Skip:
         keep = self.keep
         if not keep.ffn:
             return self.report("ffn", Skip(), "removed", "the plan removes the sub-layer")
@@ -163,7 +169,7 @@ class LayerBuilder:
             None if fused else self.behaviour.activation,
         )
 
-    def _linear(self, roles: tuple[str, ...], activation: str = "none") -> nn.Module:
+    def _linear(self, roles: tuple[str, ...], activation: str = "none") -> Linear:
         """The linears of `roles`, which read the same input, as one product."""
         stack = Stack(roles, [self.weights[role] for role in roles], self.keep, activation)
         made, name = choices(stack), "+".join(roles)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from secateurs.architectures.kept import LayerKeep
 from secateurs.architectures.schema import Architecture
+from secateurs.architectures.sites import Sites
 from secateurs.conversion.builder import rebuild
 from secateurs.conversion.cost import FormPicker
 from secateurs.conversion.modules import Attention, Constant, FeedForward, Layer, again
@@ -21,16 +22,23 @@ def remake(model: nn.Module) -> nn.Module:
     conversion = conversion_of(model)
     sites, plan = conversion.sites, conversion.plan
     numbers = range(len(sites.layers))
-    layers = [sites.layer(model, i) for i in numbers]
+    layers = [converted_layer(model, sites, i) for i in numbers]
     compact = [compact_linears(layers[i], sites.keep(plan, i)) for i in numbers]
     templates = [
         stock_husk(layers[i], conversion.husks[i], sites.architecture, True) for i in numbers
     ]
     rebuild(model, templates, sites, plan, compact, FormPicker(tokens=conversion.tokens))
-    made = model.get_submodule(sites.path)
     for i, layer in enumerate(layers):
-        made[i] = layer.become(made[i])  # type: ignore[index, operator]
+        made = converted_layer(model, sites, i)
+        model.set_submodule(sites.layer_path(i), layer.become(made))
     return model
+
+
+def converted_layer(model: nn.Module, sites: Sites, index: int) -> Layer:
+    """Return layer `index` of a converted model."""
+    layer = sites.layer(model, index)
+    assert isinstance(layer, Layer)
+    return layer
 
 
 def compact_linears(layer: Layer, keep: LayerKeep) -> dict[str, CompactLinear]:
@@ -95,5 +103,5 @@ def eps_names(norm: nn.Module) -> list[str]:
 
 
 def _no_columns(layer: Layer, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    like = bias if bias is not None else layer.attention_norm.weight
-    return like.new_zeros(len(layer.attention_norm.weight), 0), bias
+    norm = layer.attention_norm.get_parameter("weight")
+    return (norm if bias is None else bias).new_zeros(len(norm), 0), bias

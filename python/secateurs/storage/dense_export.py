@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,9 @@ def export_dense(model: nn.Module) -> nn.Module:
 
     Raises CheckpointError where no config makes such a model of its class.
     """
-    model = getattr(model, "_orig_mod", model)  # where torch.compile made it
-    plan = conversion_of(model).plan
-    blueprint, tensors = blueprint_of(model)
+    converted: Any = getattr(model, "_orig_mod", model)  # where torch.compile made it
+    plan = conversion_of(converted).plan
+    blueprint, tensors = blueprint_of(converted)
     stock = blueprint.of_stock()
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     for name, first in blueprint.tied.items():
@@ -59,12 +60,12 @@ def export_dense(model: nn.Module) -> nn.Module:
                 for linear in linears
             ]
             _place_joined(layer, linears[0], parts)
-    dense = restored.model.to(model.device)
+    dense: nn.Module = restored.model.to(converted.device)
     for name, tensor in named_tensors(dense).items():
         if tensor.device.type == "meta":
             raise CheckpointError(f"expected a stock layer, but it has a tensor of its own: {name}")
-    if model.can_generate():
-        dense.generation_config = copy.deepcopy(model.generation_config)
+    if converted.can_generate():
+        dense.generation_config = copy.deepcopy(converted.generation_config)
     return dense.eval()
 
 

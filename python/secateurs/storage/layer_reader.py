@@ -43,7 +43,8 @@ class LayerReader:
     def _stored(self) -> list[str]:
         """The roles that a plan leaves something of: of a sub-layer without heads or neurons the
         bias of its last projection."""
-        keep, stored = self.keep, []
+        keep = self.keep
+        stored: list[str] = []
         for stays, units, sublayer in zip(
             (keep.attention, keep.ffn),
             (keep.heads, keep.neurons),

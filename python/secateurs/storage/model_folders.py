@@ -101,7 +101,8 @@ def _from_folder(
                 f"expected a config.json that fits the {_weight_bytes(path)} bytes of weights in "
                 f"{path}, got one for {wanted} weights"
             )
-        return cls.from_pretrained(path, **_LOCAL, **settings).eval()
+        model: nn.Module = cls.from_pretrained(path, **_LOCAL, **settings)
+        return model.eval()
     except CheckpointError:
         raise
     except Exception as error:  # a stranger's config ends in any exception of any model

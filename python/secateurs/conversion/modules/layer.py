@@ -50,7 +50,8 @@ class Mixed:
     maker: ClassVar[Callable[[type[nn.Module]], type]]  # makes the class from `stock`
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        _, (_, *arguments), *state = super().__reduce_ex__(max(2, protocol))
+        reduced: Any = super().__reduce_ex__(max(2, protocol))
+        _, (_, *arguments), *state = reduced
         return _made_again, (type(self).maker, self.stock, *arguments), *state
 
 
@@ -64,8 +65,8 @@ class Layer(Mixed, nn.Module):
 
     def __init__(
         self,
-        attention: nn.Module,
-        ffn: nn.Module,
+        attention: Attention | Constant | Skip,
+        ffn: FeedForward | Constant | Skip,
         attention_norm: nn.Module,
         ffn_norm: nn.Module,
         norm_first: bool,
@@ -133,7 +134,7 @@ class Layer(Mixed, nn.Module):
             return f"its attention scales its scores by {attention.scale:.3g}"
         for norm in (self.attention_norm, self.ffn_norm):
             rms = norm.rms if isinstance(norm, Norm) else not isinstance(norm, nn.LayerNorm)
-            if rms or norm.weight is None or norm.weight.dim() != 1:
+            if rms or not isinstance(norm.weight, Tensor) or norm.weight.dim() != 1:
                 return "its norms are not LayerNorms with a weight"
         if isinstance(ffn, FeedForward) and not (ffn.gate is None and ffn.activation is None):
             return "its FFN is gated, or has an activation without a kernel"
@@ -158,7 +159,8 @@ class Layer(Mixed, nn.Module):
         tokens = hidden_states.shape[1]
         if self.relative_bias is None:
             return hidden_states.new_zeros(1, 1, tokens, tokens)
-        return self.relative_bias(tokens)
+        bias: Tensor = self.relative_bias(tokens)
+        return bias
 
     @_in_own_dtypes
     def forward(
@@ -189,9 +191,11 @@ class Layer(Mixed, nn.Module):
         context = (attention_mask, position_embeddings, cache, is_causal, scores_bias)
         if self.norm_first:
             x = self.attention(self.attention_norm(x), x, *context)
-            return self.ffn(self.ffn_norm(x), x)
+            y: Tensor = self.ffn(self.ffn_norm(x), x)
+            return y
         x = self.attention_norm(self.attention(x, x, *context))
-        return self.ffn_norm(self.ffn(x, x))
+        y = self.ffn_norm(self.ffn(x, x))
+        return y
 
 
 @cache

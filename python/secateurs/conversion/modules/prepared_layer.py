@@ -33,7 +33,7 @@ class PreparedLayer:
         ffn: nn.Module | None,
         ffn_norm: nn.Module,
     ) -> None:
-        self._parts: tuple[Any, ...] = (attention, attention_norm, ffn, ffn_norm)
+        self._parts: tuple[Any, Any, Any, Any] = (attention, attention_norm, ffn, ffn_norm)
         self._modules = list(layer.modules())[1:]
         self._trees = [layer._modules, *(m._modules for m in self._modules)]
         self._children = _values(self._trees)
