@@ -51,7 +51,7 @@ def machine(device: torch.device) -> str:
 
 @runtime_checkable
 class Costs(Protocol):
-    """Who knows what the forms of a linear or of a layer cost, as a `CostTable` does."""
+    """Anything that returns the time of each form of a linear or layer, as `CostTable` does."""
 
     def times(
         self, name: str, forms: Mapping[str, nn.Module], x: Tensor, residual: Tensor | None
@@ -99,7 +99,7 @@ class CostTable:
         return self._times[name]
 
     def _kept(self) -> dict[str, dict[str, float]]:
-        """What the file holds of this machine's times; of anything else in it, nothing."""
+        """Read this machine's times from the file, and ignore anything else in it."""
         content = files.read_table(self._path)
         parts = content.get("times")
         if content.get("machine") != self._machine or not isinstance(parts, dict):
@@ -118,7 +118,8 @@ def _is_time(ms: object) -> bool:
 def _samplers(
     calls: Sequence[Callable[[], Any]], device: torch.device
 ) -> list[Callable[[], float]]:
-    """For each of several calls what times it once, in milliseconds; all in the same way.
+    """Return, for each call, a function that runs it once and returns milliseconds; all are timed
+    in the same way.
 
     On a GPU that is by replays of a graph: of a single small call, Python takes longer than the
     GPU. Where some call cannot be recorded, or on a CPU, it is by the clock.
@@ -189,8 +190,8 @@ class FormPicker:
         with_residual: bool,
         among: Collection[str] | None = None,
     ) -> tuple[str, str]:
-        """The name of one of `forms` of a linear, of those `among` if given, and why it was
-        picked."""
+        """Pick one of `forms` of a linear, or one `among` them if given. Return its name and the
+        reason."""
         among = among or forms.keys()
         if len(forms) == 1:
             return next(iter(forms)), ""

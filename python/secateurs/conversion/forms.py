@@ -139,8 +139,13 @@ FORMS: tuple[Form, ...] = (
 
 @dataclass(frozen=True)
 class Choice:
-    """The modules that a stack can run as, by the name of their form; those that a layer run as one
-    operation takes; and what is to be told of the others."""
+    """The forms a stack can run in.
+
+    Attributes:
+        modules: the stack as a module of each form, by the form's name.
+        whole: names of the forms with which a layer can run as one operation.
+        notes: why other forms are missing, for the report.
+    """
 
     modules: dict[str, Linear]
     whole: list[str]
@@ -148,7 +153,7 @@ class Choice:
 
 
 def choices(stack: Stack) -> Choice:
-    """Make a stack in every form that something here runs."""
+    """Make a stack in every form that this machine can run."""
     modules: dict[str, Linear] = {}
     whole: list[str] = []
     notes: list[str] = []

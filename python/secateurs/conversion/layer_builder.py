@@ -52,8 +52,8 @@ def fused_activation(activation: nn.Module) -> str | None:
 
 
 def fastest(make: Callable[..., LayerBuilder], like: Tensor) -> LayerBuilder:
-    """A layer of the fastest linears, or, where that is faster still, of linears that make it one
-    operation. `like`: a tensor of its dtype and device."""
+    """Build a layer of the fastest linears. If running it as one operation is faster still, build
+    it of linears that allow that. `like` is a tensor of its dtype and device."""
     parts = make()
     built, form, why = parts, "in parts", parts.layer.why_in_parts()
     if like.device.type != "cpu":
@@ -113,7 +113,7 @@ class LayerBuilder:
         return layer.eval()
 
     def _relative_bias(self, template: nn.Module) -> RelativeBias | None:
-        """What the layer adds to scores by relative position, if it is the one to make it."""
+        """Return the module that makes the bias by relative position, if this layer has it."""
         path = self.architecture.attention.relative_bias
         embedding: Any = module_at(template, path) if path else None
         if embedding is None or path is None:
@@ -183,7 +183,7 @@ class LayerBuilder:
         return self.report(name, made.modules[form], form, told)
 
     def _rounded(self, roles: tuple[str, ...]) -> list[str]:
-        """What there is to tell of the levels of `roles`."""
+        """Describe the levels of `roles` for the report; nothing where they have none."""
         bits = {role: self.keep.levels[role].bits for role in roles if role in self.keep.levels}
         if not bits:
             return []

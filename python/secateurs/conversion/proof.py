@@ -53,8 +53,13 @@ class Update:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the stock layers of a model computed, by run and layer, in the order of the calls; the
-    coarsest dtype of the model, and whether it has several."""
+    """What the stock layers of a model computed.
+
+    Attributes:
+        updates: by run, then by layer, in the order of the calls.
+        dtype: the coarsest floating dtype of the model.
+        mixed: whether it has several dtypes.
+    """
 
     runs: tuple[Run, ...]
     updates: tuple[list[list[Update]], ...]
@@ -230,8 +235,8 @@ def _updates(model: Any, sites: Sites, run: Run, gradients: bool = False) -> lis
 
 
 class _Watcher:
-    """Hands a layer random states, the same for each layer of the same `seed`, and keeps what it
-    makes of them."""
+    """Replaces the input of a layer by random states and keeps its output. Two watchers of the same
+    `seed` use the same states."""
 
     def __init__(self, seed: int, scale: float) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -263,8 +268,7 @@ class _Watcher:
 
 @contextmanager
 def _stock_attention(model: Any) -> Iterator[None]:
-    """Let the model run on the attention it has, which may be somebody's own, or, where that is
-    ours, on torch's."""
+    """Run the model on its own attention. If that is ours, use torch's instead."""
     before = model.config._attn_implementation
     if before == transformers_attention.NAME:
         model.set_attn_implementation("sdpa")

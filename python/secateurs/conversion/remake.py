@@ -17,8 +17,8 @@ from secateurs.conversion.slicing import CompactLinear, compact_blocks
 
 @torch.no_grad()
 def remake(model: nn.Module) -> nn.Module:
-    """Decide anew, in place, in which form each part of a converted model runs, from the dtype and
-    device its weights have now. Layers stay the objects they were, and hooks where they were."""
+    """Choose the form of each part of a converted model again, in place, for the dtype and device
+    its weights have now. Layers stay the same objects and keep their hooks."""
     conversion = conversion_of(model)
     sites, plan = conversion.sites, conversion.plan
     numbers = range(len(sites.layers))
@@ -72,8 +72,8 @@ def compact_linears(layer: Layer, keep: LayerKeep) -> dict[str, CompactLinear]:
 def stock_husk(
     layer: Layer, husk: nn.Module, architecture: Architecture, with_norms: bool = False
 ) -> nn.Module:
-    """The stock layer that a converted one was made from, without data but, with `with_norms`, that
-    of what it lent; norms have the eps they have now."""
+    """Return the stock layer that `layer` was converted from, without data. With `with_norms`, the
+    modules it lent to `layer` have their data. Norms have their current eps."""
     lent = lent_modules(layer, architecture)
 
     def tensor(name: str, held: Tensor) -> Tensor:
@@ -89,8 +89,8 @@ def stock_husk(
 
 
 def lent_modules(layer: Layer, architecture: Architecture) -> dict[str, nn.Module]:
-    """What a converted layer has of its stock layer as it was, by path in that: its norms, and a
-    bias by relative position."""
+    """Return the modules that a converted layer took unchanged from its stock layer, by their path
+    there: both norms, and a bias by relative position."""
     lent = dict(zip(architecture.norms, (layer.attention_norm, layer.ffn_norm), strict=True))
     if layer.relative_bias is not None and architecture.attention.relative_bias is not None:
         lent[architecture.attention.relative_bias] = layer.relative_bias.embedding

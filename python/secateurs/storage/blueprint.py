@@ -94,8 +94,8 @@ class Blueprint:
         return self.dtypes.get(name, self.dtype)
 
     def config(self) -> Any:
-        """The config, of what a file says only what its class knows. What else is said an own class
-        may read; stock ones must not."""
+        """Make the config from the saved values that its class knows. Other values reach an own
+        class only, never a stock one."""
         kind = self.cls.config_class
         known = kind().to_dict().keys() - _NOT_READ
         values = {name: value for name, value in self.values.items() if name in known}
@@ -112,8 +112,8 @@ class Blueprint:
         return model
 
     def restored(self, plan: SparsityPlan, tensors: Mapping[str, Tensor]) -> Restored:
-        """Raise SecateursError unless the tensors are what class, config and plan say, all of
-        them."""
+        """Restore the model. Raises SecateursError unless every tensor is what class, config and
+        plan say."""
         model = self.skeleton()
         sites = find_sites(model)
         plan.validate(sites, sites.fingerprint())
@@ -280,7 +280,7 @@ def _layer_tensors(
 
 
 def _coded(tensors: dict[str, Tensor], sites: Sites, plan: SparsityPlan) -> dict[str, Tensor]:
-    """The same with weights on levels as their codes, and those of aligned blocks packed."""
+    """Replace weights on levels by their codes, and pack weights with aligned blocks."""
     coded = dict(tensors)
     for i in range(len(sites.layers)):
         keep = sites.keep(plan, i)
@@ -298,8 +298,7 @@ def _coded(tensors: dict[str, Tensor], sites: Sites, plan: SparsityPlan) -> dict
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same, contiguous, and copied where one shares memory with another: files hold none that
-    do."""
+    """Make tensors contiguous, and copy those that share memory: a file cannot hold shared ones."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():

@@ -271,8 +271,8 @@ def _is_named(cls: type[nn.Module], name: Mapping[str, Any]) -> bool:
 def _from_format_1(
     blueprint: Blueprint, tensors: dict[str, Tensor]
 ) -> tuple[Blueprint, dict[str, Tensor]]:
-    """What format 2 says and stores, and format 1 left to the constructor: ties, and buffers that
-    no state dict has."""
+    """Add to a model of format 1 what it left to the constructor and format 2 stores: ties, and
+    buffers outside the state dict."""
     model = blueprint.skeleton()
     made, state = named_tensors(model), model.state_dict().keys()
     tied = {name: first for name, first in ties(made).items() if name not in tensors}
@@ -327,8 +327,8 @@ def _replaced(directory: Path) -> list[str]:
 
 @contextmanager
 def _alone_in(directory: Path) -> Iterator[None]:
-    """Write while no other saver does, and remove what is no longer, or was never, part of the
-    model."""
+    """Keep other savers out of `directory` inside the block. Then remove scratch files and files
+    of earlier models."""
     with held(directory) as alone:
         try:
             yield
@@ -369,7 +369,7 @@ def _is_still(path: Path, handle: int) -> bool:
 
 
 def _told(error: Exception) -> str:
-    """What went wrong, where it may be an exception of anyone's."""
+    """Describe an error that any library may have raised."""
     if isinstance(error, SecateursError):
         return one_line(error)
     if isinstance(error, KeyError):

@@ -27,7 +27,7 @@ class KernelLinear(Linear):
         return dense
 
     def choice(self) -> ops.Choice:
-        """Which backend would run this where it is, and why not the others."""
+        """Return which backend would run this on its device, and why the others would not."""
         x = self.values.new_empty(1, self.shape[1])
         return ops.explain_choice(type(self).operation, x, self.weight, self.bias, self.activation)
 

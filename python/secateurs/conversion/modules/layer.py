@@ -87,8 +87,7 @@ class Layer(Mixed, nn.Module):
         self.whole = self._as_one() if self.why_in_parts() is None else None
 
     def become(self, other: Layer) -> Layer:
-        """This layer, made of the parts of `other`, under the hooks of its own parts where it has
-        such parts."""
+        """Take over the parts of `other` under the hooks of this layer's own parts; return self."""
         mine = dict(self.named_modules())
         for name, module in other.named_modules():
             own = vars(mine.get(name, module))
@@ -112,7 +111,7 @@ class Layer(Mixed, nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its first weight."""
+        """The dtype of the first weight."""
         return self._dtypes()[0]
 
     def _dtypes(self) -> list[torch.dtype]:
@@ -120,7 +119,7 @@ class Layer(Mixed, nn.Module):
         return [tensor.dtype for tensor in held if tensor.is_floating_point()]
 
     def why_never_whole(self) -> str | None:
-        """Why the layer is not one operation on the CPU whatever form its linears take, if so."""
+        """Why no form of its linears makes the layer one operation on the CPU; None if one does."""
         attention, ffn = self.attention, self.ffn
         if self.norm_first:
             return "its norms come before the sub-layers"
@@ -143,7 +142,7 @@ class Layer(Mixed, nn.Module):
         return None
 
     def why_in_parts(self) -> str | None:
-        """Why the layer is not one operation on the CPU, if so."""
+        """Why the layer does not run as one operation on the CPU; None if it does."""
         never = self.why_never_whole()
         if never is not None:
             return never
@@ -268,7 +267,7 @@ def _is_hooks(key: str, value: Any) -> bool:
 
 
 def husk(layer: nn.Module) -> nn.Module:
-    """A stock layer without its data: what a converted one is compared with, and made again
+    """Return a stock layer without its data, to compare a converted layer with and to rebuild it
     from."""
 
     def without_data(_: str, held: Tensor) -> Tensor:

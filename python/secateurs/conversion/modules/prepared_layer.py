@@ -69,11 +69,11 @@ class PreparedLayer:
         return bound.call(x, mask)
 
     def forget(self) -> None:
-        """Let go of the tensors that are bound; the next call binds those there are then."""
+        """Release the bound tensors. The next call binds the tensors of that moment."""
         self._bound = None
 
     def _intact(self) -> bool:
-        """Tell whether the modules are those the layer was made of, as they were, without hooks."""
+        """Tell whether modules and settings are unchanged and no module has a hook."""
         children = _values(self._trees)
         owners = zip(self._owners, self._names, strict=True)
         return (
@@ -89,7 +89,7 @@ class PreparedLayer:
 
 
 class _Bound:
-    """The call bound to the tensors of a layer, and all that must not have changed since.
+    """A call bound to the tensors of a layer, and a snapshot of what must not change after that.
 
     Between kernels that fill the caches, every line of Python shows in the time of a small layer:
     what is compared is laid out here so that C loops over it.
