@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
 from support.tiny_models import TEXT_FAMILIES, tiny_model
+from support.training import glue_folder
 from torch import nn
 
 
@@ -40,3 +42,8 @@ def batch(request: pytest.FixtureRequest) -> dict[str, torch.Tensor]:
     mask[0, 5:] = 0
     mask[2, 7:] = 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.fixture
+def glue(tmp_path: Path) -> Path:
+    return glue_folder(tmp_path / "glue")

@@ -58,7 +58,8 @@ class Chunk {
   }
 
  private:
-  // What attention makes of a token is gone when the FFN begins: they share their memory.
+  // The intermediate results of attention are not needed any more when the FFN begins: both use the
+  // same memory.
   static std::int64_t wide(const EncoderLayer<T>& l) { return std::max(l.qkv.n, l.up.n); }
 
   Rows<T> attend(Rows<T> x, T* y) {

@@ -1,5 +1,5 @@
-// What a thread of a parallel region throws, kept until the region is over: an exception that leaves
-// the region ends the process.
+// Keeps an exception of a parallel region until the region is over: an exception that leaves the
+// region ends the process.
 #pragma once
 
 #include <exception>
@@ -16,7 +16,7 @@ class Failure {
   // Keeps the exception being handled, if it is the first. Any number of threads may call it.
   void keep() noexcept;
 
-  // Throws what was kept, if anything; behind the region.
+  // Rethrows the exception that was kept, if any. Call it after the region.
   void rethrow() const;
 
  private:

@@ -12,8 +12,8 @@ struct bf16 {
   std::uint16_t bits;
 };
 
-// Two neighbouring inputs, the first in the lower half: the unit in which products of bf16 read. It
-// lies wherever they do: between two words, where rows have an odd number of them.
+// Two neighbouring inputs, the first in the lower half: products of bf16 read this unit. It may lie
+// across two words where rows have an odd number of inputs.
 struct Pair {
   bf16 first, second;
 };

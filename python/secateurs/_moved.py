@@ -48,7 +48,7 @@ MOVED = {
     "tasks": "data.glue",
     "text": "data.text",
     "trainer": "training.trainer",
-    "whole": "conversion.modules.whole_layer",
+    "whole": "conversion.modules.prepared_layer",
 }
 
 

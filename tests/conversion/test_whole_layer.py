@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import weakref
 
 import pytest
 import torch
@@ -183,6 +185,64 @@ def test_hooks_are_called(model):
     model(IDS)
     assert "before" in seen
     handle.remove()
+
+
+@pytest.mark.parametrize("change", ["a setting", "a module more", "a norm's eps", "a forward hook"])
+def test_whatever_changes_is_seen_by_the_next_call(model, change):
+    model(IDS)
+    layer = layers(model)[1]
+    before = model(IDS)[0]
+    if change == "a setting":
+        layer.attention.scale *= 4
+    elif change == "a module more":
+        layer.ffn.activation = nn.Tanh()
+    elif change == "a norm's eps":
+        layer.ffn_norm.eps = 0.5
+    else:
+        layer.ffn.register_forward_hook(lambda module, args, y: y.flip(-1))
+    assert relative(model(IDS)[0], before) > 1e-3
+    assert_current(model)
+
+
+def test_weights_swapped_for_one_call_are_seen(model):
+    """`functional_call` writes into the dictionaries of modules, past their `__setattr__`."""
+    before = model(IDS)[0]
+    name = "encoder.layer.1.ffn_norm.bias"
+    other = {name: model.get_parameter(name) + 1}
+    swapped = torch.func.functional_call(model, other, (IDS,))[0]
+    assert relative(swapped, before) > 1e-3
+    assert torch.equal(model(IDS)[0], before)
+    model.get_parameter(name).add_(1)
+    assert torch.equal(model(IDS)[0], swapped)
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_remembers_what_changed_before(model, how):
+    layer = layers(model)[1]
+    layer.ffn.down = nn.Identity()
+    layer.ffn.down.forward = residual_alone
+    layers(model)[2].attention.scale *= 4
+    expected = model(IDS)[0]
+    other = how(model)
+    assert torch.equal(other(IDS)[0], expected)
+    layers(other)[0].attention.scale *= 4
+    assert relative(other(IDS)[0], expected) > 1e-3
+
+
+def residual_alone(h, residual):
+    return residual
+
+
+def test_weights_go_with_the_layer_that_held_them(model):
+    """Nothing waits for the garbage to be collected, and a cast frees what it replaced."""
+    layer = copy.deepcopy(layers(model)[0])
+    layer(torch.randn(1, 3, 64))
+    replaced, held = weakref.ref(layer.ffn.up.values), weakref.ref(layer.ffn_norm.bias)
+    layer.bfloat16()
+    assert replaced() is None
+    layer(torch.randn(1, 3, 64).bfloat16())
+    del layer
+    assert held() is None
 
 
 def test_another_dtype_computes_the_same(model):

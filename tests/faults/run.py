@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 
 import pytest
-from fault_table import FAULTS, Fault
+from fault import Fault
+from fault_table import FAULTS
 
 ROOT = Path(__file__).parents[2]
 TESTS_FAILED = 1  # of pytest's exit codes: tests ran, and some failed

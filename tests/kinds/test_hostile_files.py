@@ -4,126 +4,24 @@ that a file states is allocated before it is compared, and nothing is fetched.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import socket
 import struct
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
+from support.refusals import sentence
 from support.tiny_models import tiny_model
 from support.training import dense_folder
 
 import secateurs as sc
 from secateurs import reading
-from secateurs.errors import CheckpointError, DataError, PlanError, SecateursError
-from secateurs.plan.attention_rules import Dense, Local, Sinks, Strided, VerticalSlash
-from secateurs.plan.quantization import Levels
+from secateurs.errors import CheckpointError, DataError
 from secateurs.storage import model_folders
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def fuzz():
-    path = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
-    spec = importlib.util.spec_from_file_location("fuzz", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def sentence(error: BaseException) -> str:
-    """What an error says, which is one line of words."""
-    said = str(error)
-    assert isinstance(error, SecateursError)
-    assert said.isprintable()
-    assert len(said.split()) > 4
-    assert len(said) < 1000
-    return said
-
-
-# A few hundred alterations of saved models; thousands by `benchmarks/fuzz.py` itself.
-
-
-def test_altered_models_load_as_they_say_or_are_refused(fuzz):
-    faults: list[str] = []
-    rows = fuzz.fuzz(range(240), 1, faults.append)
-    assert not faults
-    assert sum(rows.values()) == 240
-    assert {row[0] for row in rows} == set(fuzz.SEEDS)
-    assert {row[1] for row in rows} == {*fuzz.ALTERATIONS, "strange file"}
-    outcomes: Counter[str] = Counter()
-    for row, count in rows.items():
-        outcomes[row[2]] += count
-    assert min(outcomes["equal"], outcomes["as said"]) > 5  # not all is refused
-    assert outcomes["refused"] > 120  # nor is the alteration passed over
-
-
-def raising(error: BaseException):
-    def load(folder):
-        raise error
-
-    return load
-
-
-@pytest.mark.parametrize(
-    ("error", "outcome"),
-    [
-        (KeyError("query"), "foreign"),
-        (MemoryError(), "foreign"),
-        (CheckpointError("the model in x is damaged: 'query'"), "unclear"),
-        (CheckpointError("the model in x is damaged: KeyError('query')"), "unclear"),
-        (CheckpointError("the model in x\nis damaged"), "unclear"),
-        (CheckpointError("the model in x is damaged: expected a file"), "refused"),
-    ],
-)
-def test_the_harness_tells_a_sentence_from_anything_else(
-    fuzz, monkeypatch, tmp_path, error, outcome
-):
-    monkeypatch.setattr(fuzz.sc, "load", raising(error))
-    assert fuzz.attempt(0, 0, tmp_path)[2] == outcome
-
-
-def test_the_harness_notices_an_answer_that_the_files_do_not_say(fuzz, monkeypatch, tmp_path):
-    def seed(number, seed, folder):
-        fuzz.write(fuzz.seed_files("bert/mixed"), folder)
-        return "bert/mixed", "none", "nothing"
-
-    whole = fuzz.sc.load
-
-    def load(folder):
-        model = whole(folder)
-        with torch.no_grad():
-            model.classifier.bias[0] += float(folder.name)
-        return model
-
-    monkeypatch.setattr(fuzz, "altered", seed)
-    monkeypatch.setattr(fuzz.sc, "load", load)
-    outcomes = []
-    for shift in ("0", "1e-6", "0.01"):
-        (tmp_path / shift).mkdir()
-        outcomes.append(fuzz.attempt(0, 0, tmp_path / shift)[2])
-    assert outcomes[:2] == ["equal", "as said"]
-    assert outcomes[2].startswith("off by")
-
-
-def test_every_seed_is_what_its_files_say(fuzz, tmp_path):
-    """The plain reading, against which altered files are held, reads the unaltered ones."""
-    for name in fuzz.SEEDS:
-        folder = tmp_path / name.replace("/", "-").replace(":", "")
-        folder.mkdir()
-        fuzz.write(fuzz.seed_files(name), folder)
-        said, want = fuzz.as_said(name.split("/")[0], folder), fuzz.seed_answer(name)
-        assert float((said - want).abs().max() / want.abs().max()) < 1e-5, name
-
-
-# What is no regular file of sane size.
 
 
 def pipe(path: Path) -> None:
@@ -284,173 +182,6 @@ def test_a_truth_value_is_zero_or_one(tmp_path):
     )
     with pytest.raises(CheckpointError, match=r"0 or 1 as each truth value of 'a' in .* got 255"):
         reading.read_tensors(path, 1 << 20)
-
-
-# Plans.
-
-GOOD = {
-    "format_version": 1,
-    "masks": {
-        "layers.0.heads": {"kind": "heads"},
-        "layers.0.attention": {"kind": "module"},
-        "layers.0.up": {"kind": "linear", "block": [16, 16]},
-        "layers.0.attention_rules": {
-            "kind": "attention_rules",
-            "rules": [
-                {"rule": "local", "window": 3},
-                {"rule": "union", "rules": [{"rule": "sinks", "n": 4}, {"rule": "dense"}]},
-                {"rule": "vertical_slash", "vertical": [0, 7], "slash": []},
-                {"rule": "strided", "stride": 2},
-            ],
-        },
-    },
-    "model": {"model_type": "bert", "hidden_size": 64, "layers": [[4, 4, 16, 96]]},
-    "notes": {"method": "test"},
-    "levels": {"layers.0.up": {"bits": 4, "scale": 0.5}},
-}
-KEEPS = {
-    "layers.0.heads": torch.ones(4, dtype=torch.bool),
-    "layers.0.attention": torch.tensor(True),
-    "layers.0.up": torch.ones(6, 4, dtype=torch.bool),
-}
-
-
-def changed(path: str, value: object = None) -> dict:
-    """The good header with another value at a path; without it where there is none."""
-    header = json.loads(json.dumps(GOOD))
-    *steps, last = path.split("/")
-    holder = header
-    for step in steps:
-        holder = holder[int(step) if isinstance(holder, list) else step]
-    last = int(last) if isinstance(holder, list) else last
-    if value is None:
-        del holder[last]
-    else:
-        holder[last] = value
-    return header
-
-
-BLOCK = "masks/layers.0.up/block"
-RULES = "masks/layers.0.attention_rules/rules"
-LOCAL, UNION, SLASH, STRIDED = (f"{RULES}/{i}" for i in range(4))
-NESTED = {"rule": "dense"}
-for depth in range(10):
-    NESTED = {"rule": ("union", "intersection")[depth % 2], "rules": [NESTED]}
-WRONG = [
-    *[(part, value) for part in ("format_version", "masks", "model", "notes", "levels")
-      for value in ([], "x", 7.5, True, [[1]])],
-    ("format_version", None), ("format_version", 2), ("format_version", 10**30), ("masks", None),
-    ("model", None), ("notes", None), ("more", 1), ("masks/layers.0.heads", None),
-    ("masks/layers.1.heads", {"kind": "heads"}), ("masks/layers.0.heads", []),
-    ("masks/layers.0.heads/kind", None), ("masks/layers.0.heads/kind", "tails"),
-    ("masks/layers.0.heads/kind", ["heads"]), ("masks/layers.0.heads/kind", "linear"),
-    ("masks/layers.0.heads/kind", "module"), ("masks/layers.0.attention/kind", "heads"),
-    ("masks/layers.0.up/kind", "neurons"), ("masks/layers.0.heads/block", [1, 1]),
-    (BLOCK, None), (BLOCK, []), (BLOCK, [16]), (BLOCK, [16, 16, 16]), (BLOCK, [0, 16]),
-    (BLOCK, [-16, 16]), (BLOCK, [16.0, 16]), (BLOCK, [True, 16]), (BLOCK, ["16", 16]),
-    (BLOCK, [10**30, 16]), (BLOCK, 16), (BLOCK, {"0": 16, "1": 16}),
-    *[("levels/layers.0.up/bits", value) for value in (None, 1, 9, 4.0, True, "4", [4], 10**30)],
-    *[("levels/layers.0.up/scale", value)
-      for value in (None, 0, -1, float("nan"), float("inf"), 1e-60, 3e38, 10**400, "1", True, [1])],
-    ("levels/layers.0.up", 4), ("levels/layers.0.up/more", 1),
-    *[(RULES, value) for value in (None, {}, "local", 4)],
-    *[(LOCAL, value) for value in ([], "local", 4, NESTED)],
-    *[(f"{LOCAL}/rule", value) for value in (None, "near", ["local"], 1, "dense", "strided")],
-    *[(f"{LOCAL}/window", value)
-      for value in (None, -1, 3.0, True, "3", [3], 10**30, float("nan"), 2**31)],
-    (f"{LOCAL}/more", 1), (f"{STRIDED}/stride", 0), (f"{LOCAL}/keep", True),
-    *[(f"{UNION}/rules", value) for value in (None, [], {}, [1], [{"rule": "none"}],
-      [{"rule": "union", "rules": [{"rule": "dense"}]}])],
-    *[(f"{SLASH}/vertical", value)
-      for value in (None, 7, [7, 0], [0, 0], [-1], [0.0], [True], ["0"], {"0": 1}, [10**30])],
-    ("masks/layers.0.attention_rules/kind", "heads"), ("masks/layers.0.heads/rules", []),
-    ("masks/layers.0.heads/kind", "attention_rules"),
-    ("masks/layers.0.attention_rules/block", [1, 1]),
-    ("model/model_type", 1), ("model/model_type", None),
-    ("model/model_type", "a\nb"), ("model/model_type", "\ud800"), ("model/model_type", "b" * 999),
-    ("model/hidden_size", "64"),
-    ("model/hidden_size", -1), ("model/layers", 3), ("model/layers", [4]),
-    ("model/layers", [[4, 4, 16]]), ("model/layers", [[4, 4, 16, 96.0]]), ("model/more", 1),
-    ("notes/deep", json.loads("[" * 40 + "]" * 40)),
-]  # fmt: skip
-
-
-def saved_plan(path: Path, header: object, keeps: dict[str, torch.Tensor] = KEEPS) -> Path:
-    text = header if isinstance(header, str) else json.dumps(header)
-    save_file(keeps, path, metadata={"secateurs_plan": text})
-    return path
-
-
-def test_the_good_plan_is_read(tmp_path):
-    plan = sc.SparsityPlan.load(saved_plan(tmp_path / "p", GOOD))
-    assert plan.masks["layers.0.up"].block == (16, 16)
-    assert plan.levels == {"layers.0.up": Levels(4, 0.5)}
-    rules = plan.masks["layers.0.attention_rules"].rules
-    assert rules == (Local(3), Sinks(4) | Dense(), VerticalSlash((0, 7)), Strided(2))
-
-
-@pytest.mark.parametrize(("path", "value"), WRONG, ids=lambda value: str(value)[:40])
-def test_a_plan_that_save_does_not_write_is_refused(tmp_path, path, value):
-    with pytest.raises(CheckpointError) as error:
-        sc.SparsityPlan.load(saved_plan(tmp_path / "p", changed(path, value)))
-    sentence(error.value)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{",
-        "[]",
-        "null",
-        '{"a":' * 9999,
-        "\ud800".encode("utf-8", "surrogatepass").decode("latin1"),
-    ],
-)
-def test_a_plan_whose_header_is_no_object_is_refused(tmp_path, text):
-    with pytest.raises(CheckpointError) as error:
-        sc.SparsityPlan.load(saved_plan(tmp_path / "p", text))
-    sentence(error.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "keep"),
-    [
-        ("layers.0.heads", torch.ones(4)),
-        ("layers.0.heads", torch.ones(4, dtype=torch.uint8)),
-        ("layers.0.heads", torch.tensor(True)),
-        ("layers.0.heads", torch.ones(2, 2, dtype=torch.bool)),
-        ("layers.0.attention", torch.ones(1, dtype=torch.bool)),
-        ("layers.0.up", torch.ones(24, dtype=torch.bool)),
-        ("layers.9.heads", torch.ones(4, dtype=torch.bool)),
-        ("layers.0.attention_rules", torch.ones(4, dtype=torch.bool)),
-    ],
-)
-def test_a_mask_of_another_shape_or_type_is_refused(tmp_path, name, keep):
-    with pytest.raises(CheckpointError) as error:
-        sc.SparsityPlan.load(saved_plan(tmp_path / "p", GOOD, {**KEEPS, name: keep}))
-    sentence(error.value)
-
-
-def test_a_plan_that_could_not_be_read_is_not_written(tmp_path):
-    with pytest.raises(CheckpointError, match="only hidden_size, layers, model_type"):
-        sc.SparsityPlan({}, {"name": "mine"}).save(tmp_path / "p")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("bits", [True, 4.0, "4", None, [4], 1, 9, float("nan"), 10**30])
-def test_bits_are_a_whole_number(bits):
-    with pytest.raises(PlanError, match=r"levels of 2 to 8 bits|bits to be a whole number"):
-        Levels(bits, 1.0)
-
-
-@pytest.mark.parametrize("scale", ["1.0.0", None, [1], 10**400, float("nan"), 1e39, 3e38, {}])
-def test_a_scale_is_a_number(scale):
-    with pytest.raises(PlanError, match=r"\bscale\b"):
-        Levels(8, scale)
-
-
-# Folders: configs that fetch, or ask for more than there is.
 
 
 @pytest.fixture

@@ -330,12 +330,12 @@ def test_the_proof_sees_what_only_some_calls_show(monkeypatch, run):
 
 def test_the_proof_sees_the_whole_layer_and_its_parts(monkeypatch):
     from secateurs.conversion.modules import FeedForward
-    from secateurs.conversion.modules.whole_layer import WholeLayer
+    from secateurs.conversion.modules.prepared_layer import PreparedLayer
 
     model = tiny_model("bert", num_attention_heads=2)
-    whole, part = WholeLayer.__call__, FeedForward.forward
+    whole, part = PreparedLayer.__call__, FeedForward.forward
     with monkeypatch.context() as patch:
-        patch.setattr(WholeLayer, "__call__", lambda self, x, mask: whole(self, x, None))
+        patch.setattr(PreparedLayer, "__call__", lambda self, x, mask: whole(self, x, None))
         with pytest.raises(FamilyError, match="in the run 'padded'"):
             convert(model, SparsityPlan())
     monkeypatch.setattr(FeedForward, "forward", lambda self, x, residual: part(self, x, 2 * x))

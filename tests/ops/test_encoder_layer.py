@@ -3,7 +3,6 @@ one."""
 
 from __future__ import annotations
 
-import gc
 import sys
 import threading
 from contextvars import copy_context
@@ -23,7 +22,7 @@ from secateurs.ops import (
     block_sparse_linear,
     encoder_layer,
     explain_choice,
-    run_encoder_layer,
+    prepare_encoder_layer,
     use_backend,
 )
 
@@ -222,33 +221,40 @@ def test_a_layer_seen_before_is_not_mistaken_for_another():
 
 
 @pytest.mark.parametrize("sequences", [1, 2])
-def test_inputs_of_a_layer_seen_before_are_checked(sequences):
+def test_inputs_of_a_prepared_layer_are_checked(sequences):
     parts = layer()
     x, mask = tokens(sequences, 9), torch.ones(sequences, 9).bool()
-    args = list(sys.modules[encoder_layer.__module__].arguments(x, *parts, mask))
-    run_encoder_layer(*args)
-    for place, wrong, message in (
-        (0, x[..., :47], r"x \[B, T, 48\]"),
-        (0, x[0], r"x \[B, T, 48\]"),
-        (0, x.double(), "of torch.float64"),
-        (0, x.to("meta"), r"x \[B, T, 48\].* on meta"),
-        (6, mask[:, 1:], "key_mask bool of shape"),
-        (6, mask.int(), "key_mask bool of shape"),
-        (6, mask.to("meta"), "got meta"),
+    call = prepare_encoder_layer(x[:, :4], *parts)
+    assert torch.equal(call(x, mask), encoder_layer(x, *parts, mask))
+    for states, keys, message in (
+        (x[..., :47], mask, r"x \[B, T, 48\]"),
+        (x[0], mask, r"x \[B, T, 48\]"),
+        (x.double(), mask, "of torch.float64"),
+        (x.to("meta"), mask, r"x \[B, T, 48\].* on meta"),
+        (x, mask[:, 1:], "key_mask bool of shape"),
+        (x, mask.int(), "key_mask bool of shape"),
+        (x, mask.to("meta"), "got meta"),
     ):
         with pytest.raises(OperandError, match=message):
-            run_encoder_layer(*args[:place], wrong, *args[place + 1 :])
+            call(states, keys)
 
 
-def test_what_is_known_of_a_layer_goes_with_it():
-    known = sys.modules[encoder_layer.__module__].cpu._bound
-    gc.collect()  # of layers of other tests
-    before, parts = len(known), layer()
-    encoder_layer(tokens(2, 9), *parts)
-    assert len(known) == before + 1
-    del parts
-    gc.collect()
-    assert len(known) == before
+def test_a_prepared_layer_asks_which_backend_is_forced():
+    x, parts = tokens(2, 9), layer()
+    call = prepare_encoder_layer(x, *parts)
+    with use_backend("reference"):
+        assert torch.equal(call(x, None), encoder_layer(x, *parts))
+    with use_backend("triton"), pytest.raises(BackendError, match="no such kernel"):
+        call(x, None)
+
+
+def test_weights_that_lie_apart_are_read_at_each_call():
+    """A copy made when the layer was prepared would not follow them."""
+    x, parts = tokens(2, 9), layer()
+    parts[1].bias = torch.stack((parts[1].bias, parts[1].bias * torch.nan), dim=1)[:, 0]
+    call = prepare_encoder_layer(x, *parts)
+    parts[1].bias += 1
+    assert torch.equal(call(x, None), encoder_layer(x, *parts))
 
 
 def test_several_callers_at_once(isa):

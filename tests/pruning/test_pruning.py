@@ -8,14 +8,14 @@ import math
 
 import pytest
 import torch
+from pruning.conftest import facts, planned
 from support.models import answer, relative
 from support.tiny_models import tiny_model
 
-from secateurs import METHODS, Budget, Gates, SparsityPlan, apply, convert, find_sites, prune
+from secateurs import METHODS, Budget, SparsityPlan, apply, convert, find_sites, prune
 from secateurs.errors import BudgetError, DataError, MethodError, PlanError
-from secateurs.pruning import Needs, Pruner
+from secateurs.pruning import Needs
 from secateurs.pruning.allocation import GlobalRanking, PerLayer
-from secateurs.pruning.methods.gradient import GradientPruner
 
 ONE_SHOT = [name for name, row in METHODS.items() if Needs.TRAINING not in row.needs]
 HEADED = ("roberta", "vit")
@@ -39,12 +39,6 @@ def method(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture
-def batches(batch) -> list[dict[str, torch.Tensor]]:
-    name = "input_ids" if "input_ids" in batch else "pixel_values"
-    return [batch, {name: batch[name].flip(-1)}]
-
-
 @pytest.fixture(autouse=True)
 def labels_where_they_are_needed(request: pytest.FixtureRequest) -> None:
     """A method that needs a loss runs on the families whose tiny models have a head."""
@@ -57,11 +51,6 @@ def labels_where_they_are_needed(request: pytest.FixtureRequest) -> None:
         batch["labels"] = torch.arange(3) % 2
 
 
-def facts(method: str) -> type[Pruner]:
-    """The class of a method, whose attributes say what it can do and what it needs."""
-    return METHODS[method].pruner
-
-
 def budgets_of(method: str) -> list[str]:
     if facts(method).whole_layers:
         return [f"{unit}={share}" for unit in METHODS[method].produces for share in (0.5, 0.25)]
@@ -72,10 +61,6 @@ def steps_of(method: str, unit: str) -> tuple[float, ...]:
     """Fractions that can be removed of a unit."""
     fine = unit != "patterns" and not facts(method).whole_layers
     return (0.1, 0.35, 0.6, 0.9) if fine else (0.25, 0.5, 0.75)
-
-
-def planned(method: str, model, batches, budget: str, **options) -> SparsityPlan:
-    return prune(model, batches, method=method, budget=budget, progress=False, **options)
 
 
 def test_masks_fit_and_the_budget_is_met_to_one_unit(method, model, batches):
@@ -256,115 +241,6 @@ def test_magnitude_removes_the_smallest(batches):
             sites.linear(model, 1, role).weight.mul_(0.5)
     modules = prune(model, method="magnitude", budget="modules=0.17")
     assert [name for name, mask in modules.masks.items() if not mask.keep] == ["layers.1.ffn"]
-
-
-def per_example_gradients(model, batch, name) -> torch.Tensor:
-    """|dL/dgate| by central differences in float64, one example and one unit at a time."""
-    model = copy.deepcopy(model).double()
-    sites = find_sites(model)
-    size = {s.name: s.shape for s in sites}[name][0]
-    total, step = torch.zeros(size, dtype=torch.double), 1e-5
-
-    def loss(example, unit, value) -> float:
-        gate = torch.ones(size, dtype=torch.double)
-        gate[unit] = value
-        with Gates(model, sites) as gates, torch.no_grad():
-            gates[name] = gate
-            return float(model(**example).loss)
-
-    for i in range(batch["input_ids"].shape[0]):
-        example = {k: v[i : i + 1] for k, v in batch.items()}
-        for unit in range(size):
-            up, down = loss(example, unit, 1 + step), loss(example, unit, 1 - step)
-            total[unit] += abs(up - down) / (2 * step)
-    return total
-
-
-def test_gradient_importance_is_the_per_example_derivative(batch):
-    """An oracle that shares no code with the method: finite differences of the labelled loss."""
-    model = tiny_model("roberta")
-    labelled = {**batch, "labels": torch.tensor([0, 1, 0])}
-    pruner = GradientPruner(normalize="none")
-    pruner.start(model, find_sites(model), Budget(heads=0.5), seed=0)
-    pruner.observe(labelled)
-    pruner.end_round()
-    scores = pruner.scores()
-    for layer in range(3):
-        name = f"layers.{layer}.heads"
-        want = per_example_gradients(model, labelled, name)
-        torch.testing.assert_close(scores[name], want, rtol=1e-3, atol=1e-7)
-
-
-def test_without_labels_the_importance_estimates_the_curvature(batch):
-    """The mean over many probes of (v . df/dgate)^2 is |df/dgate|^2, by finite differences."""
-    model = tiny_model("bert")
-    sites = find_sites(model)
-    pruner = GradientPruner(normalize="none")
-    pruner.start(model, sites, Budget(heads=0.5), seed=0)
-    rounds = 400
-    for _ in range(rounds):
-        pruner.observe(batch)
-    pruner.end_round()
-    keep = batch["attention_mask"].bool()
-    for unit in range(4):
-        ends = []
-        for value in (1.01, 0.99):
-            gate = torch.ones(4)
-            gate[unit] = value
-            with Gates(model, sites) as gates, torch.no_grad():
-                gates["layers.1.heads"] = gate
-                ends.append(model(**batch)[0][keep].double())
-        length = ((ends[0] - ends[1]) / 0.02).norm()
-        got = pruner.scores()["layers.1.heads"][unit] / rounds**0.5
-        assert float(got) == pytest.approx(float(length), rel=0.15)
-
-
-def test_a_unit_without_effect_goes_first(batches):
-    model = tiny_model("bert")
-    with torch.no_grad():
-        find_sites(model).linear(model, 1, "output").weight[:, 32:48] = 0
-        find_sites(model).linear(model, 0, "down").weight[:, 11] = 0
-    plan = planned("gradient", model, batches, "heads=0.09,neurons=0.004")
-    assert plan.masks["layers.1.heads"].keep.tolist() == [True, True, False, True]
-    assert (~plan.masks["layers.0.neurons"].keep).nonzero().tolist() == [[11]]
-
-
-def test_what_went_in_an_earlier_round_stays_gone(batches):
-    """Round one of two is a whole run with half the budget; round two only adds to it."""
-    model = tiny_model("bert")
-    first = planned("gradient", model, batches, "heads=0.25")
-    both = planned("gradient", model, batches, "heads=0.5", rounds=2)
-    assert sum(int(m.keep.sum()) for m in both.masks.values()) == 6
-    for name, mask in both.masks.items():
-        assert not bool((mask.keep & ~first.masks[name].keep).any())
-
-
-def test_later_rounds_see_the_model_without_what_is_gone(batch):
-    """With labels nothing is random: the same batch again gives other scores because three heads
-    are gone, and those of a model that has lost them."""
-    model = tiny_model("roberta")
-    sites, labelled = find_sites(model), {**batch, "labels": torch.tensor([0, 1, 0])}
-    pruner = GradientPruner(rounds=2, normalize="none")
-    pruner.start(model, sites, Budget(heads=0.5), seed=0)
-    scores = []
-    for _ in range(2):
-        pruner.observe(labelled)
-        pruner.end_round()
-        scores.append(dict(pruner.scores()))
-    gone = {name: score == -1 for name, score in scores[1].items()}
-    assert sum(int(mask.sum()) for mask in gone.values()) == 3
-    assert all(bool((scores[1][n][~gone[n]] != scores[0][n][~gone[n]]).any()) for n in gone)
-    for name, part in gone.items():
-        with torch.no_grad():
-            output = sites.linear(model, int(name.split(".")[1]), "output").weight
-            output.mul_((~part).repeat_interleave(16))
-    fresh = GradientPruner(normalize="none")
-    fresh.start(model, sites, Budget(heads=0.5), seed=0)
-    fresh.observe(labelled)
-    fresh.end_round()
-    for name, score in fresh.scores().items():
-        stays = ~gone[name]
-        torch.testing.assert_close(scores[1][name][stays], score[stays], rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])

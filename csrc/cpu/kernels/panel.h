@@ -15,7 +15,7 @@
 namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
 
-// What a panel reads at once of an operand: a float, or a pair of bf16, which counts as one input.
+// A word is what a panel reads at once: a float, or a pair of bf16, which counts as one input.
 template <class Word>
 struct Panel {
   const Word* a;
@@ -54,7 +54,7 @@ inline F multiply_add(Pair, F x, F w, F sum) {
 #endif
 }
 
-// The elements of words: themselves, or the first of each pair, then the second.
+// Splits words into elements: a float is itself, a pair gives its first element, then its second.
 inline void split(float, F x, F (&each)[1]) { each[0] = x; }
 inline void split(Pair, F x, F (&each)[2]) {
   typedef std::int32_t Bits __attribute__((vector_size(sizeof(F))));

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateurs.architectures.sites import Sites, find_sites
 from secateurs.architectures.stock import check_stock, forget_recording
 from secateurs.checks import door
 from secateurs.conversion import transformers_attention
-from secateurs.conversion.cost import FormPicker
+from secateurs.conversion.cost import Costs, FormPicker
 from secateurs.conversion.inherited import adopt, disown
 from secateurs.conversion.layer_builder import LayerBuilder, fastest
 from secateurs.conversion.modules import husk
@@ -24,15 +24,6 @@ from secateurs.conversion.report import Conversion, SiteReport, conversion_of
 from secateurs.conversion.slicing import CompactLinear, slice_linear
 from secateurs.masking.masked_model import check_finite
 from secateurs.plan import SparsityPlan
-
-
-@runtime_checkable
-class Costs(Protocol):
-    """Who knows what the forms of a linear or of a layer cost, as a `CostTable` does."""
-
-    def times(
-        self, name: str, forms: Mapping[str, nn.Module], x: Tensor, residual: Tensor | None
-    ) -> dict[str, float]: ...
 
 
 @door
@@ -77,14 +68,15 @@ def convert(
             {role: slice_linear(sites, model, plan, i, role) for role in shape.linears()}
             for i, shape in enumerate(sites.layers)
         ]
-        rebuild(model, list(model.get_submodule(sites.path)), sites, plan, compact, picker)
+        templates = [sites.layer(model, i) for i in range(len(sites.layers))]
+        rebuild(model, templates, sites, plan, compact, picker)
         proof = prove(model, sites, evidence)
     conversion_of(model).reports.insert(0, SiteReport("layers", "proven", str(proof)))
     return model
 
 
 @contextmanager
-def _undone_on_error(model: nn.Module, sites: Sites) -> Iterator[None]:
+def _undone_on_error(model: Any, sites: Sites) -> Iterator[None]:
     """Give `model` its stock layers, mode and attention back if the block raises."""
     layers, attention = model.get_submodule(sites.path), model.config._attn_implementation
     modes = {module: module.training for module in model.modules()}
@@ -105,7 +97,7 @@ def _set_layers(model: nn.Module, sites: Sites, layers: nn.Module) -> None:
 
 
 def rebuild(
-    model: nn.Module,
+    model: Any,
     templates: list[nn.Module],
     sites: Sites,
     plan: SparsityPlan,
@@ -131,4 +123,5 @@ def rebuild(
     forget_recording(model)
     adopt(model, conversion)
     model.set_attn_implementation(transformers_attention.NAME)
-    return model.eval()
+    rebuilt: nn.Module = model.eval()
+    return rebuilt

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,15 @@ def machine(device: torch.device) -> str:
     if forced_backend() != AUTO:
         parts.append(f"{forced_backend()} forced")
     return ", ".join(parts)
+
+
+@runtime_checkable
+class Costs(Protocol):
+    """Anything that returns the time of each form of a linear or layer, as `CostTable` does."""
+
+    def times(
+        self, name: str, forms: Mapping[str, nn.Module], x: Tensor, residual: Tensor | None
+    ) -> dict[str, float]: ...
 
 
 class CostTable:
@@ -90,7 +99,7 @@ class CostTable:
         return self._times[name]
 
     def _kept(self) -> dict[str, dict[str, float]]:
-        """What the file holds of this machine's times; of anything else in it, nothing."""
+        """Read this machine's times from the file, and ignore anything else in it."""
         content = files.read_table(self._path)
         parts = content.get("times")
         if content.get("machine") != self._machine or not isinstance(parts, dict):
@@ -109,7 +118,8 @@ def _is_time(ms: object) -> bool:
 def _samplers(
     calls: Sequence[Callable[[], Any]], device: torch.device
 ) -> list[Callable[[], float]]:
-    """For each of several calls what times it once, in milliseconds; all in the same way.
+    """Return, for each call, a function that runs it once and returns milliseconds; all are timed
+    in the same way.
 
     On a GPU that is by replays of a graph: of a single small call, Python takes longer than the
     GPU. Where some call cannot be recorded, or on a CPU, it is by the clock.
@@ -138,7 +148,7 @@ def _replays(call: Callable[[], Any], device: torch.device) -> Callable[[], floa
             recording.replay()
             stop.record()
             stop.synchronize()
-        return start.elapsed_time(stop) / REPEATS
+        return float(start.elapsed_time(stop)) / REPEATS
 
     return sample
 
@@ -164,7 +174,7 @@ class FormPicker:
         self,
         *,
         tokens: int = 256,
-        costs: CostTable | None = None,
+        costs: Costs | None = None,
         fixed: Mapping[str, str] | None = None,
     ) -> None:
         if tokens < 1:
@@ -175,13 +185,13 @@ class FormPicker:
     def pick(
         self,
         site: str,
-        forms: Mapping[str, nn.Module],
+        forms: Mapping[str, Any],
         *,
         with_residual: bool,
         among: Collection[str] | None = None,
     ) -> tuple[str, str]:
-        """The name of one of `forms` of a linear, of those `among` if given, and why it was
-        picked."""
+        """Pick one of `forms` of a linear, or one `among` them if given. Return its name and the
+        reason."""
         among = among or forms.keys()
         if len(forms) == 1:
             return next(iter(forms)), ""

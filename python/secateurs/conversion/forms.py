@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateurs.architectures.kept import LayerKeep
 from secateurs.architectures.linears import stacked
 from secateurs.conversion.modules import DenseLinear, PackedLinear, PatternLinear
+from secateurs.conversion.modules.kernel_linear import KernelLinear
+from secateurs.conversion.modules.part import Linear
 from secateurs.conversion.modules.pattern_linear import pack
 from secateurs.conversion.slicing import CompactLinear, common_grid, stacked_bias
 from secateurs.errors import FormatError
@@ -62,7 +64,7 @@ class Made:
     """
 
     name: str
-    module: nn.Module
+    module: Linear
     note: str = ""
 
 
@@ -75,13 +77,11 @@ class Form:
         make: the module of a stack; None where the plan asks for nothing of the kind. Raises
             FormatError with the reason where it asks, and the stack cannot be packed so.
         whole: whether a layer of such linears can run as one operation.
-        always: whether it runs everywhere, without a kernel of ours.
     """
 
     name: str
     make: Callable[[Stack], Made | None]
     whole: bool = False
-    always: bool = False
 
 
 def _dense(stack: Stack) -> Made:
@@ -130,7 +130,7 @@ def _pattern(stack: Stack) -> Made | None:
 
 
 FORMS: tuple[Form, ...] = (
-    Form("torch", _dense, always=True),
+    Form("torch", _dense),
     Form("dense panels", _panels, whole=True),
     Form("block-sparse", _blocks, whole=True),
     Form("pattern", _pattern),
@@ -139,18 +139,25 @@ FORMS: tuple[Form, ...] = (
 
 @dataclass(frozen=True)
 class Choice:
-    """The modules that a stack can run as, by the name of their form; those that a layer run as one
-    operation takes; and what is to be told of the others."""
+    """The forms a stack can run in.
 
-    modules: dict[str, nn.Module]
+    Attributes:
+        modules: the stack as a module of each form, by the form's name.
+        whole: names of the forms with which a layer can run as one operation.
+        notes: why other forms are missing, for the report.
+    """
+
+    modules: dict[str, Linear]
     whole: list[str]
     notes: list[str]
 
 
 def choices(stack: Stack) -> Choice:
-    """Make a stack in every form that something here runs."""
-    modules: dict[str, nn.Module] = {}
-    whole, notes, refusals = [], [], []
+    """Make a stack in every form that this machine can run."""
+    modules: dict[str, Linear] = {}
+    whole: list[str] = []
+    notes: list[str] = []
+    refusals: list[str] = []
     for form in FORMS:
         try:
             made = form.make(stack)
@@ -160,7 +167,7 @@ def choices(stack: Stack) -> Choice:
         if made is None:
             continue
         notes += filter(None, [made.note])
-        refusal = None if form.always else made.module.refusal()  # type: ignore[operator]
+        refusal = made.module.refusal() if isinstance(made.module, KernelLinear) else None
         if refusal is not None:
             refusals.append(f"no kernel for {made.name} ({refusal})")
             continue

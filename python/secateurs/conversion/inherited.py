@@ -1,5 +1,5 @@
-"""What a converted model does with the methods it inherits: those that would no longer do what they
-say are made right here, or refused in a sentence."""
+"""Methods that a converted model inherits and that would no longer do what they say: each is
+replaced by a right one here, or refused in a sentence."""
 
 from __future__ import annotations
 
@@ -94,12 +94,12 @@ def train(model: Any, mode: bool = True) -> Any:
 def num_parameters(
     model: Any, only_trainable: bool = False, exclude_embeddings: bool = False
 ) -> int:
-    """Count parameters, of the layers those weights and biases that the plan keeps."""
-    count = type(model).num_parameters(model, only_trainable, exclude_embeddings)
+    """Count parameters. In the layers, count the weights and biases that the plan keeps."""
+    count: int = type(model).num_parameters(model, only_trainable, exclude_embeddings)
     if only_trainable:
         return count
     record = record_of(model)
-    weights = sum(
+    weights: int = sum(
         record.sites.keep(record.plan, i).parameters() for i in range(len(record.sites.layers))
     )
     biases = sum(b.numel() for name, b in _packed(model) if name.rpartition(".")[2] == "bias")
@@ -107,15 +107,16 @@ def num_parameters(
 
 
 def get_memory_footprint(model: Any, return_buffers: bool = True) -> int:
-    """Bytes of all tensors; without the buffers, still with those that hold the layers."""
-    size = type(model).get_memory_footprint(model, return_buffers)
+    """Return the bytes of all tensors. Buffers that hold the layers always count, even where other
+    buffers are left out."""
+    size: int = type(model).get_memory_footprint(model, return_buffers)
     if return_buffers:
         return size
     return size + sum(held.nelement() * held.element_size() for _, held in _packed(model))
 
 
 def tie_weights(model: Any, *_: Any, **__: Any) -> None:
-    """Leave tied weights tied, and others apart, as they were in the dense model."""
+    """Do nothing: weights stay tied or apart as in the dense model."""
 
 
 def set_attn_implementation(
@@ -160,7 +161,7 @@ def load_state_dict(
 
 
 def _apply(model: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-    """Cast or move, then decide anew which kernels run what, in which form."""
+    """Cast or move the model, then choose forms and kernels again."""
     from secateurs.conversion.remake import remake
 
     before, ties = _placed(model), _ties(model)
@@ -207,8 +208,8 @@ class Method:
 
 
 def adopt(model: nn.Module, conversion: Any) -> None:
-    """Give a model whose layers were replaced the methods of converted ones, and its record; the
-    same to the base model in it."""
+    """Give a model with replaced layers the methods of converted models and its conversion record.
+    Do the same to its base model."""
     base = getattr(model, "base_model", model)
     transformers_attention.register()
     for part in (model, base):
@@ -221,7 +222,7 @@ def adopt(model: nn.Module, conversion: Any) -> None:
 
 
 def disown(model: nn.Module) -> None:
-    """Take back what `adopt` gave, if it did."""
+    """Undo `adopt`, if it was called."""
     base = getattr(model, "base_model", model)
     vars(base).pop("_conversion", None)
     for part in (model, base):
@@ -279,7 +280,7 @@ def _placed(model: nn.Module) -> set[tuple[torch.device, torch.dtype]]:
 
 
 def _ties(model: Any) -> list[tuple[nn.Module, str, nn.Module, str]]:
-    """Each place of a parameter that is also held in an earlier one, and the earlier one."""
+    """List every tied parameter: its module and name, then the module and name that came first."""
     first: dict[int, tuple[nn.Module, str]] = {}
     ties = []
     for module in model.modules():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from secateurs.conversion.modules import (
     Skip,
     layer_class,
 )
+from secateurs.conversion.modules.part import Linear
 from secateurs.conversion.report import SiteReport
 from secateurs.conversion.slicing import CompactLinear
 from secateurs.plan.attention_rules import Rule
@@ -52,8 +53,8 @@ def fused_activation(activation: nn.Module) -> str | None:
 
 
 def fastest(make: Callable[..., LayerBuilder], like: Tensor) -> LayerBuilder:
-    """A layer of the fastest linears, or, where that is faster still, of linears that make it one
-    operation. `like`: a tensor of its dtype and device."""
+    """Build a layer of the fastest linears. If running it as one operation is faster still, build
+    it of linears that allow that. `like` is a tensor of its dtype and device."""
     parts = make()
     built, form, why = parts, "in parts", parts.layer.why_in_parts()
     if like.device.type != "cpu":
@@ -97,10 +98,15 @@ class LayerBuilder:
 
     def _build(self, template: nn.Module) -> Layer:
         norms = self.architecture.norms
-        layer = layer_class(type(template))(
+        stock: Any = type(template)  # no class of modules is hashable to mypy
+        attention_norm, ffn_norm = (
+            Norm.of(template.get_submodule(path), self.architecture.rms_norm) for path in norms
+        )
+        layer = layer_class(stock)(
             self._attention(),
             self._ffn(),
-            *(Norm.of(template.get_submodule(path), self.architecture.rms_norm) for path in norms),
+            attention_norm,
+            ffn_norm,
             self.architecture.norm_first,
             self.index,
             self._relative_bias(template),
@@ -108,15 +114,15 @@ class LayerBuilder:
         return layer.eval()
 
     def _relative_bias(self, template: nn.Module) -> RelativeBias | None:
-        """What the layer adds to scores by relative position, if it is the one to make it."""
+        """Return the module that makes the bias by relative position, if this layer has it."""
         path = self.architecture.attention.relative_bias
-        embedding = module_at(template, path) if path else None
+        embedding: Any = module_at(template, path) if path else None
         if embedding is None or path is None:
             return None
-        attention = template.get_submodule(path.rpartition(".")[0])
+        attention: Any = template.get_submodule(path.rpartition(".")[0])
         return RelativeBias(embedding, attention.relative_attention_max_distance)
 
-    def _attention(self) -> nn.Module:
+    def _attention(self) -> Attention | Constant | Skip:
         keep, shape, record = self.keep, self.keep.shape, self.architecture.attention
         if not keep.attention:
             return self.report("attention", Skip(), "removed", "the plan removes the sub-layer")
@@ -157,7 +163,7 @@ class LayerBuilder:
             f"{rule} at head{'s' * (len(of) > 1)} {', '.join(of)}" for rule, of in heads.items()
         )
 
-    def _ffn(self) -> nn.Module:
+    def _ffn(self) -> FeedForward | Constant | Skip:
         keep = self.keep
         if not keep.ffn:
             return self.report("ffn", Skip(), "removed", "the plan removes the sub-layer")
@@ -177,7 +183,7 @@ class LayerBuilder:
             None if fused else self.behaviour.activation,
         )
 
-    def _linear(self, roles: tuple[str, ...], activation: str = "none") -> nn.Module:
+    def _linear(self, roles: tuple[str, ...], activation: str = "none") -> Linear:
         """The linears of `roles`, which read the same input, as one product."""
         stack = Stack(roles, [self.weights[role] for role in roles], self.keep, activation)
         made, name = choices(stack), "+".join(roles)
@@ -191,7 +197,7 @@ class LayerBuilder:
         return self.report(name, made.modules[form], form, told)
 
     def _rounded(self, roles: tuple[str, ...]) -> list[str]:
-        """What there is to tell of the levels of `roles`."""
+        """Describe the levels of `roles` for the report; nothing where they have none."""
         bits = {role: self.keep.levels[role].bits for role in roles if role in self.keep.levels}
         if not bits:
             return []

@@ -53,8 +53,13 @@ class Update:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the stock layers of a model computed, by run and layer, in the order of the calls; the
-    coarsest dtype of the model, and whether it has several."""
+    """What the stock layers of a model computed.
+
+    Attributes:
+        updates: by run, then by layer, in the order of the calls.
+        dtype: the coarsest floating dtype of the model.
+        mixed: whether it has several dtypes.
+    """
 
     runs: tuple[Run, ...]
     updates: tuple[list[list[Update]], ...]
@@ -77,7 +82,7 @@ class Proof:
         )
 
 
-def observe(model: nn.Module, sites: Sites, plan: SparsityPlan) -> Evidence:
+def observe(model: Any, sites: Sites, plan: SparsityPlan) -> Evidence:
     """Run the stock layers of `model` under `plan` on small random states.
 
     Raises FamilyError if the model cannot be run so.
@@ -103,7 +108,7 @@ def observe(model: nn.Module, sites: Sites, plan: SparsityPlan) -> Evidence:
     return Evidence(runs, updates, dtype, mixed)
 
 
-def prove(model: nn.Module, sites: Sites, evidence: Evidence) -> Proof:
+def prove(model: Any, sites: Sites, evidence: Evidence) -> Proof:
     """Run the converted layers as the stock ones were run, and compare.
 
     Raises FamilyError naming the first layer that computes something else.
@@ -159,7 +164,7 @@ def _largest(x: Tensor) -> float:
     return float(x.abs().max()) if x.numel() else 0.0
 
 
-def _runs(model: nn.Module, sites: Sites) -> Iterator[Run]:
+def _runs(model: Any, sites: Sites) -> Iterator[Run]:
     """The ways a model of this kind is called. Raises FamilyError for one that takes neither tokens
     nor pixels."""
     base, like = model.base_model, next(model.parameters())
@@ -198,18 +203,17 @@ def _image(config: Any, takes: Any) -> tuple[int, int, int]:
     """Channels, height and width of a small image, the model's own size where it takes no other."""
     size = config.image_size
     if "interpolate_pos_encoding" in takes:
-        size = config.patch_size
-        return (config.num_channels, *(2 * s for s in _pair(size)))
+        height, width = _pair(config.patch_size)
+        return config.num_channels, 2 * height, 2 * width
     return (config.num_channels, *_pair(size))
 
 
 def _pair(size: Any) -> tuple[int, int]:
-    return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    return height, width
 
 
-def _updates(
-    model: nn.Module, sites: Sites, run: Run, gradients: bool = False
-) -> list[list[Update]]:
+def _updates(model: Any, sites: Sites, run: Run, gradients: bool = False) -> list[list[Update]]:
     """What each layer does to random states that stand in for those of the layer before it, by
     layer, in the order of its calls. Raises FamilyError if the model does not run."""
     scale = SCALE[sites.architecture.norm_first]
@@ -231,8 +235,8 @@ def _updates(
 
 
 class _Watcher:
-    """Hands a layer random states, the same for each layer of the same `seed`, and keeps what it
-    makes of them."""
+    """Replaces the input of a layer by random states and keeps its output. Two watchers of the same
+    `seed` use the same states."""
 
     def __init__(self, seed: int, scale: float) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -263,9 +267,8 @@ class _Watcher:
 
 
 @contextmanager
-def _stock_attention(model: nn.Module) -> Iterator[None]:
-    """Let the model run on the attention it has, which may be somebody's own, or, where that is
-    ours, on torch's."""
+def _stock_attention(model: Any) -> Iterator[None]:
+    """Run the model on its own attention. If that is ours, use torch's instead."""
     before = model.config._attn_implementation
     if before == transformers_attention.NAME:
         model.set_attn_implementation("sdpa")

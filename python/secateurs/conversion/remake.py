@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from secateurs.architectures.kept import LayerKeep
 from secateurs.architectures.schema import Architecture
+from secateurs.architectures.sites import Sites
 from secateurs.conversion.builder import rebuild
 from secateurs.conversion.cost import FormPicker
 from secateurs.conversion.modules import Attention, Constant, FeedForward, Layer, again
@@ -16,21 +17,28 @@ from secateurs.conversion.slicing import CompactLinear, compact_blocks
 
 @torch.no_grad()
 def remake(model: nn.Module) -> nn.Module:
-    """Decide anew, in place, in which form each part of a converted model runs, from the dtype and
-    device its weights have now. Layers stay the objects they were, and hooks where they were."""
+    """Choose the form of each part of a converted model again, in place, for the dtype and device
+    its weights have now. Layers stay the same objects and keep their hooks."""
     conversion = conversion_of(model)
     sites, plan = conversion.sites, conversion.plan
     numbers = range(len(sites.layers))
-    layers = [sites.layer(model, i) for i in numbers]
+    layers = [converted_layer(model, sites, i) for i in numbers]
     compact = [compact_linears(layers[i], sites.keep(plan, i)) for i in numbers]
     templates = [
         stock_husk(layers[i], conversion.husks[i], sites.architecture, True) for i in numbers
     ]
     rebuild(model, templates, sites, plan, compact, FormPicker(tokens=conversion.tokens))
-    made = model.get_submodule(sites.path)
     for i, layer in enumerate(layers):
-        made[i] = layer.become(made[i])  # type: ignore[index, operator]
+        made = converted_layer(model, sites, i)
+        model.set_submodule(sites.layer_path(i), layer.become(made))
     return model
+
+
+def converted_layer(model: nn.Module, sites: Sites, index: int) -> Layer:
+    """Return layer `index` of a converted model."""
+    layer = sites.layer(model, index)
+    assert isinstance(layer, Layer)
+    return layer
 
 
 def compact_linears(layer: Layer, keep: LayerKeep) -> dict[str, CompactLinear]:
@@ -64,8 +72,8 @@ def compact_linears(layer: Layer, keep: LayerKeep) -> dict[str, CompactLinear]:
 def stock_husk(
     layer: Layer, husk: nn.Module, architecture: Architecture, with_norms: bool = False
 ) -> nn.Module:
-    """The stock layer that a converted one was made from, without data but, with `with_norms`, that
-    of what it lent; norms have the eps they have now."""
+    """Return the stock layer that `layer` was converted from, without data. With `with_norms`, the
+    modules it lent to `layer` have their data. Norms have their current eps."""
     lent = lent_modules(layer, architecture)
 
     def tensor(name: str, held: Tensor) -> Tensor:
@@ -81,8 +89,8 @@ def stock_husk(
 
 
 def lent_modules(layer: Layer, architecture: Architecture) -> dict[str, nn.Module]:
-    """What a converted layer has of its stock layer as it was, by path in that: its norms, and a
-    bias by relative position."""
+    """Return the modules that a converted layer took unchanged from its stock layer, by their path
+    there: both norms, and a bias by relative position."""
     lent = dict(zip(architecture.norms, (layer.attention_norm, layer.ffn_norm), strict=True))
     if layer.relative_bias is not None and architecture.attention.relative_bias is not None:
         lent[architecture.attention.relative_bias] = layer.relative_bias.embedding
@@ -95,5 +103,5 @@ def eps_names(norm: nn.Module) -> list[str]:
 
 
 def _no_columns(layer: Layer, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    like = bias if bias is not None else layer.attention_norm.weight
-    return like.new_zeros(len(layer.attention_norm.weight), 0), bias
+    norm = layer.attention_norm.get_parameter("weight")
+    return (norm if bias is None else bias).new_zeros(len(norm), 0), bias

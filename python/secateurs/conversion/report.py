@@ -56,7 +56,7 @@ def explain(model: nn.Module) -> Explanation:
 
 def conversion_of(model: nn.Module) -> Conversion:
     """The record of a converted model. Raises PlanError for any other."""
-    conversion = record_of(model)
+    conversion: Conversion | None = record_of(model)
     if conversion is None:
         raise PlanError(
             f"expected a model made by secateurs.convert or load, got {type(model).__name__}"

@@ -48,8 +48,8 @@ def _selected(x: Tensor, keep: Tensor, dim: int) -> Tensor:
 
 
 def compact_blocks(keep: LayerKeep, role: str) -> tuple[Tensor | None, tuple[int, int] | None]:
-    """The block grid of a sliced linear, if its plan has blocks and slicing removed only whole
-    block rows and columns; else nothing: blocks that no longer align are stored dense."""
+    """Return the block grid of a sliced linear. Return nothing if the plan has no blocks, or if
+    slicing cut through a block: such a weight is stored dense."""
     mask = keep.blocks.get(role)
     if mask is None:
         return None, None

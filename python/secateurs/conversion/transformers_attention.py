@@ -99,16 +99,16 @@ def attention_mask(
     padding = attention_mask is None or attention_mask.shape[-1] == kv_length
     if padding and (aligned or (bidirectional and plain)):
         return _key_padding(attention_mask)
+    # Offsets may be tensors, whatever the types of `sdpa_mask` say.
+    offsets: dict[str, Any] = {"q_offset": q_offset, "kv_offset": kv_offset}
     explicit = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     return sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,
         kv_length=kv_length,
-        q_offset=q_offset,
-        kv_offset=kv_offset,
         mask_function=mask_function,
         attention_mask=attention_mask,
-        **{**kwargs, **explicit},
+        **{**kwargs, **offsets, **explicit},
     )
 
 

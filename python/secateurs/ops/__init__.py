@@ -17,7 +17,7 @@ from secateurs.ops.add_norm import add_norm, sum_and_norm
 from secateurs.ops.attention import attention
 from secateurs.ops.block_sparse_linear import block_sparse_linear, read_in_pairs
 from secateurs.ops.encoder_layer import encoder_layer
-from secateurs.ops.encoder_layer import run as run_encoder_layer
+from secateurs.ops.encoder_layer import prepare as prepare_encoder_layer
 from secateurs.ops.pattern_linear import (
     inputs_together,
     pattern_linear,
@@ -37,9 +37,9 @@ __all__ = [
     "inputs_together",
     "pattern_linear",
     "plain",
+    "prepare_encoder_layer",
     "read_in_pairs",
     "recording",
-    "run_encoder_layer",
     "sparse_tensor_cores",
     "sum_and_norm",
     "use_backend",

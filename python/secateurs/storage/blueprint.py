@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.architectures.sites import Sites, find_sites
-from secateurs.conversion.remake import compact_linears, lent_modules, stock_husk
+from secateurs.conversion.remake import (
+    compact_linears,
+    converted_layer,
+    lent_modules,
+    stock_husk,
+)
 from secateurs.conversion.report import conversion_of
 from secateurs.conversion.slicing import CompactLinear, compact_blocks
 from secateurs.errors import CheckpointError, SecateursError
@@ -57,7 +62,7 @@ _EPS = ("layer_norm_eps", "rms_norm_eps")  # what configs call it
 class Restored:
     """A model with its data outside the layers, and what `rebuild` makes its layers of."""
 
-    model: nn.Module
+    model: Any  # of transformers
     sites: Sites
     layers: list[nn.Module]  # stock ones, with the data of their norms
     compact: list[dict[str, CompactLinear]]
@@ -76,7 +81,7 @@ class Blueprint:
         settings: numbers of modules that differ from what the config makes them.
     """
 
-    cls: type[nn.Module]
+    cls: type[Any]
     values: Mapping[str, Any]
     arguments: Mapping[str, bool]
     dtype: torch.dtype
@@ -89,8 +94,8 @@ class Blueprint:
         return self.dtypes.get(name, self.dtype)
 
     def config(self) -> Any:
-        """The config, of what a file says only what its class knows. What else is said an own class
-        may read; stock ones must not."""
+        """Make the config from the saved values that its class knows. Other values reach an own
+        class only, never a stock one."""
         kind = self.cls.config_class
         known = kind().to_dict().keys() - _NOT_READ
         values = {name: value for name, value in self.values.items() if name in known}
@@ -107,8 +112,8 @@ class Blueprint:
         return model
 
     def restored(self, plan: SparsityPlan, tensors: Mapping[str, Tensor]) -> Restored:
-        """Raise SecateursError unless the tensors are what class, config and plan say, all of
-        them."""
+        """Restore the model. Raises SecateursError unless every tensor is what class, config and
+        plan say."""
         model = self.skeleton()
         sites = find_sites(model)
         plan.validate(sites, sites.fingerprint())
@@ -188,7 +193,7 @@ def is_stock(cls: type[nn.Module]) -> bool:
     return cls.__module__.partition(".")[0] == "transformers"
 
 
-def blueprint_of(model: nn.Module) -> tuple[Blueprint, dict[str, Tensor]]:
+def blueprint_of(model: Any) -> tuple[Blueprint, dict[str, Tensor]]:
     """The blueprint of a converted model, and the tensors it stores: those of layers compact, of
     tied ones the first.
 
@@ -236,12 +241,13 @@ def _settings(
     """The settings in which a converted model differs from a skeleton. Raises CheckpointError
     where it differs in more."""
     changed = changed_settings(model, made, layers=sites.path)
-    made_layers = made.get_submodule(sites.path)
-    if len(made_layers) != len(husks):  # type: ignore[arg-type]
-        raise CheckpointError(f"expected {len(made_layers)} layers, got {len(husks)}")  # type: ignore[arg-type]
+    made_layers = list(made.get_submodule(sites.path).children())
+    if len(made_layers) != len(husks):
+        raise CheckpointError(f"expected {len(made_layers)} layers, got {len(husks)}")
     for i, husk in enumerate(husks):
         path = sites.layer_path(i)
-        ours, theirs = stock_husk(sites.layer(model, i), husk, sites.architecture), made_layers[i]  # type: ignore[index]
+        layer = converted_layer(model, sites, i)
+        ours, theirs = stock_husk(layer, husk, sites.architecture), made_layers[i]
         has, makes = (
             {n: tuple(t.shape) for n, t in named_tensors(m).items()} for m in (ours, theirs)
         )
@@ -259,7 +265,7 @@ def _layer_tensors(
     model: nn.Module, sites: Sites, plan: SparsityPlan, index: int
 ) -> dict[str, Tensor]:
     """The tensors of one converted layer under stock names, its linears sliced but dense."""
-    layer, path = sites.layer(model, index), sites.layer_path(index)
+    layer, path = converted_layer(model, sites, index), sites.layer_path(index)
     tensors = {
         f"{path}.{name}.{leaf}": tensor
         for name, module in lent_modules(layer, sites.architecture).items()
@@ -274,7 +280,7 @@ def _layer_tensors(
 
 
 def _coded(tensors: dict[str, Tensor], sites: Sites, plan: SparsityPlan) -> dict[str, Tensor]:
-    """The same with weights on levels as their codes, and those of aligned blocks packed."""
+    """Replace weights on levels by their codes, and pack weights with aligned blocks."""
     coded = dict(tensors)
     for i in range(len(sites.layers)):
         keep = sites.keep(plan, i)
@@ -292,8 +298,7 @@ def _coded(tensors: dict[str, Tensor], sites: Sites, plan: SparsityPlan) -> dict
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same, contiguous, and copied where one shares memory with another: files hold none that
-    do."""
+    """Make tensors contiguous, and copy those that share memory: a file cannot hold shared ones."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -307,11 +312,12 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _values(config: Any) -> dict[str, Any]:
     """What a config says, as a JSON file gives it back."""
     try:
-        return json.loads(json.dumps(config.to_dict()))
+        values: dict[str, Any] = json.loads(json.dumps(config.to_dict()))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"expected a config that JSON can hold: {error}") from None
+    return values
 
 
 def _layer_count(config: Any) -> str:
     """The name under which a config says how many layers there are."""
-    return config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    return str(config.attribute_map.get("num_hidden_layers", "num_hidden_layers"))

@@ -76,19 +76,19 @@ def save(model: nn.Module, directory: str | Path) -> None:
         CheckpointError: `load` could not make this model again; `directory` is not a directory,
             cannot be written, or holds weights that stock transformers would open in place of ours.
     """
-    model = getattr(model, "_orig_mod", model)  # where torch.compile made it
-    conversion = conversion_of(model)
+    converted: Any = getattr(model, "_orig_mod", model)  # where torch.compile made it
+    conversion = conversion_of(converted)
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"expected a directory to save to, but {directory} is a file")
     with torch.no_grad():
-        blueprint, tensors = blueprint_of(model)
+        blueprint, tensors = blueprint_of(converted)
         restored_again(blueprint, conversion.plan, tensors)
     block = _block(blueprint)
-    if model.can_generate():
-        block["generation_config"] = model.generation_config.to_dict()
+    if converted.can_generate():
+        block["generation_config"] = converted.generation_config.to_dict()
     # Which form each linear took is bound to the machine it was measured on.
-    block["forms"] = {"machine": machine(model.device), "picked": conversion.forms}
+    block["forms"] = {"machine": machine(converted.device), "picked": conversion.forms}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _alone_in(directory):
@@ -246,9 +246,9 @@ def _class(
                 f"transformers' own: load it with model_class={own['name']}"
             )
         return known[0]
-    cls = getattr(transformers, name, None) if name == own["name"] else None
+    cls: type[Any] | None = getattr(transformers, name, None) if name == own["name"] else None
     kind = getattr(cls, "config_class", None)
-    if kind is None or not issubclass(cls, PreTrainedModel):
+    if cls is None or kind is None or not issubclass(cls, PreTrainedModel):
         raise CheckpointError(f"this transformers has no architecture {name}")
     if kind.model_type not in ARCHITECTURES or kind.model_type != values["model_type"]:
         raise CheckpointError(
@@ -271,8 +271,8 @@ def _is_named(cls: type[nn.Module], name: Mapping[str, Any]) -> bool:
 def _from_format_1(
     blueprint: Blueprint, tensors: dict[str, Tensor]
 ) -> tuple[Blueprint, dict[str, Tensor]]:
-    """What format 2 says and stores, and format 1 left to the constructor: ties, and buffers that
-    no state dict has."""
+    """Add to a model of format 1 what it left to the constructor and format 2 stores: ties, and
+    buffers outside the state dict."""
     model = blueprint.skeleton()
     made, state = named_tensors(model), model.state_dict().keys()
     tied = {name: first for name, first in ties(made).items() if name not in tensors}
@@ -327,8 +327,8 @@ def _replaced(directory: Path) -> list[str]:
 
 @contextmanager
 def _alone_in(directory: Path) -> Iterator[None]:
-    """Write while no other saver does, and remove what is no longer, or was never, part of the
-    model."""
+    """Keep other savers out of `directory` inside the block. Then remove scratch files and files
+    of earlier models."""
     with held(directory) as alone:
         try:
             yield
@@ -369,7 +369,7 @@ def _is_still(path: Path, handle: int) -> bool:
 
 
 def _told(error: Exception) -> str:
-    """What went wrong, where it may be an exception of anyone's."""
+    """Describe an error that any library may have raised."""
     if isinstance(error, SecateursError):
         return one_line(error)
     if isinstance(error, KeyError):

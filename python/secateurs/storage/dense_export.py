@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +29,15 @@ def export_dense(model: nn.Module) -> nn.Module:
     Raises CheckpointError where no config makes such a model of its class, and for one with
     attention rules.
     """
-    model = getattr(model, "_orig_mod", model)  # where torch.compile made it
-    plan, sites = conversion_of(model).plan, conversion_of(model).sites
+    converted: Any = getattr(model, "_orig_mod", model)  # where torch.compile made it
+    plan, sites = conversion_of(converted).plan, conversion_of(converted).sites
     for i in range(len(sites.layers)):
         if sites.keep(plan, i).kept_rules is not None:
             raise CheckpointError(
                 f"expected a model whose weights say it all, but layers.{i}.attention_rules hides "
                 "keys, which no stock model can: secateurs.apply runs the dense model under them"
             )
-    blueprint, tensors = blueprint_of(model)
+    blueprint, tensors = blueprint_of(converted)
     stock = blueprint.of_stock()
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     for name, first in blueprint.tied.items():
@@ -66,12 +67,12 @@ def export_dense(model: nn.Module) -> nn.Module:
                 for linear in linears
             ]
             _place_joined(layer, linears[0], parts)
-    dense = restored.model.to(model.device)
+    dense: nn.Module = restored.model.to(converted.device)
     for name, tensor in named_tensors(dense).items():
         if tensor.device.type == "meta":
             raise CheckpointError(f"expected a stock layer, but it has a tensor of its own: {name}")
-    if model.can_generate():
-        dense.generation_config = copy.deepcopy(model.generation_config)
+    if converted.can_generate():
+        dense.generation_config = copy.deepcopy(converted.generation_config)
     return dense.eval()
 
 

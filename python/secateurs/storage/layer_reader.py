@@ -22,7 +22,7 @@ PARTS = ("values", "indptr", "indices")  # of a block-sparse weight
 
 @dataclass(frozen=True)
 class LayerReader:
-    """Reads one layer from `tensors`, which it takes them out of, and believes none of them."""
+    """Reads one layer from untrusted `tensors`: checks each one and removes it from the mapping."""
 
     tensors: dict[str, Tensor]
     dtype_of: Callable[[str], torch.dtype]
@@ -32,7 +32,7 @@ class LayerReader:
     index: int
 
     def read(self) -> dict[str, CompactLinear]:
-        """Give what the layer lends its data, and return its linears by role."""
+        """Fill the norms and the relative bias of the layer, and return its linears by role."""
         architecture = self.sites.architecture
         for path in filter(None, (*architecture.norms, architecture.attention.relative_bias)):
             module = module_at(self.layer, path)
@@ -41,9 +41,10 @@ class LayerReader:
         return {role: self._linear(role) for role in self._stored()}
 
     def _stored(self) -> list[str]:
-        """The roles that a plan leaves something of: of a sub-layer without heads or neurons the
-        bias of its last projection."""
-        keep, stored = self.keep, []
+        """Return the roles that have stored tensors. A sub-layer without heads or neurons stores
+        only the bias of its last projection."""
+        keep = self.keep
+        stored: list[str] = []
         for stays, units, sublayer in zip(
             (keep.attention, keep.ffn),
             (keep.heads, keep.neurons),

@@ -41,7 +41,7 @@ def has_classifier(path: str | Path) -> bool:
 
 
 def open_classifier(path: str | Path, labels: int, seed: int = 0) -> nn.Module:
-    """The model in a folder with a head for so many `labels` (1: a score): its own, or a new one
+    """Read a model with a head for this number of `labels` (1: a score): its own head, or a new one
     made from `seed` where it has none; in evaluation mode.
 
     Raises CheckpointError for a folder without a model, DataError for a pruned model or a head with
@@ -101,7 +101,8 @@ def _from_folder(
                 f"expected a config.json that fits the {_weight_bytes(path)} bytes of weights in "
                 f"{path}, got one for {wanted} weights"
             )
-        return cls.from_pretrained(path, **_LOCAL, **settings).eval()
+        model: nn.Module = cls.from_pretrained(path, **_LOCAL, **settings)
+        return model.eval()
     except CheckpointError:
         raise
     except Exception as error:  # a stranger's config ends in any exception of any model
@@ -123,7 +124,7 @@ def _check_attention(config: dict[str, Any], path: str | Path) -> None:
 
 
 def _check_labels_and_layers(config: dict[str, Any], path: str | Path) -> None:
-    """Raise CheckpointError for more of what is built one by one than the weights have room for."""
+    """Raise CheckpointError if a config asks for more layers or labels than weights can hold."""
     room = _weight_bytes(path)
     limits = {"num_labels": room, **dict.fromkeys(_LAYERS, min(room // 256, 1000))}
     for name, most in limits.items():

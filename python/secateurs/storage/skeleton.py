@@ -64,7 +64,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """For the name of each tensor that is held under an earlier name, too, that name."""
+    """Return, for each tied tensor, the earlier name of the same tensor."""
     first: dict[Any, str] = {}
     tied = {}
     for name, tensor in tensors.items():
@@ -78,7 +78,7 @@ def ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def place(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put `tensor` where the model holds the one of that name."""
+    """Replace the tensor of that name by `tensor`."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     if leaf in module._parameters:
@@ -190,8 +190,8 @@ def change_settings(model: nn.Module, settings: Mapping[str, float]) -> None:
 
 
 def _tells(key: str, *values: Any) -> bool:
-    """Whether an attribute of a module says how it computes, in inference, and where it stands the
-    same for all layers."""
+    """Whether an attribute of a module changes what it computes in inference and is the same in all
+    layers."""
     if key.startswith("_") or "dropout" in key or key in ("training", "layer_idx"):
         return False
     plain = (bool, int, float, str, FunctionType, type(None))

@@ -2,9 +2,8 @@
 //
 // A thread takes one head of one sequence and a chunk of its queries, tile by tile. Each tile visits
 // the keys it may see in pieces, and carries its maxima, sums and weighted values from one piece to
-// the next. How a piece is multiplied is the matter of `Method` (attention_panels.h,
-// attention_tiles.h; few queries go another way: attention_rows.h); which pieces there are is decided
-// here:
+// the next. `Method` multiplies a piece (panels.h, tiles.h; few queries go through rows.h instead).
+// This file decides which pieces there are:
 //
 //   dense     keys that key_mask hides are left out altogether: padding costs nothing
 //   pattern   the stored blocks, in place; padding inside them scores -inf
@@ -105,7 +104,8 @@ class AttentionSolver {
     } while (begin < head.slots);
   }
 
-  // Which key each slot holds, ascending where there is no pattern; the number of slots.
+  // Fills in the key of each slot, in ascending order where there is no pattern. Returns the number
+  // of slots.
   int64_t place_keys(int64_t b, int64_t last_query, std::int32_t* position, int64_t padded) const {
     const bool* seen = p.key_mask ? p.key_mask + b * p.keys : nullptr;
     const int64_t limit = p.causal ? last_query + p.keys - p.queries + 1 : p.keys;
@@ -119,7 +119,8 @@ class AttentionSolver {
     return slots;
   }
 
-  // Calls visit(slot, mask) for what the tile of queries from `query` on may see between two slots.
+  // Calls visit(slot, mask) for each piece between two slots that the tile of queries at `query`
+  // may see.
   template <class Visit>
   void for_each_piece(const Head<T>& head, int64_t query, int64_t begin, int64_t end,
                       const Visit& visit) const {
@@ -143,7 +144,7 @@ class AttentionSolver {
   }
 };
 
-// A tile of queries lies in one row of blocks, and one vector is enough for few.
+// Keeps a tile of queries within one row of blocks. Uses one vector where there are few queries.
 template <class Wide, class Narrow, class T>
 void solve_attention(const Attention<T>& p) {
   if (p.queries <= Narrow::tile_queries ||

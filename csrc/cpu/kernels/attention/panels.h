@@ -125,8 +125,8 @@ class PanelAttention {
   float *keys, *values;  // piece after piece: [dim][keys of a panel] by panels, [keys][dim]
   float* scores;         // [keys][queries], and then probabilities
   T* zeros;
-  // Of the tile: [dim][queries] scaled; [dim][queries] not yet divided by sum; largest score so far;
-  // sum of 2^(score - top).
+  // State of the tile: scaled queries [dim][queries]; outputs [dim][queries], not yet divided by
+  // the sum; the largest score so far; the sum of 2^(score - top).
   float *q, *o, *top, *sum;
   int64_t query;
   int count;
@@ -136,7 +136,8 @@ class PanelAttention {
   }
   const T* or_zeros(const T* row) const { return row ? row : zeros; }
 
-  // Rows of a projection are pages apart, where the hardware does not look ahead.
+  // Prefetches: rows of a projection are pages apart, and the hardware does not prefetch across
+  // pages.
   void prefetch(int64_t slot) const {
     if (slot >= head.slots || head.position[slot] == no_key) return;
     for (int64_t d = 0; d < p.dim; d += 64 / static_cast<int64_t>(sizeof(T))) {
@@ -172,7 +173,7 @@ class PanelAttention {
     product(panel, keys_seen, true);
   }
 
-  // Masks lie with keys side by side: they are turned, a square at a time.
+  // Transposes the mask, square by square: its keys lie side by side.
   void add_mask(int64_t slot, int64_t keys_seen, const bool* allowed) const {
     constexpr int W = F::width;
     for (int64_t i0 = 0; i0 < count; i0 += W)
@@ -220,8 +221,7 @@ class PanelAttention {
     }
   }
 
-  // Scores become probabilities relative to the largest so far, and the values they weigh are added
-  // up.
+  // Turns scores into probabilities relative to the largest so far; adds up the weighted values.
   void absorb(int64_t slot, int64_t keys_seen) const {
     for (int v = 0; v < NV; ++v) {
       float* s = scores + v * F::width;

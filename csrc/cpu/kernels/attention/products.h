@@ -49,7 +49,7 @@ class PairedKeys {
   __mmask32 dims_from(int64_t d) const {
     return ~std::uint32_t{0} >> (32 - (dim - d < 32 ? dim - d : 32));
   }
-  // Those of a row, zeros in place of the others or of the row.
+  // Loads these dims of a row. Missing dims, or a missing row, are zeros.
   static __m512i elements(const bf16* row, int64_t d, __mmask32 dims) {
     return row ? _mm512_maskz_loadu_epi16(dims, row + d) : _mm512_setzero_si512();
   }
@@ -60,8 +60,8 @@ class PairedKeys {
   bf16* keys;    // [slots / 16][depth / 32] tiles [16 pairs of dims][16 keys][2]
   bf16* values;  // [width / 16] by value_stride: [slots / 2][16 dims][2]
 
-  // Rows of a projection are pages apart, where the hardware does not look ahead: the rows `next` in
-  // turn are asked for here.
+  // Packs a tile of keys and prefetches the rows `next`: rows of a projection are pages apart, and
+  // the hardware does not prefetch across pages.
   void pack_key_tile(const bf16* const* row, const bf16* const* next, int64_t d,
                      const bf16* tile) const {
     const __mmask32 dims = dims_from(d);
@@ -111,7 +111,7 @@ class TileProducts {
         of_values(static_cast<int>(depth / 32) * weighed.groups),
         of_scores(static_cast<int>(depth / 32) * coming.groups) {}
 
-  // As many portions as are due after `part` of `parts`.
+  // Runs the portions that are due after `part` of `parts`.
   void keep_pace(int part, int parts) {
     for (int due = (of_values + of_scores) * part / parts; done < due; ++done) portion();
   }

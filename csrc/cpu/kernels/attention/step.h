@@ -1,4 +1,4 @@
-// What some queries see of up to 128 keys, and how its scores become weights, a row at a time.
+// One step of attention: some queries against up to 128 keys. Scores become weights, row by row.
 #pragma once
 
 #include "cpu/kernels/arithmetic.h"
@@ -18,7 +18,7 @@ struct TileSums {
   float* sum;  // [queries][16], of 2^(score - top), to be added up
 };
 
-// 32 slots, of which the second half may be left out.
+// A group of 32 slots. The second half may be unused.
 struct KeyGroup {
   int64_t slot;
   const bool* allowed[2];  // of either half: [queries][keys], rows a block apart, or null
@@ -46,7 +46,7 @@ inline F exp2_short(F x) {
   return {_mm512_scalef_ps(polynomial(fraction, c).v, x.v)};
 }
 
-// In all lanes.
+// Puts the result in all lanes.
 inline F largest(F x) {
   x = max(x, {_mm512_shuffle_f32x4(x.v, x.v, 0x4e)});
   x = max(x, {_mm512_shuffle_f32x4(x.v, x.v, 0xb1)});
@@ -65,8 +65,8 @@ class StepWeights {
     }
   }
 
-  // Scores become probabilities relative to the largest so far; after each row, next(row). Whether
-  // any earlier sum fades.
+  // Turns scores into probabilities relative to the largest so far, and calls next(row) after each
+  // row. Returns whether any earlier sum has to be scaled down.
   template <class Next>
   bool weigh(const Next& next) const {
     return step.groups == 1   ? weigh_rows<2>(next)

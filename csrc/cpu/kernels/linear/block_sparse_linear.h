@@ -1,7 +1,8 @@
 // y = act(x W^T + bias) * multiplier + residual, W block-sparse, float or bf16 with sums in float.
 //
-// Rows of x are packed into tiles as the product wants them (see vector_product.h, tile_product.h),
-// or read as they lie where it can do that and would not do it too often.
+// Rows of x are packed into tiles in the layout of the product (see vector_product.h,
+// tile_product.h). They are read in place where the product can do that, and would not repeat it too
+// often.
 // Threads take items, each a group of tiles times a group of block rows, which nobody else writes:
 //
 //   for each strip of outputs     the tiles of the group are in L2
@@ -169,7 +170,7 @@ class LinearSolver {
       const bool last = chunk + 1 == chunks;
       Panel<Word> panel = blocks_of(row, w0, w1);
       if (panel.accumulate && !panel.blocks && !last) continue;
-      // What the next strip or chunk multiplies lies behind; the tiles of the group share it out.
+      // Prefetches the weights of the next strip or chunk; each tile of the group fetches a share.
       const int64_t stored = panel.blocks * panel.depth * p.bn;
       panel.ahead = panel.w + stored;
       panel.ahead_words = ceil_div(stored, item.tile1 - item.tile0);

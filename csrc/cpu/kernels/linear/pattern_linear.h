@@ -24,7 +24,7 @@ namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
 
 constexpr int64_t resident_weights = 1 << 20;  // bytes, of an item and a chunk, in L2
-constexpr int64_t item_rows = 256;             // of x: by so many a weight is used in a row
+constexpr int64_t item_rows = 256;             // rows of x that use a weight one after the other
 constexpr int64_t packed_at_once = 16 << 20;   // bytes of packed x
 
 template <class Product>
@@ -114,8 +114,8 @@ class PatternSolver {
     }
   }
 
-  // One of `shares` equal parts of a tile's chunk is fetched into L2: in the order in which inputs are
-  // picked, no hardware would see them coming.
+  // Prefetches one of `shares` equal parts of a tile's chunk into L2. Inputs are picked in an order
+  // that the hardware cannot predict.
   void prefetch_share(int64_t tile, int64_t chunk, int64_t share, int64_t shares) const {
     if (!packed) return;
     const int64_t part = chunks * shares, i = chunk * shares + share;
@@ -125,7 +125,7 @@ class PatternSolver {
       __builtin_prefetch(at, 0, 2);
   }
 
-  // What a group keeps of a chunk.
+  // The inputs of a chunk that a group keeps.
   struct Steps {
     const std::int32_t* columns;
     int64_t count;

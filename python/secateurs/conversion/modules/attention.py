@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.conversion.modules.part import Linear
 from secateurs.conversion.transformers_attention import attend
 from secateurs.errors import FormatError
 from secateurs.masking.ruled_attention import check_all_keys, tokens_before
@@ -46,8 +47,8 @@ class Attention(nn.Module):
 
     def __init__(
         self,
-        qkv: nn.Module,
-        output: nn.Module,
+        qkv: Linear,
+        output: Linear,
         heads: int,
         kv_heads: int,
         head_dim: int,
@@ -100,7 +101,8 @@ class Attention(nn.Module):
         context = attend(
             q, k, v, mask, causal=causal, scale=self.scale, kv_of=self.kv_of, rules=self.rules
         )
-        return self.output(context.flatten(2), residual=residual)
+        out: Tensor = self.output(context.flatten(2), residual=residual)
+        return out
 
 
 class RelativeBias(nn.Module):
@@ -112,7 +114,7 @@ class RelativeBias(nn.Module):
         max_distance: from which on all positions share the last bucket.
     """
 
-    def __init__(self, embedding: nn.Module, max_distance: int) -> None:
+    def __init__(self, embedding: nn.Embedding, max_distance: int) -> None:
         super().__init__()
         self.embedding, self.max_distance = embedding, max_distance
 
@@ -120,7 +122,8 @@ class RelativeBias(nn.Module):
         """`[1, H, tokens, tokens]`, from queries to keys."""
         places = torch.arange(tokens, device=self.embedding.weight.device)
         distance = places[None, :] - places[:, None]
-        return self.embedding(self._bucket(distance)).permute(2, 0, 1)[None]
+        bias: Tensor = self.embedding(self._bucket(distance))
+        return bias.permute(2, 0, 1)[None]
 
     def _bucket(self, distance: Tensor) -> Tensor:
         one_side = self.embedding.num_embeddings // 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from secateurs.conversion.modules.part import Linear
+
 
 class FeedForward(nn.Module):
     """down(act(up(x))), or down(act(gate(x)) * up(x)) where there is a gate; the residual is fused
@@ -13,7 +15,7 @@ class FeedForward(nn.Module):
     """
 
     def __init__(
-        self, up: nn.Module, down: nn.Module, gate: nn.Module | None, activation: nn.Module | None
+        self, up: Linear, down: Linear, gate: Linear | None, activation: nn.Module | None
     ) -> None:
         super().__init__()
         self.up, self.down, self.gate, self.activation = up, down, gate, activation
@@ -25,4 +27,5 @@ class FeedForward(nn.Module):
             h = self.activation(self.up(x))
         else:
             h = self.activation(self.gate(x)) * self.up(x)
-        return self.down(h, residual=residual)
+        y: Tensor = self.down(h, residual=residual)
+        return y

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from secateurs import ops
-from secateurs.conversion.modules.part import Part
+from secateurs.conversion.modules.part import Linear
 
 
-class KernelLinear(Part):
+class KernelLinear(Linear):
     """A linear whose weight `[N, K]` one of our operations multiplies.
 
     A subclass names the operation, holds `values`, `bias`, `shape` and `activation`, and gives the
@@ -19,14 +19,15 @@ class KernelLinear(Part):
     """
 
     operation: ClassVar[Callable[..., Tensor]]
-    weight: Any
+    values: Tensor
+    shape: tuple[int, int]
 
     def dense(self) -> Tensor:
-        """The weight `[N, K]`, zeros where none is stored."""
-        return self.weight.to_dense()
+        dense: Tensor = self.weight.to_dense()
+        return dense
 
     def choice(self) -> ops.Choice:
-        """Which backend would run this where it is, and why not the others."""
+        """Return which backend would run this on its device, and why the others would not."""
         x = self.values.new_empty(1, self.shape[1])
         return ops.explain_choice(type(self).operation, x, self.weight, self.bias, self.activation)
 

@@ -15,7 +15,7 @@ from secateurs.conversion.modules.feed_forward import FeedForward
 from secateurs.conversion.modules.linears import PackedLinear
 from secateurs.conversion.modules.norm import Norm
 from secateurs.conversion.modules.part import Part
-from secateurs.conversion.modules.whole_layer import WholeLayer
+from secateurs.conversion.modules.prepared_layer import PreparedLayer
 from secateurs.conversion.transformers_attention import refuse_unknown
 from secateurs.ops._backends.cpu import DTYPES
 
@@ -50,7 +50,8 @@ class Mixed:
     maker: ClassVar[Callable[[type[nn.Module]], type]]  # makes the class from `stock`
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        _, (_, *arguments), *state = super().__reduce_ex__(max(2, protocol))
+        reduced: Any = super().__reduce_ex__(max(2, protocol))
+        _, (_, *arguments), *state = reduced
         return _made_again, (type(self).maker, self.stock, *arguments), *state
 
 
@@ -64,8 +65,8 @@ class Layer(Mixed, nn.Module):
 
     def __init__(
         self,
-        attention: nn.Module,
-        ffn: nn.Module,
+        attention: Attention | Constant | Skip,
+        ffn: FeedForward | Constant | Skip,
         attention_norm: nn.Module,
         ffn_norm: nn.Module,
         norm_first: bool,
@@ -86,8 +87,7 @@ class Layer(Mixed, nn.Module):
         self.whole = self._as_one() if self.why_in_parts() is None else None
 
     def become(self, other: Layer) -> Layer:
-        """This layer, made of the parts of `other`, under the hooks of its own parts where it has
-        such parts."""
+        """Take over the parts of `other` under the hooks of this layer's own parts; return self."""
         mine = dict(self.named_modules())
         for name, module in other.named_modules():
             own = vars(mine.get(name, module))
@@ -97,15 +97,21 @@ class Layer(Mixed, nn.Module):
             self.whole = self._as_one()
         return self
 
-    def _as_one(self) -> WholeLayer:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Layer:
+        if self.whole is not None:
+            self.whole.forget()
+        nn.Module._apply(self, fn, recurse)
+        return self
+
+    def _as_one(self) -> PreparedLayer:
         attention, ffn = (
             None if isinstance(part, Skip) else part for part in (self.attention, self.ffn)
         )
-        return WholeLayer(self, attention, self.attention_norm, ffn, self.ffn_norm)
+        return PreparedLayer(self, attention, self.attention_norm, ffn, self.ffn_norm)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its first weight."""
+        """The dtype of the first weight."""
         return self._dtypes()[0]
 
     def _dtypes(self) -> list[torch.dtype]:
@@ -113,7 +119,7 @@ class Layer(Mixed, nn.Module):
         return [tensor.dtype for tensor in held if tensor.is_floating_point()]
 
     def why_never_whole(self) -> str | None:
-        """Why the layer is not one operation on the CPU whatever form its linears take, if so."""
+        """Why no form of its linears makes the layer one operation on the CPU; None if one does."""
         attention, ffn = self.attention, self.ffn
         if self.norm_first:
             return "its norms come before the sub-layers"
@@ -129,7 +135,7 @@ class Layer(Mixed, nn.Module):
             return f"its attention scales its scores by {attention.scale:.3g}"
         for norm in (self.attention_norm, self.ffn_norm):
             rms = norm.rms if isinstance(norm, Norm) else not isinstance(norm, nn.LayerNorm)
-            if rms or norm.weight is None or norm.weight.dim() != 1:
+            if rms or not isinstance(norm.weight, Tensor) or norm.weight.dim() != 1:
                 return "its norms are not LayerNorms with a weight"
         if isinstance(ffn, FeedForward) and not (ffn.gate is None and ffn.activation is None):
             return "its FFN is gated, or has an activation without a kernel"
@@ -138,7 +144,7 @@ class Layer(Mixed, nn.Module):
         return None
 
     def why_in_parts(self) -> str | None:
-        """Why the layer is not one operation on the CPU, if so."""
+        """Why the layer does not run as one operation on the CPU; None if it does."""
         never = self.why_never_whole()
         if never is not None:
             return never
@@ -154,7 +160,8 @@ class Layer(Mixed, nn.Module):
         tokens = hidden_states.shape[1]
         if self.relative_bias is None:
             return hidden_states.new_zeros(1, 1, tokens, tokens)
-        return self.relative_bias(tokens)
+        bias: Tensor = self.relative_bias(tokens)
+        return bias
 
     @_in_own_dtypes
     def forward(
@@ -177,16 +184,19 @@ class Layer(Mixed, nn.Module):
             # still counts.
             seen = hidden_states.new_zeros(*hidden_states.shape[:2], 1, 1).transpose(1, 2)
             cache.update(seen, seen, self.layer_idx)
-        alone = cache is None and not is_causal
-        if alone and self.whole is not None and self.whole.runs(hidden_states, attention_mask):
-            return self.whole(hidden_states, attention_mask)
+        if self.whole is not None and cache is None and not is_causal:
+            whole = self.whole(hidden_states, attention_mask)
+            if whole is not None:
+                return whole
         x = hidden_states
         context = (attention_mask, position_embeddings, cache, is_causal, scores_bias)
         if self.norm_first:
             x = self.attention(self.attention_norm(x), x, *context)
-            return self.ffn(self.ffn_norm(x), x)
+            y: Tensor = self.ffn(self.ffn_norm(x), x)
+            return y
         x = self.attention_norm(self.attention(x, x, *context))
-        return self.ffn_norm(self.ffn(x, x))
+        y = self.ffn_norm(self.ffn(x, x))
+        return y
 
 
 @cache
@@ -259,7 +269,7 @@ def _is_hooks(key: str, value: Any) -> bool:
 
 
 def husk(layer: nn.Module) -> nn.Module:
-    """A stock layer without its data: what a converted one is compared with, and made again
+    """Return a stock layer without its data, to compare a converted layer with and to rebuild it
     from."""
 
     def without_data(_: str, held: Tensor) -> Tensor:

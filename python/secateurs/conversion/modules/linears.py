@@ -7,13 +7,15 @@ from torch.nn import functional as F
 
 from secateurs import ops
 from secateurs.conversion.modules.kernel_linear import KernelLinear
-from secateurs.conversion.modules.part import Part
+from secateurs.conversion.modules.part import Linear
 from secateurs.formats import BlockSparseWeight
 
 
-class DenseLinear(Part):
+class DenseLinear(Linear):
     """y = act(x W^T + bias) * multiplier + residual by torch's own product, where none of our
     kernels applies."""
+
+    weight: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none") -> None:
         super().__init__()
@@ -25,13 +27,13 @@ class DenseLinear(Part):
         self, x: Tensor, multiplier: Tensor | None = None, residual: Tensor | None = None
     ) -> Tensor:
         if self.casts:
-            x, multiplier, residual = self.own(x, multiplier, residual)
-        y = ops.ACTIVATIONS[self.activation](F.linear(x, self.weight, self.bias))
+            x = self.own(x)
+            multiplier, residual = self.own(multiplier), self.own(residual)
+        y: Tensor = ops.ACTIVATIONS[self.activation](F.linear(x, self.weight, self.bias))
         y = y if multiplier is None else y * multiplier
         return y if residual is None else y + residual
 
     def dense(self) -> Tensor:
-        """The weight `[N, K]`."""
         return self.weight
 
     def extra_repr(self) -> str:
@@ -43,6 +45,8 @@ class PackedLinear(KernelLinear):
     block-sparse."""
 
     operation = staticmethod(ops.block_sparse_linear)
+    indptr: Tensor
+    indices: Tensor
 
     def __init__(
         self, weight: BlockSparseWeight, bias: Tensor | None, activation: str = "none"
@@ -59,7 +63,8 @@ class PackedLinear(KernelLinear):
         self, x: Tensor, multiplier: Tensor | None = None, residual: Tensor | None = None
     ) -> Tensor:
         if self.casts:
-            x, multiplier, residual = self.own(x, multiplier, residual)
+            x = self.own(x)
+            multiplier, residual = self.own(multiplier), self.own(residual)
         return ops.block_sparse_linear(x, self, self.bias, self.activation, multiplier, residual)
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ class Norm(Part):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.casts:
-            (x,) = self.own(x)
+            x = self.own(x)
         return ops.add_norm(x, None, self.weight, self.bias, self.eps, self.rms)
 
     @staticmethod
@@ -27,6 +29,8 @@ class Norm(Part):
         """`stock` by our kernel where that is faster, else itself: a norm that is neither a
         LayerNorm nor, as `rms` says of the family, an RMSNorm; a device without a kernel; and
         LayerNorm in float32, where torch's own is as fast."""
+        eps: Any
+        weight: Any
         if isinstance(stock, nn.LayerNorm):
             rms, eps, weight, bias = False, stock.eps, stock.weight, stock.bias
         else:

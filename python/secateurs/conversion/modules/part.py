@@ -3,6 +3,8 @@ own."""
 
 from __future__ import annotations
 
+from typing import Any, overload
+
 from torch import Tensor, nn
 
 
@@ -11,8 +13,24 @@ class Part(nn.Module):
     under autocast; everywhere else operands of another dtype are refused."""
 
     casts = False
+    weight: Any
 
-    def own(self, *given: Tensor | None) -> tuple[Tensor | None, ...]:
-        """What is given, in the dtype of the weight."""
-        held = self.values if hasattr(self, "values") else self.weight
-        return tuple(None if x is None else x.to(held.dtype) for x in given)
+    @overload
+    def own(self, x: Tensor) -> Tensor: ...
+    @overload
+    def own(self, x: Tensor | None) -> Tensor | None: ...
+    def own(self, x: Tensor | None) -> Tensor | None:
+        """Return `x` in the dtype of the weight."""
+        held: Any = self.values if hasattr(self, "values") else self.weight
+        return None if x is None else x.to(held.dtype)
+
+
+class Linear(Part):
+    """A linear of a converted layer: y = act(x W^T + bias) * multiplier + residual."""
+
+    bias: Tensor | None  # [N]
+    activation: str
+
+    def dense(self) -> Tensor:
+        """Return the weight `[N, K]`, zeros where none is stored."""
+        raise NotImplementedError

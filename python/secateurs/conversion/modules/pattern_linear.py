@@ -42,6 +42,7 @@ class PatternLinear(KernelLinear):
     library of block patterns."""
 
     operation = staticmethod(ops.pattern_linear)
+    library: Tensor | None
 
     def __init__(
         self,
@@ -51,11 +52,12 @@ class PatternLinear(KernelLinear):
     ) -> None:
         super().__init__()
         weight.validate()
-        coded = isinstance(weight, LibraryWeight)
+        places: Tensor | None = None
         self.values = nn.Buffer(weight.values)
-        self.index = nn.Buffer(weight.codes if coded else weight.columns)
-        self.library = nn.Buffer(weight.library) if coded else None
-        places = None if coded else weight.places
+        if isinstance(weight, LibraryWeight):
+            self.index, self.library = nn.Buffer(weight.codes), nn.Buffer(weight.library)
+        else:
+            self.index, self.library, places = nn.Buffer(weight.columns), None, weight.places
         self.places = None if places is None else nn.Buffer(places, persistent=False)
         self.bias = None if bias is None else nn.Buffer(bias.to(weight.values.dtype))
         self.shape, self.activation = weight.shape, activation
@@ -64,7 +66,8 @@ class PatternLinear(KernelLinear):
         self, x: Tensor, multiplier: Tensor | None = None, residual: Tensor | None = None
     ) -> Tensor:
         if self.casts:
-            x, multiplier, residual = self.own(x, multiplier, residual)
+            x = self.own(x)
+            multiplier, residual = self.own(multiplier), self.own(residual)
         return ops.pattern_linear(x, self.weight, self.bias, self.activation, multiplier, residual)
 
     @property

@@ -18,11 +18,25 @@ class Pattern(Protocol):
     """Which blocks of the score matrix exist, as `secateurs.attention_patterns.BlockLayout`
     describes."""
 
-    indptr: Tensor  # int32 [Hq or 1, ceil(Tq / block) + 1]
-    indices: Tensor  # int32 [blocks]
-    partial: Tensor  # int32 [blocks], -1 or an index into masks
-    masks: Tensor  # bool [P, block, block]
-    shape: tuple[int, int]  # (Tq, Tk)
+    @property
+    def indptr(self) -> Tensor:
+        """int32 `[Hq or 1, ceil(Tq / block) + 1]`."""
+
+    @property
+    def indices(self) -> Tensor:
+        """int32 `[blocks]`."""
+
+    @property
+    def partial(self) -> Tensor:
+        """int32 `[blocks]`, -1 or an index into `masks`."""
+
+    @property
+    def masks(self) -> Tensor:
+        """bool `[P, block, block]`."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(Tq, Tk)`."""
 
 
 def attention(

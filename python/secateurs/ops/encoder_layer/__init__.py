@@ -6,14 +6,14 @@ Calling small operations one after the other costs as much as computing them.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from secateurs.errors import OperandError
 from secateurs.ops._core.dispatch import AUTO, Op, forced_backend
-from secateurs.ops._core.recording import plain, recording
 from secateurs.ops._core.register import register
 from secateurs.ops.block_sparse_linear import Weight
 from secateurs.ops.encoder_layer import cpu, reference
@@ -128,25 +128,33 @@ def _check_inputs(x: Tensor, attention: SelfAttention | None, ffn: FeedForward |
             raise OperandError(f"expected {name} of K = {k} inputs, got {weight.shape[1]}")
 
 
-class _Remembering(Op[Operands]):
-    """An operation that knows the layers it has seen, and does not check them again."""
+def prepare(
+    x: Tensor,
+    attention: SelfAttention | None,
+    attention_norm: LayerNorm,
+    ffn: FeedForward | None,
+    ffn_norm: LayerNorm,
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """Return `encoder_layer` of weights that are checked and bound once, as a function of `x` and
+    `key_mask`, for callers who record nothing (`recording`), gradients neither, and pass torch's
+    own tensors (`plain`).
 
-    def run(self, operands: Operands) -> Tensor:
-        if forced_backend() in (AUTO, cpu.BACKEND.name):
-            bound = cpu.recall(operands.weights[-2])
-            if bound and bound.knows(operands):
-                return bound(operands.x, operands.key_mask)
-        return super().run(operands)
+    It is valid while each of the weights is the same tensor at the same address: the caller has to
+    know. `x` stands for those to come, which have its dtype. Raises OperandError like
+    `encoder_layer`.
+    """
+    parts = (attention, attention_norm, ffn, ffn_norm)
+    operands = arguments(x, *parts)
+    check(operands)
+    bound = cpu.bind(operands)
+
+    def run(x: Tensor, key_mask: Tensor | None) -> Tensor:
+        if bound is not None and forced_backend() in (AUTO, cpu.BACKEND.name):
+            return bound(x, key_mask)
+        return encoder_layer(x, *parts, key_mask)
+
+    return run
 
 
-def run(*operands: Any) -> Tensor:
-    """Run the call whose operands come in the order of the schema, for callers who record no
-    gradients: past torch's dispatcher unless someone is recording."""
-    record = Operands(*operands)
-    if recording() or not (plain(record.x) and plain(record.key_mask)):
-        return _call(record)
-    return OP.run(record)
-
-
-OP = _Remembering("encoder_layer", check, cpu.BACKEND, reference.BACKEND)
+OP = Op("encoder_layer", check, cpu.BACKEND, reference.BACKEND)
 _call = register(OP, Operands, reference.encoder_layer, flops, differentiable=False)

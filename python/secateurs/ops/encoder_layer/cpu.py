@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
@@ -19,18 +18,12 @@ from secateurs.ops.block_sparse_linear.cpu import block_rows, refuse_weight
 from secateurs.ops.encoder_layer.operands import Linear, Operands
 
 
-class Bound:
-    """A layer bound to the addresses of its contiguous weights, valid while no weight has moved.
-
-    Between kernels that fill the caches, looking at each of two dozen tensors takes longer than a
-    small layer; comparing them with the tensors of the call before is quick.
-    """
+class BoundLayer:
+    """A layer bound to the addresses of its contiguous weights: valid while they stay where they
+    are."""
 
     def __init__(self, operands: Operands) -> None:
-        x, weights, features, heads, kv_heads, kv_of, _, activation, *eps = operands
-        self._constants = (features, heads, kv_heads, activation, *eps)
-        self._known = [_nothing if w is None else weakref.ref(w) for w in (*weights, kv_of)]
-        self._where = [address(w) for w in (*weights, kv_of)]
+        x, _, _, heads, kv_heads, kv_of, _, activation, *eps = operands
         self._dtype, self._d = x.dtype, x.shape[2]
         layer = operands.layer()
         dim = layer.qkv.out_features // max(heads + 2 * kv_heads, 1)
@@ -54,14 +47,6 @@ class Bound:
             dim=dim,
             kv_of=self._heads.data_ptr(),
             activation=cpu.ACTIVATIONS[activation],
-        )
-
-    def knows(self, operands: Operands) -> bool:
-        """Tell whether this is the layer of these operands."""
-        _, weights, features, heads, kv_heads, kv_of, _, *rest = operands
-        return (features, heads, kv_heads, *rest) == self._constants and all(
-            ref() is w and address(w) == where
-            for ref, w, where in zip(self._known, (*weights, kv_of), self._where, strict=True)
         )
 
     def __call__(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
@@ -111,32 +96,17 @@ def _refuse(operands: Operands) -> str | None:
 
 
 def _run(operands: Operands) -> Tensor:
-    # Copies are gone at the next call, which will therefore not know them.
     weights = [contiguous(w) for w in operands.weights]
-    bound = Bound(operands._replace(weights=weights, kv_of=contiguous(operands.kv_of)))
-    last = operands.weights[-2]
-    assert last is not None
-    remember(last, bound)
-    return bound(operands.x, operands.key_mask)
+    held = operands._replace(weights=weights, kv_of=contiguous(operands.kv_of))
+    return BoundLayer(held)(operands.x, operands.key_mask)
 
 
-def remember(norm: Tensor, bound: Bound) -> None:
-    """Keep `bound` for as long as the weight of its last norm lives."""
-    name = id(norm)
-    if name not in _bound:
-        weakref.finalize(norm, _bound.pop, name, None)
-    _bound[name] = bound
-
-
-def recall(norm: Tensor | None) -> Bound | None:
-    """Return the layer last bound whose last norm has this weight."""
-    return _bound.get(id(norm))
-
-
-_bound: dict[int, Bound] = {}
-
-
-def _nothing() -> None:
+def bind(operands: Operands) -> BoundLayer | None:
+    """Bind operands that were checked; None where the kernel refuses them, or weights do not lie
+    together: copies would not follow them."""
+    tensors = (*operands.weights, operands.kv_of)
+    if _refuse(operands) is None and all(t is None or t.is_contiguous() for t in tensors):
+        return BoundLayer(operands)
     return None
 
 

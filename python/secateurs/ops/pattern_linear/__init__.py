@@ -19,19 +19,27 @@ from secateurs.ops.pattern_linear.operands import Operands, check, flops
 class Vector(Protocol):
     """A weight as `secateurs.formats.VectorWeight` describes it."""
 
-    values: Tensor  # [N / v, kept, v], or [N / v, ceil(kept / s), v, s]
-    columns: Tensor  # int32 [N / v, kept]
-    places: Tensor | None  # of 2:4, int32 [N / 16, K / 32, 8, 2]
-    shape: tuple[int, int]
+    @property
+    def values(self) -> Tensor: ...  # [N / v, kept, v], or [N / v, ceil(kept / s), v, s]
+    @property
+    def columns(self) -> Tensor: ...  # int32 [N / v, kept]
+    @property
+    def places(self) -> Tensor | None: ...  # of 2:4, int32 [N / 16, K / 32, 8, 2]
+    @property
+    def shape(self) -> tuple[int, int]: ...
 
 
 class Library(Protocol):
     """A weight as `secateurs.formats.LibraryWeight` describes it."""
 
-    values: Tensor  # [N / p, K / q, ones]
-    codes: Tensor  # uint8 [N / p, K / q]
-    library: Tensor  # bool [L, p, q]
-    shape: tuple[int, int]
+    @property
+    def values(self) -> Tensor: ...  # [N / p, K / q, ones]
+    @property
+    def codes(self) -> Tensor: ...  # uint8 [N / p, K / q]
+    @property
+    def library(self) -> Tensor: ...  # bool [L, p, q]
+    @property
+    def shape(self) -> tuple[int, int]: ...
 
 
 def pattern_linear(

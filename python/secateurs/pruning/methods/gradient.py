@@ -22,22 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateurs.data.batches import (
-    Batch,
-    batch_size,
-    evaluating,
-    is_label,
-    loss_of,
-    main_output,
-    run,
-    to_device,
-    token_weights,
-)
+from secateurs.data.batches import Batch, batch_size, is_label, loss_of, to_device
 from secateurs.errors import DataError, MethodError
-from secateurs.masking.gates import Gates
 from secateurs.plan import SparsityPlan
 from secateurs.plan.masks import KeepMask
 from secateurs.pruning.base import Needs, Pruner
+from secateurs.pruning.gate_gradients import along_a_direction, gate_gradients
 
 
 class GradientPruner(Pruner):
@@ -65,23 +55,18 @@ class GradientPruner(Pruner):
 
     def observe(self, batch: Batch) -> None:
         batch = to_device(batch, self.model)
-        size = batch_size(batch)
-        with evaluating(self.model), Gates(self.model, self.sites) as gates:
-            gates.set_plan(self._gone)
-            like = next(self.model.parameters())
-            leaves = {}
-            for name, shape in self.units().items():
-                start = gates[name] if name in gates else like.new_ones(shape)
-                leaves[name] = start.detach().expand(size, *shape).clone().requires_grad_()
-                gates[name] = leaves[name]
-            target, power = self._target(run(self.model, batch), batch)
-            gradients = torch.autograd.grad(target, list(leaves.values()), materialize_grads=True)
-        for name, gradient in zip(leaves, gradients, strict=True):
-            total = gradient.double().abs().pow(power).sum(0).cpu()
-            if not bool(torch.isfinite(total).all()):
-                raise MethodError(f"expected finite gradients, got NaN or infinity at {name}")
+        labelled = any(map(is_label, batch))
+        self._power = 1 if labelled else 2
+
+        def target(output: Any) -> Tensor:
+            if labelled:  # the loss is the batch mean: size times it, per example
+                return loss_of(output).sum() * batch_size(batch)
+            return along_a_direction(output, batch, self.generator)
+
+        gradients = gate_gradients(self.model, self.sites, self.units(), self._gone, batch, target)
+        for name, gradient in gradients.items():
+            total = gradient.double().abs().pow(self._power).sum(0).cpu()
             self._sums[name] = self._sums.get(name, 0) + total
-        self._power = power
 
     def end_round(self) -> None:
         self._round += 1
@@ -96,16 +81,6 @@ class GradientPruner(Pruner):
         if not any(bool(score.any()) for score in self._last.values()):
             raise MethodError("expected gradients that tell units apart, got zeros everywhere")
         return {name: self._sunk(name, score) for name, score in self._last.items()}
-
-    def _target(self, output: Any, batch: Batch) -> tuple[Tensor, int]:
-        """A sum over examples to derive by the gates, and the power of the derivatives that
-        counts."""
-        if any(map(is_label, batch)):
-            # The loss is the batch mean: size times it, per example.
-            return loss_of(output).sum() * batch_size(batch), 1
-        out = main_output(output)
-        probe = torch.randn(out.shape, generator=self.generator).to(out)
-        return (out * probe * token_weights(out, batch)).sum(), 2
 
     def _importance(self, total: Tensor) -> Tensor:
         importance = total.sqrt() if self._power == 2 else total

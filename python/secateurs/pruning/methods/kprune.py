@@ -27,21 +27,27 @@ import torch
 from torch import Tensor
 
 from secateurs.data.batches import Batch, batch_size, main_output, token_weights, unlabelled
-from secateurs.errors import MethodError
+from secateurs.errors import DataError, MethodError
+from secateurs.plan import SparsityPlan
 from secateurs.pruning.activations import reader, units_read
-from secateurs.pruning.methods.gradient import GradientPruner
+from secateurs.pruning.base import Needs, Pruner
+from secateurs.pruning.gate_gradients import along_a_direction, gate_gradients
 
 _TEMPERATURE = 2.0
 _HEADS = 64.0  # that a head counts more than a neuron
 
 
-class KPrunePruner(GradientPruner):
-    """Mean squared gradient of the predictions and squared output of each unit, per operation.
+class KPrunePruner(Pruner):
+    """Mean squared gradient of the predictions and energy of the output of each unit, for each
+    operation.
 
     Args:
         predictive: weight of what a unit says about the predictions.
         representation: weight of what it adds to the residual stream.
     """
+
+    produces = frozenset({"heads", "neurons"})
+    needs = Needs.GRADIENTS
 
     def __init__(self, predictive: float = 1.0, representation: float = 2.5e-4) -> None:
         if min(predictive, representation) < 0 or predictive + representation <= 0:
@@ -49,8 +55,8 @@ class KPrunePruner(GradientPruner):
                 "expected weights of at least 0, one of them above, got "
                 f"predictive={predictive} and representation={representation}"
             )
-        super().__init__(normalize="none")
         self.predictive, self.representation = predictive, representation
+        self._squares: dict[str, Tensor] = {}  # sums over examples of g^2
         self._energies: dict[str, Tensor] = {}  # sums over tokens of phi^2, [K]
         self._tokens: dict[str, int] = {}
         self._examples = 0
@@ -64,26 +70,37 @@ class KPrunePruner(GradientPruner):
             self._tokens[name] = self._tokens.get(name, 0) + len(vectors)
 
         with units_read(self.model, self.sites, self.units(), inputs, gather):
-            super().observe(inputs)
+            gradients = gate_gradients(
+                self.model,
+                self.sites,
+                self.units(),
+                SparsityPlan(),
+                inputs,
+                lambda output: self._target(output, inputs),
+            )
+        for name, gradient in gradients.items():
+            squares = gradient.double().square().sum(0).cpu()
+            self._squares[name] = self._squares.get(name, 0) + squares
         self._examples += batch_size(inputs)
 
     def scores(self) -> Mapping[str, Tensor]:
-        return {name: self._score(name, score) for name, score in super().scores().items()}
+        if not self._squares:
+            raise DataError("kprune expects calibration batches, got none")
+        return {name: self._score(name, squares) for name, squares in self._squares.items()}
 
-    def _score(self, name: str, importance: Tensor) -> Tensor:
-        """The mixed score of the units of one site, `[units]`; `importance` is the root of summed
-        squared gradients."""
+    def _score(self, name: str, squares: Tensor) -> Tensor:
+        """The mixed score of the units of one site, `[units]`."""
         _, layer, kind = name.split(".")
         shape = self.sites.layers[int(layer)]
         weight = reader(self.model, self.sites, name).weight.detach().double().cpu()
         energy = self._energies[name] / self._tokens[name] * weight.square().mean(0)
-        added = energy.view(len(importance), -1).sum(1)
-        said = importance.square() / self._examples / 2
+        added = energy.view(len(squares), -1).sum(1)
+        said = squares / self._examples / 2
         macs = sum(
             rows * columns
             for role, (rows, columns) in shape.linears().items()
             if role in self._roles(kind)
-        ) / len(importance)
+        ) / len(squares)
         mixed = self.predictive * said + self.representation * added
         return mixed * (_HEADS if kind == "heads" else 1.0) / macs
 
@@ -91,14 +108,16 @@ class KPrunePruner(GradientPruner):
         architecture = self.sites.architecture
         return (architecture.attention if kind == "heads" else architecture.ffn).roles
 
-    def _target(self, output: Any, batch: Batch) -> tuple[Tensor, int]:
+    def _target(self, output: Any, batch: Batch) -> Tensor:
+        """The log-likelihood of drawn classes, or the output along a direction."""
         logits = main_output(output)
         if getattr(output, "logits", None) is not logits or logits.shape[-1] < 2:
-            return super()._target(output, batch)
+            return along_a_direction(output, batch, self.generator)
         likelihoods = (logits / _TEMPERATURE).log_softmax(-1)
         rows = likelihoods.detach().flatten(0, -2).exp().cpu()
         if not bool(torch.isfinite(rows).all()):
             raise MethodError("expected finite predictions, got NaN or infinity")
         drawn = torch.multinomial(rows, 1, generator=self.generator).to(logits.device)
         of_drawn = likelihoods.gather(-1, drawn.view(*likelihoods.shape[:-1], 1))
-        return (of_drawn * token_weights(logits, batch)).sum(), 2
+        likelihood: Tensor = (of_drawn * token_weights(logits, batch)).sum()
+        return likelihood

@@ -1,0 +1,66 @@
+"""Derivatives by gates: how an output of the model moves with each unit, for each example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.architectures.sites import Sites
+from secateurs.data.batches import (
+    Batch,
+    batch_size,
+    evaluating,
+    main_output,
+    run,
+    token_weights,
+)
+from secateurs.errors import MethodError
+from secateurs.masking.gates import Gates
+from secateurs.plan import SparsityPlan
+
+
+def gate_gradients(
+    model: nn.Module,
+    sites: Sites,
+    units: Mapping[str, tuple[int, ...]],
+    gone: SparsityPlan,
+    batch: Batch,
+    target: Callable[[Any], Tensor],
+) -> dict[str, Tensor]:
+    """The derivatives of `target(output)` by the gates of all units, `[B, *shape]` by site.
+
+    Args:
+        units: the shape of the gates of each site.
+        gone: what is gated off while the model runs.
+        batch: on the device of `model`.
+        target: of the model's output on the batch, a sum over examples.
+
+    Raises MethodError for derivatives that are not finite.
+    """
+    size = batch_size(batch)
+    with evaluating(model), Gates(model, sites) as gates:
+        gates.set_plan(gone)
+        like = next(model.parameters())
+        leaves = {}
+        for name, shape in units.items():
+            start = gates[name] if name in gates else like.new_ones(shape)
+            leaves[name] = start.detach().expand(size, *shape).clone().requires_grad_()
+            gates[name] = leaves[name]
+        total = target(run(model, batch))
+        gradients = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+    found = dict(zip(leaves, gradients, strict=True))
+    for name, gradient in found.items():
+        if not bool(torch.isfinite(gradient).all()):
+            raise MethodError(f"expected finite gradients, got NaN or infinity at {name}")
+    return found
+
+
+def along_a_direction(output: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+    """The main output along one Gaussian direction for each example, padding left out: the squares
+    of its derivatives estimate the curvature of the squared distance without bias."""
+    out = main_output(output)
+    probe = torch.randn(out.shape, generator=generator).to(out)
+    return (out * probe * token_weights(out, batch)).sum()

@@ -1,0 +1,46 @@
+"""The command as tests of it call it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.tiny_models import tiny_model
+from torch import nn
+
+from secateurs.cli import main as cli
+
+WORDS = "the old house stood by a river and nobody came there in winter".split()  # noqa: SIM905
+
+
+def saved(path: Path, model: nn.Module, **special: str) -> Path:
+    """A stock model with a word tokenizer, as transformers saves them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS, "</s>"])}
+    words = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    model.save_pretrained(path)
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return saved(tmp_path / "dense", tiny_model("bert"), pad_token="[PAD]")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(" ".join(WORDS[i : i + 5]) for i in range(9)))
+    return path
+
+
+def run(*arguments: object) -> int:
+    return cli.main([*map(str, arguments), "--no-progress"])
+
+
+def prune(folder: Path, out: Path, *more: object) -> int:
+    return run("prune", "--model", folder, "--out", out, "--budget", "heads=0.5,neurons=0.5", *more)

@@ -1,0 +1,52 @@
+# ruff: noqa: E501 - texts of other files keep their lines
+"""Faults of the CPU kernels, each of which takes a build."""
+
+from __future__ import annotations
+
+from fault import faults_in
+
+KERNELS = "csrc/cpu/kernels"
+LINEAR, NORM = "ops/test_block_sparse_linear.py", "ops/test_add_norm.py"
+
+KERNEL_FAULTS = (
+    *faults_in(
+        f"{KERNELS}/norm/add_norm.h",
+        ("if (residual) v = v + load(residual + j, n...);", "", f"{NORM} -k any_length"),
+        ("const F shift = set1(mean), scale", "const F shift = set1(0), scale",
+         f"{NORM} -k any_length"),
+        ("sums[1] = part(sums[1], j, static_cast<int>(d - j))",
+         "sums[1] = part(zero(), j, static_cast<int>(d - j))", f"{NORM} -k any_length"),
+        ("p.residual + i * p.residual_stride", "p.residual + i * p.x_stride",
+         f"{NORM} -k strided"),
+        ("__builtin_sqrtf(square + p.eps)", "(__builtin_sqrtf(square) + p.eps)",
+         f"{NORM} -k under_the_root"),
+    ),
+    *faults_in(
+        f"{KERNELS}/linear/epilogue.h",
+        ("load(multiplier + i * multiplier_stride + v * W, n...)", "load(multiplier + i * y_stride + v * W, n...)",
+         f"{LINEAR} -k strided"),
+        ("load(residual + i * residual_stride + v * W, n...)",
+         "load(residual + i * multiplier_stride + v * W, n...)",
+         f"{LINEAR} -k stride_of_its_own"),
+        ("load(p.bias + column + v * W, n...)", "load(p.bias + v * W, n...)",
+         f"{LINEAR} -k epilogue"),
+    ),
+    *faults_in(
+        f"{KERNELS}/math.h",
+        ("0.121945344f,  0.0945855156f", "0.121945344f,  0.0945955156f",
+         f"{LINEAR} -k activation_accuracy"),
+    ),
+    *faults_in(
+        f"{KERNELS}/linear/block_sparse_linear.h",
+        ("words - w0 < depth ? words : w0 + depth", "w0 + depth - 1",
+         f"{LINEAR} -k chunks_of_inputs"),
+    ),
+    *faults_in(
+        f"{KERNELS}/attention/head.h",
+        ("p.causal ? i + p.keys - p.queries : p.keys - 1", "p.keys - 1",
+         "ops/test_attention.py -k lengths"),
+        ("p.v + b * p.v_stride.batch + p.kv_of[h] * p.v_stride.head",
+         "p.v + b * p.v_stride.batch + h * p.v_stride.head",
+         "ops/test_attention.py -k uneven_heads"),
+    ),
+)  # fmt: skip
