@@ -1,15 +1,15 @@
 """ADMM for one linear: the weight nearest to a wanted one among those of a pattern, or on levels.
 
-Near is what the inputs see: |W - T|^2 = tr((W - T) H (W - T)^T), H the Gram matrix of the inputs. With
-D = sqrt(diag H), Hn = D^-1 H D^-1 and V = T D, the scaled iterations of Boyd et al. 2011, "Distributed
-Optimization and Statistical Learning via ADMM", section 3.1.1, are
+Near is what the inputs see: |W - T|^2 = tr((W - T) H (W - T)^T), H the Gram matrix of the inputs.
+With D = sqrt(diag H), Hn = D^-1 H D^-1 and V = T D, the scaled iterations of Boyd et al. 2011,
+"Distributed Optimization and Statistical Learning via ADMM", section 3.1.1, are
 
     X <- (V Hn + rho (Z - U)) (Hn + rho I)^-1      Z <- P(X + U)      U <- U + X - Z
 
 and W = Z D^-1. P takes the nearest point of the set in the scaled weights, in which an entry counts
-|w| |x|: it begins with the order of Wanda (Sun et al. 2023, arXiv 2306.11695). For pruned weights Boža
-2024, "Fast and Effective Weight Update for Pruned Large Language Models", arXiv 2401.02938, does this
-with a mask that it is given; here the mask too is found by the iterations, and then held.
+|w| |x|: it begins with the order of Wanda (Sun et al. 2023, arXiv 2306.11695). Boža 2024, arXiv
+2401.02938, finds the weights of pruned language models so. As there, the mask first moves with the
+iterations and is then held; here it may be any set that P knows: patterns, shared masks, levels.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Choose = Callable[[Tensor], Tensor]
 
 
 class InputNorm:
-    """The norm that a linear's inputs give to weights, factored once for all linears that read them.
+    """The norm that inputs give to weights, factored once for all linears that read them.
 
     Args:
         gram: of the inputs, float64 `[K, K]`, without a negative eigenvalue. Inputs that are always
@@ -76,7 +76,9 @@ class Admm:
             self._set(moved, moved * keep)
         return keep
 
-    def hold(self, keep: Tensor, levels: Levels | None = None, iterations: int = ITERATIONS) -> None:
+    def hold(
+        self, keep: Tensor, levels: Levels | None = None, iterations: int = ITERATIONS
+    ) -> None:
         """Let the weights settle under `keep`, bool `[N, K]`, and on `levels` if there are any."""
         for _ in range(iterations):
             moved = self._moved()

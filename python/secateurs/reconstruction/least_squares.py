@@ -78,7 +78,8 @@ class NormalEquations:
         return torch.cholesky_solve(product, factor).T
 
     def bias(self, weight: Tensor) -> Tensor:
-        """The best c `[N]` beside the correction `weight` `[N, K]`, float64; zero without a bias."""
+        """The best c `[N]` beside the correction `weight` `[N, K]`, float64; zero where there is
+        none."""
         if not self.with_bias:
             return torch.zeros_like(self.error_sum)
         count = max(self.count, 1)

@@ -20,6 +20,7 @@ from secateurs.pruning.base import Needs, Pruner
 from secateurs.pruning.methods.admm_pattern import AdmmPatternPruner
 from secateurs.pruning.methods.dsp import DSPPruner
 from secateurs.pruning.methods.gradient import GradientPruner
+from secateurs.pruning.methods.layerwise_admm import LayerwiseAdmmPruner
 from secateurs.pruning.methods.magnitude import MagnitudePruner
 from secateurs.pruning.methods.random import RandomPruner
 from secateurs.pruning.methods.seven import SevenPrePruner, SevenPruner
@@ -69,6 +70,11 @@ METHODS: dict[str, Method] = {
             "gradient",
             GradientPruner,
             "units the loss, or the distance to the dense model, is least sensitive to",
+        ),
+        Method(
+            "layerwise_admm",
+            LayerwiseAdmmPruner,
+            "weights that others of the same linear make up for best",
         ),
         Method("dsp", DSPPruner, "a differentiable choice of exactly k heads"),
         Method("voita", VoitaPruner, "heads whose stochastic gates close under an L0 penalty"),

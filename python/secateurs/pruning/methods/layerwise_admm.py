@@ -1,21 +1,23 @@
 """Layer-wise ADMM: masks under which the weights that stay can still give what each linear gave.
 
 From the first linear upwards, on the model pruned so far: inputs X and wanted outputs Y of the
-calibration tokens give the least-squares weight T and the norm |W - T|^2 = tr((W - T) H (W - T)^T),
-H = X X^T + ridge mean(diag X X^T) I; the masked W nearest to T is looked for by ADMM, and the linear
-goes on with it (`secateurs.reconstruction.admm`: formulas, papers). Y is what the dense model gives
-there; for the last linear of a sub-layer what brings the residual stream to the dense one (K-prune,
-Park et al. 2024). After `iterations` with a free mask it is held for as many.
+calibration tokens give the least-squares weight T and the norm |W - T|^2 = tr((W-T) H (W-T)^T), H =
+X X^T + ridge mean(diag X X^T) I. ADMM looks for the masked W nearest to T, and the linear goes on
+with it (`secateurs.reconstruction.admm`: formulas, papers). Y is what the dense model gives there;
+for the last linear of a sub-layer what brings the residual stream to the dense one (K-prune, Park
+et al. 2024). After `iterations` with a free mask it is held for as many.
 
-Prunes patterns, weights, blocks; every linear loses the same share. A library of patterns is chosen
-for each linear, from |w| |x|. With `bits`, the held iterations also round to b-bit levels, fitted to
-the weights where the mask is held. Needs batches; no labels, no gradients. Cost: for each linear a
-forward pass through its layer, a factorisation of K x K, and 2 `iterations` products N x K x K.
+Prunes patterns, weights, blocks; every linear loses the same share. A library of patterns is
+selected for each linear from |w| |x|. With `bits` the held iterations also round to b-bit levels,
+fitted to the weights as they are when the mask is held. Needs batches; no labels, no gradients.
+Cost: for each linear a pass of the data through its layer, one factorisation of K x K, and twice
+`iterations` products of N x K x K.
 
-The plan holds masks and levels alone, as that of every method. The weights to go with it are made by
-`refit`, which solves the same problems with the masks held: a pass more, and one way for the masks of
-all methods. `decide, then do` stays true, and any plan made here can be merged, saved and applied
-elsewhere. Ours: the mask in the iterations, Y, the bias, which takes what is left of the mean.
+As of every method, the plan is masks and levels alone. `refit` makes the weights that go with it: it
+solves the same problems with the mask held. That is a pass more, and in turn the masks of all
+methods are fitted in one way, and a plan is still pure data that can be merged and saved.
+Departures: the mask is found by the iterations also where outputs share it; Y; and the bias takes
+what is left of the mean.
 """
 
 from __future__ import annotations
@@ -100,7 +102,8 @@ class LayerwiseAdmmPruner(Pruner):
 
     @torch.no_grad()
     def end_round(self) -> None:
-        assert self._walk is not None and self._sums is not None
+        assert self._walk is not None
+        assert self._sums is not None
         group = self._groups.pop(0)
         self._solve(self._walk, group, self._sums)
         self._sums, self._seen = None, 0
@@ -113,3 +116,74 @@ class LayerwiseAdmmPruner(Pruner):
         if not self._masks:
             raise DataError("layer-wise ADMM expects calibration batches, got none")
         return SparsityPlan(self._masks, self.sites.fingerprint(), levels=self._levels)
+
+    def _solve(self, walk: Walk, group: Group, sums: NormalEquations) -> None:
+        """Decide the masks of a group, and give its linears in the pruned model their weights."""
+        warn_of_few_tokens(sums, group)
+        views = walk.views(group)
+        old = stacked([view.weight for view in views]).double()
+        sizes = [len(view.weight) for view in views]
+        targets = (old + sums.solve(self.ridge)).split(sizes)
+        norm = InputNorm(sums.damped(self.ridge))
+        for view, target in zip(views, targets, strict=True):
+            name = f"layers.{group.layer}.{view.linear.role}"
+            admm, choose = Admm(target, norm), self._chooser(name)
+            keep = admm.choose(choose, self.iterations)
+            if self.bits:
+                self._levels[name] = Levels.fit(admm.weight, self.bits)
+            admm.hold(keep, self._levels.get(name), self.iterations)
+            view.weight.copy_(admm.weight)
+            self._masks[name] = self._mask(keep)
+        new = stacked([view.weight for view in views]).double()
+        for view, bias in zip(views, sums.bias(new - old).split(sizes), strict=True):
+            if view.bias is not None:
+                view.bias.add_(bias.to(view.bias))
+
+    def _columns(self, group: Group) -> Tensor:
+        """All inputs of a group: `[K]`."""
+        weight = self.linear_weight(group.layer, group.linears[0].role)
+        return torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+
+    def _shares(self) -> dict[str, int]:
+        """Units that each linear loses, equal shares whose sum is what the budget says."""
+        (fraction,) = self.budget.asked().values()
+        before, shares = 0, {}
+        for name, shape in self.units().items():
+            behind = before + shape[0] * shape[1]
+            shares[name] = removed(fraction, behind) - removed(fraction, before)
+            before = behind
+        return shares
+
+    def _chooser(self, name: str) -> Choose:
+        """What keeps most of a weight's energy: of a pattern, of single weights, or of blocks."""
+        if self.budget.patterns is not None:
+            return _PatternChoice(self.budget)
+        size = self.budget.block if self.budget.blocks is not None else 1
+
+        def largest(weight: Tensor) -> Tensor:
+            n, k = weight.shape
+            energy = weight.square().view(n // size, size, k // size, size).sum((1, 3))
+            (gone,) = lowest([energy], self._removed[name])
+            return (~gone).repeat_interleave(size, 0).repeat_interleave(size, 1)
+
+        return largest
+
+    def _mask(self, keep: Tensor) -> Mask:
+        if self.budget.patterns is not None:
+            return PatternMask(keep, self.budget.pattern_block)
+        size = self.budget.block if self.budget.blocks is not None else 1
+        return BlockMask(keep[::size, ::size], (size, size))
+
+
+class _PatternChoice:
+    """The nearest member of the budget's family, which is selected from the first weights seen."""
+
+    def __init__(self, budget: Budget) -> None:
+        (fraction,) = budget.asked().values()
+        self._budget, self._kept = budget, budget.kept_in_pattern(fraction)
+        self._family: Family | None = None
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        if self._family is None:
+            self._family = self._budget.family(weight, self._kept)
+        return self._family.keep(weight)
