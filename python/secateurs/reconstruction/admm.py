@@ -54,26 +54,24 @@ class Admm:
     Args:
         target: the wanted weight `[N, K]`.
         norm: of its inputs.
+
+    Attributes:
+        weight: as it stands, float32 `[N, K]`: exactly in the set as soon as an iteration ran.
     """
 
     def __init__(self, target: Tensor, norm: InputNorm) -> None:
         self.norm, self.scale = norm, norm.scale.float()
-        self._z = target.float() * self.scale
-        self._u = torch.zeros_like(self._z)
-        self._pulled = self._z @ norm.towards_target
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight as it stands, float32 `[N, K]`: in the set as soon as an iteration ran."""
-        return self._z / self.scale
+        self.weight = target.float()
+        self._multiplier = torch.zeros_like(self.weight)
+        self._pulled = (self.weight * self.scale) @ norm.towards_target
 
     def choose(self, choose: Choose, iterations: int = ITERATIONS) -> Tensor:
         """Let the mask move with the weights; returns the last one, bool `[N, K]`."""
-        keep = torch.ones_like(self._z, dtype=torch.bool)
+        keep = torch.ones_like(self.weight, dtype=torch.bool)
         for _ in range(iterations):
             moved = self._moved()
             keep = choose(moved)
-            self._set(moved, moved * keep)
+            self._settle(moved, moved * keep / self.scale)
         return keep
 
     def hold(
@@ -82,15 +80,14 @@ class Admm:
         """Let the weights settle under `keep`, bool `[N, K]`, and on `levels` if there are any."""
         for _ in range(iterations):
             moved = self._moved()
-            point = moved * keep
-            if levels is not None:
-                point = levels.nearest(point / self.scale) * self.scale
-            self._set(moved, point)
+            weight = moved * keep / self.scale
+            self._settle(moved, weight if levels is None else levels.nearest(weight))
 
     def _moved(self) -> Tensor:
         """X + U, X being the new one."""
-        x = self._pulled + self.norm.rho * ((self._z - self._u) @ self.norm.inverse)
-        return x + self._u
+        pull = self.weight * self.scale - self._multiplier
+        return self._pulled + self.norm.rho * (pull @ self.norm.inverse) + self._multiplier
 
-    def _set(self, moved: Tensor, z: Tensor) -> None:
-        self._z, self._u = z, moved - z
+    def _settle(self, moved: Tensor, weight: Tensor) -> None:
+        """Take the nearest point `weight` of the set as the new Z, and the rest as U."""
+        self.weight, self._multiplier = weight, moved - weight * self.scale

@@ -13,8 +13,8 @@ fitted to the weights as they are when the mask is held. Needs batches; no label
 Cost: for each linear a pass of the data through its layer, one factorisation of K x K, and twice
 `iterations` products of N x K x K.
 
-As of every method, the plan is masks and levels alone. `refit` makes the weights that go with it: it
-solves the same problems with the mask held. That is a pass more, and in turn the masks of all
+As of every method, the plan is masks and levels alone. `refit` makes the weights that go with it:
+it solves the same problems with the mask held. That is a pass more, and in turn the masks of all
 methods are fitted in one way, and a plan is still pure data that can be merged and saved.
 Departures: the mask is found by the iterations also where outputs share it; Y; and the bias takes
 what is left of the mean.
