@@ -3,10 +3,10 @@
     python benchmarks/one_shot.py --data-dir DIR --tasks stsb --json one_shot.jsonl
 
 One model is fine-tuned for each task, as by methods.py, whose work folder it may share. For each
-budget the masks are those of magnitude, of |w| |x| (Wanda: Sun et al. 2023, arXiv 2306.11695) on the
-dense model, and of layerwise_admm; each is judged on the weights as they were and on those that the
-re-fit gives. Masks and re-fit read the same examples. A row holds the metric over the validation
-examples and the seconds that each part took. Rows that the file already holds are not run again.
+budget the masks are those of magnitude, of |w| |x| on the dense model (Wanda: Sun et al. 2023,
+arXiv 2306.11695), and of layerwise_admm; each is judged on the weights as they were and on those
+that the re-fit gives. Masks and re-fit read the same examples. A row holds the metric over the
+validation examples and the seconds that each part took. Rows that the file holds are not run again.
 
 The rows of results/one_shot.jsonl:
 

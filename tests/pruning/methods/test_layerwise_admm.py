@@ -11,7 +11,7 @@ import torch
 from support.models import answer, relative
 from support.tiny_models import tiny_model
 
-from secateurs import Levels, apply, convert, find_sites, prune, refit
+from secateurs import Levels, Session, SparsityPlan, apply, convert, find_sites, prune, refit
 from secateurs.errors import DataError, MethodError
 
 FAMILIES = ("bert", "llama", "vit", "gpt2", "gated t5")
@@ -141,6 +141,23 @@ def test_later_layers_are_fitted_to_what_earlier_ones_lost():
     same = {name: coarse.masks[name].equal(mask) for name, mask in fine.masks.items()}
     assert all(same[f"layers.0.{role}"] for role in ("query", "key", "value"))
     assert not any(same[f"layers.2.{role}"] for role in ("query", "key", "value"))
+
+
+def test_a_training_may_begin_with_the_fitted_weights():
+    """admm_pattern finds the masks in them, and keeps them while nothing else moves."""
+    model = tiny_model("roberta")
+    batches = data(model, 8)
+    plan = planned(model, batches, "patterns=0.5,vector=16")
+    start = apply(refit(model, plan, batches, progress=False), plan)
+    with Session(start, "admm_pattern", budget="patterns=0.5,vector=16", steps=12) as session:
+        still = torch.optim.SGD(start.parameters(), lr=0.0)
+        for batch in (batches * 2)[:12]:
+            labels = torch.arange(6) % 2
+            (start(**batch, labels=labels).loss + session.penalty()).backward()
+            session.after_backward()
+            still.step()
+            session.after_step()
+    assert SparsityPlan(session.plan.masks) == SparsityPlan(plan.masks)
 
 
 def test_padding_does_not_count():
