@@ -11,8 +11,19 @@ import torch
 from support.models import answer, relative
 from support.tiny_models import tiny_model
 
-from secateurs import Levels, Session, SparsityPlan, apply, convert, find_sites, prune, refit
+from secateurs import (
+    Budget,
+    Levels,
+    Session,
+    SparsityPlan,
+    apply,
+    convert,
+    find_sites,
+    prune,
+    refit,
+)
 from secateurs.errors import DataError, MethodError
+from secateurs.pruning.methods.layerwise_admm import LayerwiseAdmmPruner
 
 FAMILIES = ("bert", "llama", "vit", "gpt2", "gated t5")
 BUDGETS = (
@@ -79,6 +90,25 @@ def test_the_fitted_weights_convert(family, budget):
         assert not torch.equal(of_masked, sites.linear(model, site.layer, role).weight * keep)
         assert isinstance(plan.levels[site.name], Levels)
     assert relative(answer(convert(fitted, plan), batches[0]), answer(masked, batches[0])) < 1e-4
+
+
+def test_the_masks_are_chosen_with_the_weights_that_the_refit_gives():
+    """The method's own copy of the model, pruned on the way, comes as close as the re-fitted one:
+    two ways to one solution."""
+    model, budget = tiny_model("bert"), Budget(weights=0.7)
+    batches, unseen = data(model, 30), data(model, 3, seed=9)
+    pruner = LayerwiseAdmmPruner()
+    pruner.start(model, find_sites(model), budget, seed=0)
+    pruner.batches = len(batches)
+    for _ in range(pruner.rounds):
+        for batch in batches:
+            pruner.observe(batch)
+        pruner.end_round()
+    plan = pruner.plan()
+    assert SparsityPlan(planned(model, batches, budget).masks) == SparsityPlan(plan.masks)
+    fitted = apply(refit(model, plan, batches, progress=False), plan)
+    own = distance(pruner._walk.pruned, model, unseen)
+    assert own == pytest.approx(distance(fitted, model, unseen), rel=0.02)
 
 
 def by_hand(weight, x, with_bias, choose):
