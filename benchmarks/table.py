@@ -30,6 +30,7 @@ OTHERS = {
     "norm": "M x D",
 }
 METHODS = "methods.jsonl"
+ONE_SHOT = "one_shot.jsonl"
 
 LINEARS = "layers' linears"
 
@@ -49,6 +50,8 @@ def main() -> None:
             parts += [where(rows), *table(rows)]
     rows = [json.loads(line) for line in (RESULTS / METHODS).read_text().splitlines()]
     parts += [how_trained(rows), methods_table(rows)]
+    rows = [json.loads(line) for line in (RESULTS / ONE_SHOT).read_text().splitlines()]
+    parts += [how_fitted(rows), one_shot_table(rows)]
     body = "\n\n".join([BEGIN, *parts, END])
     page.write_text(before + body + after, encoding="utf-8")
 
@@ -173,6 +176,31 @@ def methods_table(rows: list[Row]) -> str:
         cells += [f"{median(r['latency']['speedup'] for r in mine):.2f}x"]
         lines.append(cells)
     return _markdown(["removed", "method", *tasks, "mean", "seeds", "kept", "speed"], lines)
+
+
+def how_fitted(rows: list[Row]) -> str:
+    """What all rows of masks chosen at once have in common."""
+    for key in ("task", "metric", "dense", "examples", "epochs", "lr", "threads", "device"):
+        if len({str(row[key]) for row in rows}) != 1:
+            raise SystemExit(f"expected one {key} in all rows of {ONE_SHOT}, to name it once")
+    first = rows[0]
+    trained, read, judged = first["examples"]
+    return (
+        f"Masks chosen at once, {first['model']}, {first['device']}, {first['threads']} threads, "
+        f"torch {first['torch']}; {first['epochs']:g} epochs of fine-tuning on {trained} examples "
+        f"at learning rate {first['lr']:g}, then no training and no labels: masks and re-fit read "
+        f"{read} examples. {first['task']} {first['metric']} on {judged} examples, not pruned "
+        f"{first['dense']:.3f}:"
+    )
+
+
+def one_shot_table(rows: list[Row]) -> str:
+    """One line per budget and mask: the metric on the weights as they were, and re-fitted."""
+    lines = [
+        [row["budget"], row["mask"], f"{row['as_it_was']:.3f}", f"{row['fitted']:.3f}"]
+        for row in rows
+    ]
+    return _markdown(["removed", "masks of", "weights as they were", "re-fitted"], lines)
 
 
 def _method(row: Row) -> str:

@@ -27,8 +27,8 @@ FLOORS: dict[str, set[str]] = {
     "architectures": {"plan"},
     "measurement": {"ops", "data"},
     "masking": {"plan", "architectures"},
-    "pruning": {"plan", "data", "architectures", "masking"},
     "reconstruction": {"plan", "data", "architectures", "masking"},
+    "pruning": {"plan", "data", "architectures", "masking", "reconstruction"},
     "conversion": {"plan", "formats", "ops", "architectures", "measurement", "masking"},
     "training": {"plan", "data", "architectures", "masking", "pruning"},
     "search": {

@@ -94,6 +94,19 @@ def test_prune_refits_unless_told_not_to(folder, tmp_path, refits):
     assert torch.equal(dense, pruned) is not refits
 
 
+def test_prune_by_layerwise_admm_fits_the_weights_under_its_masks(folder, tmp_path):
+    data, out = tmp_path / "data.jsonl", tmp_path / "out"
+    data.write_text("\n".join(json.dumps({"text": " ".join(WORDS[i:])}) for i in range(6)))
+    options = ["--method", "layerwise_admm", "--budget", "patterns=0.5,pattern=2:4"]
+    assert run("prune", "--model", folder, "--out", out, "--data", data, *options) == 0
+    dense, plan = open_model(folder), secateurs.SparsityPlan.load(saved_files(out)[1])
+    stock = secateurs.export_dense(secateurs.load(out))
+    old, new = (m.encoder.layer[0].intermediate.dense.weight for m in (dense, stock))
+    keep = plan.masks["layers.0.up"].keep
+    assert torch.equal(new != 0, keep)
+    assert not torch.allclose(new, old * keep, rtol=0.01)
+
+
 def test_inspect_of_a_stock_model_shows_everything_kept(folder, tmp_path):
     assert run("inspect", folder, "--json", tmp_path / "out.json") == 0
     told = json.loads((tmp_path / "out.json").read_text())

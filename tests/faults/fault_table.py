@@ -365,6 +365,7 @@ PYTHON = (
 
 REFIT, CONVERT = "reconstruction/test_refit.py", "conversion/test_convert.py"
 WHOLE = "conversion/test_whole_layer.py"
+ADMM, ADMM_MASKS = "reconstruction/test_admm.py", "pruning/methods/test_layerwise_admm.py"
 PROOF, ARGUMENTS = "kinds/test_unproven_layers.py", "kinds/test_foreign_arguments.py"
 RECONSTRUCTION, CONVERSION = "python/secateurs/reconstruction", "python/secateurs/conversion"
 ARCHITECTURES = "python/secateurs/architectures"
@@ -372,29 +373,85 @@ ARCHITECTURES = "python/secateurs/architectures"
 PYTHON += (
     *faults_in(
         f"{RECONSTRUCTION}/least_squares.py",
-        ("gram = gram - count * mean[:, None] * mean", "pass", f"{REFIT} -k normal_equations"),
-        ("damped = gram + ridge * size", "damped = gram + 0 * size", f"{REFIT} -k by_hand"),
-        ("error_mean - mean @ weight if", "error_mean if", f"{REFIT} -k by_hand"),
+        (
+            "gram = gram - self.count * mean[:, None] * mean",
+            "pass",
+            f"{REFIT} -k normal_equations",
+        ),
+        ("return gram + ridge * size", "return gram + 0 * size", f"{REFIT} -k by_hand"),
+        (
+            "self.error_sum / count - weight @",
+            "self.error_sum / count - 0 * weight @",
+            f"{REFIT} -k by_hand",
+        ),
+    ),
+    *faults_in(
+        f"{RECONSTRUCTION}/walk.py",
+        (
+            "features[run.real][:, columns], (wanted - given)[run.real]",
+            "features.flatten(0, 1)[:, columns], (wanted - given).flatten(0, 1)",
+            f"{REFIT} -k padding",
+        ),
+        ("outputs = states + outputs", "pass", f"{REFIT} -k closer"),
+        ("if architecture.norm_first:", "if True:", f"{REFIT} -k by_hand"),
+        (
+            "self.sites.layer(self.pruned, index), run.pruned",
+            "self.sites.layer(self.dense, index), run.pruned",
+            f"{ADMM_MASKS} -k later_layers",
+        ),
     ),
     *faults_in(
         f"{RECONSTRUCTION}/refit.py",
         (
-            "features[run.real][:, columns], errors[run.real]",
-            "features.flatten(0, 1)[:, columns], errors.flatten(0, 1)",
-            f"{REFIT} -k padding",
-        ),
-        (
-            "target - residual - view.module(features)",
-            "target - view.module(features)",
+            "new = torch.where(elements, weight.to(own.weight), own.weight[:, columns])",
+            "new = own.weight[:, columns]",
             f"{REFIT} -k closer",
         ),
         (
-            "own.weight[:, columns] += weight.to(own.weight)",
-            "own.weight[:, columns] += 0",
-            f"{REFIT} -k closer",
+            "torch.where(elements, weight.to(own.weight), own.weight[:, columns])",
+            "weight.to(own.weight)",
+            f"{REFIT} -k fitted_under_them",
         ),
-        ("role not in self.keep.weights and", "", f"{REFIT} -k masks_of_their_own"),
-        ("if architecture.norm_first:", "if True:", f"{REFIT} -k by_hand"),
+        (
+            "own.bias.add_((bias * rows).to(own.bias))",
+            "own.bias.add_(bias.to(own.bias))",
+            f"{REFIT} -k beside_removed_units",
+        ),
+        (", keep.levels.get(role))", ")", f"{REFIT} -k beside_removed_units"),
+        (
+            "if group.is_last or _is_bound",
+            "if group.is_last and not _is_bound",
+            f"{REFIT} -k fitted_under_them",
+        ),
+    ),
+    *faults_in(
+        f"{RECONSTRUCTION}/admm.py",
+        (
+            "self.scale = diagonal.sqrt().where(diagonal > 0, torch.ones_like(diagonal))",
+            "self.scale = diagonal.sqrt()",
+            f"{ADMM} -k always_zero",
+        ),
+        ("moved - weight * self.scale", "0 * moved", f"{ADMM} -k as_they_are_written"),
+        (
+            "return self._pulled + self.norm.rho *",
+            "return self._pulled +",
+            f"{ADMM} -k as_they_are_written",
+        ),
+        ("levels.nearest(weight))", "weight)", f"{ADMM} -k levels_are_exact"),
+    ),
+    *faults_in(
+        f"{METHODS}/layerwise_admm.py",
+        (
+            "removed(fraction, behind) - removed(fraction, before)",
+            "removed(fraction, behind - before)",
+            f"{CONTRACT} -k budget_is_met and layerwise_admm-bert",
+        ),
+        (
+            "targets = (old + sums.solve(self.ridge)).split(sizes)",
+            "targets = old.split(sizes)",
+            f"{ADMM_MASKS} -k that_the_refit_gives",
+        ),
+        ("view.bias.add_(bias.to(view.bias))", "pass", f"{ADMM_MASKS} -k that_the_refit_gives"),
     ),
     *faults_in(
         f"{ARCHITECTURES}/linears.py",

@@ -11,7 +11,7 @@ from support.models import answer, relative
 from support.plans import PLANS
 from support.tiny_models import tiny_model
 
-from secateurs import BlockMask, SparsityPlan, apply, convert, find_sites, prune, refit
+from secateurs import BlockMask, Levels, SparsityPlan, apply, convert, find_sites, prune, refit
 from secateurs.architectures.calls import states_of
 from secateurs.errors import DataError, MethodError, PlanError
 from secateurs.reconstruction.least_squares import NormalEquations
@@ -192,19 +192,73 @@ def test_normal_equations_in_chunks_solve_the_whole_system(with_bias):
     sums = NormalEquations(7, 3, with_bias, torch.device("cpu"))
     for start in range(0, 200, 33):
         sums.add(phi[start : start + 33], e[start : start + 33])
-    weight, bias = sums.solve(0.1)
+    weight = sums.solve(0.1)
+    bias = sums.bias(weight)
     solved = ridge_by_hand(phi, e, 0.1, with_bias)
     assert relative(weight.T, solved[:7]) < 1e-4
     assert relative(bias, solved[7]) < 1e-4 if with_bias else not bias.any()
 
 
-def test_projections_with_masks_of_their_own_are_left_alone():
-    model = tiny_model("bert")
-    mask = BlockMask(torch.rand(4, 4) < 0.5, (16, 16))
-    plan = SparsityPlan({**PLANS["uneven"], "layers.1.output": mask})
-    fitted = refit(model, plan, data(model, 3), progress=False)
-    old, new = (m.encoder.layer[1].attention.output.dense.weight for m in (model, fitted))
-    assert torch.equal(old, new)
+def masks(seed, *shape):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+
+
+def test_linears_with_masks_are_fitted_under_them():
+    """Nearly as close as the least squares of each output alone, over the inputs that it keeps."""
+    model, batches = tiny_model("bert"), data(tiny_model("bert"), 20)
+    plan = SparsityPlan({"layers.0.query": BlockMask(masks(1, 4, 4), (16, 16))})
+    fitted = refit(model, plan, batches, ridge=0.02, progress=False)
+    path = "encoder.layer.0.attention.self.query"
+    phi, want = (t.detach() for t in at(tiny_model("bert").double(), path, batches))
+    old = model.get_submodule(path)
+    keep, before = plan.masks["layers.0.query"].elements(), old.weight.detach().double()
+    mean, centred = phi.mean(0), phi - phi.mean(0)
+    h = centred.T @ centred + 0.02 * phi.square().sum(0).mean() * torch.eye(64)
+    exact = torch.zeros_like(before)
+    for row, kept in enumerate(keep):
+        exact[row, kept] = torch.linalg.solve(h[kept][:, kept], (h @ before[row])[kept])
+
+    def loss(weight):
+        return float(((weight - before) @ h * (weight - before)).sum())
+
+    new = fitted.get_submodule(path)
+    got = (new.weight * keep).detach().double()
+    start, best = loss(before * keep), loss(exact)
+    assert best < loss(got) < best + 0.02 * (start - best)
+    output = phi @ got.T + new.bias.detach().double()
+    assert relative(output.mean(0), want.mean(0)) < 1e-5  # the bias takes what is left
+    assert torch.equal(new.weight[~keep], old.weight[~keep])
+    assert relative(mean @ got.T + new.bias.detach().double(), want.mean(0)) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_masks_beside_removed_units_fit_too(family, batch):
+    """Biases of what is gone stay gone; a sub-layer without heads, and one mask without weights."""
+    model = tiny_model(family)
+    plan = SparsityPlan(
+        {
+            **PLANS["uneven"],
+            "layers.0.query": BlockMask(masks(1, 4, 4), (16, 16)),
+            "layers.0.up": BlockMask(masks(2, 96, 64), (1, 1)),
+            "layers.1.output": BlockMask(masks(3, 4, 4) & False, (16, 16)),
+            "layers.2.heads": PLANS["no heads in a layer"]["layers.1.heads"],
+            "layers.2.output": BlockMask(masks(4, 64, 64), (1, 1)),
+        },
+        levels={"layers.1.down": Levels(4, 0.01)},
+    )
+    fitted = refit(model, plan, data(model, 20), progress=False)
+    unseen = data(model, 4, seed=9)
+    assert distance(fitted, plan, model, unseen) < distance(model, plan, model, unseen)
+    assert relative(answer(convert(fitted, plan), batch), answer(apply(fitted, plan), batch)) < 1e-4
+    sites = find_sites(model)
+    gone = ~sites.keep(plan, 0).sides("up")[0]
+    old, new = (sites.linear(m, 0, "up") for m in (model, fitted))
+    assert torch.equal(old.weight[gone], new.weight[gone])
+    if old.bias is not None:
+        assert torch.equal(old.bias[gone], new.bias[gone])
+        assert not torch.equal(old.bias[~gone], new.bias[~gone])
+    rounded = sites.linear(fitted, 1, "down").weight
+    assert torch.equal(plan.levels["layers.1.down"].nearest(rounded), rounded)
 
 
 @pytest.mark.parametrize(

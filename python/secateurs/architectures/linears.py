@@ -40,6 +40,10 @@ class LinearView:
         assert held is None or isinstance(held, Tensor)
         return None if held is None else self._own(held)
 
+    def outputs(self, x: Tensor) -> Tensor:
+        """What the linear gives for `x` `[..., K]`: `[..., N]`."""
+        return nn.functional.linear(x, self.weight, self.bias)
+
     def _own(self, held: Tensor) -> Tensor:
         number, parts = self.linear.part
         if parts == 1:

@@ -39,12 +39,11 @@ class NormalEquations:
         self.feature_sum += features.sum(0, dtype=torch.float64)
         self.error_sum += errors.sum(0, dtype=torch.float64)
 
-    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """The correction D `[N, K]` of the weight and c `[N]` of the bias, in float64; c is zero
-        without a bias.
+    def damped(self, ridge: float) -> Tensor:
+        """F^T F, of centred features where there is a bias, with the ridge: `[K, K]`, float64. In
+        its norm the solutions of a constrained problem are those nearest to that of `solve`.
 
-        Raises MethodError for sums that are not finite, and for a system that has no one solution,
-        as one without a ridge may.
+        Raises MethodError for sums that are not finite.
         """
         for sums in (self.gram, self.product):
             if not bool(torch.isfinite(sums).all()):
@@ -52,21 +51,36 @@ class NormalEquations:
                     "expected finite activations to re-fit by, got NaN or infinity: the data or "
                     "the weights hold some"
                 )
-        gram, product = self.gram, self.product
-        count = max(self.count, 1)
-        mean, error_mean = self.feature_sum / count, self.error_sum / count
-        if self.with_bias:  # solved for by centring: c takes what is left of the means
-            gram = gram - count * mean[:, None] * mean
-            product = product - mean[:, None] * self.error_sum
-        weight = torch.zeros_like(product)
+        gram = self.gram
+        if self.with_bias:
+            mean = self.feature_sum / max(self.count, 1)
+            gram = gram - self.count * mean[:, None] * mean
         size = self.gram.diagonal().sum() / max(self.features, 1)
-        if float(size):  # else there are no features, or nothing but zeros
-            damped = gram + ridge * size * torch.eye(self.features).to(gram)
-            factor, failed = torch.linalg.cholesky_ex(damped)
-            if int(failed):
-                raise MethodError(
-                    f"expected features that do not depend on each other, or a ridge above {ridge}"
-                )
-            weight = torch.cholesky_solve(product, factor)
-        bias = error_mean - mean @ weight if self.with_bias else torch.zeros_like(error_mean)
-        return weight.T, bias
+        return gram + ridge * size * torch.eye(self.features).to(gram)
+
+    def solve(self, ridge: float) -> Tensor:
+        """The correction D `[N, K]` of the weight, in float64.
+
+        Raises MethodError for sums that are not finite, and for a system that has no one solution,
+        as one without a ridge may.
+        """
+        damped, product = self.damped(ridge), self.product
+        if self.with_bias:  # solved for by centring: c takes what is left of the means
+            mean = self.feature_sum / max(self.count, 1)
+            product = product - mean[:, None] * self.error_sum
+        if not bool(self.gram.diagonal().any()):  # no features, or nothing but zeros
+            return torch.zeros_like(product).T
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if int(failed):
+            raise MethodError(
+                f"expected features that do not depend on each other, or a ridge above {ridge}"
+            )
+        return torch.cholesky_solve(product, factor).T
+
+    def bias(self, weight: Tensor) -> Tensor:
+        """The best c `[N]` beside the correction `weight` `[N, K]`, float64; zero where there is
+        none."""
+        if not self.with_bias:
+            return torch.zeros_like(self.error_sum)
+        count = max(self.count, 1)
+        return self.error_sum / count - weight @ (self.feature_sum / count)

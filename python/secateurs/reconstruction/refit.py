@@ -3,43 +3,29 @@
 Source: Park, Choi and Kang 2024, "Accurate Retraining-free Pruning for Pretrained Encoder-based
 Language Models" (K-prune), section 4.3: each sub-layer of the pruned model is fitted to the
 residual stream of the dense one, from the first layer upwards, so that errors do not pile up.
-Departures: a ridge that draws the weights to their old values, and the bias is fitted too.
+Departures: a ridge that draws the weights to their old values, the bias is fitted too, and so are
+linears with masks.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from secateurs.architectures.linears import LinearView
-from secateurs.architectures.schema import SubLayer
-from secateurs.architectures.sites import Sites, find_sites
+from secateurs.architectures.kept import LayerKeep
+from secateurs.architectures.linears import LinearView, stacked
+from secateurs.architectures.sites import find_sites
 from secateurs.checks import door
-from secateurs.data.batches import Batch, check_batches, evaluating, shown, unlabelled
+from secateurs.data.batches import Batch, check_batches, evaluating, shown
 from secateurs.errors import MethodError
 from secateurs.masking.masked_model import apply
 from secateurs.plan import SparsityPlan
-from secateurs.reconstruction.layer_calls import LayerCall, input_of, layer_calls, outputs_of
-from secateurs.reconstruction.least_squares import NormalEquations
-
-_LOGGER = logging.getLogger(__name__)
-
-
-@dataclass
-class _Run:
-    """One batch on its way through both models: the call of each layer, which tokens count, and the
-    states in front of the layer at hand, of the dense model and of the pruned one, `[B, T, d]`."""
-
-    calls: list[LayerCall]
-    real: Tensor  # bool [B, T]
-    dense: Tensor
-    pruned: Tensor
+from secateurs.reconstruction.admm import Admm, InputNorm
+from secateurs.reconstruction.walk import Group, Run, Walk, warn_of_few_tokens
 
 
 @door
@@ -53,12 +39,13 @@ def refit(
     progress: bool = True,
 ) -> nn.Module:
     """A copy of `model` whose attention output and FFN output projections were fitted so that,
-    under `plan`, each sub-layer gives what the dense model's residual stream has there.
+    under `plan`, each sub-layer gives what the dense model's residual stream has there. A linear
+    with a mask or levels of its own is fitted too, under them, to what it gives in the dense model.
 
-    No labels, no gradients: one least-squares problem for each sub-layer, bottom-up on the model
-    pruned so far. What the plan removes keeps its values; the plan stays valid for the result, so
-    hand both to `apply`, `convert` or `distill`. The same data give the same weights. A projection
-    that has a mask or levels of its own is left as it is.
+    No labels, no gradients: least squares, bottom-up on the model pruned so far; under a mask or on
+    levels by ADMM (`secateurs.reconstruction.admm`). What the plan removes keeps its values; the
+    plan stays valid for the result, so hand both to `apply`, `convert` or `distill`. The same data
+    give the same weights.
 
     Args:
         model: a transformers model of a supported family; not changed.
@@ -77,119 +64,72 @@ def refit(
     if not ridge >= 0:
         raise MethodError(f"expected a ridge of at least 0, got {ridge}")
     sites, pruned = find_sites(model), apply(model, plan).eval()
-    fitted = copy.deepcopy(model)
+    walk, fitted = Walk(sites, model, pruned), copy.deepcopy(model)
+    fit = _Fit(walk, plan, fitted, ridge)
     with evaluating(model), torch.no_grad():
-        runs = [_start(model, sites, batch) for batch in batches]
+        runs = [walk.start(batch) for batch in batches]
         for index in shown(range(len(sites.layers)), len(sites.layers), "refit", progress):
-            _Fit(sites, plan, index, model, pruned, fitted, ridge).layer(runs)
+            fit.layer(index, runs)
     return fitted
 
 
-def _start(model: nn.Module, sites: Sites, batch: Batch) -> _Run:
-    inputs = unlabelled(batch, model)
-    states, calls = layer_calls(model, sites, inputs)
-    mask = inputs.get("attention_mask")
-    if mask is None or mask.shape != states.shape[:2]:
-        mask = torch.ones(states.shape[:2], device=states.device)
-    return _Run(calls, mask.bool(), states, states)
-
-
+@dataclass(frozen=True)
 class _Fit:
-    """The fit of one layer."""
+    """The fits of one plan."""
 
-    def __init__(
-        self,
-        sites: Sites,
-        plan: SparsityPlan,
-        index: int,
-        dense: nn.Module,
-        pruned: nn.Module,
-        fitted: nn.Module,
-        ridge: float,
-    ) -> None:
-        self.sites, self.index, self.ridge = sites, index, ridge
-        self.keep = sites.keep(plan, index)
-        self.models = (pruned, fitted)
-        self.dense, self.pruned = sites.layer(dense, index), sites.layer(pruned, index)
+    walk: Walk
+    plan: SparsityPlan
+    fitted: nn.Module
+    ridge: float
 
-    def layer(self, runs: list[_Run]) -> None:
-        """Fit both sub-layers, and take the states of all runs through the layer."""
-        attention, ffn = self.sites.architecture.sublayers
-        targets = [self._targets(run) for run in runs]
-        if self._is_fitted(attention, self.keep.attention):
-            self._fit(attention, runs, [target for target, _ in targets])
-        if self._is_fitted(ffn, self.keep.ffn):
-            self._fit(ffn, runs, [target for _, target in targets])
+    def layer(self, index: int, runs: list[Run]) -> None:
+        """Fit what the plan leaves of a layer, and take the states of all runs through it."""
+        keep = self.walk.sites.keep(self.plan, index)
+        stays = (keep.attention, keep.attention, keep.ffn, keep.ffn)
+        for group, kept in zip(self.walk.groups(index), stays, strict=True):
+            linears = tuple(t for t in group.linears if group.is_last or _is_bound(keep, t.role))
+            if kept and linears:
+                self._fit(replace(group, linears=linears), keep, runs)
         for run in runs:
-            run.pruned = run.calls[self.index](self.pruned, run.pruned)
+            self.walk.advance(index, run)
 
-    def _is_fitted(self, sublayer: SubLayer, stays: bool) -> bool:
-        role = sublayer.last.role
-        return stays and role not in self.keep.weights and role not in self.keep.levels
+    def _fit(self, group: Group, keep: LayerKeep, runs: list[Run]) -> None:
+        views = self.walk.views(group)
+        columns = keep.sides(group.linears[0].role)[1].to(views[0].weight.device)
+        sums = self.walk.equations(group, columns)
+        for run in runs:
+            self.walk.add(sums, group, columns, run)
+        warn_of_few_tokens(sums, group)
+        old = stacked([view.weight for view in views])[:, columns].double()
+        best = old + sums.solve(self.ridge)
+        bound = any(_is_bound(keep, linear.role) for linear in group.linears)
+        norm = InputNorm(sums.damped(self.ridge)) if bound else None
+        sizes = [len(view.weight) for view in views]
+        weights = [
+            best_one if norm is None else self._constrained(best_one, norm, keep, view, columns)
+            for view, best_one in zip(views, best.split(sizes), strict=True)
+        ]
+        biases = sums.bias(stacked(weights) - old).split(sizes)
+        for linear, weight, bias in zip(group.linears, weights, biases, strict=True):
+            rows = keep.sides(linear.role)[0].to(columns.device)
+            elements = keep.elements(linear.role).to(columns.device)[:, columns]
+            for model in (self.walk.pruned, self.fitted):
+                own = self.walk.sites.linear(model, group.layer, linear.role)
+                new = torch.where(elements, weight.to(own.weight), own.weight[:, columns])
+                own.weight[:, columns] = new
+                if own.bias is not None:
+                    own.bias.add_((bias * rows).to(own.bias))
 
-    def _targets(self, run: _Run) -> tuple[Tensor, Tensor]:
-        """The residual stream of the dense model behind each sub-layer, before a norm behind it;
-        takes its states through the layer."""
-        attention, ffn = self.sites.architecture.sublayers
-        outputs: list[Tensor] = []
-        with ExitStack() as stack:
-            for sublayer in (attention, ffn):
-                last = self.dense.get_submodule(sublayer.last.path)
-                stack.enter_context(outputs_of(last, outputs.append))
-            behind = run.calls[self.index](self.dense, run.dense)
-        first = run.dense + outputs[0]
-        second = self._in_front_of_ffn(self.dense, first) + outputs[1]
-        run.dense = behind
-        return first, second
+    def _constrained(
+        self, best: Tensor, norm: InputNorm, keep: LayerKeep, view: LinearView, columns: Tensor
+    ) -> Tensor:
+        """The weight under its mask and on its levels that is nearest to `best`, float64."""
+        role = view.linear.role
+        admm = Admm(best, norm)
+        admm.hold(keep.elements(role).to(best.device)[:, columns], keep.levels.get(role))
+        return admm.weight.double()
 
-    def _in_front_of_ffn(self, layer: nn.Module, behind_attention: Tensor) -> Tensor:
-        """The residual input of the FFN."""
-        architecture = self.sites.architecture
-        if architecture.norm_first:
-            return behind_attention
-        norm = layer.get_submodule(architecture.attention.norm)
-        states: Tensor = norm(behind_attention)
-        return states
 
-    def _fit(self, sublayer: SubLayer, runs: list[_Run], targets: list[Tensor]) -> None:
-        view = self._view(self.models[0], sublayer)
-        columns = self.keep.sides(view.linear.role)[1].to(view.weight.device)
-        sums = NormalEquations(
-            int(columns.sum()), len(view.weight), view.bias is not None, view.weight.device
-        )
-        for run, target in zip(runs, targets, strict=True):
-            features, residual = self._features(sublayer, run)
-            errors = target - residual - view.module(features)
-            sums.add(features[run.real][:, columns], errors[run.real])
-        unknowns = int(columns.sum()) + (view.bias is not None)
-        if sums.count < unknowns:
-            _LOGGER.warning(
-                "layers.%d.%s is fitted to %d tokens, fewer than its %d unknowns: only the ridge "
-                "holds it; give more data",
-                self.index,
-                view.linear.role,
-                sums.count,
-                unknowns,
-            )
-        weight, bias = sums.solve(self.ridge)
-        for model in self.models:
-            own = self._view(model, sublayer)
-            own.weight[:, columns] += weight.to(own.weight)
-            if own.bias is not None:
-                own.bias.add_(bias.to(own.bias))
-
-    def _view(self, model: nn.Module, sublayer: SubLayer) -> LinearView:
-        return self.sites.linear(model, self.index, sublayer.last.role)
-
-    def _features(self, sublayer: SubLayer, run: _Run) -> tuple[Tensor, Tensor]:
-        """What the last linear of a sub-layer of the pruned model reads, `[B, T, K]`, and the
-        residual that its output is added to, `[B, T, d]`."""
-        attention = self.sites.architecture.attention
-        call, states = run.calls[self.index], run.pruned
-        last = self.pruned.get_submodule(sublayer.last.path)
-        if sublayer is attention:
-            return input_of(last, lambda: call(self.pruned, states)), states
-        outputs: list[Tensor] = []
-        with outputs_of(self.pruned.get_submodule(attention.last.path), outputs.append):
-            features = input_of(last, lambda: call(self.pruned, states))
-        return features, self._in_front_of_ffn(self.pruned, states + outputs[0])
+def _is_bound(keep: LayerKeep, role: str) -> bool:
+    """Whether a linear has a mask or levels of its own."""
+    return role in keep.weights or role in keep.levels

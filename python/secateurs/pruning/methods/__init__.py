@@ -21,6 +21,7 @@ from secateurs.pruning.methods.admm_pattern import AdmmPatternPruner
 from secateurs.pruning.methods.dsp import DSPPruner
 from secateurs.pruning.methods.gradient import GradientPruner
 from secateurs.pruning.methods.kprune import KPrunePruner
+from secateurs.pruning.methods.layerwise_admm import LayerwiseAdmmPruner
 from secateurs.pruning.methods.magnitude import MagnitudePruner
 from secateurs.pruning.methods.obs import ObsPruner
 from secateurs.pruning.methods.random import RandomPruner
@@ -74,6 +75,11 @@ METHODS: dict[str, Method] = {
         ),
         Method("kprune", KPrunePruner, "units that add little to predictions and to the output"),
         Method("obs", ObsPruner, "units whose part of the output the rest can take over"),
+        Method(
+            "layerwise_admm",
+            LayerwiseAdmmPruner,
+            "weights that others of the same linear make up for best",
+        ),
         Method("dsp", DSPPruner, "a differentiable choice of exactly k heads"),
         Method("voita", VoitaPruner, "heads whose stochastic gates close under an L0 penalty"),
         Method("snip_identity", SnipIdentityPruner, "heads or sub-layers whose outputs stay small"),
