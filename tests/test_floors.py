@@ -18,7 +18,16 @@ PACKAGE = Path(secateurs.__file__).parent
 CSRC = Path(__file__).parents[1] / "csrc"
 
 # Each floor, and the floors it may import; what is on the ground is open to all.
-GROUND = {"errors", "checks", "files", "reading", "lasting", "_cuda_build", "__version__"}
+GROUND = {
+    "errors",
+    "checks",
+    "files",
+    "reading",
+    "lasting",
+    "processes",
+    "_cuda_build",
+    "__version__",
+}
 FLOORS: dict[str, set[str]] = {
     "plan": set(),
     "data": set(),

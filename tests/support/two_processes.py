@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from secateurs.pruning.base import averaged
+from secateurs.processes import averaged
 from secateurs.pruning.session import Session
 from support.training import classifier, trainer
 

@@ -38,14 +38,6 @@ def notes_of(
     return notes if allocator is None else {**notes, "allocator": allocator}
 
 
-def averaged(tensor: Tensor) -> Tensor:
-    """The mean of `tensor` over all processes, so that every one decides alike."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(tensor)
-        tensor /= torch.distributed.get_world_size()
-    return tensor
-
-
 class Pruner:
     """One pruning method. A subclass is one file, one row in METHODS, and fills in what it needs
     of:

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from secateurs.errors import MethodError
+from secateurs.processes import summed, total
 
 
 class NormalEquations:
     """Sums from which a correction of a linear map is solved: find D and c of least
     `sum |e - D f - c|^2 + ridge * mean(diag F^T F) * |D|^2` over features f and errors e.
 
-    The products are computed in the dtype of the features and summed in float64. Sums of several
-    processes add up.
+    The products are computed in the dtype of the features and summed in float64. `gather` adds up
+    those of several processes.
 
     Args:
         features: K, entries of f.
@@ -38,6 +39,12 @@ class NormalEquations:
         self.product += (features.T @ errors).double()
         self.feature_sum += features.sum(0, dtype=torch.float64)
         self.error_sum += errors.sum(0, dtype=torch.float64)
+
+    def gather(self) -> None:
+        """Add up what all processes took in."""
+        for sums in (self.gram, self.feature_sum, self.product, self.error_sum):
+            summed(sums)
+        self.count = int(total(self.count))
 
     def damped(self, ridge: float) -> Tensor:
         """F^T F, of centred features where there is a bias, with the ridge: `[K, K]`, float64. In

@@ -99,6 +99,7 @@ class _Fit:
         sums = self.walk.equations(group, columns)
         for run in runs:
             self.walk.add(sums, group, columns, run)
+        sums.gather()
         warn_of_few_tokens(sums, group)
         old = stacked([view.weight for view in views])[:, columns].double()
         best = old + sums.solve(self.ridge)

@@ -29,6 +29,7 @@ from secateurs.masking.masked_model import apply
 from secateurs.measurement.quality import Shape, fidelity, token_inputs
 from secateurs.measurement.timing import interleave
 from secateurs.plan import SparsityPlan
+from secateurs.processes import from_first
 from secateurs.pruning import METHODS, Budget
 from secateurs.pruning.run import score
 from secateurs.reconstruction import refit
@@ -41,6 +42,7 @@ from secateurs.training.distillation import distill
 EFFORTS = {"quick": 0, "normal": 24, "long": 24}
 """Choices that a search tries beside the first."""
 _JUDGED = 64  # examples, at most, that choices are judged on
+_TRIED = 128  # that each of them is fitted to
 _ROUNDS = 4  # of measuring a result and searching again
 _TOLERANCE = 0.05  # of the time asked for, below which a result is not searched again
 _MARGIN = 0.99  # of the limit, at which to aim: half of all measurements lie above their median
@@ -177,12 +179,13 @@ class Search:
         scores = score(
             model, self._fitted, method=method, budget=both, seed=seed, progress=progress
         )
-        self.table = LatencyTable.measured(model, self.mix, progress=progress)
+        # One process measures while the others wait: all must decide by the same times.
+        self.table = from_first(lambda: LatencyTable.measured(model, self.mix, progress=progress))
         self._choices = Choices(sites, scores, METHODS[method].pruner.cumulative, self.table)
         with evaluating(model), torch.no_grad():
             self._judge = Judge(model, judged)
             self._weights = sensitivities(model, sites, self._judge, progress=progress)
-        self._recover = partial(refit, model, batches=self._fitted, ridge=ridge, progress=False)
+        self._recover = partial(refit, model, ridge=ridge, progress=False)
         self._seconds = time.perf_counter() - start
 
     def meet(self, budget: Budget, effort: str = "quick") -> Compressed:
@@ -193,7 +196,7 @@ class Search:
             self._choices,
             self._weights,
             limit,
-            self._recover,
+            partial(self._recover, batches=first(self._fitted, _TRIED)),
             self._judge,
             EFFORTS[effort],
             self._seed,
@@ -201,7 +204,7 @@ class Search:
         )
         sizes, times = self._found(budget, weights)
         plan = self._choices.plan(sizes)
-        recovered = self._recover(plan)
+        recovered = self._recover(plan, batches=self._fitted)
         if effort == "long":
             recovered = distill(
                 recovered,
@@ -249,7 +252,7 @@ class Search:
                 break
             if tuple(sizes) in tried:
                 break
-            times = tried[tuple(sizes)] = self._timed(choices.plan(sizes))
+            times = tried[tuple(sizes)] = self.timed(choices.plan(sizes))
             allowed = _limit(budget, times.stock)
             if times.ms <= allowed and (met is None or times.ms > met[1].ms):
                 met = sizes, times
@@ -265,9 +268,11 @@ class Search:
             )
         return met
 
-    def _timed(self, plan: SparsityPlan) -> Times:
+    def timed(self, plan: SparsityPlan) -> Times:
         """The times of the model that a plan leaves. Raises MeasurementError for noise."""
-        times = self._times(convert(self._model, plan, tokens=_tokens(self.mix)))
+        times = from_first(
+            lambda: self._times(convert(self._model, plan, tokens=_tokens(self.mix)))
+        )
         if times.spread > _NOISE * times.ms and not self._force:
             raise MeasurementError(
                 f"expected times that can be trusted, got {times.ms:.3g} ms with a spread of "
@@ -319,6 +324,12 @@ def _split(data: list[Batch]) -> tuple[list[Batch], list[Batch]]:
     while len(judged) + 1 < len(data) and sum(map(batch_size, judged)) < wanted:
         judged.append(data[-1 - len(judged)])
     return judged, data[: len(data) - len(judged)]
+
+
+def first(batches: Sequence[Batch], examples: int) -> list[Batch]:
+    """As many of the first batches as hold so many examples, at least one."""
+    sizes = np.cumsum([batch_size(batch) for batch in batches])
+    return list(batches[: int((sizes < examples).sum()) + 1])
 
 
 def _limit(budget: Budget, stock: float) -> float:

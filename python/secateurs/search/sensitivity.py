@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +19,7 @@ from secateurs.errors import MethodError
 from secateurs.masking.masked_model import apply
 from secateurs.measurement.quality import pooled
 from secateurs.plan import SparsityPlan
+from secateurs.processes import summed
 from secateurs.search.choices import Choices, Weights
 from secateurs.search.sizes import Size
 
@@ -41,25 +43,36 @@ class Judge:
         self.batches = [unlabelled(batch, dense) for batch in batches]
         self._dense = [self._output(dense, batch) for batch in self.batches]
         self._has_logits = self._dense[0][1]
+        is_score = self._has_logits and self._dense[0][0].shape[1] == 1
+        self._spread = self._variance() if is_score else 1.0
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> float:
         """The distance of `model`, at least 0. Raises MethodError if it is not finite."""
-        outputs = [self._output(model, batch)[0] for batch in self.batches]
-        wanted = [output for output, _ in self._dense]
-        total = self._distance(outputs, wanted)
-        if not total == total or total == float("inf"):
+        sums = torch.zeros(2, dtype=torch.float64)  # of distances, and how many
+        for batch, (dense, _) in zip(self.batches, self._dense, strict=True):
+            found = self._distances(self._output(model, batch)[0].double(), dense.double())
+            sums += torch.stack([found.sum(), found.new_tensor(len(found))]).cpu()
+        distance, count = map(float, summed(sums))
+        if not math.isfinite(distance):
             raise MethodError("expected finite outputs to compare by, got NaN or infinity")
-        return total
+        return max(0.0, distance / count / self._spread)
 
-    def _distance(self, outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-        given, dense = torch.cat(list(outputs)).double(), torch.cat(list(wanted)).double()
+    def _distances(self, given: Tensor, dense: Tensor) -> Tensor:
+        """The distance of each vector, `[M]`, of `[M, C]`."""
         if not self._has_logits:
-            return float(1 - F.cosine_similarity(given, dense).mean())
+            return 1 - F.cosine_similarity(given, dense)
         if dense.shape[1] == 1:
-            return float((given - dense).square().mean() / dense.var(correction=0).clamp_min(1e-12))
+            return (given - dense).square()[:, 0]
         logs = [rows.log_softmax(1) for rows in (given, dense)]
-        return float((logs[1].exp() * (logs[1] - logs[0])).sum(1).mean())
+        return (logs[1].exp() * (logs[1] - logs[0])).sum(1)
+
+    def _variance(self) -> float:
+        """The variance of the dense model's scores."""
+        scores = torch.cat([output for output, _ in self._dense]).double()
+        moments = torch.stack([scores.sum(), scores.square().sum(), scores.new_tensor(len(scores))])
+        first, second, count = map(float, summed(moments.cpu()))
+        return max(second / count - (first / count) ** 2, 1e-12)
 
     @staticmethod
     @torch.no_grad()

@@ -26,6 +26,7 @@ from secateurs.data.batches import Batch, batch_size, is_label, loss_of, to_devi
 from secateurs.errors import DataError, MethodError
 from secateurs.plan import SparsityPlan
 from secateurs.plan.masks import KeepMask
+from secateurs.processes import summed
 from secateurs.pruning.base import Needs, Pruner
 from secateurs.pruning.gate_gradients import along_a_direction, gate_gradients
 
@@ -70,7 +71,8 @@ class GradientPruner(Pruner):
 
     def end_round(self) -> None:
         self._round += 1
-        self._last = {name: self._importance(total) for name, total in self._sums.items()}
+        sums = {name: summed(total) for name, total in self._sums.items()}
+        self._last = {name: self._importance(total) for name, total in sums.items()}
         self._sums = {}
         if self._round < self.rounds:
             self._gone = self._allocated(self._round / self.rounds)

@@ -29,6 +29,7 @@ from torch import Tensor
 from secateurs.data.batches import Batch, batch_size, main_output, token_weights, unlabelled
 from secateurs.errors import DataError, MethodError
 from secateurs.plan import SparsityPlan
+from secateurs.processes import summed, total
 from secateurs.pruning.activations import reader, units_read
 from secateurs.pruning.base import Needs, Pruner
 from secateurs.pruning.gate_gradients import along_a_direction, gate_gradients
@@ -82,6 +83,13 @@ class KPrunePruner(Pruner):
             squares = gradient.double().square().sum(0).cpu()
             self._squares[name] = self._squares.get(name, 0) + squares
         self._examples += batch_size(inputs)
+
+    def end_round(self) -> None:
+        for name in self._squares:
+            summed(self._squares[name])
+            summed(self._energies[name])
+            self._tokens[name] = int(total(self._tokens[name]))
+        self._examples = int(total(self._examples))
 
     def scores(self) -> Mapping[str, Tensor]:
         if not self._squares:

@@ -105,6 +105,7 @@ class LayerwiseAdmmPruner(Pruner):
         assert self._walk is not None
         assert self._sums is not None
         group = self._groups.pop(0)
+        self._sums.gather()
         self._solve(self._walk, group, self._sums)
         self._sums, self._seen = None, 0
         if self._groups and self._groups[0].layer != group.layer:

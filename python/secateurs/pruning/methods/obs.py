@@ -25,6 +25,7 @@ from torch import Tensor
 
 from secateurs.data.batches import Batch, evaluating, run, unlabelled
 from secateurs.errors import DataError, MethodError
+from secateurs.processes import summed, total
 from secateurs.pruning.activations import reader, units_read
 from secateurs.pruning.base import Needs, Pruner
 
@@ -62,6 +63,10 @@ class ObsPruner(Pruner):
         ):
             run(self.model, inputs)
 
+    def end_round(self) -> None:
+        for moments in self._moments.values():
+            moments.gather()
+
     def scores(self) -> Mapping[str, Tensor]:
         if not self._moments:
             raise DataError("obs expects calibration batches, got none")
@@ -94,6 +99,13 @@ class Moments:
         self.count += len(vectors)
         self.total = total if self.total is None else self.total + total
         self.products = products if self.products is None else self.products + products
+
+    def gather(self) -> None:
+        """Add up what all processes took in."""
+        if self.total is not None and self.products is not None:
+            summed(self.total)
+            summed(self.products)
+            self.count = int(total(self.count))
 
     def covariance(self, centred: bool) -> Tensor:
         """The mean outer product `[K, K]`, of the deviations from the mean if `centred`."""

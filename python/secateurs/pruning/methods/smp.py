@@ -58,6 +58,7 @@ from secateurs.data.batches import (
 from secateurs.errors import BudgetError, CheckpointError, DataError, MethodError
 from secateurs.files import written_whole
 from secateurs.masking.gates import Gates
+from secateurs.processes import summed, total
 from secateurs.pruning.allocation.budget import Budget
 from secateurs.pruning.allocation.per_layer import PerLayer
 from secateurs.pruning.allocation.units import kept_heads
@@ -322,6 +323,8 @@ class SMPPruner(Pruner):
         self._round += 1
         if self._round < self.rounds:
             self._training.check()
+        elif self._sums is not None:
+            self._sums, self._examples = summed(self._sums), int(total(self._examples))
 
     def scores(self) -> Mapping[str, Tensor]:
         if self._sums is None:

@@ -45,7 +45,8 @@ from secateurs.errors import MethodError
 from secateurs.masking.gates import Gates
 from secateurs.plan import HeadMask, ModuleMask, SparsityPlan
 from secateurs.plan.masks import KeepMask
-from secateurs.pruning.base import Needs, Pruner, averaged
+from secateurs.processes import averaged
+from secateurs.pruning.base import Needs, Pruner
 from secateurs.pruning.schedules import Schedule
 
 ESTIMATORS = ("l2", "linf", "rel")

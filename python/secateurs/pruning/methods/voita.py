@@ -29,9 +29,10 @@ from torch import Tensor, nn
 from secateurs.architectures.sites import Sites
 from secateurs.errors import MethodError
 from secateurs.masking.gates import Gates
+from secateurs.processes import averaged
 from secateurs.pruning.allocation.budget import Budget
 from secateurs.pruning.allocation.units import kept_heads
-from secateurs.pruning.base import Needs, Pruner, averaged
+from secateurs.pruning.base import Needs, Pruner
 
 BETA, GAMMA, ZETA = 0.33, -0.1, 1.1
 
