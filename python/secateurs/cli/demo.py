@@ -1,7 +1,7 @@
-"""The whole way on a real model: prune, recover, convert, measure, save, reload, compare.
+"""The whole way on a real model: prune to a time, re-fit, convert, measure, save, reload, compare.
 
-all-MiniLM-L6-v2 learns from the first part of a novel to do without some of its heads and neurons,
-and is judged on sentences of the last part, which it has not seen.
+all-MiniLM-L6-v2 is made several times as fast by sentences from the first part of a novel, without
+labels or training, and is judged on sentences of the last part, which it has not seen.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ from torch import nn
 
 from secateurs.architectures.sites import find_sites
 from secateurs.cli import pictures, tables
-from secateurs.conversion.builder import convert
 from secateurs.data.text import batches, read_text
 from secateurs.errors import DataError, SecateursError
 from secateurs.masking.masked_model import apply
 from secateurs.measurement.environment import env_report
 from secateurs.measurement.quality import Shape, fidelity, speed, token_inputs
 from secateurs.measurement.timing import max_relative_difference
-from secateurs.pruning import prune
+from secateurs.pruning import Budget
+from secateurs.search import Search
 from secateurs.storage.checkpoint import load, save
 from secateurs.storage.model_folders import open_model, open_tokenizer
-from secateurs.training.distillation import distill
 
 MODEL = "all-MiniLM-L6-v2"
 MAX_LENGTH = 128
@@ -46,17 +45,17 @@ MAX_DIFFERENCE = 1e-4
 class Settings:
     """How much is removed, and how long each part may take."""
 
-    budget: str = "heads=0.33,neurons=0.33"
-    calibration: int = 256
-    """Sentences that decide what goes."""
-    steps: int = 300
-    lr: float = 1e-3
+    speedup: float = 4.0
+    """Over the model as transformers runs it, at the first of the shapes."""
+    calibration: int = 512
+    """Sentences that decide what goes, and that the rest is fitted to."""
+    effort: str = "quick"
     held_out: int = 400
-    shapes: tuple[Shape, ...] = ((1, 32), (8, 128), (32, 128))
+    shapes: tuple[Shape, ...] = ((8, 128), (1, 32), (32, 128))
     min_time: float = 4.0
 
 
-QUICK = Settings(calibration=64, steps=20, held_out=100, shapes=((1, 32), (8, 128)), min_time=1.0)
+QUICK = Settings(calibration=96, held_out=100, shapes=((8, 128), (1, 32)), min_time=1.0)
 
 
 def run(
@@ -83,24 +82,18 @@ def run(
         sample = random.Random(0).sample(seen, settings.calibration)
         held_out = batches(tokenizer, unseen, 32, MAX_LENGTH)
     sites = find_sites(dense)
-    with clock.step(f"decide what goes ({settings.budget})"):
-        calibration = batches(tokenizer, sample, 32, MAX_LENGTH)
-        plan = prune(
-            dense,
-            calibration,
-            method="gradient",
-            budget=settings.budget,
-            normalize="none",
-            progress=progress,
+    with clock.step("time what each size of a layer takes, and what its loss would do"):
+        calibration = batches(tokenizer, sample, 16, MAX_LENGTH)
+        # The demo goes on where other work disturbs it: its measured rows tell how much.
+        search = Search(
+            dense, calibration, shapes=settings.shapes[:1], force=True, progress=progress
         )
+    with clock.step(f"find what makes it {settings.speedup:g} times as fast, and fit the rest"):
+        found = search.meet(Budget(speedup=settings.speedup), settings.effort)
+        plan, fast = found.plan, found.model
+    with clock.step("compare with the masked model"):
         before = fidelity(dense, apply(dense, plan), held_out)
-    with clock.step(f"let the rest recover ({settings.steps} steps of distillation)"):
-        training = batches(tokenizer, seen, 16, MAX_LENGTH)
-        recovered = distill(
-            dense, plan, training, steps=settings.steps, lr=settings.lr, progress=progress
-        )
-    with clock.step("convert, and compare with the masked model"):
-        masked, fast = apply(recovered, plan), convert(recovered, plan)
+        masked = apply(found.recovered, plan)
         difference = _difference(
             fast, masked, [*held_out, *(token_inputs(dense, s) for s in settings.shapes)]
         )
@@ -137,7 +130,10 @@ def run(
     }
     tables.write_json(out / "report.json", result)
     pictures.draw(
-        out / "report.png", f"{MODEL}, {settings.budget} removed", _points(result), result["layers"]
+        out / "report.png",
+        f"{MODEL}, {settings.speedup:g} times as fast",
+        _points(result),
+        result["layers"],
     )
     return result
 
@@ -147,7 +143,7 @@ def summary(result: dict[str, Any]) -> str:
     cosine, size = result["cosine"]["mean"], result["bytes"]
     checks = {
         "cosine to the dense model, unseen text": f"{cosine:.4f}",
-        "the same before recovery": f"{result['cosine_pruned']['mean']:.4f}",
+        "the same before the re-fit": f"{result['cosine_pruned']['mean']:.4f}",
         "converted against masked, at most": f"{result['max_relative_difference']:.1e}",
         "reloaded in a new process": "identical" if result["reload_identical"] else "DIFFERENT",
         "weights on disk": f"{size['dense'] / 1e6:.1f} MB -> {size['pruned'] / 1e6:.1f} MB",
@@ -216,7 +212,7 @@ def _points(result: dict[str, Any]) -> list[tuple[str, float, float]]:
         ("dense", 1.0, 1.0),
         ("masked", speedups["masked"], after),
         ("converted", speedups["converted"], after),
-        ("before recovery", speedups["converted"], before),
+        ("before the re-fit", speedups["converted"], before),
     ]
 
 

@@ -43,9 +43,9 @@ EFFORTS = {"quick": 0, "normal": 24, "long": 24}
 """Choices that a search tries beside the first."""
 _JUDGED = 64  # examples, at most, that choices are judged on
 _TRIED = 128  # that each of them is fitted to
-_ROUNDS = 4  # of measuring a result and searching again
 _TOLERANCE = 0.05  # of the time asked for, below which a result is not searched again
-_MARGIN = 0.99  # of the limit, at which to aim: half of all measurements lie above their median
+# Of the limit, at which to aim, round by round: half of all measurements lie above their median.
+_MARGINS = (0.99, 0.98, 0.96, 0.94, 0.92)
 _REPEATS, _SECONDS = 11, 2.0  # of measuring a result at one shape, at least
 _STEPS, _RATE = 300, 3e-4  # of distillation
 _NOISE = 0.5  # spread of a measurement, over its median, that says nothing any more
@@ -191,7 +191,7 @@ class Search:
     def meet(self, budget: Budget, effort: str = "quick") -> Compressed:
         """What meets a budget of time. Raises as `compress`."""
         start = time.perf_counter()
-        limit = _MARGIN * _limit(budget, self.table.stock)
+        limit = _MARGINS[0] * _limit(budget, self.table.stock)
         weights = improved(
             self._choices,
             self._weights,
@@ -242,9 +242,9 @@ class Search:
         choices, table = self._choices, self.table
         ratio, met = 1.0, None
         tried: dict[tuple[Size, ...], Times] = {}
-        for _ in range(_ROUNDS):
+        for margin in _MARGINS:
             try:
-                limit = _MARGIN * _limit(budget, table.stock) / ratio
+                limit = margin * _limit(budget, table.stock) / ratio
                 sizes = choices.of_least_error(limit, weights)
             except BudgetError:
                 if not tried:
