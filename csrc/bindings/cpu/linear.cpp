@@ -6,6 +6,7 @@ namespace secateurs::bindings {
 namespace {
 
 using cpu::BlockSparseLinear;
+using cpu::Int8Linear;
 using cpu::LibraryLinear;
 using cpu::PatternLinear;
 
@@ -50,6 +51,27 @@ Call<BlockSparseLinear<T>> block_sparse_call(const Arguments& arguments) {
   const C call = arguments.fill(fields);
   check_sizes(call);
   check_blocks<T>(call.n, call.k, call.rows, call.bk, call.bn);
+  return call;
+}
+
+template <class T>
+Call<Int8Linear<T>> int8_call(const Arguments& arguments) {
+  using C = Call<Int8Linear<T>>;
+  static const Fields fields(joined(linear_fields<C>(), std::array{
+                                                            field<C, &C::scales>("scales"),
+                                                            field<C, &C::indptr>("indptr"),
+                                                            field<C, &C::indices>("indices"),
+                                                            field<C, &C::rows>("rows"),
+                                                            field<C, &C::bk>("bk"),
+                                                            field<C, &C::bn>("bn"),
+                                                        }));
+  const C call = arguments.fill(fields);
+  check_sizes(call);
+  check_blocks<float>(call.n, call.k, call.rows, call.bk, call.bn);
+  if (call.bk % 32 || (call.bk > 32 && call.bk % 64 && call.bk < call.k))
+    throw std::invalid_argument(
+        "expected blocks of 32, of a multiple of 64, or of all inputs, got " +
+        std::to_string(call.bk));
   return call;
 }
 
@@ -123,6 +145,20 @@ py::object block_sparse_linear(const Arguments& arguments) {
   });
 }
 
+py::object int8_linear(const Arguments& arguments) {
+  return on_dtype(arguments, [&](auto element) {
+    using T = decltype(element);
+    const auto call = int8_call<T>(arguments);
+    const cpu::Kernels& chosen = kernels(call.isa);
+    const py::gil_scoped_release released;
+    if constexpr (std::is_same_v<T, float>)
+      chosen.int8_linear(call);
+    else
+      chosen.int8_linear_bf16(call);
+    return chosen.name;
+  });
+}
+
 py::object pattern_linear(const Arguments& arguments) {
   return on_dtype(arguments, [&](auto element) {
     using T = decltype(element);
@@ -161,6 +197,7 @@ int pattern_together(int isa, int dtype) {
 void register_linear(py::module_& m) {
   def<block_sparse_linear>(m, "block_sparse_linear",
                            "Runs BlockSparseLinear of csrc/cpu/problems.h.");
+  def<int8_linear>(m, "int8_linear", "Runs Int8Linear of csrc/cpu/problems.h.");
   def<pattern_linear>(m, "pattern_linear", "Runs PatternLinear of csrc/cpu/problems.h.");
   def<library_linear>(m, "library_linear", "Runs LibraryLinear of csrc/cpu/problems.h.");
   m.def("pattern_together", &pattern_together, py::arg("isa"), py::arg("dtype"),
