@@ -26,7 +26,8 @@ def remake(model: nn.Module) -> nn.Module:
     templates = [
         stock_husk(layers[i], conversion.husks[i], sites.architecture, True) for i in numbers
     ]
-    rebuild(model, templates, sites, plan, compact, FormPicker(tokens=conversion.tokens))
+    picker = FormPicker(tokens=conversion.tokens, precision=conversion.precision)
+    rebuild(model, templates, sites, plan, compact, picker)
     made = model.get_submodule(sites.path)
     for i, layer in enumerate(layers):
         made[i] = layer.become(made[i])  # type: ignore[index, operator]
@@ -35,29 +36,31 @@ def remake(model: nn.Module) -> nn.Module:
 
 def compact_linears(layer: Layer, keep: LayerKeep) -> dict[str, CompactLinear]:
     """The linears of a converted layer by role, as slicing made them: q, k and v apart again."""
-    found: dict[str, tuple[Tensor, Tensor | None]] = {}
+    found: dict[str, tuple[Tensor, Tensor | None, Tensor | None]] = {}
     if isinstance(layer.attention, Attention):
         attention = layer.attention
         sizes = [attention.heads, attention.kv_heads, attention.kv_heads]
         rows = [size * attention.head_dim for size in sizes]
         weights = attention.qkv.dense().split(rows)
-        bias = attention.qkv.bias
-        biases = bias.split(rows) if bias is not None else (None,) * 3
-        for role, weight, part in zip(("query", "key", "value"), weights, biases, strict=True):
-            found[role] = (weight, part)
-        found["output"] = (attention.output.dense(), attention.output.bias)
+        biases, scales = (
+            (None,) * 3 if held is None else held.split(rows)
+            for held in (attention.qkv.bias, getattr(attention.qkv, "scales", None))
+        )
+        parts = zip(weights, biases, scales, strict=True)
+        found |= dict(zip(("query", "key", "value"), parts, strict=True))
+        found["output"] = _whole(attention.output)
     elif isinstance(layer.attention, Constant):
         found["output"] = _no_columns(layer, layer.attention.bias)
     if isinstance(layer.ffn, FeedForward):
         for role in ("gate", "up", "down"):
             linear = getattr(layer.ffn, role)
             if linear is not None:
-                found[role] = (linear.dense(), linear.bias)
+                found[role] = _whole(linear)
     elif isinstance(layer.ffn, Constant):
         found["down"] = _no_columns(layer, layer.ffn.bias)
     return {
-        role: CompactLinear(weight, bias, *compact_blocks(keep, role))
-        for role, (weight, bias) in found.items()
+        role: CompactLinear(weight, bias, *compact_blocks(keep, role), scales)
+        for role, (weight, bias, scales) in found.items()
     }
 
 
@@ -94,6 +97,11 @@ def eps_names(norm: nn.Module) -> list[str]:
     return [name for name in ("eps", "variance_epsilon") if name in vars(norm)]
 
 
-def _no_columns(layer: Layer, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _whole(linear: nn.Module) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Weight, bias and scales of a linear of one role."""
+    return linear.dense(), linear.bias, getattr(linear, "scales", None)
+
+
+def _no_columns(layer: Layer, bias: Tensor | None) -> tuple[Tensor, Tensor | None, None]:
     like = bias if bias is not None else layer.attention_norm.weight
-    return like.new_zeros(len(layer.attention_norm.weight), 0), bias
+    return like.new_zeros(len(layer.attention_norm.weight), 0), bias, None

@@ -27,7 +27,7 @@ class KernelLinear(Part):
 
     def choice(self) -> ops.Choice:
         """Which backend would run this where it is, and why not the others."""
-        x = self.values.new_empty(1, self.shape[1])
+        x = self.values.new_empty(1, self.shape[1], dtype=self.dtype)
         return ops.explain_choice(type(self).operation, x, self.weight, self.bias, self.activation)
 
     def refusal(self) -> str | None:

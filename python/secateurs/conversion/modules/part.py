@@ -3,6 +3,7 @@ own."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -14,5 +15,11 @@ class Part(nn.Module):
 
     def own(self, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         """What is given, in the dtype of the weight."""
+        dtype = self.dtype
+        return tuple(None if x is None else x.to(dtype) for x in given)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
         held = self.values if hasattr(self, "values") else self.weight
-        return tuple(None if x is None else x.to(held.dtype) for x in given)
+        return held.dtype
