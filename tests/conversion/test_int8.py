@@ -121,6 +121,25 @@ def test_explain_tells_the_instruction_set_and_whether_it_has_products_of_bytes(
     assert "in int8: every layer's update is within" in reports[0].reason
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["empty", "uneven", "blocks", "no attention"])
+def test_encoders_run_whole_as_in_parts(name, dtype, batch, monkeypatch):
+    plan = SparsityPlan(PLANS[name])
+    fast = convert(tiny_model("bert").to(dtype), plan, precision="int8")
+    assert {r.action for r in explain(fast) if r.site.endswith(".layer")} == {"one operation"}
+    calls, kernel = [], cpu.kernels.encoder_layer
+    monkeypatch.setattr(
+        cpu.kernels, "encoder_layer", lambda **args: calls.append(kernel(**args)) or calls[-1]
+    )
+    got = answer(fast, batch)
+    assert len(calls) == 3
+    for layer in fast.encoder.layer:
+        layer.whole = None
+    # Its parts may take torch's own norm, of which the last bit decides between two codes.
+    assert relative(answer(fast, batch).float(), got.float()) < 3e-3
+    assert len(calls) == 3
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_levels_of_a_plan_run_as_they_are(bits, batch):
     model = tiny_model("bert")

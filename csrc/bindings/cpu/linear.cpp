@@ -67,11 +67,7 @@ Call<Int8Linear<T>> int8_call(const Arguments& arguments) {
                                                         }));
   const C call = arguments.fill(fields);
   check_sizes(call);
-  check_blocks<float>(call.n, call.k, call.rows, call.bk, call.bn);
-  if (call.bk % 32 || (call.bk > 32 && call.bk % 64 && call.bk < call.k))
-    throw std::invalid_argument(
-        "expected blocks of 32, of a multiple of 64, or of all inputs, got " +
-        std::to_string(call.bk));
+  check_int8_blocks(call.n, call.k, call.rows, call.bk, call.bn);
   return call;
 }
 

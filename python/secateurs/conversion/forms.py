@@ -170,8 +170,8 @@ FORMS: tuple[Form, ...] = (
     Form("dense panels", _panels, whole=True),
     Form("block-sparse", _blocks, whole=True),
     Form("pattern", _pattern),
-    Form("int8 panels", _int8_panels, precision="int8"),
-    Form("int8 block-sparse", _int8_blocks, precision="int8"),
+    Form("int8 panels", _int8_panels, whole=True, precision="int8"),
+    Form("int8 block-sparse", _int8_blocks, whole=True, precision="int8"),
 )
 WITHOUT_BYTE_PRODUCTS = ("avx512", "avx2", "portable")  # of the instruction sets
 PRECISIONS = tuple(sorted({form.precision for form in FORMS if form.precision is not None}))

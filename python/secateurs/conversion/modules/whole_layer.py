@@ -37,7 +37,7 @@ class WholeLayer:
         self._weights = [
             ({} if m is None else m._buffers, name)
             for m in linears
-            for name in ("values", "indptr", "indices", "bias")
+            for name in ("values", "scale_bits", "indptr", "indices", "bias")
         ]
         norms = (attention_norm, ffn_norm)
         self._weights += [(m._parameters, name) for m in norms for name in ("weight", "bias")]

@@ -13,9 +13,11 @@ from secateurs.ops.int8_linear.operands import Operands
 
 
 def _refuse(operands: Operands) -> str | None:
-    x, values, scales, indptr, indices, *_ = operands
-    if (reason := cpu.refuse(x)) is not None:
-        return reason
+    return cpu.refuse(operands.x) or refuse_weight(*operands[1:5])
+
+
+def refuse_weight(values: Tensor, scales: Tensor, indptr: Tensor, indices: Tensor) -> str | None:
+    """Tell why the kernels would not multiply by this weight."""
     if values.shape[2] not in WIDTHS:
         return f"takes blocks of 16, 32 or 64 outputs, got {values.shape[2]}"
     if not all(t.is_contiguous() for t in (values, scales, indptr, indices)):

@@ -36,6 +36,12 @@ def check(operands: Operands) -> None:
     x, values, scales, indptr, indices, *_ = operands
     if x.dim() < 1:
         raise OperandError("expected x [..., K], got a single number")
+    check_weight(x.shape[-1], values, scales, indptr, indices)
+    check_epilogue(operands, scales.shape[0], None, (values, scales, indptr, indices))
+
+
+def check_weight(k: int, values: Tensor, scales: Tensor, indptr: Tensor, indices: Tensor) -> None:
+    """Raise OperandError unless the tensors make a weight of codes of `k` inputs."""
     shapes = [tuple(t.shape) for t in (values, scales, indptr, indices)]
     if [len(shape) for shape in shapes] != [4, 1, 1, 1] or shapes[0][3] != 4:
         raise OperandError(
@@ -48,7 +54,7 @@ def check(operands: Operands) -> None:
         )
     if indptr.dtype != torch.int32 or indices.dtype != torch.int32:
         raise OperandError(f"expected int32 indices, got {indptr.dtype} and {indices.dtype}")
-    k, (n,), rows = x.shape[-1], scales.shape, indptr.shape[0] - 1
+    (n,), rows = scales.shape, indptr.shape[0] - 1
     nnz, bk, bn = values.shape[0], 4 * values.shape[1], values.shape[2]
     if indices.shape[0] != nnz:
         raise OperandError(
@@ -65,13 +71,15 @@ def check(operands: Operands) -> None:
             f"expected blocks of 32 inputs, a multiple of {GROUP} or all {k} filled up to a "
             f"multiple of 32, that divide K = {k}, got {bk}"
         )
-    check_epilogue(operands, n, None, (values, scales, indptr, indices))
 
 
 def flops(operands: Operands) -> int:
     """Count the operations of a call: two for each row of x and each stored entry."""
-    x, values, scales = operands.x, operands.values, operands.scales
-    nnz, quads, bn, _ = values.shape
-    k, bk = x.shape[-1], 4 * quads
-    entries = nnz * bk * bn if bk < k else k * min(nnz * bn, scales.shape[0])
+    x, entries = operands.x, stored(operands.x.shape[-1], operands.values, len(operands.scales))
     return 2 * x.shape[:-1].numel() * entries
+
+
+def stored(k: int, values: Tensor, out_features: int) -> int:
+    """Count the entries of a weight of `out_features` by `k` that its blocks hold."""
+    nnz, quads, bn, _ = values.shape
+    return values.numel() if 4 * quads < k else k * min(nnz * bn, out_features)
