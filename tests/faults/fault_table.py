@@ -34,6 +34,7 @@ ALLOCATION = f"{PRUNING}/allocation"
 KERNELS = "csrc/cpu/kernels"
 ALLOCATORS, CONTRACT = "pruning/test_allocators.py", "pruning/test_pruning.py"
 RANKING, SESSION = "pruning/test_ranking.py", "pruning/test_session.py"
+INT8, CODES = "ops/test_int8_linear.py", "conversion/test_int8.py"
 LINEAR, NORM = "ops/test_block_sparse_linear.py", "ops/test_add_norm.py"
 
 PYTHON = (
@@ -339,6 +340,45 @@ PYTHON += (
     *_in(
         f"{CONVERSION}/forms.py",
         ("whole += [made.name] if form.whole else []", "pass", "conversion/test_whole_layer.py"),
+        (
+            "row_scales(weight) if part.scales is None else part.scales",
+            "row_scales(weight) * 2",
+            f"{CODES} -k identical",
+        ),
+        ("levels.scale, dtype", "2 * levels.scale, dtype", f"{CODES} -k levels"),
+        ("if form.precision != precision:", "if False:", CODES),
+    ),
+    *_in(
+        "python/secateurs/formats/int8_block_sparse.py",
+        (
+            "nn.functional.pad(values, (0, 0, 0, -values.shape[1] % HALF_GROUP))",
+            "values",
+            "formats/test_int8_block_sparse.py",
+        ),
+        (
+            "scales >= torch.finfo(torch.float32).tiny",
+            "scales > 0",
+            "formats/test_int8_block_sparse.py -k next_to_nothing",
+        ),
+        (
+            "keep = BlockSparseWeight.pack(weight, None, block).keep()",
+            "pass",
+            "formats/test_int8_block_sparse.py -k small_weights",
+        ),
+    ),
+    *_in(
+        "python/secateurs/ops/int8_linear/reference.py",
+        ("scale.isnan() & stored[:, group].any(1)", "scale.isnan()", f"{INT8} -k reference"),
+        ("(smooth - smooth.detach())", "0", f"{INT8} -k gradients"),
+    ),
+    *_in(
+        f"{CONVERSION}/modules/int8_linear.py",
+        ("weight.scales.view(torch.int32)", "weight.scales", f"{CODES} -k cast"),
+    ),
+    *_in(
+        "python/secateurs/storage/layer_reader.py",
+        ("if codes.numel() and int(codes.min()) < -TOP:", "if False:", f"{CODES} -k altered"),
+        ("float(scales.min()) <= 0", "False", f"{CODES} -k altered"),
     ),
 )
 
@@ -371,9 +411,27 @@ CPU = (
          f"{LINEAR} -k activation_accuracy"),
     ),
     *_in(
-        f"{KERNELS}/linear/block_sparse_linear.h",
+        f"{KERNELS}/linear/solver.h",
         ("words - w0 < depth ? words : w0 + depth", "w0 + depth - 1",
          f"{LINEAR} -k chunks_of_inputs"),
+    ),
+    *_in(
+        f"{KERNELS}/linear/int8_product.h",
+        ("p.index[b] * p.depth + done == word + half_words", "true", f"{INT8} -k any_number_of_rows"),
+        ("about[i].start[both ? 2 : second]", "about[i].start[both ? 2 : 0]",
+         f"{INT8} -k whole_numbers"),
+        ("about.scale = top <= 1 ? 0 : __builtin_nanf(\"\");", "about.scale = 0;", f"{INT8} -k bad_input"),
+        ("set1(127 / top)", "set1(126 / top)", f"{INT8} -k whole_numbers"),
+        ("p.depth ? p.blocks : 0", "p.depth ? p.blocks - 1 : 0", f"{INT8} -k packed_dense"),
+    ),
+    *_in(
+        "csrc/cpu/vectors/avx2.h",
+        ("_mm256_add_epi32(sum.v, _mm256_madd_epi16(w02, x02))",
+         "_mm256_adds_epi16(sum.v, _mm256_madd_epi16(w02, x02))", f"{INT8} -k saturate"),
+    ),
+    *_in(
+        "csrc/cpu/encoder_layer.cpp",
+        ("problem.scales = w.scales;", "problem.scales = w.scales + 1;", "ops/test_int8_layer.py -k parts"),
     ),
     *_in(
         f"{KERNELS}/attention/head.h",
