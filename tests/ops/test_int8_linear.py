@@ -142,6 +142,15 @@ def test_one_bad_input_shows_in_its_row_alone(isa, dtype, bad, m):
 
 
 def test_pruned_block_ignores_infinity(isa):
+    assert_pruned_block_ignores_infinity()
+
+
+def test_the_reference_ignores_infinity_where_a_block_is_pruned():
+    with use_backend("reference"):
+        assert_pruned_block_ignores_infinity()
+
+
+def assert_pruned_block_ignores_infinity():
     weight = code_weight(64, 256, (32, 64), 1.0)
     weight.values, weight.indices = weight.values[[0, 5]], weight.indices[[0, 5]]
     weight.indptr = torch.tensor([0, 1, 2], dtype=torch.int32)

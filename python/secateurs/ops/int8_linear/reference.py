@@ -23,7 +23,7 @@ def int8_linear(operands: Operands) -> Tensor:
     for k0 in range(0, x.shape[-1], GROUP):
         group = slice(k0, k0 + GROUP)
         rounded, scale = quantise(x.detach()[..., group].to(exact))
-        product = product + F.linear(rounded, codes[:, group].to(exact)) * scale
+        product = product + F.linear(rounded, codes[:, group].to(exact)) * scale.nan_to_num(0.0)
         # A pruned block ignores what it would have met.
         product = product.masked_fill(scale.isnan() & stored[:, group].any(1), torch.nan)
     product = product * scales
