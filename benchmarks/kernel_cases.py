@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from secateurs import ops
-from secateurs.formats import BlockSparseWeight, LibraryWeight, VectorWeight
+from secateurs.formats import BlockSparseWeight, Int8Weight, LibraryWeight, VectorWeight
 from secateurs.plan.attention_rules import BlockLayout, Global, Local, layout
 from secateurs.plan.weight_patterns import Library, TwoFour, VectorNM
 
@@ -27,6 +27,8 @@ LINEAR_SHAPES = (  # M, K, N
     (1024, 384, 1536),
     (1024, 1536, 384),
 )
+INT8_SHAPES = ((1024, 384, 1536), (1024, 1536, 384), (1024, 768, 3072), (128, 768, 3072))
+FLOATS = (torch.float32, torch.bfloat16)  # of our own kernels beside those of codes
 # 50 % of the weights stay; (n, m, outputs that share the choice).
 VECTOR_PATTERNS = ((2, 4, 32), (2, 4, 16), (4, 8, 32), (8, 16, 32), (1, 4, 32))
 DECODE_SHAPES = ((1, 3072, 3072), (2, 3072, 3072), (4, 3072, 3072), (16, 3072, 3072))
@@ -77,6 +79,45 @@ def linear_cases(options: argparse.Namespace) -> Iterator[Case]:
                 ours=lambda x=x, p=packed: ops.block_sparse_linear(x, p),
                 peers=dict(_linear_peers(x, weight)),
                 truth=x.double() @ weight.double().T,
+                probe=x,
+                flops=2.0 * m * k * n * density,
+                nbytes=float(packed.values.nbytes + x.nbytes + m * n * x.element_size()),
+            )
+
+
+def int8_cases(options: argparse.Namespace) -> Iterator[Case]:
+    """Codes of 8 bits; our own kernels of floats, on the same blocks, are among the peers."""
+    block = options.block
+    for shape in options.shapes or INT8_SHAPES:
+        m, k, n = shape
+        torch.manual_seed(0)
+        x = torch.randn(m, k, dtype=options.dtype, device=options.device)
+        dense = torch.randn(n, k, dtype=options.dtype, device=options.device) / k**0.5
+        for density in options.densities:
+            keep = _random_blocks(n // block[0], k // block[1], density).to(options.device)
+            weight = dense * keep.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+            if density < 1:
+                packed = Int8Weight.pack(dense, keep, block)
+                floats = [BlockSparseWeight.pack(weight.to(d), keep, block) for d in FLOATS]
+            else:
+                packed = Int8Weight.pack_dense(dense)
+                floats = [BlockSparseWeight.pack_dense(weight.to(d)) for d in FLOATS]
+            full, low = x.float(), x.bfloat16()
+            with ops.use_backend("reference"):
+                truth = ops.int8_linear(x, packed).double()
+            yield Case(
+                op="int8_linear",
+                shape=shape,
+                density=density,
+                block=packed.block,
+                backend=ops.explain_choice(ops.int8_linear, x, packed).backend,
+                ours=lambda x=x, p=packed: ops.int8_linear(x, p),
+                peers={
+                    **dict(_linear_peers(x, weight)),
+                    "ours fp32": lambda x=full, p=floats[0]: ops.block_sparse_linear(x, p),
+                    "ours bf16": lambda x=low, p=floats[1]: ops.block_sparse_linear(x, p),
+                },
+                truth=truth,
                 probe=x,
                 flops=2.0 * m * k * n * density,
                 nbytes=float(packed.values.nbytes + x.nbytes + m * n * x.element_size()),
@@ -290,6 +331,7 @@ def _random_pattern(heads: int, rows: int, density: float, block: int = 64) -> B
 
 CASES = {
     "block_sparse_linear": linear_cases,
+    "int8_linear": int8_cases,
     "pattern_linear": vector_cases,
     "library": library_cases,
     "add_norm": norm_cases,

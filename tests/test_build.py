@@ -28,7 +28,9 @@ def test_build_records_where_it_comes_from():
     assert info["compiler"]
     assert "portable" in info["isas"]
     if platform.machine() == "x86_64":
-        assert info["isas"] == ["amx", "avx512_bf16", "avx512", "avx2", "portable"]
+        assert info["isas"] == [
+            "amx", "avx512_bf16", "avx512_vnni", "avx512", "avx_vnni", "avx2", "portable",
+        ]  # fmt: skip
 
 
 def test_cpu_module_brings_neither_torch_nor_a_runtime_of_its_own():

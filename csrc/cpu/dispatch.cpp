@@ -20,8 +20,18 @@ namespace avx2 {
 extern const Kernels kernels;
 }
 #endif
+#ifdef SECATEURS_HAS_avx_vnni
+namespace avx_vnni {
+extern const Kernels kernels;
+}
+#endif
 #ifdef SECATEURS_HAS_avx512
 namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+#ifdef SECATEURS_HAS_avx512_vnni
+namespace avx512_vnni {
 extern const Kernels kernels;
 }
 #endif
@@ -39,7 +49,8 @@ extern const Kernels kernels;
 namespace {
 
 struct Features {
-  bool avx2 = false, avx512 = false, avx512_bf16 = false, amx = false;
+  bool avx2 = false, avx_vnni = false, avx512 = false, avx512_vnni = false, avx512_bf16 = false,
+       amx = false;
 };
 
 #if defined(__x86_64__)
@@ -71,10 +82,13 @@ Features detect() {
   const std::uint64_t saved = saved_state();
   const auto saves = [&](std::uint64_t mask) { return (saved & mask) == mask; };
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return f;
-  const unsigned d70 = d;
+  const unsigned c70 = c, d70 = d;
   f.avx2 = fma && bit(b, 5) && saves(0x6);
   f.avx512 = f.avx2 && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31) && saves(0xe6);
-  f.avx512_bf16 = f.avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 5);
+  f.avx512_vnni = f.avx512 && bit(c70, 11);
+  const bool more = __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0;
+  f.avx_vnni = f.avx2 && more && bit(a, 4);
+  f.avx512_bf16 = f.avx512_vnni && more && bit(a, 5);
   f.amx = f.avx512_bf16 && bit(d70, 22) && bit(d70, 24) && saves(0x600e6) && tiles_permitted();
   return f;
 }
@@ -97,8 +111,14 @@ const std::vector<Isa>& isas() {
 #ifdef SECATEURS_HAS_avx512_bf16
         {&avx512_bf16::kernels, cpu.avx512_bf16},
 #endif
+#ifdef SECATEURS_HAS_avx512_vnni
+        {&avx512_vnni::kernels, cpu.avx512_vnni},
+#endif
 #ifdef SECATEURS_HAS_avx512
         {&avx512::kernels, cpu.avx512},
+#endif
+#ifdef SECATEURS_HAS_avx_vnni
+        {&avx_vnni::kernels, cpu.avx_vnni},
 #endif
 #ifdef SECATEURS_HAS_avx2
         {&avx2::kernels, cpu.avx2},

@@ -16,6 +16,8 @@ constexpr std::int64_t tokens_together = 1024;
 
 void run(const Kernels& k, const BlockSparseLinear<float>& p) { k.block_sparse_linear(p); }
 void run(const Kernels& k, const BlockSparseLinear<bf16>& p) { k.block_sparse_linear_bf16(p); }
+void run(const Kernels& k, const Int8Linear<float>& p) { k.int8_linear(p); }
+void run(const Kernels& k, const Int8Linear<bf16>& p) { k.int8_linear_bf16(p); }
 void run(const Kernels& k, const Attention<float>& p) { k.attention(p); }
 void run(const Kernels& k, const Attention<bf16>& p) { k.attention_bf16(p); }
 void run(const Kernels& k, const AddNorm<float>& p) { k.add_norm(p); }
@@ -91,13 +93,24 @@ class Chunk {
 
   Rows<T> linear(Rows<T> x, const PackedLinear<T>& w, Activation activation, Rows<T> residual,
                  T* y) {
-    BlockSparseLinear<T> problem{};
+    if (w.scales) {
+      Int8Linear<T> problem{};
+      problem.scales = w.scales;
+      return linear(problem, x, w, activation, residual, y);
+    }
+    return linear(BlockSparseLinear<T>{}, x, w, activation, residual, y);
+  }
+
+  // The same by a problem that knows what no other kind of linear has.
+  template <class Problem>
+  Rows<T> linear(Problem problem, Rows<T> x, const PackedLinear<T>& w, Activation activation,
+                 Rows<T> residual, T* y) {
     problem.x = x.data;
     problem.x_stride = x.stride;
     problem.m = m_;
     problem.n = w.n;
     problem.k = w.k;
-    problem.values = w.values;
+    problem.values = static_cast<decltype(problem.values)>(w.values);
     problem.indptr = w.indptr;
     problem.indices = w.indices;
     problem.rows = w.rows;

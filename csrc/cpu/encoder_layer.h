@@ -5,10 +5,12 @@
 
 namespace secateurs::cpu {
 
-// x W^T + bias, W [n, k] as in BlockSparseLinear. Without outputs (n = 0): no such product.
+// x W^T + bias, W [n, k] as in BlockSparseLinear, or, where there are scales, as in Int8Linear.
+// Without outputs (n = 0): no such product.
 template <class T>
 struct PackedLinear {
-  const T* values;
+  const void* values;
+  const float* scales;
   const std::int32_t *indptr, *indices;
   std::int64_t n, k, rows, bk, bn;
   const T* bias;

@@ -43,6 +43,28 @@ struct BlockSparseLinear : Linear<T> {
   std::int64_t rows, bk, bn;
 };
 
+// Four codes of 8 bits, of neighbouring inputs: the unit in which products of codes read. Lies
+// anywhere.
+struct Quad {
+  std::uint8_t codes[4];
+};
+
+// Every row of x in groups of as many inputs is rounded to codes of its own scale.
+constexpr std::int64_t scaled_together = 64;
+
+// The same for W [n, k] = scales[n] * codes[n, k], codes in -127 .. 127. Each group of a row of x is
+// rounded to such codes too, products of codes are summed exactly within a group, and these sums,
+// each times the scale of its group, in float in the order of the groups.
+template <class T>
+struct Int8Linear : Linear<T> {
+  const std::uint8_t* values;  // [nnz, bk / 4, bn, 4], codes + 128
+  const float* scales;         // [n]
+  const std::int32_t* indptr;
+  const std::int32_t* indices;
+  // bk is 32, a multiple of 64, or, for blocks of all inputs, k filled up to a multiple of 32.
+  std::int64_t rows, bk, bn;
+};
+
 // The same for a weight in which `v` neighbouring outputs keep the same inputs.
 template <class T>
 struct PatternLinear : Linear<T> {

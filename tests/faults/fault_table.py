@@ -17,6 +17,7 @@ GRADIENT = "pruning/methods/test_gradient.py"
 OBS, KPRUNE = "pruning/methods/test_obs.py", "pruning/methods/test_kprune.py"
 RANKING, SESSION = "pruning/test_ranking.py", "pruning/test_session.py"
 RULED, RULED_LAYERS = "masking/test_ruled_attention.py", "conversion/test_ruled_layers.py"
+INT8, CODES = "ops/test_int8_linear.py", "conversion/test_int8.py"
 
 PYTHON = (
     *faults_in(
@@ -500,6 +501,49 @@ PYTHON += (
     *faults_in(
         f"{CONVERSION}/forms.py",
         ("whole += [made.name] if form.whole else []", "pass", WHOLE),
+        (
+            "row_scales(weight) if part.scales is None else part.scales",
+            "row_scales(weight) * 2",
+            f"{CODES} -k identical",
+        ),
+        ("levels.scale, dtype", "2 * levels.scale, dtype", f"{CODES} -k levels"),
+        ("if form.precision != precision:", "if False:", CODES),
+    ),
+    *faults_in(
+        "python/secateurs/formats/int8_block_sparse.py",
+        (
+            "nn.functional.pad(values, (0, 0, 0, -values.shape[1] % HALF_GROUP))",
+            "values",
+            "formats/test_int8_block_sparse.py",
+        ),
+        (
+            "scales >= torch.finfo(torch.float32).tiny",
+            "scales > 0",
+            "formats/test_int8_block_sparse.py -k next_to_nothing",
+        ),
+        (
+            "keep = BlockSparseWeight.pack(weight, None, block).keep()",
+            "pass",
+            "formats/test_int8_block_sparse.py -k small_weights",
+        ),
+    ),
+    *faults_in(
+        "python/secateurs/ops/int8_linear/reference.py",
+        (
+            "scale.isnan() & stored[:, group].any(1)",
+            "scale.isnan()",
+            f"{INT8} -k reference_ignores",
+        ),
+        ("(smooth - smooth.detach())", "0", f"{INT8} -k gradients"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/modules/int8_linear.py",
+        ("weight.scales.view(torch.int32)", "weight.scales", f"{CODES} -k cast"),
+    ),
+    *faults_in(
+        "python/secateurs/storage/layer_reader.py",
+        ("if codes.numel() and int(codes.min()) < -TOP:", "if False:", f"{CODES} -k altered"),
+        ("float(scales.min()) <= 0", "False", f"{CODES} -k altered"),
     ),
 )
 

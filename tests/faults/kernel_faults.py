@@ -6,6 +6,7 @@ from __future__ import annotations
 from fault import faults_in
 
 KERNELS = "csrc/cpu/kernels"
+INT8 = "ops/test_int8_linear.py"
 LINEAR, NORM = "ops/test_block_sparse_linear.py", "ops/test_add_norm.py"
 
 KERNEL_FAULTS = (
@@ -37,7 +38,7 @@ KERNEL_FAULTS = (
          f"{LINEAR} -k activation_accuracy"),
     ),
     *faults_in(
-        f"{KERNELS}/linear/block_sparse_linear.h",
+        f"{KERNELS}/linear/solver.h",
         ("words - w0 < depth ? words : w0 + depth", "w0 + depth - 1",
          f"{LINEAR} -k chunks_of_inputs"),
     ),
@@ -48,5 +49,23 @@ KERNEL_FAULTS = (
         ("p.v + b * p.v_stride.batch + p.kv_of[h] * p.v_stride.head",
          "p.v + b * p.v_stride.batch + h * p.v_stride.head",
          "ops/test_attention.py -k uneven_heads"),
+    ),
+    *faults_in(
+        f"{KERNELS}/linear/int8_product.h",
+        ("p.index[b] * p.depth + done == word + half_words", "true", f"{INT8} -k any_number_of_rows"),
+        ("about[i].start[both ? 2 : second]", "about[i].start[both ? 2 : 0]",
+         f"{INT8} -k whole_numbers"),
+        ("about.scale = top <= 1 ? 0 : __builtin_nanf(\"\");", "about.scale = 0;", f"{INT8} -k bad_input"),
+        ("set1(127 / top)", "set1(126 / top)", f"{INT8} -k whole_numbers"),
+        ("p.depth ? p.blocks : 0", "p.depth ? p.blocks - 1 : 0", f"{INT8} -k packed_dense"),
+    ),
+    *faults_in(
+        "csrc/cpu/vectors/avx2.h",
+        ("_mm256_add_epi32(sum.v, _mm256_madd_epi16(w02, x02))",
+         "_mm256_adds_epi16(sum.v, _mm256_madd_epi16(w02, x02))", f"{INT8} -k saturate"),
+    ),
+    *faults_in(
+        "csrc/cpu/encoder_layer.cpp",
+        ("problem.scales = w.scales;", "problem.scales = w.scales + 1;", "ops/test_int8_layer.py -k parts"),
     ),
 )  # fmt: skip

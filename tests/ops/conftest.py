@@ -72,3 +72,23 @@ def paired(weight: SimpleNamespace) -> SimpleNamespace:
     for i in range(bk):
         pairs[:, i // 2, :, i % 2] = values[:, i]
     return SimpleNamespace(**{**vars(weight), "values": pairs})
+
+
+def code_weight(
+    n: int, k: int, block: tuple[int, int] | None = None, density: float = 0.5
+) -> SimpleNamespace:
+    """A random weight of codes `[n, k]` and random scales, dense without a `block`, each code as
+    likely as another. Where inputs are filled up, and outputs, codes stand too: nobody is to see
+    them."""
+    bn, bk = block or (32, -(-k // 32) * 32)
+    rows, columns = -(-n // bn), -(-k // bk)
+    keep = torch.rand(rows, columns) < (1 if block is None else density)
+    indptr = torch.zeros(rows + 1, dtype=torch.int32)
+    indptr[1:] = keep.sum(1).cumsum(0)
+    return SimpleNamespace(
+        values=torch.randint(1, 256, (int(keep.sum()), bk // 4, bn, 4), dtype=torch.uint8),
+        scales=(0.5 + torch.rand(n)) / 100,
+        indptr=indptr,
+        indices=keep.nonzero()[:, 1].to(torch.int32),
+        shape=(n, k),
+    )

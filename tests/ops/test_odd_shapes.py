@@ -11,10 +11,11 @@ from support import oracles
 
 from ops import test_add_norm, test_encoder_layer, test_pattern_linear
 from ops import test_block_sparse_linear as linear
+from ops import test_int8_linear as coded
 from ops.attention_check import assert_exact as assert_attention
 from ops.attention_check import qkv
-from ops.conftest import paired, random_weight
-from secateurs.ops import block_sparse_linear
+from ops.conftest import code_weight, paired, random_weight
+from secateurs.ops import block_sparse_linear, int8_linear
 
 
 @pytest.fixture(params=range(4))
@@ -59,6 +60,16 @@ def test_linear(isa, dtype, draw):
     weight, bias = random_weight(16 * rows, bk * columns, (16, bk)), torch.randn(16 * rows)
     for rows in (1, m):  # a single row of whole words is read as it lies
         assert_linear(dtype, torch.randn(rows, bk * columns), weight, bias, "relu")
+
+
+def test_int8_linear(isa, dtype, draw):
+    m, n, k = draw(40, even=True), draw(90), draw(300)
+    for weight in (code_weight(n, k), code_weight(16 * draw(6), 32 * draw(9), (16, 32))):
+        n, k = weight.shape
+        x, *rest = (misplaced(torch.randn(m, size).to(dtype)) for size in (k, n, n))
+        args = (x, weight, torch.randn(n).to(dtype), "gelu", *rest)
+        truth = oracles.int8_linear(*args)
+        assert oracles.relative_error(int8_linear(*args), truth) < coded.TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("rms", [False, True])

@@ -14,7 +14,14 @@ from secateurs.ops._backends import cpu
 from secateurs.ops._core.memory import address, aligned_rows_of, contiguous, rows_of
 from secateurs.ops._core.operands import schema
 
-OPS = ("add_norm", "attention", "block_sparse_linear", "encoder_layer", "pattern_linear")
+OPS = (
+    "add_norm",
+    "attention",
+    "block_sparse_linear",
+    "encoder_layer",
+    "int8_linear",
+    "pattern_linear",
+)
 NORM = dict(
     isa=0, dtype=0, x=0, x_stride=8, m=0, d=8, residual=0, residual_stride=0, weight=0, bias=0,
     eps=1e-5, rms=False, sum=0, y=0, threads=1,

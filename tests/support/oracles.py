@@ -65,6 +65,50 @@ def dense_weight(weight: Any) -> Array:
     return dense[:n, :k]
 
 
+def dense_codes(weight: Any) -> Array:
+    """The codes `[N, K]` of a weight in codes, zeros where no block is stored, expanded one by
+    one."""
+    n, k = weight.shape
+    values = np.asarray(weight.values).astype(np.int64) - 128  # [nnz, bk / 4, bn, 4]
+    indptr, indices = weight.indptr.tolist(), weight.indices.tolist()
+    _, quads, bn, _ = values.shape
+    columns = -(-k // max(4 * quads, 1))
+    codes = np.zeros(((len(indptr) - 1) * bn, columns * 4 * quads), dtype=np.int64)
+    for row in range(len(indptr) - 1):
+        for block in range(indptr[row], indptr[row + 1]):
+            for quad in range(quads):
+                column = indices[block] * 4 * quads + 4 * quad
+                codes[row * bn : (row + 1) * bn, column : column + 4] = values[block, quad]
+    return codes[:n, :k]
+
+
+def int8_linear(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    activation: str = "none",
+    multiplier: Any = None,
+    residual: Any = None,
+) -> Array:
+    """act(x' W^T + bias) * multiplier + residual, x' made of whole multiples, -127 .. 127, of one
+    127th of the largest magnitude of each 64 inputs of a row. What float32 makes of that 127th and
+    of x over it decides ties, so here too it is used for choosing the multiple, and for nothing
+    else."""
+    x = _double(x)
+    near = np.zeros_like(x)
+    for first in range(0, x.shape[-1], 64):
+        group = x[..., first : first + 64]
+        largest = np.abs(group).max(-1, keepdims=True)
+        largest[largest == 0] = 1
+        inverse = (np.float32(127) / largest.astype(np.float32)).astype(np.float32)
+        multiples = np.rint(group.astype(np.float32) * inverse)
+        near[..., first : first + 64] = multiples.astype(np.float64) * (largest / 127)
+    dense = dense_codes(weight) * _double(weight.scales)[:, None]
+    y = activate(activation, near @ dense.T + (0 if bias is None else _double(bias)))
+    y = y if multiplier is None else y * _double(multiplier)
+    return y if residual is None else y + _double(residual)
+
+
 def block_sparse_linear(
     x: Any,
     weight: Any,

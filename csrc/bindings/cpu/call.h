@@ -50,6 +50,16 @@ void check_blocks(std::int64_t n, std::int64_t k, std::int64_t rows, std::int64_
     throw std::invalid_argument("expected blocks of pairs of inputs");
 }
 
+// The same for blocks of codes.
+inline void check_int8_blocks(std::int64_t n, std::int64_t k, std::int64_t rows, std::int64_t bk,
+                              std::int64_t bn) {
+  check_blocks<float>(n, k, rows, bk, bn);
+  if (bk % 32 || (bk > 32 && bk % cpu::scaled_together && bk < k))
+    throw std::invalid_argument(
+        "expected blocks of 32 inputs, of a multiple of 64, or of all of them, got " +
+        std::to_string(bk));
+}
+
 inline void check_heads(const std::int32_t* kv_of, std::int64_t heads, std::int64_t kv_heads) {
   for (std::int64_t h = 0; h < heads; ++h)
     if (kv_of[h] < 0 || kv_of[h] >= kv_heads)

@@ -27,9 +27,12 @@ struct Weights {
 template <class T>
 PackedLinear<T> typed(const PackedLinear<void>& w) {
   if (!w.n) return {};
-  check_blocks<T>(w.n, w.k, w.rows, w.bk, w.bn);
-  return {static_cast<const T*>(w.values), w.indptr, w.indices, w.n, w.k, w.rows, w.bk, w.bn,
-          static_cast<const T*>(w.bias)};
+  if (w.scales)
+    check_int8_blocks(w.n, w.k, w.rows, w.bk, w.bn);
+  else
+    check_blocks<T>(w.n, w.k, w.rows, w.bk, w.bn);
+  return {w.values, w.scales, w.indptr, w.indices, w.n,
+          w.k,      w.rows,   w.bk,     w.bn,      static_cast<const T*>(w.bias)};
 }
 
 template <class T>
@@ -128,10 +131,11 @@ void register_encoder_layer(py::module_& m) {
   using namespace py::literals;
   py::class_<PackedLinear<void>>(m, "PackedLinear")
       .def(py::init<>())
-      .def(py::init([](Address values, Address indptr, Address indices, std::int64_t n,
-                       std::int64_t k, std::int64_t rows, std::int64_t bk, std::int64_t bn,
-                       Address bias) {
+      .def(py::init([](Address values, Address scales, Address indptr, Address indices,
+                       std::int64_t n, std::int64_t k, std::int64_t rows, std::int64_t bk,
+                       std::int64_t bn, Address bias) {
              return PackedLinear<void>{at<const void>(values),
+                                       at<const float>(scales),
                                        at<const std::int32_t>(indptr),
                                        at<const std::int32_t>(indices),
                                        n,
@@ -141,8 +145,8 @@ void register_encoder_layer(py::module_& m) {
                                        bn,
                                        at<const void>(bias)};
            }),
-           py::kw_only(), "values"_a, "indptr"_a, "indices"_a, "n"_a, "k"_a, "rows"_a, "bk"_a,
-           "bn"_a, "bias"_a);
+           py::kw_only(), "values"_a, "scales"_a, "indptr"_a, "indices"_a, "n"_a, "k"_a, "rows"_a,
+           "bk"_a, "bn"_a, "bias"_a);
   py::class_<Norm<void>>(m, "Norm").def(py::init([](Address weight, Address bias, float eps) {
                                           return Norm<void>{at<const void>(weight),
                                                             at<const void>(bias), eps};

@@ -6,6 +6,7 @@ namespace secateurs::bindings {
 namespace {
 
 using cpu::BlockSparseLinear;
+using cpu::Int8Linear;
 using cpu::LibraryLinear;
 using cpu::PatternLinear;
 
@@ -50,6 +51,23 @@ Call<BlockSparseLinear<T>> block_sparse_call(const Arguments& arguments) {
   const C call = arguments.fill(fields);
   check_sizes(call);
   check_blocks<T>(call.n, call.k, call.rows, call.bk, call.bn);
+  return call;
+}
+
+template <class T>
+Call<Int8Linear<T>> int8_call(const Arguments& arguments) {
+  using C = Call<Int8Linear<T>>;
+  static const Fields fields(joined(linear_fields<C>(), std::array{
+                                                            field<C, &C::scales>("scales"),
+                                                            field<C, &C::indptr>("indptr"),
+                                                            field<C, &C::indices>("indices"),
+                                                            field<C, &C::rows>("rows"),
+                                                            field<C, &C::bk>("bk"),
+                                                            field<C, &C::bn>("bn"),
+                                                        }));
+  const C call = arguments.fill(fields);
+  check_sizes(call);
+  check_int8_blocks(call.n, call.k, call.rows, call.bk, call.bn);
   return call;
 }
 
@@ -123,6 +141,20 @@ py::object block_sparse_linear(const Arguments& arguments) {
   });
 }
 
+py::object int8_linear(const Arguments& arguments) {
+  return on_dtype(arguments, [&](auto element) {
+    using T = decltype(element);
+    const auto call = int8_call<T>(arguments);
+    const cpu::Kernels& chosen = kernels(call.isa);
+    const py::gil_scoped_release released;
+    if constexpr (std::is_same_v<T, float>)
+      chosen.int8_linear(call);
+    else
+      chosen.int8_linear_bf16(call);
+    return chosen.name;
+  });
+}
+
 py::object pattern_linear(const Arguments& arguments) {
   return on_dtype(arguments, [&](auto element) {
     using T = decltype(element);
@@ -161,6 +193,7 @@ int pattern_together(int isa, int dtype) {
 void register_linear(py::module_& m) {
   def<block_sparse_linear>(m, "block_sparse_linear",
                            "Runs BlockSparseLinear of csrc/cpu/problems.h.");
+  def<int8_linear>(m, "int8_linear", "Runs Int8Linear of csrc/cpu/problems.h.");
   def<pattern_linear>(m, "pattern_linear", "Runs PatternLinear of csrc/cpu/problems.h.");
   def<library_linear>(m, "library_linear", "Runs LibraryLinear of csrc/cpu/problems.h.");
   m.def("pattern_together", &pattern_together, py::arg("isa"), py::arg("dtype"),

@@ -168,5 +168,56 @@ inline void transpose(F (&r)[8]) {
   }
 }
 
+// 8 whole numbers of 32 bits.
+struct I {
+  // Rows of a tile of two vectors of sums, of which each has a float beside it.
+  static constexpr int tile_rows = 4;
+  __m256i v;
+};
+
+inline I whole(std::int32_t x) { return {_mm256_set1_epi32(x)}; }
+inline I operator+(I a, I b) { return {_mm256_add_epi32(a.v, b.v)}; }
+inline F to_float(I a) { return {_mm256_cvtepi32_ps(a.v)}; }
+// To the nearest, ties to even.
+inline I to_whole(F a) { return {_mm256_cvtps_epi32(a.v)}; }
+inline std::int32_t total(I a) {
+  __m128i x = _mm_add_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+  x = _mm_add_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+inline I max(I a, I b) { return {_mm256_max_epi32(a.v, b.v)}; }
+inline std::int32_t largest(I a) {
+  __m128i x = _mm_max_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+  x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+// What floats are made of.
+inline I bits(F a) { return {_mm256_castps_si256(a.v)}; }
+inline void store(std::int8_t* p, I a) {
+  const __m128i half =
+      _mm_packs_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(half, half));
+}
+inline I load(const Quad* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+inline I repeat(const Quad& x) {
+  // GCC would load a dozen of them into general registers, and spill those.
+  I all;
+  __asm__("vpbroadcastd %1, %0" : "=x"(all.v) : "m"(x));
+  return all;
+}
+// sum[j] += the four products of w[j], without sign, and x[j], with sign.
+inline I dot(I sum, I w, I x) {
+#ifdef __AVXVNNI__
+  return {_mm256_dpbusd_avx_epi32(sum.v, w.v, x.v)};
+#else
+  // In 16 bits, first and third, then second and fourth: a product of bytes would saturate.
+  const __m256i w02 = _mm256_and_si256(w.v, _mm256_set1_epi32(0x00ff00ff));
+  const __m256i x02 = _mm256_srai_epi16(_mm256_slli_epi16(x.v, 8), 8);
+  const __m256i w13 = _mm256_srli_epi16(w.v, 8), x13 = _mm256_srai_epi16(x.v, 8);
+  return {_mm256_add_epi32(_mm256_add_epi32(sum.v, _mm256_madd_epi16(w02, x02)),
+                           _mm256_madd_epi16(w13, x13))};
+#endif
+}
+
 }  // namespace
 }  // namespace secateurs::cpu::SECATEURS_ISA

@@ -154,5 +154,46 @@ inline void transpose(F (&r)[16]) {
   }
 }
 
+// 16 whole numbers of 32 bits.
+struct I {
+  // Rows of a tile of two vectors of sums, of which each has a float beside it.
+  static constexpr int tile_rows = 6;
+  __m512i v;
+};
+
+inline I whole(std::int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline I operator+(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
+// To the nearest, ties to even.
+inline I to_whole(F a) { return {_mm512_cvtps_epi32(a.v)}; }
+inline std::int32_t total(I a) { return _mm512_reduce_add_epi32(a.v); }
+inline I max(I a, I b) { return {_mm512_max_epi32(a.v, b.v)}; }
+inline std::int32_t largest(I a) { return _mm512_reduce_max_epi32(a.v); }
+// What floats are made of.
+inline I bits(F a) { return {_mm512_castps_si512(a.v)}; }
+inline void store(std::int8_t* p, I a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
+inline I load(const Quad* p) { return {_mm512_loadu_si512(p)}; }
+inline I repeat(const Quad& x) {
+  // GCC would load a dozen of them into general registers, and spill those.
+  I all;
+  __asm__("vpbroadcastd %1, %0" : "=v"(all.v) : "m"(x));
+  return all;
+}
+// sum[j] += the four products of w[j], without sign, and x[j], with sign.
+inline I dot(I sum, I w, I x) {
+#ifdef __AVX512VNNI__
+  return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)};
+#else
+  // In 16 bits, first and third, then second and fourth: a product of bytes would saturate.
+  const __m512i w02 = _mm512_and_si512(w.v, _mm512_set1_epi32(0x00ff00ff));
+  const __m512i x02 = _mm512_srai_epi16(_mm512_slli_epi16(x.v, 8), 8);
+  const __m512i w13 = _mm512_srli_epi16(w.v, 8), x13 = _mm512_srai_epi16(x.v, 8);
+  return {_mm512_add_epi32(_mm512_add_epi32(sum.v, _mm512_madd_epi16(w02, x02)),
+                           _mm512_madd_epi16(w13, x13))};
+#endif
+}
+
 }  // namespace
 }  // namespace secateurs::cpu::SECATEURS_ISA

@@ -108,5 +108,54 @@ inline void transpose(F (&r)[4]) {
   for (int j = 0; j < 4; ++j) r[j].v = Floats{a.v[j], b.v[j], c.v[j], d.v[j]};
 }
 
+// 4 whole numbers of 32 bits.
+struct I {
+  // Rows of a tile of two vectors of sums, of which each has a float beside it.
+  static constexpr int tile_rows = 2;
+  Mask v;
+};
+
+inline I whole(std::int32_t x) { return {Mask{x, x, x, x}}; }
+inline I operator+(I a, I b) { return {a.v + b.v}; }
+inline F to_float(I a) { return {__builtin_convertvector(a.v, Floats)}; }
+// To the nearest, ties to even.
+inline I to_whole(F a) {
+  // A product that is rounded here must have been rounded before.
+  __asm__ volatile("" : "+m"(a.v));
+  return {__builtin_convertvector(round(a).v, Mask)};
+}
+inline std::int32_t total(I a) { return a.v[0] + a.v[1] + a.v[2] + a.v[3]; }
+inline I max(I a, I b) {
+  const Mask more = a.v > b.v;
+  return {(a.v & more) | (b.v & ~more)};
+}
+inline std::int32_t largest(I a) {
+  std::int32_t most = a.v[0];
+  for (int i = 1; i < F::width; ++i) most = most < a.v[i] ? a.v[i] : most;
+  return most;
+}
+// What floats are made of.
+inline I bits(F a) { return {(Mask)a.v}; }
+inline void store(std::int8_t* p, I a) {
+  for (int i = 0; i < F::width; ++i) p[i] = static_cast<std::int8_t>(a.v[i]);
+}
+inline I load(const Quad* p) {
+  I x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+inline I repeat(const Quad& x) {
+  std::int32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  return whole(bits);
+}
+// sum[j] += the four products of w[j], without sign, and x[j], with sign.
+inline I dot(I sum, I w, I x) {
+  for (int j = 0; j < F::width; ++j)
+    for (int byte = 0; byte < 4; ++byte)
+      sum.v[j] += (w.v[j] >> 8 * byte & 0xff) * static_cast<std::int8_t>(x.v[j] >> 8 * byte & 0xff);
+  return sum;
+}
+
 }  // namespace
 }  // namespace secateurs::cpu::SECATEURS_ISA

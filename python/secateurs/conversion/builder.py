@@ -16,12 +16,14 @@ from secateurs.architectures.stock import check_stock, forget_recording
 from secateurs.checks import door
 from secateurs.conversion import transformers_attention
 from secateurs.conversion.cost import Costs, FormPicker
+from secateurs.conversion.forms import PRECISIONS
 from secateurs.conversion.inherited import adopt, disown
 from secateurs.conversion.layer_builder import LayerBuilder, fastest
 from secateurs.conversion.modules import husk
 from secateurs.conversion.proof import observe, prove
 from secateurs.conversion.report import Conversion, SiteReport, conversion_of
 from secateurs.conversion.slicing import CompactLinear, slice_linear
+from secateurs.errors import PlanError
 from secateurs.masking.masked_model import check_finite
 from secateurs.plan import SparsityPlan
 
@@ -35,6 +37,7 @@ def convert(
     tokens: int = 256,
     costs: Costs | None = None,
     inplace: bool = False,
+    precision: str | None = None,
 ) -> nn.Module:
     """The model without what `plan` removes, on our kernels; computes what `apply(model, plan)`
     computes.
@@ -49,8 +52,13 @@ def convert(
         plan: made for this model; an empty plan gives a dense model on our kernels.
         tokens: of the calls by which forms are compared.
         costs: what each form costs; by default measured here.
+        precision: "int8": weights of linears in codes of 8 bits with a scale for each output, and
+            in each call what they multiply in such codes with a scale for each token and 64 inputs
+            (`ops.int8_linear`); attention and norms stay in the dtype of the model. None: all do.
 
     Raises:
+        PlanError: `precision` is none of these.
+        BackendError: nothing here runs it: int8 runs on the CPU, in float32 and bfloat16.
         FamilyError: the model is not supported, its layers are not stock, or a converted one does
             not compute what it did; the model is as it was.
         PlanError: the plan does not fit the model, or a weight holds NaN or infinity.
@@ -59,7 +67,9 @@ def convert(
     plan.validate(sites, sites.fingerprint())
     check_finite(model, sites.path)
     check_stock(model, sites)
-    picker = FormPicker(tokens=tokens, costs=costs)
+    if precision is not None and precision not in PRECISIONS:
+        raise PlanError(f"expected precision None or {' or '.join(PRECISIONS)}, got {precision!r}")
+    picker = FormPicker(tokens=tokens, costs=costs, precision=precision)
     if not inplace:
         model = copy.deepcopy(model)
     with _undone_on_error(model, sites):
@@ -68,10 +78,15 @@ def convert(
             {role: slice_linear(sites, model, plan, i, role) for role in shape.linears()}
             for i, shape in enumerate(sites.layers)
         ]
-        templates = [sites.layer(model, i) for i in range(len(sites.layers))]
-        rebuild(model, templates, sites, plan, compact, picker)
-        proof = prove(model, sites, evidence)
-    conversion_of(model).reports.insert(0, SiteReport("layers", "proven", str(proof)))
+        stock = [sites.layer(model, i) for i in range(len(sites.layers))]
+        if precision is not None:
+            # Before it is rounded, the model is held to the tolerance of its dtype.
+            rebuild(model, stock, sites, plan, compact, FormPicker(tokens=tokens, only="torch"))
+            proof = prove(model, sites, evidence)
+        rebuild(model, stock, sites, plan, compact, picker)
+        last = prove(model, sites, evidence, precision)
+    told = str(last) if precision is None else f"{proof}; in {precision}: {last}"
+    conversion_of(model).reports.insert(0, SiteReport("layers", "proven", told))
     return model
 
 
@@ -108,7 +123,8 @@ def rebuild(
 
     `templates` are stock layers that lend their norms and their class.
     """
-    conversion = Conversion(plan, sites, tokens=picker.tokens, husks=[husk(t) for t in templates])
+    husks = [husk(template) for template in templates]
+    conversion = Conversion(plan, sites, [], {}, picker.tokens, picker.precision, husks)
     layers = []
     for i, (template, weights) in enumerate(zip(templates, compact, strict=True)):
         keep = sites.keep(plan, i)

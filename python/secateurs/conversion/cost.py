@@ -168,6 +168,8 @@ class FormPicker:
 
     Args:
         fixed: form by site, as an earlier conversion on this machine picked it.
+        precision: of the forms to pick from, one of `forms.PRECISIONS`; None: that of the dtype.
+        only: the form that every linear takes.
     """
 
     def __init__(
@@ -176,10 +178,13 @@ class FormPicker:
         tokens: int = 256,
         costs: Costs | None = None,
         fixed: Mapping[str, str] | None = None,
+        precision: str | None = None,
+        only: str | None = None,
     ) -> None:
         if tokens < 1:
             raise PlanError(f"expected at least one token, got {tokens}")
         self.tokens, self.fixed = tokens, fixed or {}
+        self.precision, self.only = precision, only
         self._costs = costs
 
     def pick(
@@ -193,10 +198,17 @@ class FormPicker:
         """Pick one of `forms` of a linear, or one `among` them if given. Return its name and the
         reason."""
         among = among or forms.keys()
+        if self.only is not None:
+            return self.only, ""
         if len(forms) == 1:
             return next(iter(forms)), ""
         if self.fixed.get(site) in among:
             return self.fixed[site], "as picked when it was converted on this machine"
+        if "int8 block-sparse" in forms:
+            # Absent blocks cost the kernel nothing: from few of them on it wins.
+            below = forms["int8 block-sparse"].weight.density <= BLOCK_BREAK_EVEN
+            told = f"the usual break-even is {BLOCK_BREAK_EVEN}"
+            return ("int8 block-sparse" if below else "int8 panels"), told
         weight, sparse = forms["torch"].weight, forms.get("block-sparse")
         if weight.numel() < MEASURED_FROM:
             dense = "dense panels" if "dense panels" in among else "torch"

@@ -13,15 +13,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from secateurs import ops
 from secateurs.architectures.kept import LayerKeep
 from secateurs.architectures.linears import stacked
-from secateurs.conversion.modules import DenseLinear, PackedLinear, PatternLinear
+from secateurs.conversion.modules import DenseLinear, Int8Linear, PackedLinear, PatternLinear
 from secateurs.conversion.modules.kernel_linear import KernelLinear
 from secateurs.conversion.modules.part import Linear
 from secateurs.conversion.modules.pattern_linear import pack
 from secateurs.conversion.slicing import CompactLinear, common_grid, stacked_bias
-from secateurs.errors import FormatError
-from secateurs.formats import BlockSparseWeight
+from secateurs.errors import BackendError, FormatError
+from secateurs.formats import BlockSparseWeight, Int8Weight
+from secateurs.formats.int8_block_sparse import row_scales
 
 
 class Stack:
@@ -53,6 +55,19 @@ class Stack:
         """`[N]`."""
         return stacked_bias(self.parts)
 
+    @cached_property
+    def scales(self) -> Tensor:
+        """float32 `[N]`, of the codes in which the weight is stored: those that it was rounded to,
+        by an earlier conversion or on the levels of its plan, else those of its largest entries."""
+        scales = []
+        for role, part in zip(self.roles, self.parts, strict=True):
+            levels, weight = self.keep.levels.get(role), part.weight
+            if levels is not None:
+                scales.append(weight.new_full((len(weight),), levels.scale, dtype=torch.float32))
+            else:
+                scales.append(row_scales(weight) if part.scales is None else part.scales)
+        return torch.cat(scales)
+
 
 @dataclass(frozen=True)
 class Made:
@@ -77,11 +92,13 @@ class Form:
         make: the module of a stack; None where the plan asks for nothing of the kind. Raises
             FormatError with the reason where it asks, and the stack cannot be packed so.
         whole: whether a layer of such linears can run as one operation.
+        precision: what is asked for with it, None for no rounding but that of the dtype.
     """
 
     name: str
     make: Callable[[Stack], Made | None]
     whole: bool = False
+    precision: str | None = None
 
 
 def _dense(stack: Stack) -> Made:
@@ -129,12 +146,35 @@ def _pattern(stack: Stack) -> Made | None:
     )
 
 
+def _int8_panels(stack: Stack) -> Made:
+    weight = Int8Weight.pack_dense(stack.weight, stack.scales)
+    return _int8("int8 panels", weight, stack)
+
+
+def _int8_blocks(stack: Stack) -> Made | None:
+    grid, block = common_grid(stack.parts)
+    if grid is None or block is None:
+        return None
+    sparse = Int8Weight.pack(stack.weight, grid, block, stack.scales)
+    note = f"{sparse.density:.2f} of the {block[0]}x{block[1]} blocks are stored"
+    return _int8("int8 block-sparse", sparse, stack, note)
+
+
+def _int8(name: str, weight: Int8Weight, stack: Stack, note: str = "") -> Made:
+    module = Int8Linear(weight, stack.bias, stack.activation, stack.weight.dtype)
+    return Made(name, module, note)
+
+
 FORMS: tuple[Form, ...] = (
     Form("torch", _dense),
     Form("dense panels", _panels, whole=True),
     Form("block-sparse", _blocks, whole=True),
     Form("pattern", _pattern),
+    Form("int8 panels", _int8_panels, whole=True, precision="int8"),
+    Form("int8 block-sparse", _int8_blocks, whole=True, precision="int8"),
 )
+WITHOUT_BYTE_PRODUCTS = ("avx512", "avx2", "portable")  # of the instruction sets
+PRECISIONS = tuple(sorted({form.precision for form in FORMS if form.precision is not None}))
 
 
 @dataclass(frozen=True)
@@ -152,13 +192,16 @@ class Choice:
     notes: list[str]
 
 
-def choices(stack: Stack) -> Choice:
-    """Make a stack in every form that this machine can run."""
+def choices(stack: Stack, precision: str | None = None) -> Choice:
+    """Make a stack in every form of a precision that this machine can run. Raises BackendError
+    where it can run none."""
     modules: dict[str, Linear] = {}
     whole: list[str] = []
     notes: list[str] = []
     refusals: list[str] = []
     for form in FORMS:
+        if form.precision != precision:
+            continue
         try:
             made = form.make(stack)
         except FormatError as error:
@@ -173,4 +216,18 @@ def choices(stack: Stack) -> Choice:
             continue
         modules[made.name] = made.module
         whole += [made.name] if form.whole else []
+    if not modules:
+        raise BackendError(
+            f"expected somewhere to run {'+'.join(stack.roles)} in {precision}, got "
+            f"{'; '.join(refusals)}"
+        )
+    if precision == "int8":
+        notes.insert(0, _codes_run_on())
     return Choice(modules, whole, notes + refusals)
+
+
+def _codes_run_on() -> str:
+    """The instruction set that multiplies codes, and whether it is made for that."""
+    name = ops.build_info()["cpu"]["isa"]
+    slow = ", which has no products of bytes: float32 may be as fast"
+    return f"codes of 8 bits on {name}{slow if name in WITHOUT_BYTE_PRODUCTS else ''}"

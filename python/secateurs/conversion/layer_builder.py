@@ -63,7 +63,7 @@ def fastest(make: Callable[..., LayerBuilder], like: Tensor) -> LayerBuilder:
         form, why = "one operation", "wherever no gradients are recorded"
     elif (
         parts.layer.why_never_whole() is None
-        and not parts.picker.fixed
+        and not (parts.picker.fixed or parts.picker.only or parts.picker.precision)
         and (whole := make(packed=True)).layer.whole is not None
     ):
         layers = {"in parts": parts.layer, "one operation": whole.layer}
@@ -186,7 +186,7 @@ class LayerBuilder:
     def _linear(self, roles: tuple[str, ...], activation: str = "none") -> Linear:
         """The linears of `roles`, which read the same input, as one product."""
         stack = Stack(roles, [self.weights[role] for role in roles], self.keep, activation)
-        made, name = choices(stack), "+".join(roles)
+        made, name = choices(stack, self.picker.precision), "+".join(roles)
         site, ours = f"layers.{self.index}.{name}", made.whole if self.packed else None
         lasts = [sublayer.last.role for sublayer in self.architecture.sublayers]
         form, why = self.picker.pick(

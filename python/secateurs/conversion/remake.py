@@ -11,6 +11,7 @@ from secateurs.architectures.sites import Sites
 from secateurs.conversion.builder import rebuild
 from secateurs.conversion.cost import FormPicker
 from secateurs.conversion.modules import Attention, Constant, FeedForward, Layer, again
+from secateurs.conversion.modules.part import Linear
 from secateurs.conversion.report import conversion_of
 from secateurs.conversion.slicing import CompactLinear, compact_blocks
 
@@ -27,7 +28,8 @@ def remake(model: nn.Module) -> nn.Module:
     templates = [
         stock_husk(layers[i], conversion.husks[i], sites.architecture, True) for i in numbers
     ]
-    rebuild(model, templates, sites, plan, compact, FormPicker(tokens=conversion.tokens))
+    picker = FormPicker(tokens=conversion.tokens, precision=conversion.precision)
+    rebuild(model, templates, sites, plan, compact, picker)
     for i, layer in enumerate(layers):
         made = converted_layer(model, sites, i)
         model.set_submodule(sites.layer_path(i), layer.become(made))
@@ -43,29 +45,31 @@ def converted_layer(model: nn.Module, sites: Sites, index: int) -> Layer:
 
 def compact_linears(layer: Layer, keep: LayerKeep) -> dict[str, CompactLinear]:
     """The linears of a converted layer by role, as slicing made them: q, k and v apart again."""
-    found: dict[str, tuple[Tensor, Tensor | None]] = {}
+    found: dict[str, tuple[Tensor, Tensor | None, Tensor | None]] = {}
     if isinstance(layer.attention, Attention):
         attention = layer.attention
         sizes = [attention.heads, attention.kv_heads, attention.kv_heads]
         rows = [size * attention.head_dim for size in sizes]
         weights = attention.qkv.dense().split(rows)
-        bias = attention.qkv.bias
-        biases = bias.split(rows) if bias is not None else (None,) * 3
-        for role, weight, part in zip(("query", "key", "value"), weights, biases, strict=True):
-            found[role] = (weight, part)
-        found["output"] = (attention.output.dense(), attention.output.bias)
+        biases, scales = (
+            (None,) * 3 if held is None else held.split(rows)
+            for held in (attention.qkv.bias, attention.qkv.scales)
+        )
+        parts = zip(weights, biases, scales, strict=True)
+        found |= dict(zip(("query", "key", "value"), parts, strict=True))
+        found["output"] = _whole(attention.output)
     elif isinstance(layer.attention, Constant):
         found["output"] = _no_columns(layer, layer.attention.bias)
     if isinstance(layer.ffn, FeedForward):
         for role in ("gate", "up", "down"):
             linear = getattr(layer.ffn, role)
             if linear is not None:
-                found[role] = (linear.dense(), linear.bias)
+                found[role] = _whole(linear)
     elif isinstance(layer.ffn, Constant):
         found["down"] = _no_columns(layer, layer.ffn.bias)
     return {
-        role: CompactLinear(weight, bias, *compact_blocks(keep, role))
-        for role, (weight, bias) in found.items()
+        role: CompactLinear(weight, bias, *compact_blocks(keep, role), scales)
+        for role, (weight, bias, scales) in found.items()
     }
 
 
@@ -102,6 +106,11 @@ def eps_names(norm: nn.Module) -> list[str]:
     return [name for name in ("eps", "variance_epsilon") if name in vars(norm)]
 
 
-def _no_columns(layer: Layer, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _whole(linear: Linear) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return weight, bias and scales of a linear of one role."""
+    return linear.dense(), linear.bias, linear.scales
+
+
+def _no_columns(layer: Layer, bias: Tensor | None) -> tuple[Tensor, Tensor | None, None]:
     norm = layer.attention_norm.get_parameter("weight")
-    return (norm if bias is None else bias).new_zeros(len(norm), 0), bias
+    return (norm if bias is None else bias).new_zeros(len(norm), 0), bias, None

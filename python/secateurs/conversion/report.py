@@ -32,6 +32,7 @@ class Conversion:
     reports: list[SiteReport] = field(default_factory=list)
     forms: dict[str, str] = field(default_factory=dict)  # of each linear
     tokens: int = 256  # that decisions are for
+    precision: str | None = None  # of its linears, None: that of the dtype
     husks: list[nn.Module] = field(default_factory=list)  # of the stock layers
 
 

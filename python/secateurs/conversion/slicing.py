@@ -17,12 +17,14 @@ from secateurs.plan import SparsityPlan
 @dataclass(frozen=True)
 class CompactLinear:
     """One stock linear after slicing: `weight` `[N', K']`, zero in removed blocks; `keep` is the
-    grid of its blocks if the plan has blocks there and slicing left them aligned."""
+    grid of its blocks if the plan has blocks there and slicing left them aligned; `scales`
+    float32 `[N']` where the weight was rounded to whole multiples of them."""
 
     weight: Tensor
     bias: Tensor | None
     keep: Tensor | None = None
     block: tuple[int, int] | None = None
+    scales: Tensor | None = None
 
 
 def slice_linear(

@@ -18,6 +18,7 @@ from secateurs.ops.attention import attention
 from secateurs.ops.block_sparse_linear import block_sparse_linear, read_in_pairs
 from secateurs.ops.encoder_layer import encoder_layer
 from secateurs.ops.encoder_layer import prepare as prepare_encoder_layer
+from secateurs.ops.int8_linear import int8_linear
 from secateurs.ops.pattern_linear import (
     inputs_together,
     pattern_linear,
@@ -35,6 +36,7 @@ __all__ = [
     "encoder_layer",
     "explain_choice",
     "inputs_together",
+    "int8_linear",
     "pattern_linear",
     "plain",
     "prepare_encoder_layer",

@@ -22,8 +22,9 @@ from secateurs.conversion.report import conversion_of
 from secateurs.conversion.slicing import CompactLinear, compact_blocks
 from secateurs.errors import CheckpointError, SecateursError
 from secateurs.formats import BlockSparseWeight
+from secateurs.formats.int8_block_sparse import codes
 from secateurs.plan import SparsityPlan
-from secateurs.storage.layer_reader import PARTS, LayerReader
+from secateurs.storage.layer_reader import PARTS, SCALES, LayerReader
 from secateurs.storage.skeleton import (
     arguments_for,
     change_settings,
@@ -79,6 +80,7 @@ class Blueprint:
         dtype: of every floating tensor but those of `dtypes`.
         tied: names that share the tensor of another name.
         settings: numbers of modules that differ from what the config makes them.
+        precision: of the linears of its layers, as `convert` takes it.
     """
 
     cls: type[Any]
@@ -88,6 +90,7 @@ class Blueprint:
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, float] = field(default_factory=dict)
+    precision: str | None = None
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The dtype of a floating tensor."""
@@ -120,7 +123,9 @@ class Blueprint:
         left = dict(tensors)
         layers = [sites.layer(model, i) for i in range(len(sites.layers))]
         compact = [
-            LayerReader(left, self.dtype_of, layer, sites, sites.keep(plan, i), i).read()
+            LayerReader(
+                left, self.dtype_of, layer, sites, sites.keep(plan, i), i, self.precision
+            ).read()
             for i, layer in enumerate(layers)
         ]
         fill(model, left, self.tied, sites.path, self.dtype_of)
@@ -230,9 +235,8 @@ def blueprint_of(model: Any) -> tuple[Blueprint, dict[str, Tensor]]:
     blueprint = replace(blueprint, arguments=arguments)
     settings = _settings(model, blueprint.skeleton(), sites, conversion.husks)
     stored = {name: tensor for name, tensor in outer.items() if name not in tied}
-    return replace(blueprint, settings=settings), _apart(
-        stored | _coded(layers, sites, conversion.plan)
-    )
+    blueprint = replace(blueprint, settings=settings, precision=conversion.precision)
+    return blueprint, _apart(stored | _coded(layers, sites, conversion.plan))
 
 
 def _settings(
@@ -271,25 +275,32 @@ def _layer_tensors(
         for name, module in lent_modules(layer, sites.architecture).items()
         for leaf, tensor in named_tensors(module).items()
     }
-    for role, linear in compact_linears(layer, sites.keep(plan, index)).items():
+    keep = sites.keep(plan, index)
+    for role, linear in compact_linears(layer, keep).items():
         name = sites.architecture.linear(role).name
         tensors[f"{path}.{name}.weight"] = linear.weight
+        if linear.scales is not None and role not in keep.levels:
+            tensors[f"{path}.{name}.{SCALES}"] = linear.scales
         if linear.bias is not None:
             tensors[f"{path}.{name}.bias"] = linear.bias
     return tensors
 
 
 def _coded(tensors: dict[str, Tensor], sites: Sites, plan: SparsityPlan) -> dict[str, Tensor]:
-    """Replace weights on levels by their codes, and pack weights with aligned blocks."""
+    """Replace weights on levels, or with scales, by their codes, and pack weights with aligned
+    blocks."""
     coded = dict(tensors)
     for i in range(len(sites.layers)):
         keep = sites.keep(plan, i)
         for linear in sites.architecture.linears:
-            role, name = linear.role, f"{sites.layer_path(i)}.{linear.name}.weight"
+            role, path = linear.role, f"{sites.layer_path(i)}.{linear.name}"
+            name, scales = f"{path}.weight", coded.get(f"{path}.{SCALES}")
             if name not in coded:
                 continue
             if role in keep.levels:
                 coded[name] = keep.levels[role].codes(coded[name])
+            elif scales is not None:
+                coded[name] = codes(coded[name], scales)
             grid, block = compact_blocks(keep, role)
             if grid is not None and block is not None:
                 packed = BlockSparseWeight.pack(coded.pop(name), grid, block).unpaired()

@@ -3,7 +3,8 @@ remote code.
 
 A saved directory holds `config.json` (the stock config, and one `secateurs` block that names the
 other files and says what they cannot), the compact tensors under stock names (a block-sparse weight
-as `NAME.values`, `.indptr`, `.indices`; one on levels as its int8 codes) and the plan. Files have
+as `NAME.values`, `.indptr`, `.indices`; one on levels as its int8 codes; one of a model in int8 as
+its codes, with their scales beside it) and the plan. Files have
 names made of their content, under which stock transformers looks for no weights. The config is
 replaced last, at once, so that whenever a directory is read it holds the old model or the new one.
 Kernels are chosen, and weights packed for them, on the machine that loads.
@@ -180,6 +181,7 @@ def _load(
         {name: _DTYPES[dtype] for name, dtype in block.get("dtypes", {}).items()},
         block.get("tied", {}),
         block.get("settings", {}),
+        block.get("precision"),
     )
     if blueprint.config().num_hidden_layers > len(tensors):
         raise FormatError(f"expected tensors of all layers, got {len(tensors)} tensors")
@@ -190,7 +192,7 @@ def _load(
     if block.get("generation_config") is not None and model.can_generate():
         model.generation_config = _generation_config(block["generation_config"])
     here = forms["machine"] == machine(torch.device(device))
-    picker = FormPicker(fixed=forms["picked"] if here else None)
+    picker = FormPicker(fixed=forms["picked"] if here else None, precision=blueprint.precision)
     return rebuild(model, restored.layers, restored.sites, plan, restored.compact, picker)
 
 
@@ -297,7 +299,9 @@ def _generation_config(values: Mapping[str, Any]) -> GenerationConfig:
 
 def _block(blueprint: Blueprint) -> dict[str, Any]:
     """What a saved directory says of a model besides its config."""
+    precision = {} if blueprint.precision is None else {"precision": blueprint.precision}
     return {
+        **precision,
         "format_version": FORMAT_VERSION,
         "model_class": {"module": blueprint.cls.__module__, "name": blueprint.cls.__name__},
         "arguments": dict(blueprint.arguments),

@@ -15,9 +15,11 @@ from secateurs.architectures.sites import Sites
 from secateurs.conversion.slicing import CompactLinear, compact_blocks
 from secateurs.errors import FormatError
 from secateurs.formats import BlockSparseWeight
+from secateurs.formats.int8_block_sparse import TOP
 from secateurs.storage.skeleton import check_like, named_tensors, place
 
 PARTS = ("values", "indptr", "indices")  # of a block-sparse weight
+SCALES = "scales"  # of the codes of a weight, one for each output
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class LayerReader:
     sites: Sites
     keep: LayerKeep
     index: int
+    precision: str | None
 
     def read(self) -> dict[str, CompactLinear]:
         """Fill the norms and the relative bias of the layer, and return its linears by role."""
@@ -63,7 +66,8 @@ class LayerReader:
         grid, block = compact_blocks(keep, role)
         name, levels = f"{path}.weight", keep.levels.get(role)
         dtype = self.dtype_of(self._name(name))
-        stored = dtype if levels is None else torch.int8
+        coded = self.precision == "int8" and shape[1] > 0  # what has no columns is not multiplied
+        stored = torch.int8 if levels is not None or coded else dtype
         if grid is None or block is None:
             weight = self._taken(name, made.weight.new_empty(shape, dtype=stored))
             if role in keep.weights:
@@ -83,10 +87,23 @@ class LayerReader:
                     f"{high}"
                 )
             weight = levels.values(weight, dtype)
+        scales = None
+        if coded and levels is None:
+            scales = self._scales(f"{path}.{SCALES}", shape[0], weight)
+            weight = (weight.float() * scales[:, None]).to(dtype)
         bias = None
         if made.bias is not None:
             bias = self._taken(f"{path}.bias", made.bias[: shape[0]])
-        return CompactLinear(weight, bias, grid, block)
+        return CompactLinear(weight, bias, grid, block, scales)
+
+    def _scales(self, name: str, outputs: int, codes: Tensor) -> Tensor:
+        """The scales of `codes`, which are checked too."""
+        scales = self._taken(name, codes.new_empty(outputs, dtype=torch.float32, device="meta"))
+        if codes.numel() and int(codes.min()) < -TOP:
+            raise FormatError(f"expected codes from {-TOP} on beside {self._name(name)}, got less")
+        if scales.dtype != torch.float32 or (outputs and float(scales.min()) <= 0):
+            raise FormatError(f"expected float32 above 0 in {self._name(name)}")
+        return scales
 
     def _blocks(
         self, name: str, shape: tuple[int, int], grid: Tensor, block: tuple[int, int], dtype: Any

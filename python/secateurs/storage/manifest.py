@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from secateurs.conversion.forms import PRECISIONS
 from secateurs.errors import CheckpointError
 from secateurs.reading import is_label, is_plain_name, member, only, shown, whole
 
@@ -78,6 +79,7 @@ _BLOCK: dict[str, tuple[str, Callable[[Any], bool]]] = {
         _object_of(lambda value: isinstance(value, str) and value in DTYPES),
     ),
     "tied": ("names by names", _object_of(is_label)),
+    "precision": (f"one of {', '.join(PRECISIONS)}", lambda v: v in PRECISIONS),
     "settings": ("numbers by names", _object_of(_is_number)),
     "generation_config": ("an object", lambda value: value is None or _is_object(value)),
     "replaces": ("a list of names", lambda v: isinstance(v, list) and all(map(is_label, v))),

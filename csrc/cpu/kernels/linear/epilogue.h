@@ -1,4 +1,5 @@
-// What follows a linear's product: y = act(sums + bias) * multiplier + residual, in float, rounded once.
+// What follows a linear's product: y = act(sums * scales + bias) * multiplier + residual, in float,
+// rounded once. Only weights of codes have scales.
 #pragma once
 
 #include <type_traits>
@@ -17,15 +18,23 @@ struct Place {
   int64_t width;
 };
 
+template <class Problem, class = void>
+constexpr bool has_scales = false;
+template <class Problem>
+constexpr bool has_scales<Problem, std::void_t<decltype(Problem::scales)>> = true;
+
 // Columns `column` .. `column` + `vectors` vectors of y, or the first `n...` elements of one vector.
 template <Activation activation, int vectors, class Problem, class... Count>
 inline void finish_columns(const Problem& p, const float* sums, int64_t stride, int64_t row,
                            int64_t column, int rows, Count... n) {
   using T = std::remove_pointer_t<decltype(p.y)>;
   constexpr int W = F::width;
-  F bias[vectors];
+  F bias[vectors], scale[vectors];
 #pragma GCC unroll 2
-  for (int v = 0; v < vectors; ++v) bias[v] = p.bias ? load(p.bias + column + v * W, n...) : zero();
+  for (int v = 0; v < vectors; ++v) {
+    bias[v] = p.bias ? load(p.bias + column + v * W, n...) : zero();
+    if constexpr (has_scales<Problem>) scale[v] = load(p.scales + column + v * W, n...);
+  }
   // Copies: y might overlap `p` for all the compiler knows, which would be read again each time.
   T* y = p.y + row * p.n + column;
   const T* multiplier = p.multiplier ? p.multiplier + row * p.multiplier_stride + column : nullptr;
@@ -35,8 +44,13 @@ inline void finish_columns(const Problem& p, const float* sums, int64_t stride, 
   for (int i = 0; i < rows; ++i) {
     F sum[vectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v)
-      sum[v] = activate<activation, T>(load(sums + i * stride + v * W, n...) + bias[v]);
+    for (int v = 0; v < vectors; ++v) {
+      const F product = load(sums + i * stride + v * W, n...);
+      if constexpr (has_scales<Problem>)
+        sum[v] = activate<activation, T>(fma(product, scale[v], bias[v]));
+      else
+        sum[v] = activate<activation, T>(product + bias[v]);
+    }
     if (multiplier)
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v)

@@ -14,8 +14,10 @@ template <int NT>
 class TileProduct {
  public:
   using Element = bf16;
+  using Problem = BlockSparseLinear<bf16>;
   using Word = Pair;
   static constexpr int inputs_in_word = 2;
+  static constexpr int group_words = 1;
   static constexpr int strip = NT * 16;
   static constexpr int tile_rows = 32, whole_rows = 16;
   static constexpr bool even_tiles = false;
@@ -46,6 +48,7 @@ class TileProduct {
 
   int64_t packed_row() const { return depth; }
 
+  static int64_t offset(int64_t stride, int64_t word) { return word * stride; }
   static int64_t padded(int64_t rows) { return ceil_div(rows, 16) * 16; }
 
   // x[0 .. rows][0 .. k] to a tile [words / depth][padded rows][depth]; rows beyond are left as they

@@ -24,8 +24,10 @@ template <class T, class W, int NV>
 class VectorProduct {
  public:
   using Element = T;
+  using Problem = BlockSparseLinear<T>;
   using Word = W;
   static constexpr int inputs_in_word = sizeof(Word) / sizeof(T);
+  static constexpr int group_words = 1;
   static constexpr int strip = NV * F::width;
   static constexpr int tile_rows = F::tile_rows(NV), whole_rows = 1;
   static constexpr bool even_tiles = true;
@@ -46,6 +48,9 @@ class VectorProduct {
 
   // From one row of a packed tile to the next.
   static int64_t packed_row() { return 1; }
+
+  // Where word `word` of a packed tile begins, whose words are `stride` apart.
+  static int64_t offset(int64_t stride, int64_t word) { return word * stride; }
 
   // Rows of a packed tile.
   static int64_t padded(int64_t rows) { return rows; }

@@ -7,6 +7,7 @@ inputs.
 
 from secateurs.conversion.modules.attention import Attention, Constant, RelativeBias, Skip, rotate
 from secateurs.conversion.modules.feed_forward import FeedForward
+from secateurs.conversion.modules.int8_linear import Int8Linear
 from secateurs.conversion.modules.layer import Layer, Mixed, again, husk, layer_class
 from secateurs.conversion.modules.linears import DenseLinear, PackedLinear
 from secateurs.conversion.modules.norm import Norm
@@ -17,6 +18,7 @@ __all__ = [
     "Constant",
     "DenseLinear",
     "FeedForward",
+    "Int8Linear",
     "Layer",
     "Mixed",
     "Norm",

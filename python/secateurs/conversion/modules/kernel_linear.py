@@ -28,7 +28,7 @@ class KernelLinear(Linear):
 
     def choice(self) -> ops.Choice:
         """Return which backend would run this on its device, and why the others would not."""
-        x = self.values.new_empty(1, self.shape[1])
+        x = self.values.new_empty(1, self.shape[1], dtype=self.dtype)
         return ops.explain_choice(type(self).operation, x, self.weight, self.bias, self.activation)
 
     def refusal(self) -> str | None:

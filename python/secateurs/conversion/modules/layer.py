@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from secateurs.conversion.modules.attention import Attention, Constant, RelativeBias, Skip
 from secateurs.conversion.modules.feed_forward import FeedForward
+from secateurs.conversion.modules.int8_linear import Int8Linear
 from secateurs.conversion.modules.linears import PackedLinear
 from secateurs.conversion.modules.norm import Norm
 from secateurs.conversion.modules.part import Part
@@ -149,7 +150,8 @@ class Layer(Mixed, nn.Module):
         if never is not None:
             return never
         for part, names in ((self.attention, ("qkv", "output")), (self.ffn, ("up", "down"))):
-            others = [n for n in names if not isinstance(getattr(part, n, None), PackedLinear)]
+            ours = (PackedLinear, Int8Linear)
+            others = [n for n in names if not isinstance(getattr(part, n, None), ours)]
             if others and not isinstance(part, Skip):
                 return f"{' and '.join(others)} in another form"
         return None

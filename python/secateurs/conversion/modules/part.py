@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any, overload
 
+import torch
 from torch import Tensor, nn
 
 
@@ -20,9 +21,15 @@ class Part(nn.Module):
     @overload
     def own(self, x: Tensor | None) -> Tensor | None: ...
     def own(self, x: Tensor | None) -> Tensor | None:
-        """Return `x` in the dtype of the weight."""
+        """Return `x` in the dtype that this computes in."""
+        return None if x is None else x.to(self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype that this computes in."""
         held: Any = self.values if hasattr(self, "values") else self.weight
-        return None if x is None else x.to(held.dtype)
+        dtype: torch.dtype = held.dtype
+        return dtype
 
 
 class Linear(Part):
@@ -30,6 +37,11 @@ class Linear(Part):
 
     bias: Tensor | None  # [N]
     activation: str
+
+    @property
+    def scales(self) -> Tensor | None:
+        """Return the scales `[N]` of the weight's codes, None where it has no codes."""
+        return None
 
     def dense(self) -> Tensor:
         """Return the weight `[N, K]`, zeros where none is stored."""

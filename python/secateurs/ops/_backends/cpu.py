@@ -1,6 +1,7 @@
 """The CPU module: the instruction set in use, and errors as ours.
 
-`SECATEURS_CPU_ISA` forces an instruction set: portable, avx2, avx512, avx512_bf16 or amx.
+`SECATEURS_CPU_ISA` forces an instruction set: portable, avx2, avx_vnni, avx512,
+avx512_vnni, avx512_bf16 or amx.
 """
 
 from __future__ import annotations

@@ -36,8 +36,6 @@ class Linear(Protocol):
     @property
     def x(self) -> Tensor: ...  # [..., K]
     @property
-    def values(self) -> Tensor: ...
-    @property
     def bias(self) -> Tensor | None: ...  # [N]
     @property
     def activation(self) -> str: ...
@@ -47,10 +45,12 @@ class Linear(Protocol):
     def residual(self) -> Tensor | None: ...  # [..., N]
 
 
-def check_epilogue(operands: Linear, n: int, indices: tuple[Tensor | None, ...]) -> None:
+def check_epilogue(
+    operands: Linear, n: int, values: Tensor | None, others: tuple[Tensor | None, ...]
+) -> None:
     """Raise OperandError, in a sentence, unless the operands fit `n` outputs and share the dtype
-    and device of `x`, as must what stores the weight: `values`, and on its device `indices`."""
-    x, values = operands.x, operands.values
+    and device of `x`, as must what stores the weight: `values`, and on its device `others`."""
+    x = operands.x
     bias, multiplier, residual = operands.bias, operands.multiplier, operands.residual
     if operands.activation not in ACTIVATIONS:
         raise OperandError(
@@ -72,7 +72,7 @@ def check_epilogue(operands: Linear, n: int, indices: tuple[Tensor | None, ...])
     ):
         if tensor is not None and tensor.dtype != dtype:
             raise OperandError(f"expected {name} in the dtype of x, {dtype}, got {tensor.dtype}")
-    for tensor in (values, *indices, bias, multiplier, residual):
+    for tensor in (values, *others, bias, multiplier, residual):
         if tensor is not None and tensor.device != device:
             raise OperandError(
                 f"expected all tensors on {device} like x, got one on {tensor.device}"

@@ -35,7 +35,7 @@ def check(operands: Operands) -> None:
     if x.dim() < 1:
         raise OperandError("expected x [..., K], got a single number")
     check_weight(x.shape[-1], values, indptr, indices, out_features)
-    check_epilogue(operands, out_features, (indptr, indices))
+    check_epilogue(operands, out_features, values, (indptr, indices))
 
 
 def check_weight(

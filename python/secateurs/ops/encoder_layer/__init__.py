@@ -21,7 +21,7 @@ from secateurs.ops.encoder_layer.operands import Operands, check, flops, head_di
 
 
 class BiasedWeight(Weight, Protocol):
-    """x W^T + bias."""
+    """x W^T + bias; with `scales`, a weight in codes as `int8_linear` takes it."""
 
     bias: Tensor | None  # [N]
     activation: str
@@ -62,8 +62,9 @@ def encoder_layer(
 ) -> Tensor:
     """Compute norm(a + ffn(a)) for a = norm(x + attention(x)), shape of `x`.
 
-    The products are those of `block_sparse_linear`, the rest that of `attention` and `add_norm`.
-    Gradients are those of the reference, which runs wherever gradients are recorded.
+    The products are those of `block_sparse_linear`, or of `int8_linear` where a weight has scales,
+    the rest that of `attention` and `add_norm`. Gradients are those of the reference, which runs
+    wherever gradients are recorded.
 
     Args:
         x: `[B, T, d]`.
@@ -102,11 +103,11 @@ def arguments(
     for part, names in ((attention, ("qkv", "output")), (ffn, ("up", "down"))):
         for name in names:
             if part is None:
-                weights += [None] * 4
+                weights += [None] * 5
                 features.append(0)
             else:
                 w = getattr(part, name)
-                weights += (w.values, w.indptr, w.indices, w.bias)
+                weights += (w.values, getattr(w, "scales", None), w.indptr, w.indices, w.bias)
                 features.append(w.shape[0])
     for norm in (attention_norm, ffn_norm):
         weights += (norm.weight, norm.bias)

@@ -16,6 +16,7 @@ from secateurs.ops.attention.cpu import key_value_heads
 from secateurs.ops.attention.operands import check_key_mask
 from secateurs.ops.block_sparse_linear.cpu import block_rows, refuse_weight
 from secateurs.ops.encoder_layer.operands import Linear, Operands
+from secateurs.ops.int8_linear import cpu as int8
 
 
 class BoundLayer:
@@ -87,9 +88,12 @@ def _refuse(operands: Operands) -> str | None:
     strange = next((type(w).__name__ for w in operands.weights if not plain(w)), None)
     if strange is not None:
         return f"takes torch's own tensors, got a weight of class {strange}"
-    for values, indptr, indices, *_ in operands.layer()[:4]:
+    for values, scales, indptr, indices, *_ in operands.layer()[:4]:
         if values is not None and indptr is not None and indices is not None:
-            reason = refuse_weight(x, values, indptr, indices)
+            if scales is None:
+                reason = refuse_weight(x, values, indptr, indices)
+            else:
+                reason = int8.refuse_weight(values, scales, indptr, indices)
             if reason is not None:
                 return reason
     return None
@@ -112,12 +116,16 @@ def bind(operands: Operands) -> BoundLayer | None:
 
 def _linear(linear: Linear, k: int) -> Any:
     """Return a product as the binding takes it; without weight, one without outputs."""
-    values, indptr, indices, bias, n = linear
+    values, scales, indptr, indices, bias, n = linear
     if values is None or indptr is None or indices is None:
         return cpu.kernels.PackedLinear()
-    rows, bk, bn = block_rows(values, indptr)
+    if scales is None:
+        rows, bk, bn = block_rows(values, indptr)
+    else:
+        rows, bk, bn = indptr.shape[0] - 1, 4 * values.shape[1], values.shape[2]
     return cpu.kernels.PackedLinear(
         values=values.data_ptr(),
+        scales=address(scales),
         indptr=indptr.data_ptr(),
         indices=indices.data_ptr(),
         n=n,

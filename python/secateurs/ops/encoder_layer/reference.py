@@ -14,6 +14,8 @@ from secateurs.ops.attention.reference import attention
 from secateurs.ops.block_sparse_linear import operands as linear
 from secateurs.ops.block_sparse_linear.reference import block_sparse_linear
 from secateurs.ops.encoder_layer.operands import Linear, Operands
+from secateurs.ops.int8_linear import operands as int8
+from secateurs.ops.int8_linear.reference import int8_linear
 
 
 def encoder_layer(operands: Operands) -> Tensor:
@@ -37,10 +39,13 @@ def encoder_layer(operands: Operands) -> Tensor:
 def _linear(
     x: Tensor, part: Linear, activation: str = "none", residual: Tensor | None = None
 ) -> Tensor:
-    values, indptr, indices, bias, n = part
+    values, scales, indptr, indices, bias, n = part
     assert values is not None
     assert indptr is not None
     assert indices is not None
+    if scales is not None:
+        coded = (values, scales, indptr, indices)
+        return int8_linear(int8.Operands(x, *coded, bias, activation, None, residual))
     packed = (values, indptr, indices, n)
     return block_sparse_linear(
         linear.Operands(x, *packed, bias, activation, multiplier=None, residual=residual)

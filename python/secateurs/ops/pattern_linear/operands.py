@@ -38,7 +38,7 @@ def check(operands: Operands) -> None:
     x, values, index, library = operands[:4]
     if library is None and index.dim() == 4:
         _check_places(x, values, index)
-        check_epilogue(operands, values.shape[0], (index,))
+        check_epilogue(operands, values.shape[0], values, (index,))
         return
     together = values.shape[3] if values.dim() == 4 and library is None else 1
     if (
@@ -66,7 +66,7 @@ def check(operands: Operands) -> None:
             raise OperandError(
                 f"expected x [..., {index.shape[1] * library.shape[2]}], got {tuple(x.shape)}"
             )
-    check_epilogue(operands, operands.out_features(), (index, library))
+    check_epilogue(operands, operands.out_features(), operands.values, (index, library))
 
 
 def _check_places(x: Tensor, values: Tensor, places: Tensor) -> None:

@@ -1,0 +1,202 @@
+// How a linear's product of codes runs on vectors: groups of a row of x rounded to codes, exact sums
+// of a group in registers.
+//
+// Codes of weights are stored without sign, as 128 + w: that is the operand which vpdpbusd takes so,
+// and lets x, with sign, be repeated from memory. What 128 adds to a sum, the sum starts below.
+#pragma once
+
+#include "cpu/kernels/panel.h"
+#include "cpu/problems.h"
+
+namespace secateurs::cpu::SECATEURS_ISA {
+namespace {
+
+// Words of a group of inputs and of half of it, what the smallest block has.
+constexpr int group_words = scaled_together / 4, half_words = group_words / 2;
+
+// Of a row's group of inputs, beside its codes.
+struct GroupOfRow {
+  float scale;
+  std::int32_t start[3];  // of sums over the first half, the second, both
+};
+constexpr int about_words = sizeof(GroupOfRow) / sizeof(Quad);
+
+// A packed tile: group by group, [rows][codes of a group], then [rows] of what is beside them.
+inline int64_t group_offset(int64_t rows) { return rows * (group_words + about_words); }
+
+template <class T>
+inline void quantise_group(const T* x, int count, Quad* codes, GroupOfRow& about) {
+  constexpr int W = F::width, vectors = scaled_together / W;
+  F v[vectors];
+  I most = whole(0);  // of magnitudes: as whole numbers too, NaN and infinity being the largest
+#pragma GCC unroll 16
+  for (int i = 0; i < vectors; ++i) {
+    const int here = count - i * W;
+    v[i] = here >= W ? load(x + i * W) : here > 0 ? load(x + i * W, here) : zero();
+    most = max(bits(abs(v[i])), most);
+  }
+  const std::int32_t top_bits = largest(most);
+  float top;
+  __builtin_memcpy(&top, &top_bits, sizeof top);
+  about = {top / 127, {0, 0, 0}};
+  if (!(top <= __FLT_MAX__) || about.scale < __FLT_MIN__) {
+    about.scale = top <= 1 ? 0 : __builtin_nanf("");
+    __builtin_memset(codes, 0, scaled_together);
+    return;
+  }
+  const F inverse = set1(127 / top);
+  I sum[2] = {whole(0), whole(0)};
+  auto* bytes = reinterpret_cast<std::int8_t*>(codes);
+#pragma GCC unroll 16
+  for (int i = 0; i < vectors; ++i) {
+    const I code = to_whole(v[i] * inverse);
+    store(bytes + i * W, code);
+    sum[2 * i / vectors] = sum[2 * i / vectors] + code;
+  }
+  about.start[0] = -128 * total(sum[0]);
+  about.start[1] = -128 * total(sum[1]);
+  about.start[2] = about.start[0] + about.start[1];
+}
+
+template <int MR, int NV, bool first>
+void int8_panel(const Panel<Quad>& p) {
+  // As in panel(): a short tile has too few sums to hide the latency of a dot product.
+  constexpr int lanes = MR * NV >= 8 ? 1 : MR * NV >= 4 ? 2 : 4;
+  constexpr int W = F::width;
+  F total[MR][NV];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j)
+      total[i][j] = p.accumulate ? load(p.c + i * p.c_stride + j * W) : zero();
+
+  const Quad* w = p.w;
+  const int64_t blocks = p.depth ? p.blocks : 0;
+  int64_t b = 0, done = 0;  // blocks, and words of the next one
+  while (b < blocks) {
+    const int64_t word = p.index[b] * p.depth + done;
+    const auto advance = [&] {
+      done += half_words;
+      if (done == p.depth) ++b, done = 0;
+    };
+    advance();
+    const bool second = word % group_words != 0;
+    const bool both = !second && b < blocks && p.index[b] * p.depth + done == word + half_words;
+    if (both) advance();
+
+    const Quad* group = p.a + word / group_words * group_offset(MR);
+    const Quad* a = group + (second ? half_words : 0);
+    const auto* about = reinterpret_cast<const GroupOfRow*>(group + MR * group_words);
+    I sum[lanes][MR][NV];
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) {
+      const I start = whole(about[i].start[both ? 2 : second]);
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) {
+        sum[0][i][j] = start;
+#pragma GCC unroll 4
+        for (int l = 1; l < lanes; ++l) sum[l][i][j] = whole(0);
+      }
+    }
+    for (int half = both ? 2 : 1; half > 0; --half) {
+#pragma GCC unroll 8
+      for (int k = 0; k < half_words; ++k) {
+        if (first) {
+          __builtin_prefetch(w + weights_ahead);
+          if (NV == 2) __builtin_prefetch(w + weights_ahead + W);
+        }
+        I row[NV];
+#pragma GCC unroll 2
+        for (int j = 0; j < NV; ++j) row[j] = load(w + j * W);
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; ++i) {
+          const I x = repeat(a[i * group_words + k]);
+#pragma GCC unroll 2
+          for (int j = 0; j < NV; ++j) sum[k % lanes][i][j] = dot(sum[k % lanes][i][j], row[j], x);
+        }
+        w += p.w_stride;
+      }
+      a += half_words;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) {
+      const F scale = set1(about[i].scale);
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; ++j) {
+#pragma GCC unroll 4
+        for (int l = 1; l < lanes; ++l) sum[0][i][j] = sum[0][i][j] + sum[l][i][j];
+        total[i][j] = fma(to_float(sum[0][i][j]), scale, total[i][j]);
+      }
+    }
+  }
+
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; ++j) store(p.c + i * p.c_stride + j * W, total[i][j]);
+}
+
+template <int NV, bool first, int MR = I::tile_rows>
+inline PanelKernel<Quad> int8_panel_for(int rows) {
+  if constexpr (MR > 1)
+    if (rows != MR) return int8_panel_for<NV, first, MR - 1>(rows);
+  return &int8_panel<MR, NV, first>;
+}
+
+// Products for x of T (float or bf16), strips of NV vectors of outputs.
+template <class T, int NV>
+class Int8Product {
+ public:
+  using Element = T;
+  using Problem = Int8Linear<T>;
+  using Word = Quad;
+  static constexpr int inputs_in_word = 4;
+  static constexpr int group_words = SECATEURS_ISA::group_words;
+  static constexpr int strip = NV * F::width;
+  static constexpr int tile_rows = I::tile_rows, whole_rows = 1;
+  static constexpr bool even_tiles = true;
+  // By 32 outputs: 96 KB of weights, as in VectorProduct.
+  static constexpr int64_t resident_inputs = 3072;
+  static constexpr int64_t items_per_thread = 4;
+  static constexpr bool sums_in_y = false;
+
+  struct Session {};
+
+  explicit Int8Product(const Problem&) {}
+
+  Session begin() const { return {}; }
+
+  static bool reads_x(const Problem&) { return false; }
+  static int64_t packed_row() { return group_words; }
+
+  // Where word `word`, the first of a group, begins in a packed tile of `rows` rows.
+  static int64_t offset(int64_t rows, int64_t word) {
+    return word / group_words * group_offset(rows);
+  }
+  static int64_t padded(int64_t rows) { return rows; }
+
+  // x[0 .. rows][0 .. k] to a packed tile.
+  static void pack_tile(const T* x, int64_t x_stride, int rows, int64_t k, int64_t words,
+                        Quad* to) {
+    for (int64_t g = 0; g * group_words < words; ++g, to += group_offset(rows)) {
+      const int64_t k0 = g * scaled_together;
+      const int count = static_cast<int>(clamp(k - k0, 0, scaled_together));
+      auto* about = reinterpret_cast<GroupOfRow*>(to + rows * group_words);
+      for (int i = 0; i < rows; ++i) {
+        Quad* codes = to + i * group_words;
+        if (count == scaled_together)
+          quantise_group(x + i * x_stride + k0, scaled_together, codes, about[i]);
+        else
+          quantise_group(x + i * x_stride + k0, count, codes, about[i]);
+      }
+    }
+  }
+
+  // The panel of a tile of `rows` rows.
+  static void multiply(const Panel<Quad>& panel, int rows, bool first) {
+    (first ? int8_panel_for<NV, true>(rows) : int8_panel_for<NV, false>(rows))(panel);
+  }
+};
+
+}  // namespace
+}  // namespace secateurs::cpu::SECATEURS_ISA
