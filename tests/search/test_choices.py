@@ -64,12 +64,12 @@ def test_a_table_adds_differences_up_and_knows_layers_that_are_gone():
     assert table().predict([Size(2, 64), Size(4, 0), Size(0, 0)]) == 30 - 3 - 3 - 8
 
 
-@pytest.mark.parametrize("cumulative", [True, False])
+@pytest.mark.parametrize("losses", ["cumulative", "additive", "unknown"])
 @pytest.mark.parametrize("limit", [10.0, 16.5, 24.0])
-def test_the_choice_has_the_least_error_of_all(cumulative, limit):
+def test_the_choice_has_the_least_error_of_all(losses, limit):
     """Against every combination, counted by hand."""
     marks, times = scores(), table()
-    choices = Choices(SITES, marks, cumulative, times)
+    choices = Choices(SITES, marks, losses, times)
     weights = [(1.0, 2.0), (0.5, 3.0), (2.0, 0.25)]
 
     def error(layer, size):
@@ -77,9 +77,11 @@ def test_the_choice_has_the_least_error_of_all(cumulative, limit):
         for kind, kept, of in (("heads", size.heads, 4), ("neurons", size.neurons, 96)):
             ordered = marks[f"layers.{layer}.{kind}"].sort().values.tolist()
             gone = ordered[: of - kept]
-            if not kept:
+            if losses == "additive":
+                parts.append(sum(gone))
+            elif not kept:
                 parts.append(1.0)
-            elif cumulative:
+            elif losses == "cumulative":
                 parts.append(gone[-1] if gone else 0.0)
             else:
                 parts.append(sum(gone) / sum(ordered))
@@ -98,13 +100,13 @@ def test_the_choice_has_the_least_error_of_all(cumulative, limit):
 
 
 def test_a_time_out_of_reach_names_the_nearest():
-    choices = Choices(SITES, scores(), True, table())
+    choices = Choices(SITES, scores(), "cumulative", table())
     with pytest.raises(BudgetError, match=r"at least 6 ms.*10 times as fast.*got 5.9 ms"):
         choices.of_least_error(5.9, [(1.0, 1.0)] * 3)
 
 
 def test_a_time_that_the_whole_model_meets_removes_nothing():
-    choices = Choices(SITES, scores(), True, table())
+    choices = Choices(SITES, scores(), "cumulative", table())
     sizes = choices.of_least_error(31.0, [(1.0, 1.0)] * 3)
     assert choices.is_whole(sizes)
     assert not choices.plan(sizes).masks

@@ -68,9 +68,11 @@ class Pruner:
     chooses: ClassVar[bool] = False
     """Whether the method itself decides how much each layer loses, so that it takes no
     allocator."""
-    cumulative: ClassVar[bool] = False
-    """Whether a score is the loss behind the unit and all that go before it in its site, relative
-    to the loss of all; else it is that of the unit alone."""
+    losses: ClassVar[str] = "unknown"
+    """What a sum of scores says to a search over sizes: "additive", where it is a loss of the
+    model, whatever the sites; "cumulative", where a score is the error of its own sub-layer behind
+    the unit and all that go before it, relative to that of all; "unknown", where scores only
+    rank."""
     soft_gates: ClassVar[bool] = False
     """Whether its gates may still be open at the end of a training for units that go."""
 

@@ -25,12 +25,12 @@ class Choices:
     Args:
         sites: of the model.
         scores: `layers.I.heads` `[H]` and `layers.I.neurons` `[F]`.
-        cumulative: as `Pruner.cumulative` of the method that gave them.
+        losses: as `Pruner.losses` of the method that gave them.
         table: of times.
     """
 
     def __init__(
-        self, sites: Sites, scores: Mapping[str, Tensor], cumulative: bool, table: LatencyTable
+        self, sites: Sites, scores: Mapping[str, Tensor], losses: str, table: LatencyTable
     ) -> None:
         self._sites, self._scores, self._table = sites, scores, table
         self._sizes = [
@@ -41,8 +41,7 @@ class Choices:
         self._errors: list[tuple[Numbers, Numbers]] = []
         for index, (sizes, times) in enumerate(zip(self._sizes, table.layers, strict=True)):
             heads, neurons = (
-                _errors(scores[f"layers.{index}.{kind}"], cumulative)
-                for kind in ("heads", "neurons")
+                _errors(scores[f"layers.{index}.{kind}"], losses) for kind in ("heads", "neurons")
             )
             self._times.append(np.array([times(size) for size in sizes]))
             self._errors.append(
@@ -80,13 +79,16 @@ class Choices:
         return plan_of(self._sites, self._scores, sizes)
 
 
-def _errors(scores: Tensor, cumulative: bool) -> Numbers:
-    """The error of keeping so many units, `[units + 1]`: 1 for none, 0 for all."""
+def _errors(scores: Tensor, losses: str) -> Numbers:
+    """The error of keeping so many units, `[units + 1]`: 0 for all; for none the sum of additive
+    losses, else 1."""
     ordered = scores.double().sort().values
-    if not cumulative:
+    if losses != "cumulative":
         ordered = ordered.clamp_min(0).cumsum(0)
+    if losses == "unknown":
         ordered = ordered / ordered[-1].clamp_min(1e-300)
     errors = np.zeros(len(ordered) + 1)
     errors[:-1] = ordered.flip(0).numpy()
-    errors[0] = max(1.0, errors[0])
+    if losses != "additive":
+        errors[0] = max(1.0, errors[0])
     return errors

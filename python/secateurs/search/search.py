@@ -1,10 +1,11 @@
 """compress: the smaller model that meets a measured time at the least loss, without training.
 
-Source: the frame is that of Kurtic et al. 2023, "ZipLM" (arXiv 2302.04089): errors of a layer-wise
-optimal brain surgeon, measured times, a dynamic programme, a local search over sensitivities (from
-Frantar and Alistarh 2022, "SPDY", arXiv 2201.13096). Departures: what stays is re-fitted to the
-dense model's residual stream (`refit`), already when the search judges a choice; the time of the
-result is measured, and the search repeated where it is off.
+Source: the frame is that of Kurtic et al. 2023, "ZipLM" (arXiv 2302.04089): errors of each size of a
+layer, measured times, a dynamic programme, a local search over sensitivities (from Frantar and
+Alistarh 2022, "SPDY", arXiv 2201.13096). Departures: errors are sums of K-prune's mixed score by
+default, and of a layer-wise optimal brain surgeon where `obs` is asked for; what stays is re-fitted
+to the dense model's residual stream (`refit`), already when the search judges a choice; the time of
+the result is measured, and the search repeated where it is off.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def compress(
     *,
     shapes: Mapping[Shape, float] | Sequence[Shape] = ((8, 128),),
     effort: str = "quick",
-    method: str = "obs",
+    method: str = "kprune",
     ridge: float = 0.01,
     seed: int = 0,
     force: bool = False,
@@ -162,7 +163,7 @@ class Search:
         batches: Iterable[Batch],
         *,
         shapes: Mapping[Shape, float] | Sequence[Shape] = ((8, 128),),
-        method: str = "obs",
+        method: str = "kprune",
         ridge: float = 0.01,
         seed: int = 0,
         force: bool = False,
@@ -176,15 +177,25 @@ class Search:
         self._model, self._force, self._seed, self._progress = model, force, seed, progress
         model.eval()
         both = Budget(heads=0.5, neurons=0.5)
+        losses = METHODS[method].pruner.losses if method in METHODS else ""
+        options = {"per_operation": False} if method == "kprune" else {}
         scores = score(
-            model, self._fitted, method=method, budget=both, seed=seed, progress=progress
+            model,
+            self._fitted,
+            method=method,
+            budget=both,
+            seed=seed,
+            progress=progress,
+            **options,
         )
         # One process measures while the others wait: all must decide by the same times.
         self.table = from_first(lambda: LatencyTable.measured(model, self.mix, progress=progress))
-        self._choices = Choices(sites, scores, METHODS[method].pruner.cumulative, self.table)
+        self._choices = Choices(sites, scores, losses, self.table)
         with evaluating(model), torch.no_grad():
             self._judge = Judge(model, judged)
-            self._weights = sensitivities(model, sites, self._judge, progress=progress)
+            self._weights: Weights = [(1.0, 1.0)] * len(sites.layers)
+            if losses != "additive":
+                self._weights = sensitivities(model, sites, self._judge, progress=progress)
         self._recover = partial(refit, model, ridge=ridge, progress=False)
         self._seconds = time.perf_counter() - start
 

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--method",
-        default="obs",
+        default="kprune",
         type=method_name,
         help="a name that `secateurs methods` lists (default: %(default)s)",
     )

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
 
 def _settle(options: argparse.Namespace, timed: bool, has_data: bool) -> None:
     """Refuse arguments without an effect, and fill in defaults."""
-    options.method = options.method or ("obs" if timed else "gradient")
+    options.method = options.method or ("kprune" if timed else "gradient")
     reads_data = timed or _reads_data(options.method)
     effects = {
         "allocator": (not timed, "with --budget"),

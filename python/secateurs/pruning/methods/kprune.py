@@ -45,18 +45,24 @@ class KPrunePruner(Pruner):
     Args:
         predictive: weight of what a unit says about the predictions.
         representation: weight of what it adds to the residual stream.
+        per_operation: divide by the operations that a unit takes. Without that a score is the loss
+            of its removal, for who knows better what a unit costs.
     """
 
     produces = frozenset({"heads", "neurons"})
     needs = Needs.GRADIENTS
+    losses = "additive"
 
-    def __init__(self, predictive: float = 1.0, representation: float = 2.5e-4) -> None:
+    def __init__(
+        self, predictive: float = 1.0, representation: float = 2.5e-4, per_operation: bool = True
+    ) -> None:
         if min(predictive, representation) < 0 or predictive + representation <= 0:
             raise MethodError(
                 "expected weights of at least 0, one of them above, got "
                 f"predictive={predictive} and representation={representation}"
             )
         self.predictive, self.representation = predictive, representation
+        self.per_operation = per_operation
         self._squares: dict[str, Tensor] = {}  # sums over examples of g^2
         self._energies: dict[str, Tensor] = {}  # sums over tokens of phi^2, [K]
         self._tokens: dict[str, int] = {}
@@ -110,7 +116,8 @@ class KPrunePruner(Pruner):
             if role in self._roles(kind)
         ) / len(squares)
         mixed = self.predictive * said + self.representation * added
-        return mixed * (_HEADS if kind == "heads" else 1.0) / macs
+        weighed = mixed * (_HEADS if kind == "heads" else 1.0)
+        return weighed / macs if self.per_operation else weighed
 
     def _roles(self, kind: str) -> tuple[str, ...]:
         architecture = self.sites.architecture

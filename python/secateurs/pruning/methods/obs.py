@@ -42,7 +42,7 @@ class ObsPruner(Pruner):
     produces = frozenset({"heads", "neurons"})
     needs = Needs.ACTIVATIONS
     seeded = False
-    cumulative = True
+    losses = "cumulative"
 
     def __init__(self, damping: float = 0.01) -> None:
         if not damping > 0:
