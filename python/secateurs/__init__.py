@@ -15,6 +15,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from secateurs import _moved
+from secateurs.integrations import registration
 
 if TYPE_CHECKING:
     from secateurs.architectures.sites import find_sites as find_sites
@@ -118,3 +119,4 @@ class _Package(types.ModuleType):
 
 sys.modules[__name__].__class__ = _Package
 _moved.install()
+registration.install()

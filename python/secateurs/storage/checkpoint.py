@@ -4,8 +4,9 @@ remote code.
 A saved directory holds `config.json` (the stock config, and one `secateurs` block that names the
 other files and says what they cannot), the compact tensors under stock names (a block-sparse weight
 as `NAME.values`, `.indptr`, `.indices`; one on levels as its int8 codes) and the plan. Files have
-names made of their content, under which stock transformers looks for no weights. The config is
-replaced last, at once, so that whenever a directory is read it holds the old model or the new one.
+names made of their content, under which stock transformers looks for no weights; where it looks
+lies a file that ends in a sentence. The config is replaced last, at once, so that whenever a
+directory is read it holds the old model or the new one.
 Kernels are chosen, and weights packed for them, on the machine that loads.
 """
 
@@ -47,6 +48,8 @@ from secateurs.reading import (
 )
 from secateurs.storage import manifest
 from secateurs.storage.blueprint import FLOATS, Blueprint, blueprint_of, is_stock, restored_again
+from secateurs.storage.sentinel import NAME as SENTINEL
+from secateurs.storage.sentinel import write_sentinel
 from secateurs.storage.skeleton import check_like, named_tensors, outside, ties
 
 FORMAT_VERSION = 2
@@ -100,10 +103,14 @@ def save(model: nn.Module, directory: str | Path) -> None:
             ):
                 name, digest = written_by_content(directory, stem, ".safetensors", write)
                 block["sha256"][name] = digest
+            write_sentinel(directory)
             config = {
                 **blueprint.values,
                 "architectures": [blueprint.cls.__name__],
                 "dtype": dtype_name(blueprint.dtype),
+                # Who opens the directory in transformers, and what it opens without us.
+                "quantization_config": {"quant_method": "secateurs"},
+                "transformers_weights": SENTINEL,
                 "secateurs": block,
             }
             with written_whole(directory / CONFIG) as scratch:
@@ -150,6 +157,16 @@ def load(
                 told = f"the model in {directory} is damaged: {_told(error)}"
                 raise CheckpointError(told) from error
     raise CheckpointError(f"cannot read the model in {directory}: it changes all the time")
+
+
+def described(directory: Path) -> tuple[dict[str, Any], list[str]]:
+    """The config of a saved model, and the names of its weights and of its plan.
+
+    Raises CheckpointError unless it is one of ours, FormatError for names that lead elsewhere.
+    """
+    with opened(directory / CONFIG) as (file, _):
+        values = _parsed(file.read(MOST_JSON + 1), directory)
+    return values, _files(values["secateurs"])
 
 
 def _load(
