@@ -370,6 +370,7 @@ PROOF, ARGUMENTS = "kinds/test_unproven_layers.py", "kinds/test_foreign_argument
 RECONSTRUCTION, CONVERSION = "python/secateurs/reconstruction", "python/secateurs/conversion"
 ARCHITECTURES = "python/secateurs/architectures"
 INTEGRATIONS = "python/secateurs/integrations"
+SENTENCES = "integrations/test_sentence_transformers.py"
 
 PYTHON += (
     *faults_in(
@@ -526,6 +527,17 @@ PYTHON += (
     *faults_in(
         "python/secateurs/storage/checkpoint.py",
         ('"transformers_weights": SENTINEL,', "", f"{QUANTIZER} -k gives_what_load"),
+    ),
+    *faults_in(
+        "python/secateurs/storage/sentence_folders.py",
+        ('first["path"] != "" or not', "not", f"{SENTENCES} -k refused_before"),
+        ('is_plain_name(module["path"])', "True", f"{SENTENCES} -k refused_before"),
+        ("needs if isinstance(needs, dict) else {}", "{}", f"{SENTENCES} -k needs_us"),
+        ("shutil.copyfile(file, copy)", "pass", f"{SENTENCES} -k embeds_as"),
+    ),
+    *faults_in(
+        "python/secateurs/storage/model_folders.py",
+        ("cls = transformers.AutoModel  #", "pass  #", f"{SENTENCES} -k head"),
     ),
     *faults_in(
         f"{CONVERSION}/inherited.py",
