@@ -61,7 +61,9 @@ _NAMES = {
     1: (r"model\.safetensors", r"plan\.safetensors"),
     2: (rf"{WEIGHTS}-[0-9a-f]{{16}}\.safetensors", rf"{PLAN}-[0-9a-f]{{16}}\.safetensors"),
 }
-_SCRATCH = re.compile(rf"\.+({WEIGHTS}|{re.escape(CONFIG)}).*{re.escape(PARTIAL)}")
+_SCRATCH = re.compile(
+    rf"\.+({WEIGHTS}|{re.escape(CONFIG)}|{re.escape(SENTINEL)}).*{re.escape(PARTIAL)}"
+)
 _OPENED_BY_STOCK = re.compile(
     r"(model|pytorch_model|adapter_model)[-.](.*\.)?(safetensors|bin|index\.json)"
 )
