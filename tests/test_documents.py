@@ -66,17 +66,22 @@ def pruned_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("heading", ["transformers", "sentence-transformers"])
+@pytest.mark.parametrize("heading", ["transformers", "sentence-transformers", "torch.export"])
 def test_the_examples_of_integrations_run(heading, pruned_folders):
     if heading == "sentence-transformers":
         pytest.importorskip("sentence_transformers")
     sections = (DOCS / "integrations.md").read_text("utf-8").split("\n## ")[1:]
-    (section,) = [text for text in sections if text.startswith(f"{heading}\n")]
+    (section,) = [text for text in sections if re.match(rf"{heading}\b(?!-)", text)]
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
         exec(compile(block, "integrations.md", "exec"), names)
     if heading == "transformers":
         assert explain(names["model"]) == explain(load(pruned_folders / "copy"))
+    elif heading == "torch.export":
+        with torch.no_grad():
+            wanted = load("pruned")(**names["batch"]).logits
+            got = names["program"].module()(**names["batch"]).logits
+        assert torch.allclose(got, wanted, atol=1e-5)
     else:
         assert names["embeddings"].shape == (2, 64)
         assert explain(names["reranker"][0].model) == explain(load("pruned-reranker"))

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from secateurs.search import compress as compress
     from secateurs.storage.checkpoint import load as load
     from secateurs.storage.checkpoint import save as save
+    from secateurs.storage.compact_export import export_compact as export_compact
     from secateurs.storage.dense_export import export_dense as export_dense
     from secateurs.training.distillation import distill as distill
 
@@ -76,6 +77,7 @@ _HOMES = {
     "distill": "training.distillation",
     "env_report": "measurement.environment",
     "explain": "conversion.report",
+    "export_compact": "storage.compact_export",
     "export_dense": "storage.dense_export",
     "find_sites": "architectures.sites",
     "load": "storage.checkpoint",

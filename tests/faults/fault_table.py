@@ -370,7 +370,7 @@ PROOF, ARGUMENTS = "kinds/test_unproven_layers.py", "kinds/test_foreign_argument
 RECONSTRUCTION, CONVERSION = "python/secateurs/reconstruction", "python/secateurs/conversion"
 ARCHITECTURES = "python/secateurs/architectures"
 INTEGRATIONS = "python/secateurs/integrations"
-SENTENCES = "integrations/test_sentence_transformers.py"
+SENTENCES, COMPACT = "integrations/test_sentence_transformers.py", "storage/test_compact_export.py"
 
 PYTHON += (
     *faults_in(
@@ -527,6 +527,37 @@ PYTHON += (
     *faults_in(
         "python/secateurs/storage/checkpoint.py",
         ('"transformers_weights": SENTINEL,', "", f"{QUANTIZER} -k gives_what_load"),
+    ),
+    *faults_in(
+        "python/secateurs/storage/compact_export.py",
+        (
+            "attention.relative_bias is not None and linear",
+            "False and linear",
+            f"{COMPACT} -k computes and t5",
+        ),
+        (
+            'apart = side == "heads" or not keep.grouped',
+            'apart = side == "heads"',
+            f"{COMPACT} -k uneven_get_copies",
+        ),
+        ("weight is None or not weight.numel()", "weight is None", f"{COMPACT} -k computes"),
+        (
+            "return weight, weight.new_zeros(rows)",
+            "return weight, weight.new_ones(rows)",
+            f"{COMPACT} -k computes",
+        ),
+        (
+            "heads.index_select(0, keep.kv_of.to(tensor.device))",
+            "heads[[0] * len(keep.kv_of)]",
+            f"{COMPACT} -k uneven_get_copies",
+        ),
+        ("**dict.fromkeys(_WIDTHS, width),", "", f"{COMPACT} -k computes and gpt2"),
+        ('"num_key_value_groups": width // kv_width,', "", f"{COMPACT} -k uneven_get_copies"),
+        (
+            "module.out_features, module.in_features = module.weight.shape",
+            "pass",
+            f"{COMPACT} -k sizes_that_are_left",
+        ),
     ),
     *faults_in(
         "python/secateurs/storage/sentence_folders.py",
