@@ -513,6 +513,7 @@ PYTHON += (
         ),
         ("if len(devices) != 1 or", "if", f"{QUANTIZER} -k cannot_follow"),
         ("_fetch(folder, name, model.config)", "pass", f"{QUANTIZER} -k hub"),
+        ("loaded.generation_config = given", "pass", f"{QUANTIZER} -k how_to_generate"),
         ("model._modules.clear()", "pass", f"{QUANTIZER} -k emptied"),
     ),
     *faults_in(
@@ -543,7 +544,7 @@ PYTHON += (
         ("weight is None or not weight.numel()", "weight is None", f"{COMPACT} -k computes"),
         (
             "return weight, weight.new_zeros(rows)",
-            "return weight, weight.new_ones(rows)",
+            "return weight, weight.new_ones(rows).cumsum(0)",
             f"{COMPACT} -k computes",
         ),
         (

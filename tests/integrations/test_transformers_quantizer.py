@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BertModel,
+    GenerationConfig,
     pipeline,
 )
 from transformers.utils import hub
@@ -100,6 +101,28 @@ def test_what_a_call_may_set_is_followed(tmp_path, batch):
         wanted = load(tmp_path)(**batch, output_hidden_states=True).hidden_states
     assert len(states) == len(wanted) == 4
     assert all(map(torch.equal, states, wanted))
+
+
+def test_how_to_generate_is_as_saved_unless_the_call_says_it(tmp_path):
+    fast = convert(tiny_model("llama"), PLAN)
+    fast.generation_config.max_new_tokens = 7
+    save(fast, tmp_path)
+    got = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert got.generation_config.to_dict() == load(tmp_path).generation_config.to_dict()
+    assert got.generation_config.max_new_tokens == 7
+    given = GenerationConfig(max_new_tokens=2, pad_token_id=0)
+    got = AutoModelForCausalLM.from_pretrained(tmp_path, generation_config=given)
+    assert got.generate(torch.arange(3, 8)[None]).shape == (1, 7)
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, "auto"])
+def test_one_device_is_followed(device_map, tmp_path, batch):
+    save(convert(tiny_model("bert"), PLAN), tmp_path)
+    got = AutoModel.from_pretrained(tmp_path, device_map=device_map)
+    wanted = "cuda" if device_map == "auto" and torch.cuda.is_available() else "cpu"
+    assert {tensor.device.type for tensor in got.state_dict().values()} == {wanted}
+    if wanted == "cpu":
+        assert torch.equal(answer(got, batch), answer(load(tmp_path), batch))
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,10 @@ class SecateursQuantizer(HfQuantizer):
         for name, value in self._settings.items():
             if hasattr(loaded.config, name):
                 setattr(loaded.config, name, value)
+        # One that the call gave, or that lies in the folder in a file of its own.
+        given = getattr(model, "generation_config", None)
+        if given is not None and not getattr(given, "_from_model_config", True):
+            loaded.generation_config = given
         become(model, loaded)
 
     def is_serializable(self) -> bool:
