@@ -27,9 +27,9 @@ def export_compact(model: nn.Module) -> nn.Module:
     """The stock model whose layers are as small as the plan leaves them: torch's own linears and
     attention, of other sizes in each layer.
 
-    It computes what the converted model does, on any device, and can be trained, given adapters,
-    and exported by torch.export and torch.onnx. No folder holds it, for its config still says the
-    sizes of the dense model: keep the converted one, or a state dict.
+    It computes what the converted model does, and can be trained, and exported by torch.export and
+    torch.onnx. No folder holds it, for its config still says the sizes of the dense model: keep the
+    converted one, or a state dict.
 
     A sub-layer that lost all of its units keeps one that gives nothing. Where heads share key/value
     heads in groups that are no longer equal, each gets a copy of its own. Layers with a bias by
