@@ -6,11 +6,17 @@ import re
 import runpy
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from support.tiny_models import tiny_model
+from support.word_folders import saved
+from transformers import AutoTokenizer
 
-from secateurs import METHODS
+from secateurs import METHODS, HeadMask, SparsityPlan, convert, explain, load, save
 from secateurs.pruning import ALLOCATORS, Needs
+from secateurs.storage.model_folders import open_model
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -40,6 +46,45 @@ def test_the_example_of_attention_rules_runs(capsys):
     for block in blocks:
         exec(compile(block, "concepts.md", "exec"), {})
     assert "Local(window=16) at head 0; Union" in capsys.readouterr().out
+
+
+@pytest.fixture
+def pruned_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the page of integrations has its folders: a classifier, an embedder, a reranker."""
+    dense = saved(tmp_path / "dense", tiny_model("roberta"), pad_token="[PAD]")
+    embedder = saved(tmp_path / "embedder", tiny_model("bert"), pad_token="[PAD]")
+    monkeypatch.chdir(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(dense)
+    for name, source in (
+        ("pruned", dense),
+        ("pruned-embedder", embedder),
+        ("pruned-reranker", dense),
+    ):
+        plan = SparsityPlan({"layers.0.heads": HeadMask(torch.tensor([True, False, True, True]))})
+        save(convert(open_model(source), plan), tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("heading", ["transformers", "sentence-transformers", "torch.export"])
+def test_the_examples_of_integrations_run(heading, pruned_folders):
+    if heading == "sentence-transformers":
+        pytest.importorskip("sentence_transformers")
+    sections = (DOCS / "integrations.md").read_text("utf-8").split("\n## ")[1:]
+    (section,) = [text for text in sections if re.match(rf"{heading}\b(?!-)", text)]
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(compile(block, "integrations.md", "exec"), names)
+    if heading == "transformers":
+        assert explain(names["model"]) == explain(load(pruned_folders / "copy"))
+    elif heading == "torch.export":
+        with torch.no_grad():
+            wanted = load("pruned")(**names["batch"]).logits
+            got = names["program"].module()(**names["batch"]).logits
+        assert torch.allclose(got, wanted, atol=1e-5)
+    else:
+        assert names["embeddings"].shape == (2, 64)
+        assert explain(names["reranker"][0].model) == explain(load("pruned-reranker"))
 
 
 def test_the_page_of_methods_lists_them_all():

@@ -52,7 +52,7 @@ FLOORS: dict[str, set[str]] = {
         "training",
     },
     "storage": {"plan", "formats", "architectures", "conversion"},
-    "integrations": {"measurement"},
+    "integrations": {"measurement", "conversion", "storage"},
 }
 # What names or starts everything may import all.
 TOP = {"__init__", "__main__", "_moved", "cli"}
@@ -61,7 +61,14 @@ WHEN_CALLED = {("conversion/inherited.py", "storage")}
 
 # Packages that only some floors may import; those not listed here are free to all.
 OUTSIDE = {
-    "transformers": {"architectures", "masking", "conversion", "training", "storage"},
+    "transformers": {
+        "architectures",
+        "masking",
+        "conversion",
+        "training",
+        "storage",
+        "integrations",
+    },
     "safetensors": {"plan", "pruning", "storage"},
     "matplotlib": set(),
     "triton": {"ops"},

@@ -15,6 +15,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from secateurs import _moved
+from secateurs.integrations import registration
 
 if TYPE_CHECKING:
     from secateurs.architectures.sites import find_sites as find_sites
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from secateurs.search import compress as compress
     from secateurs.storage.checkpoint import load as load
     from secateurs.storage.checkpoint import save as save
+    from secateurs.storage.compact_export import export_compact as export_compact
     from secateurs.storage.dense_export import export_dense as export_dense
     from secateurs.training.distillation import distill as distill
 
@@ -75,6 +77,7 @@ _HOMES = {
     "distill": "training.distillation",
     "env_report": "measurement.environment",
     "explain": "conversion.report",
+    "export_compact": "storage.compact_export",
     "export_dense": "storage.dense_export",
     "find_sites": "architectures.sites",
     "load": "storage.checkpoint",
@@ -118,3 +121,4 @@ class _Package(types.ModuleType):
 
 sys.modules[__name__].__class__ = _Package
 _moved.install()
+registration.install()

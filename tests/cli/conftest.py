@@ -6,24 +6,9 @@ from pathlib import Path
 
 import pytest
 from support.tiny_models import tiny_model
-from torch import nn
+from support.word_folders import WORDS, saved
 
 from secateurs.cli import main as cli
-
-WORDS = "the old house stood by a river and nobody came there in winter".split()  # noqa: SIM905
-
-
-def saved(path: Path, model: nn.Module, **special: str) -> Path:
-    """A stock model with a word tokenizer, as transformers saves them."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS, "</s>"])}
-    words = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    model.save_pretrained(path)
-    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(path)
-    return path
 
 
 @pytest.fixture

@@ -9,11 +9,10 @@ import sys
 import pytest
 import torch
 from support.models import answer, relative
-from support.saved_plans import BLOCKS, LEVELS, MASKS, PLAN, TEXT
+from support.saved_plans import MASKS, PLAN, TEXT
 from support.tiny_models import SIZES, tiny_model
 from torch import nn
 from transformers import (
-    AutoModel,
     BertConfig,
     BertForMaskedLM,
     BertModel,
@@ -281,14 +280,6 @@ def test_an_own_class_that_no_one_knows_is_not_looked_for(tmp_path):
         with pytest.raises(CheckpointError, match="model_class=BertForTokenClassification"):
             load(tmp_path)
     assert "antigravity" not in sys.modules
-
-
-@pytest.mark.parametrize("plan", [PLAN, BLOCKS, LEVELS], ids=["removed", "blocks", "levels"])
-@pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_stock_transformers_opens_no_folder_of_ours(kind, plan, tmp_path):
-    save(convert(tiny_model(kind), plan), tmp_path)
-    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
-        AutoModel.from_pretrained(tmp_path)
 
 
 def test_a_compiled_model_is_saved_as_what_was_compiled(tmp_path):

@@ -74,6 +74,13 @@ class LayerKeep:
         return None if all(rule == Dense() for rule in kept) else kept
 
     @property
+    def grouped(self) -> bool:
+        """Whether heads that are neighbours share each key/value head, in groups of one size."""
+        heads, kv_heads = int(self.heads.sum()), int(self.kv_heads.sum())
+        even = torch.arange(heads) // max(1, heads // max(1, kv_heads))
+        return heads % max(1, kv_heads) == 0 and torch.equal(self.kv_of, even.to(torch.int32))
+
+    @property
     def weights(self) -> dict[str, BlockMask | PatternMask]:
         """Every mask of a linear, by role."""
         return {**self.blocks, **self.patterns}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateurs.cli.arguments import above_one, milliseconds, weighted_shape
+from secateurs.cli.results import write_model
 from secateurs.cli.terminal import OK
 
 if TYPE_CHECKING:
@@ -92,7 +93,6 @@ def prune_to_a_time(options: argparse.Namespace, rows: Sequence[Any], out: Path)
     from secateurs.cli.tables import print_density
     from secateurs.pruning import Budget
     from secateurs.search import compress
-    from secateurs.storage.checkpoint import save
     from secateurs.storage.model_folders import open_model
 
     model = open_model(options.model)
@@ -109,8 +109,7 @@ def prune_to_a_time(options: argparse.Namespace, rows: Sequence[Any], out: Path)
         force=options.force,
         progress=options.progress,
     )
-    save(found.model, out)
-    tokenizer.save_pretrained(out)
+    write_model(found.model, tokenizer, options.model, out)
     density = find_sites(model).density(found.plan)
     figures = figures_of(found)
     print_figures([figures])

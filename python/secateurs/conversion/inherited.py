@@ -233,6 +233,15 @@ def disown(model: nn.Module) -> None:
                 del part._forward_pre_hooks[key], part._forward_pre_hooks_with_kwargs[key]
 
 
+def become(model: nn.Module, converted: nn.Module) -> None:
+    """Make `model` what `converted` is, which has its class and is not used any more."""
+    conversion = record_of(converted)
+    disown(converted)
+    vars(model).clear()
+    vars(model).update(vars(converted))
+    adopt(model, conversion)
+
+
 def record_of(model: nn.Module) -> Any:
     """The record of a conversion, None for a model not converted. It is the base model's, which
     holds the layers."""

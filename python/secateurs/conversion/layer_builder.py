@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
@@ -137,8 +136,6 @@ class LayerBuilder:
         rules = keep.kept_rules
         if rules is not None:
             self.report("attention_rules", None, "restricted", self._told(rules))
-        even = torch.arange(heads) // max(1, heads // kv_heads)
-        uneven = heads % kv_heads != 0 or not torch.equal(keep.kv_of, even.to(torch.int32))
         device, biased = self.weights["query"].weight.device, bool(record.relative_bias)
         return Attention(
             self._linear(("query", "key", "value")),
@@ -146,7 +143,7 @@ class LayerBuilder:
             heads,
             kv_heads,
             shape.head_dim,
-            keep.kv_of.to(device) if uneven else None,
+            None if keep.grouped else keep.kv_of.to(device),
             self.behaviour.causal,
             self.behaviour.scale,
             self.index,

@@ -53,6 +53,7 @@ _NOT_READ = frozenset(
         "secateurs",
         "torch_dtype",
         "transformers_version",
+        "transformers_weights",
         "use_kernels",
     }
 )

@@ -4,9 +4,10 @@ remote code.
 A saved directory holds `config.json` (the stock config, and one `secateurs` block that names the
 other files and says what they cannot), the compact tensors under stock names (a block-sparse weight
 as `NAME.values`, `.indptr`, `.indices`; one on levels as its int8 codes; one of a model in int8 as
-its codes, with their scales beside it) and the plan. Files have
-names made of their content, under which stock transformers looks for no weights. The config is
-replaced last, at once, so that whenever a directory is read it holds the old model or the new one.
+its codes, with their scales beside it) and the plan. Files have names made of their content, under
+which stock transformers looks for no weights; where it looks lies a file that ends in a sentence.
+The config is replaced last, at once, so that whenever a directory is read it holds the old model or
+the new one.
 Kernels are chosen, and weights packed for them, on the machine that loads.
 """
 
@@ -48,6 +49,8 @@ from secateurs.reading import (
 )
 from secateurs.storage import manifest
 from secateurs.storage.blueprint import FLOATS, Blueprint, blueprint_of, is_stock, restored_again
+from secateurs.storage.sentinel import NAME as SENTINEL
+from secateurs.storage.sentinel import write_sentinel
 from secateurs.storage.skeleton import check_like, named_tensors, outside, ties
 
 FORMAT_VERSION = 2
@@ -59,7 +62,9 @@ _NAMES = {
     1: (r"model\.safetensors", r"plan\.safetensors"),
     2: (rf"{WEIGHTS}-[0-9a-f]{{16}}\.safetensors", rf"{PLAN}-[0-9a-f]{{16}}\.safetensors"),
 }
-_SCRATCH = re.compile(rf"\.+({WEIGHTS}|{re.escape(CONFIG)}).*{re.escape(PARTIAL)}")
+_SCRATCH = re.compile(
+    rf"\.+({WEIGHTS}|{re.escape(CONFIG)}|{re.escape(SENTINEL)}).*{re.escape(PARTIAL)}"
+)
 _OPENED_BY_STOCK = re.compile(
     r"(model|pytorch_model|adapter_model)[-.](.*\.)?(safetensors|bin|index\.json)"
 )
@@ -101,10 +106,14 @@ def save(model: nn.Module, directory: str | Path) -> None:
             ):
                 name, digest = written_by_content(directory, stem, ".safetensors", write)
                 block["sha256"][name] = digest
+            write_sentinel(directory)
             config = {
                 **blueprint.values,
                 "architectures": [blueprint.cls.__name__],
                 "dtype": dtype_name(blueprint.dtype),
+                # Who opens the directory in transformers, and what it opens without us.
+                "quantization_config": {"quant_method": "secateurs"},
+                "transformers_weights": SENTINEL,
                 "secateurs": block,
             }
             with written_whole(directory / CONFIG) as scratch:
@@ -151,6 +160,16 @@ def load(
                 told = f"the model in {directory} is damaged: {_told(error)}"
                 raise CheckpointError(told) from error
     raise CheckpointError(f"cannot read the model in {directory}: it changes all the time")
+
+
+def described(directory: Path) -> tuple[dict[str, Any], list[str]]:
+    """The config of a saved model, and the names of its weights and of its plan.
+
+    Raises CheckpointError unless it is one of ours, FormatError for names that lead elsewhere.
+    """
+    with opened(directory / CONFIG) as (file, _):
+        values = _parsed(file.read(MOST_JSON + 1), directory)
+    return values, _files(values["secateurs"])
 
 
 def _load(

@@ -1,9 +1,10 @@
-"""export_dense: the stock model that computes what a converted one does, zeros where it lost."""
+"""export_dense: the stock model that computes what a converted one does, zeros where it lost; and
+what it shares with export_compact."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,11 @@ from secateurs.errors import CheckpointError
 from secateurs.storage.blueprint import blueprint_of, restored_again
 from secateurs.storage.skeleton import named_tensors, place
 
+# Of a linear: its weight `[N, K]` and its bias `[N]`.
+DenseLinear = tuple[Tensor, Tensor | None]
+# Makes a linear of a skeleton, of what is left of it and of its layer, in a dtype.
+MakeLinear = Callable[[LinearView, CompactLinear | None, LayerKeep, torch.dtype], DenseLinear]
+
 
 @door
 @torch.no_grad()
@@ -29,6 +35,13 @@ def export_dense(model: nn.Module) -> nn.Module:
     Raises CheckpointError where no config makes such a model of its class, and for one with
     attention rules.
     """
+    dense: nn.Module = stock_model(model, dense_linear)
+    return dense
+
+
+def stock_model(model: nn.Module, make: MakeLinear) -> Any:
+    """The stock model of what `make` makes of the linears of a converted one. Raises as
+    `export_dense` does."""
     converted: Any = getattr(model, "_orig_mod", model)  # where torch.compile made it
     plan, sites = conversion_of(converted).plan, conversion_of(converted).sites
     for i in range(len(sites.layers)):
@@ -58,7 +71,7 @@ def export_dense(model: nn.Module) -> nn.Module:
             modules.setdefault(linear.path, []).append(linear)
         for linears in modules.values():
             parts = [
-                _dense_linear(
+                make(
                     view(layer, linear),
                     restored.compact[i].get(linear.role),
                     keep,
@@ -67,7 +80,7 @@ def export_dense(model: nn.Module) -> nn.Module:
                 for linear in linears
             ]
             _place_joined(layer, linears[0], parts)
-    dense: nn.Module = restored.model.to(converted.device)
+    dense: Any = restored.model.to(converted.device)
     for name, tensor in named_tensors(dense).items():
         if tensor.device.type == "meta":
             raise CheckpointError(f"expected a stock layer, but it has a tensor of its own: {name}")
@@ -76,9 +89,9 @@ def export_dense(model: nn.Module) -> nn.Module:
     return dense.eval()
 
 
-def _dense_linear(
+def dense_linear(
     view: LinearView, compact: CompactLinear | None, keep: LayerKeep, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
+) -> DenseLinear:
     """Weight `[N, K]` and bias `[N]` of a linear of a skeleton: the values of a compact one, zeros
     elsewhere."""
     device = None if compact is None else compact.weight.device
@@ -95,9 +108,7 @@ def _dense_linear(
     return weight, bias
 
 
-def _place_joined(
-    layer: nn.Module, linear: Linear, parts: Sequence[tuple[Tensor, Tensor | None]]
-) -> None:
+def _place_joined(layer: nn.Module, linear: Linear, parts: Sequence[DenseLinear]) -> None:
     """Give the module of `linear` the weights and biases of all linears it holds."""
     weights, biases = zip(*parts, strict=True)
     place(layer, f"{linear.path}.weight", joined(weights, linear))

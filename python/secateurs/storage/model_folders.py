@@ -12,6 +12,7 @@ from torch import nn
 from secateurs.errors import CheckpointError, DataError
 from secateurs.reading import check_folder, one_line, read_json, shown, whole
 from secateurs.storage import checkpoint
+from secateurs.storage.sentence_folders import is_sentence_folder, other_modules, wants_states
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _ATTENTION = ("eager", "sdpa", "flex_attention")  # all others may be fetched
@@ -20,18 +21,23 @@ _NEW_PARTS = 1 << 24  # weights that a folder need not hold: a new head, buffers
 
 
 def open_model(path: str | Path) -> nn.Module:
-    """The model in a folder, stock or pruned, in evaluation mode.
+    """The model in a folder, stock or pruned, in evaluation mode; of a folder of
+    sentence-transformers the one that they use.
 
     Raises CheckpointError if there is none, or it cannot be read.
     """
     if is_pruned(path):
         return checkpoint.load(path)
     name, config = _architecture(path)
-    cls = getattr(transformers, name, None) if name.isidentifier() else None
+    cls: Any = getattr(transformers, name, None) if name.isidentifier() else None
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise CheckpointError(
             f"expected an architecture of transformers in {path}, got {shown(name)}"
         )
+    if is_sentence_folder(path):
+        other_modules(path)  # is refused before the work, if at all
+        if "For" in name and wants_states(path):
+            cls = transformers.AutoModel  # as they open it, without the head
     return _from_folder(cls, path, config, "model")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from secateurs.cli.arguments import SAMPLING, above_one, add_sampling, method_name, seed, settle
 from secateurs.cli.paths import new_directory
+from secateurs.cli.results import write_model
 from secateurs.cli.terminal import OK, quiet, tell
 from secateurs.cli.timed_pruning import (
     TIMED_EXAMPLES,
@@ -64,7 +65,6 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     from secateurs.errors import BudgetError
     from secateurs.pruning import Budget
     from secateurs.search import Search
-    from secateurs.storage.checkpoint import save
     from secateurs.storage.model_folders import open_model
 
     quiet()
@@ -92,8 +92,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
             continue
         folder = out / f"speedup-{speedup:g}"
         if not options.no_models:
-            save(found.model, folder)
-            tokenizer.save_pretrained(folder)
+            write_model(found.model, tokenizer, options.model, folder)
         results.append({"target": speedup, **figures_of(found)})
     if not results:
         raise BudgetError("expected speeds that can be met, got none that is")

@@ -17,6 +17,7 @@ from secateurs.cli.arguments import (
     settle,
 )
 from secateurs.cli.paths import new_directory
+from secateurs.cli.results import write_model
 from secateurs.cli.terminal import OK, quiet
 from secateurs.cli.timed_pruning import (
     TIMED_EXAMPLES,
@@ -144,7 +145,6 @@ def _prune_to_a_budget(
     from secateurs.conversion.builder import convert
     from secateurs.pruning import prune
     from secateurs.reconstruction import refit
-    from secateurs.storage.checkpoint import save
     from secateurs.storage.model_folders import open_model
     from secateurs.training.distillation import distill
     from secateurs.training.task_recipe import check_pruning
@@ -176,9 +176,7 @@ def _prune_to_a_budget(
             seed=options.seed,
             progress=options.progress,
         )
-    save(convert(recovered, plan), out)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(out)
+    write_model(convert(recovered, plan), tokenizer, options.model, out)
     density = find_sites(model).density(plan)
     print_density(density, out)
     return OK, {

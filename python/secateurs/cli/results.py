@@ -1,0 +1,21 @@
+"""The folder of a result: the fast model with what makes it usable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def write_model(model: Any, tokenizer: Any, source: str, out: Path) -> None:
+    """Save a converted model to `out`, its tokenizer where there is one, and what a folder of
+    sentence-transformers in `source` has besides."""
+    from secateurs.storage.checkpoint import save
+    from secateurs.storage.model_folders import open_tokenizer
+    from secateurs.storage.sentence_folders import is_sentence_folder, keep_modules
+
+    save(model, out)
+    if is_sentence_folder(source):
+        keep_modules(source, out)
+        tokenizer = tokenizer or open_tokenizer(source)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(out)
