@@ -1,11 +1,13 @@
 """The architectures that secateurs knows, one record each: supporting another one means adding a
 record, and its name to ARCHITECTURES.
 
-Where one kind of model is built in several ways, each has a record; the one whose linears are there
-is taken.
+Where one kind of model is built in several ways, each has a record; the first one that the config
+asks for and whose linears are there is taken.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from secateurs.architectures.schema import (
     Architecture,
@@ -30,6 +32,27 @@ BERT = Architecture(
         activation="intermediate.intermediate_act_fn",
         norm="output.LayerNorm",
     ),
+)
+
+PRE_NORM_ROBERTA = replace(
+    BERT.named("roberta-prelayernorm"),
+    attention=replace(BERT.attention, norm="attention.LayerNorm"),
+    ffn=replace(BERT.ffn, norm="intermediate.LayerNorm"),
+    norm_first=True,
+)
+
+MEGATRON_BERT = replace(
+    BERT.named("megatron-bert"),
+    attention=replace(BERT.attention, norm="attention.ln"),
+    ffn=replace(BERT.ffn, norm="ln"),
+    norm_first=True,
+)
+
+XLM_ROBERTA_XL = replace(
+    BERT.named("xlm-roberta-xl"),
+    attention=replace(BERT.attention, norm="attention.self_attn_layer_norm"),
+    ffn=replace(BERT.ffn, norm="LayerNorm"),
+    norm_first=True,
 )
 
 DISTILBERT = Architecture(
@@ -59,6 +82,40 @@ VIT = Architecture(
     norm_first=True,
 )
 
+CLIP = Architecture(
+    "clip_text_model",
+    "encoder.layers",
+    attention(
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.out_proj",
+        norm="layer_norm1",
+    ),
+    feed_forward("mlp.fc1", "mlp.fc2", activation="mlp.activation_fn", norm="layer_norm2"),
+    norm_first=True,
+)
+
+WAV2VEC2 = Architecture(
+    "wav2vec2",
+    "encoder.layers",
+    attention(
+        "attention.q_proj",
+        "attention.k_proj",
+        "attention.v_proj",
+        "attention.out_proj",
+        norm="layer_norm",
+    ),
+    feed_forward(
+        "feed_forward.intermediate_dense",
+        "feed_forward.output_dense",
+        activation="feed_forward.intermediate_act_fn",
+        norm="final_layer_norm",
+    ),
+    when=("do_stable_layer_norm", False),
+)
+STABLE_WAV2VEC2 = replace(WAV2VEC2, norm_first=True, when=("do_stable_layer_norm", True))
+
 LLAMA = Architecture(
     "llama",
     "layers",
@@ -80,6 +137,26 @@ LLAMA = Architecture(
     rms_norm=True,
     causal=True,
     kv_heads="num_key_value_heads",
+)
+
+EUROBERT = replace(LLAMA.named("eurobert"), causal=False)
+
+NOMIC_BERT = replace(
+    LLAMA.named("nomic_bert"),
+    attention=replace(LLAMA.attention, norm="post_attention_layernorm"),
+    ffn=replace(LLAMA.ffn, norm="post_mlp_layernorm"),
+    norm_first=False,
+    rms_norm=False,
+    causal=False,
+    kv_heads="num_attention_heads",
+)
+
+STARCODER2 = replace(
+    LLAMA.named("starcoder2"),
+    ffn=feed_forward(
+        "mlp.c_fc", "mlp.c_proj", activation="mlp.act", norm="post_attention_layernorm"
+    ),
+    rms_norm=False,
 )
 
 GPT2 = Architecture(
@@ -130,17 +207,54 @@ GATED_T5_ENCODER = Architecture(
     rms_norm=True,
 )
 
-# By kind of model, in the order in which they are tried.
-ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
-    "bert": (BERT,),  # MiniLM is a BERT
-    "roberta": (BERT.named("roberta"),),
-    "xlm-roberta": (BERT.named("xlm-roberta"),),
-    "electra": (BERT.named("electra"),),
-    "distilbert": (DISTILBERT,),
-    "vit": (VIT,),
-    "llama": (LLAMA,),
-    "qwen2": (LLAMA.named("qwen2"),),
-    "mistral": (LLAMA.named("mistral"),),
-    "gpt2": (GPT2,),
-    "t5": (T5_ENCODER, GATED_T5_ENCODER),
-}
+
+def _by_type(*records: Architecture) -> dict[str, tuple[Architecture, ...]]:
+    """Records by kind of model, in the order in which they are tried."""
+    found: dict[str, tuple[Architecture, ...]] = {}
+    for record in records:
+        found[record.model_type] = (*found.get(record.model_type, ()), record)
+    return found
+
+
+ARCHITECTURES: dict[str, tuple[Architecture, ...]] = _by_type(
+    BERT,  # MiniLM is a BERT
+    BERT.named("roberta"),
+    BERT.named("xlm-roberta"),
+    BERT.named("electra"),
+    BERT.named("camembert"),
+    BERT.named("data2vec-text"),
+    BERT.named("ernie"),
+    BERT.named("layoutlm"),
+    BERT.named("splinter"),
+    BERT.named("bert-generation"),
+    BERT.named("rembert"),
+    PRE_NORM_ROBERTA,
+    XLM_ROBERTA_XL,
+    MEGATRON_BERT,
+    DISTILBERT,
+    EUROBERT,
+    NOMIC_BERT,
+    T5_ENCODER,
+    GATED_T5_ENCODER,
+    CLIP,
+    CLIP.named("siglip_text_model"),
+    CLIP.named("clip_vision_model"),
+    CLIP.named("siglip_vision_model"),
+    VIT,
+    VIT.named("deit"),
+    VIT.named("ijepa"),
+    VIT.named("vit_msn"),
+    VIT.named("audio-spectrogram-transformer"),
+    WAV2VEC2,
+    STABLE_WAV2VEC2,
+    WAV2VEC2.named("hubert"),
+    STABLE_WAV2VEC2.named("hubert"),
+    replace(WAV2VEC2.named("data2vec-audio"), when=None),
+    LLAMA,
+    LLAMA.named("qwen2"),
+    LLAMA.named("mistral"),
+    LLAMA.named("smollm3"),
+    LLAMA.named("seed_oss"),
+    STARCODER2,
+    GPT2,
+)

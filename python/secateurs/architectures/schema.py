@@ -5,7 +5,7 @@ made of. Everything else about a linear is derived from that.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 Side = Literal["hidden", "heads", "kv_heads", "neurons"]
 
@@ -157,6 +157,7 @@ class Architecture:
         rms_norm: the norms are `x / rms(x) * weight`, not LayerNorm.
         causal: the model is a decoder.
         kv_heads: the config attribute that says how many key/value heads there are.
+        when: an attribute of the config and its value in models built so; None: all are.
     """
 
     model_type: str
@@ -167,6 +168,11 @@ class Architecture:
     rms_norm: bool = False
     causal: bool = False
     kv_heads: str = "num_attention_heads"
+    when: tuple[str, Any] | None = None
+
+    def fits(self, config: Any) -> bool:
+        """Whether models of this config are built so."""
+        return self.when is None or getattr(config, self.when[0], None) == self.when[1]
 
     @property
     def sublayers(self) -> tuple[SubLayer, ...]:

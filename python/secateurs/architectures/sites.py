@@ -131,7 +131,7 @@ def find_sites(model: nn.Module) -> Sites:
         )
     base = getattr(model, "base_model", model)
     name = next(name for name, module in model.named_modules() if module is base)
-    layers, architecture = _layers_of(base, known)
+    layers, architecture = _layers_of(base, [a for a in known if a.fits(config)] or known)
     if not architecture.causal and getattr(config, "is_decoder", False):
         raise FamilyError(
             f"expected {architecture.model_type} as an encoder, got config.is_decoder=True"

@@ -165,8 +165,8 @@ def _largest(x: Tensor) -> float:
 
 
 def _runs(model: Any, sites: Sites) -> Iterator[Run]:
-    """The ways a model of this kind is called. Raises FamilyError for one that takes neither tokens
-    nor pixels."""
+    """The ways a model of this kind is called. Raises FamilyError for one that takes neither
+    tokens, pixels nor sound."""
     base, like = model.base_model, next(model.parameters())
     takes = inspect.signature(base.forward).parameters
     generator = torch.Generator().manual_seed(0)
@@ -177,10 +177,13 @@ def _runs(model: Any, sites: Sites) -> Iterator[Run]:
             constant["interpolate_pos_encoding"] = True
         yield Run("plain", lambda model: model(pixel_values=pixels, **constant), gradients=True)
         return
+    if base.main_input_name == "input_values":
+        yield from _runs_of_sound(base, generator, like)
+        return
     if base.main_input_name != "input_ids":
         raise FamilyError(
-            f"expected a model of tokens or pixels to compare layers on, {type(base).__name__} "
-            f"takes {base.main_input_name}"
+            "expected a model of tokens, pixels or sound to compare layers on, "
+            f"{type(base).__name__} takes {base.main_input_name}"
         )
     ids = torch.randint(base.config.vocab_size, (BATCH, TOKENS), generator=generator)
     ids = ids.to(like.device)
@@ -197,6 +200,33 @@ def _runs(model: Any, sites: Sites) -> Iterator[Run]:
             model(input_ids=ids[:, -PADDING:], use_cache=True, **{name: getattr(seen, name)})
 
         yield Run("with a cache", in_two_steps)
+
+
+def _runs_of_sound(base: Any, generator: torch.Generator, like: Tensor) -> Iterator[Run]:
+    """Calls of a model of spectrograms, or of one that makes frames of a waveform itself."""
+    config = base.config
+    if not hasattr(config, "conv_stride"):
+        shape = BATCH, config.max_length, config.num_mel_bins
+        sound = torch.randn(shape, generator=generator).to(like)
+        yield Run("plain", lambda model: model(input_values=sound), gradients=True)
+        return
+    samples = [_samples(config, tokens) for tokens in (TOKENS, TOKENS - PADDING)]
+    sound = torch.randn(BATCH, samples[0], generator=generator).to(like)
+    heard = torch.ones(BATCH, samples[0], dtype=torch.long, device=like.device)
+    heard[0, samples[1] :] = 0
+    visible = torch.ones(BATCH, TOKENS, dtype=torch.bool, device=like.device)
+    visible[0, -PADDING:] = False
+    padded = {"input_values": sound, "attention_mask": heard}
+    yield Run("plain", lambda model: model(input_values=sound))
+    yield Run("padded", lambda model: model(**padded), visible, gradients=True)
+
+
+def _samples(config: Any, frames: int) -> int:
+    """The fewest samples of which convolutions make so many frames."""
+    convolutions = zip(config.conv_kernel, config.conv_stride, strict=True)
+    for kernel, stride in reversed([*convolutions]):
+        frames = (frames - 1) * stride + kernel
+    return frames
 
 
 def _image(config: Any, takes: Any) -> tuple[int, int, int]:

@@ -211,6 +211,8 @@ def layer_class(stock: type[nn.Module]) -> type[Layer]:
     names = list(inspect.signature(stock.forward).parameters)[2:]
     if "position_bias" in names:
         about["forward"] = _forward_with_bias(names)
+    elif "output_attentions" in names:
+        about["forward"] = _forward_in_a_tuple(names)
     elif names[:1] != ["attention_mask"]:
         about["forward"] = _forward_by_names(names)
     return type(f"Converted{stock.__name__}", (Layer, stock), about)
@@ -224,6 +226,17 @@ def _forward_by_names(names: Sequence[str]) -> Callable[..., Tensor]:
         return Layer.forward(
             layer, hidden_states, **dict(zip(names, positional, strict=False)), **named
         )
+
+    return forward
+
+
+def _forward_in_a_tuple(names: Sequence[str]) -> Callable[..., tuple[Tensor]]:
+    """`forward` of a layer that may have probabilities to return behind its states: the states come
+    in a tuple, with or without them."""
+    by_names = _forward_by_names(names)
+
+    def forward(layer: Layer, *args: Any, **named: Any) -> tuple[Tensor]:
+        return (by_names(layer, *args, **named),)
 
     return forward
 
