@@ -51,6 +51,12 @@ _SOUND = {
     "num_conv_pos_embedding_groups": 4,
 }
 _STABLE = {**_SOUND, "do_stable_layer_norm": True, "feat_extract_norm": "layer"}
+_SCALES = {
+    "residual_multiplier": 0.3,
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 2.0,
+    "logits_scaling": 3.0,
+}
 _ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 # Families of one record each, on code that those above go through: the names of their config and
 # their model, and what the config is given besides the sizes. One compact test runs on each.
@@ -71,6 +77,12 @@ RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "deit": ("DeiTConfig", "DeiTModel", IMAGE),
     "ijepa": ("IJepaConfig", "IJepaModel", IMAGE),
     "vit_msn": ("ViTMSNConfig", "ViTMSNModel", IMAGE),
+    "dinov2": ("Dinov2Config", "Dinov2Model", {**IMAGE, "mlp_ratio": 2}),
+    "dinov2_with_registers": (
+        "Dinov2WithRegistersConfig",
+        "Dinov2WithRegistersModel",
+        {**IMAGE, "mlp_ratio": 2},
+    ),
     "audio-spectrogram-transformer": (
         "ASTConfig",
         "ASTModel",
@@ -86,6 +98,9 @@ RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "stable hubert": ("HubertConfig", "HubertModel", _STABLE),
     "data2vec-audio": ("Data2VecAudioConfig", "Data2VecAudioModel", _SOUND),
     "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", {**_PAIRS, **_ENDS}),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {**_PAIRS, "head_dim": 16}),
+    "granite": ("GraniteConfig", "GraniteForCausalLM", {**_PAIRS, **_SCALES}),
+    "gemma": ("GemmaConfig", "GemmaForCausalLM", {**_PAIRS, "head_dim": 16}),
     "seed_oss": ("SeedOssConfig", "SeedOssForCausalLM", {**_PAIRS, "head_dim": 16}),
     "starcoder2": ("Starcoder2Config", "Starcoder2ForCausalLM", _PAIRS),
 }

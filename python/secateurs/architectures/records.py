@@ -82,6 +82,13 @@ VIT = Architecture(
     norm_first=True,
 )
 
+DINOV2 = replace(
+    VIT.named("dinov2"),
+    layers="encoder.layer",
+    attention=replace(VIT.attention, norm="norm1", scale="layer_scale1"),
+    ffn=replace(VIT.ffn, norm="norm2", scale="layer_scale2"),
+)
+
 CLIP = Architecture(
     "clip_text_model",
     "encoder.layers",
@@ -139,6 +146,19 @@ LLAMA = Architecture(
     kv_heads="num_key_value_heads",
 )
 
+QWEN3 = replace(
+    LLAMA.named("qwen3"),
+    attention=replace(LLAMA.attention, head_norms=("self_attn.q_norm", "self_attn.k_norm")),
+)
+
+GRANITE = replace(
+    LLAMA.named("granite"),
+    attention=replace(LLAMA.attention, scale="residual_multiplier"),
+    ffn=replace(LLAMA.ffn, scale="residual_multiplier"),
+)
+
+GEMMA = replace(LLAMA.named("gemma"), norm_offset=1.0)
+
 EUROBERT = replace(LLAMA.named("eurobert"), causal=False)
 
 NOMIC_BERT = replace(
@@ -175,7 +195,7 @@ _T5_ATTENTION = attention(
     "layer.0.SelfAttention.o",
     norm="layer.0.layer_norm",
     relative_bias="layer.0.SelfAttention.relative_attention_bias",
-    scale=1.0,
+    scores_scale=1.0,
 )
 
 T5_ENCODER = Architecture(
@@ -244,6 +264,8 @@ ARCHITECTURES: dict[str, tuple[Architecture, ...]] = _by_type(
     VIT.named("deit"),
     VIT.named("ijepa"),
     VIT.named("vit_msn"),
+    DINOV2,
+    DINOV2.named("dinov2_with_registers"),
     VIT.named("audio-spectrogram-transformer"),
     WAV2VEC2,
     STABLE_WAV2VEC2,
@@ -255,6 +277,9 @@ ARCHITECTURES: dict[str, tuple[Architecture, ...]] = _by_type(
     LLAMA.named("mistral"),
     LLAMA.named("smollm3"),
     LLAMA.named("seed_oss"),
+    QWEN3,
+    GRANITE,
+    GEMMA,
     STARCODER2,
     GPT2,
 )

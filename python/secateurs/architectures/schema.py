@@ -4,7 +4,7 @@ made of. Everything else about a linear is derived from that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Side = Literal["hidden", "heads", "kv_heads", "neurons"]
@@ -50,10 +50,13 @@ class SubLayer:
     Attributes:
         linears: those that it runs; one of them writes to the width of the model.
         norm: path of the norm in front of it or behind it.
+        scale: path of what its output is multiplied by before the residual is added: a module that
+            holds a factor for each channel (Touvron et al. 2021, LayerScale), or a number.
     """
 
     linears: tuple[Linear, ...]
     norm: str
+    scale: str | None = field(default=None, kw_only=True)
 
     @property
     def last(self) -> Linear:
@@ -72,11 +75,14 @@ class SelfAttention(SubLayer):
     Attributes:
         relative_bias: path of an embedding `[buckets, H]` that is added to the scores by relative
             position (Raffel et al. 2020, section 2.1); the first layer holds it for all.
-        scale: of the scores, where the module does not say; None: `head_dim ** -0.5`.
+        scores_scale: of the scores, where the module does not say; None: `head_dim ** -0.5`.
+        head_norms: paths of the norms of the queries and of the keys of each head, over its width,
+            in front of a rotary embedding.
     """
 
     relative_bias: str | None = None
-    scale: float | None = None
+    scores_scale: float | None = None
+    head_norms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def attention(
     output: str,
     norm: str,
     relative_bias: str | None = None,
-    scale: float | None = None,
+    scores_scale: float | None = None,
 ) -> SelfAttention:
     """Self-attention with a linear of its own for each of q, k, v and the output."""
     linears = (
@@ -110,7 +116,7 @@ def attention(
         Linear("value", value, rows="kv_heads"),
         Linear("output", output, columns="heads"),
     )
-    return SelfAttention(linears, norm, relative_bias, scale)
+    return SelfAttention(linears, norm, relative_bias, scores_scale)
 
 
 def fused_attention(qkv: str, output: str, norm: str, transposed: bool = False) -> SelfAttention:
@@ -155,6 +161,8 @@ class Architecture:
         layers: path of the list of layers, from the base model.
         norm_first: `x + f(norm(x))` instead of `norm(x + f(x))`.
         rms_norm: the norms are `x / rms(x) * weight`, not LayerNorm.
+        norm_offset: added to the weight of every norm: 1 where that is stored as its distance to
+            one.
         causal: the model is a decoder.
         kv_heads: the config attribute that says how many key/value heads there are.
         when: an attribute of the config and its value in models built so; None: all are.
@@ -166,6 +174,7 @@ class Architecture:
     ffn: FeedForward
     norm_first: bool = False
     rms_norm: bool = False
+    norm_offset: float = 0.0
     causal: bool = False
     kv_heads: str = "num_attention_heads"
     when: tuple[str, Any] | None = None
@@ -186,6 +195,14 @@ class Architecture:
     @property
     def norms(self) -> tuple[str, str]:
         return (self.attention.norm, self.ffn.norm)
+
+    @property
+    def lent(self) -> tuple[str, ...]:
+        """What a layer holds besides its linears, and a converted layer takes over unchanged."""
+        attention = self.attention
+        scales = (sublayer.scale for sublayer in self.sublayers)
+        others = (attention.relative_bias, *scales)
+        return (*self.norms, *attention.head_norms, *filter(None, others))
 
     def linear(self, role: str) -> Linear:
         return next(linear for linear in self.linears if linear.role == role)

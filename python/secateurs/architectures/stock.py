@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from secateurs.architectures.schema import Architecture
+from secateurs.architectures.linears import module_at
+from secateurs.architectures.schema import Architecture, SubLayer
 from secateurs.architectures.sites import Sites
 from secateurs.errors import FamilyError
 
@@ -45,9 +47,23 @@ def behaviour(architecture: Architecture, layer: nn.Module, head_dim: int) -> Be
         )
     return Behaviour(
         causal=bool(getattr(attention, "is_causal", architecture.causal)),
-        scale=float(getattr(attention, "scaling", record.scale or head_dim**-0.5)),
+        scale=float(getattr(attention, "scaling", record.scores_scale or head_dim**-0.5)),
         activation=activation,
     )
+
+
+def scale_of(layer: nn.Module, sublayer: SubLayer) -> nn.Module | float | None:
+    """What the output of a sub-layer is multiplied by before the residual is added; None for
+    nothing. Raises FamilyError where the layer has no such thing."""
+    if sublayer.scale is None:
+        return None
+    holder, _, name = sublayer.scale.rpartition(".")
+    scale: Any = getattr(module_at(layer, holder), name, None)
+    if not isinstance(scale, (nn.Module, float, int)):
+        raise FamilyError(
+            f"expected a factor at {sublayer.scale} of {type(layer).__name__}, got {scale!r}"
+        )
+    return scale
 
 
 def check_stock(model: nn.Module, sites: Sites) -> None:
@@ -64,8 +80,7 @@ def check_stock(model: nn.Module, sites: Sites) -> None:
                 )
         architecture = sites.architecture
         paths = [linear.path for linear in architecture.linears]
-        bias = architecture.attention.relative_bias
-        described = dict.fromkeys((*paths, *architecture.norms, *filter(None, [bias])))
+        described = dict.fromkeys((*paths, *architecture.lent))
         for name, _ in (*layer.named_parameters(), *layer.named_buffers()):
             if name.rpartition(".")[0] not in described:
                 raise FamilyError(

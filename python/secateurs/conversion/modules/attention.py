@@ -23,8 +23,9 @@ class Constant(nn.Module):
         super().__init__()
         self.bias = None if bias is None else nn.Buffer(bias)
 
-    def forward(self, x: Tensor, residual: Tensor, *_: Any) -> Tensor:
-        return residual if self.bias is None else residual + self.bias
+    def forward(self, x: Tensor, residual: Tensor | None, *_: Any) -> Tensor:
+        left = x.new_zeros(()) if self.bias is None else self.bias
+        return left if residual is None else residual + left
 
 
 class Skip(nn.Module):
@@ -36,7 +37,7 @@ class Skip(nn.Module):
 
 class Attention(nn.Module):
     """Self-attention with one packed projection for q, k and v, any number of heads, and the
-    residual fused in.
+    residual, if there is one, fused in.
 
     Args:
         kv_of: int32 `[heads]`, the key/value head of each head; None: equal groups of neighbours.
@@ -74,15 +75,18 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        residual: Tensor,
+        residual: Tensor | None,
         mask: Tensor | None,
         rotary: Any,
         cache: Any,
         is_causal: bool | None = None,
         scores_bias: Tensor | None = None,
+        head_norms: nn.ModuleList | None = None,  # of queries and keys
     ) -> Tensor:
         joint = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, Hq + 2 Hkv, D]
         q, k, v = joint.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+        if head_norms is not None:
+            q, k = (norm(x) for norm, x in zip(head_norms, (q, k), strict=True))
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -132,6 +136,17 @@ class RelativeBias(nn.Module):
         growth = torch.log(far.float() / exact) / math.log(self.max_distance / exact)
         shared = (exact + (growth * (one_side - exact)).long()).clamp(max=one_side - 1)
         return torch.where(far < exact, far, shared) + one_side * (distance > 0)
+
+
+class Scale(nn.Module):
+    """A factor of the output of a sub-layer."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
 
 
 def biased(bias: Tensor, mask: Tensor | None) -> Tensor:
