@@ -69,6 +69,11 @@ RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert-generation": ("BertGenerationConfig", "BertGenerationEncoder", {}),
     "rembert": ("RemBertConfig", "RemBertModel", {"input_embedding_size": 32}),
     "xlm-roberta-xl": ("XLMRobertaXLConfig", "XLMRobertaXLModel", {}),
+    "esm": (
+        "EsmConfig",
+        "EsmModel",
+        {"position_embedding_type": "rotary", "pad_token_id": 0, "mask_token_id": 1},
+    ),
     "megatron-bert": ("MegatronBertConfig", "MegatronBertModel", {}),
     "xlm-roberta": ("XLMRobertaConfig", "XLMRobertaModel", {}),
     "roberta-prelayernorm": ("RobertaPreLayerNormConfig", "RobertaPreLayerNormModel", {}),

@@ -15,6 +15,8 @@ from secateurs.architectures.schema import (
     feed_forward,
     fused_attention,
 )
+from secateurs.checks import door
+from secateurs.errors import FamilyError
 
 BERT = Architecture(
     "bert",
@@ -45,6 +47,13 @@ MEGATRON_BERT = replace(
     BERT.named("megatron-bert"),
     attention=replace(BERT.attention, norm="attention.ln"),
     ffn=replace(BERT.ffn, norm="ln"),
+    norm_first=True,
+)
+
+ESM = replace(
+    BERT.named("esm"),
+    attention=replace(BERT.attention, norm="attention.LayerNorm", queries_scaled=True),
+    ffn=replace(BERT.ffn, norm="LayerNorm", activation="gelu()"),
     norm_first=True,
 )
 
@@ -87,6 +96,21 @@ DINOV2 = replace(
     layers="encoder.layer",
     attention=replace(VIT.attention, norm="norm1", scale="layer_scale1"),
     ffn=replace(VIT.ffn, norm="norm2", scale="layer_scale2"),
+)
+
+EARLIER_DINOV2 = replace(  # in older versions of transformers
+    DINOV2,
+    attention=replace(
+        attention(
+            "attention.attention.query",
+            "attention.attention.key",
+            "attention.attention.value",
+            "attention.output.dense",
+            norm="norm1",
+        ),
+        scale="layer_scale1",
+    ),
+    ffn=replace(DINOV2.ffn, activation="mlp.activation"),
 )
 
 CLIP = Architecture(
@@ -250,6 +274,7 @@ ARCHITECTURES: dict[str, tuple[Architecture, ...]] = _by_type(
     BERT.named("rembert"),
     PRE_NORM_ROBERTA,
     XLM_ROBERTA_XL,
+    ESM,
     MEGATRON_BERT,
     DISTILBERT,
     EUROBERT,
@@ -265,7 +290,9 @@ ARCHITECTURES: dict[str, tuple[Architecture, ...]] = _by_type(
     VIT.named("ijepa"),
     VIT.named("vit_msn"),
     DINOV2,
+    EARLIER_DINOV2,
     DINOV2.named("dinov2_with_registers"),
+    EARLIER_DINOV2.named("dinov2_with_registers"),
     VIT.named("audio-spectrogram-transformer"),
     WAV2VEC2,
     STABLE_WAV2VEC2,
@@ -283,3 +310,28 @@ ARCHITECTURES: dict[str, tuple[Architecture, ...]] = _by_type(
     STARCODER2,
     GPT2,
 )
+
+
+@door
+def register_architecture(model_type: str, like: str | Architecture) -> None:
+    """Let models of another kind be pruned, in this process.
+
+    Only what the layers are made of is told; that they compute what the record says is found out
+    by `convert`, which compares every layer with the stock one. They must be transformers' own.
+
+    Args:
+        model_type: of the config.
+        like: a known kind whose layers are built the same, or a record
+            (`secateurs.architectures.schema.Architecture`).
+
+    Raises FamilyError for a kind that has a record, and for an unknown `like`.
+    """
+    if model_type in ARCHITECTURES:
+        raise FamilyError(f"expected a kind of model without a record, got {model_type!r}")
+    if isinstance(like, Architecture):
+        records: tuple[Architecture, ...] = (like,)
+    elif like in ARCHITECTURES:
+        records = ARCHITECTURES[like]
+    else:
+        raise FamilyError(f"expected a known kind of model as like, got {like!r}")
+    ARCHITECTURES[model_type] = tuple(record.named(model_type) for record in records)

@@ -7,7 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from torch import nn
+
 Side = Literal["hidden", "heads", "kv_heads", "neurons"]
+
+# Activations that layers call as a function, with the module that computes the same. No path of a
+# module is written so.
+FUNCTIONS: dict[str, type[nn.Module]] = {"gelu()": nn.GELU}
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,14 @@ class SelfAttention(SubLayer):
         relative_bias: path of an embedding `[buckets, H]` that is added to the scores by relative
             position (Raffel et al. 2020, section 2.1); the first layer holds it for all.
         scores_scale: of the scores, where the module does not say; None: `head_dim ** -0.5`.
+        queries_scaled: queries are multiplied by `head_dim ** -0.5` before the module's scale.
         head_norms: paths of the norms of the queries and of the keys of each head, over its width,
             in front of a rotary embedding.
     """
 
     relative_bias: str | None = None
     scores_scale: float | None = None
+    queries_scaled: bool = False
     head_norms: tuple[str, ...] = ()
 
 
@@ -90,7 +98,8 @@ class FeedForward(SubLayer):
     """A feed-forward network, gated where it has a linear of the role `gate`.
 
     Attributes:
-        activation: path of the module between its linears.
+        activation: path of the module between its linears; where the layer calls a function, its
+            name in `FUNCTIONS`.
     """
 
     activation: str = ""
@@ -203,6 +212,11 @@ class Architecture:
         scales = (sublayer.scale for sublayer in self.sublayers)
         others = (attention.relative_bias, *scales)
         return (*self.norms, *attention.head_norms, *filter(None, others))
+
+    @property
+    def described(self) -> tuple[str, ...]:
+        """Paths of all that a layer may hold tensors in."""
+        return (*dict.fromkeys(linear.path for linear in self.linears), *self.lent)
 
     def linear(self, role: str) -> Linear:
         return next(linear for linear in self.linears if linear.role == role)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from secateurs.architectures.linears import module_at
-from secateurs.architectures.schema import Architecture, SubLayer
+from secateurs.architectures.schema import FUNCTIONS, Architecture, SubLayer
 from secateurs.architectures.sites import Sites
 from secateurs.errors import FamilyError
 
@@ -39,15 +39,19 @@ def behaviour(architecture: Architecture, layer: nn.Module, head_dim: int) -> Be
     record = architecture.attention
     attention = layer.get_submodule(record.linears[0].path.rpartition(".")[0])
     holder, _, name = architecture.ffn.activation.rpartition(".")
-    activation = getattr(layer.get_submodule(holder), name, None)
+    if name in FUNCTIONS:
+        activation: Any = FUNCTIONS[name]()
+    else:
+        activation = getattr(layer.get_submodule(holder), name, None)
     if not isinstance(activation, nn.Module):
         raise FamilyError(
             f"expected a module as activation at {architecture.ffn.activation} of "
             f"{type(layer).__name__}, got {activation!r}"
         )
+    scale = float(getattr(attention, "scaling", record.scores_scale or head_dim**-0.5))
     return Behaviour(
         causal=bool(getattr(attention, "is_causal", architecture.causal)),
-        scale=float(getattr(attention, "scaling", record.scores_scale or head_dim**-0.5)),
+        scale=scale * head_dim**-0.5 if record.queries_scaled else scale,
         activation=activation,
     )
 
@@ -78,9 +82,7 @@ def check_stock(model: nn.Module, sites: Sites) -> None:
                     f"expected a stock module at {f'{path}.{name}'.rstrip('.')}, but {why}; "
                     "convert would lose it"
                 )
-        architecture = sites.architecture
-        paths = [linear.path for linear in architecture.linears]
-        described = dict.fromkeys((*paths, *architecture.lent))
+        described = sites.architecture.described
         for name, _ in (*layer.named_parameters(), *layer.named_buffers()):
             if name.rpartition(".")[0] not in described:
                 raise FamilyError(

@@ -4,6 +4,7 @@ load and export_dense, and tells save what could not be loaded again."""
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -133,7 +134,9 @@ class Blueprint:
         names = named_tensors(made).keys() - made.state_dict().keys()
         config = self.config()
         config.num_hidden_layers = 0  # the layers have none of them
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # A head that reads something of every layer has no inputs then.
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             real = named_tensors(self.cls(config, **self.arguments).to(self.dtype))
         return {name: real[name] for name in outside(find_sites(made).path, names)}
 
