@@ -57,6 +57,7 @@ _SCALES = {
     "embedding_multiplier": 2.0,
     "logits_scaling": 3.0,
 }
+_NO_ROTARY = {"no_rope_layers": [1, 0, 1]}  # in the middle one of three
 _ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 # Families of one record each, on code that those above go through: the names of their config and
 # their model, and what the config is given besides the sizes. One compact test runs on each.
@@ -102,7 +103,7 @@ RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "hubert": ("HubertConfig", "HubertModel", _SOUND),
     "stable hubert": ("HubertConfig", "HubertModel", _STABLE),
     "data2vec-audio": ("Data2VecAudioConfig", "Data2VecAudioModel", _SOUND),
-    "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", {**_PAIRS, **_ENDS}),
+    "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", {**_PAIRS, **_ENDS, **_NO_ROTARY}),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {**_PAIRS, "head_dim": 16}),
     "granite": ("GraniteConfig", "GraniteForCausalLM", {**_PAIRS, **_SCALES}),
     "gemma": ("GemmaConfig", "GemmaForCausalLM", {**_PAIRS, "head_dim": 16}),

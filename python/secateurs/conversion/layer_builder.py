@@ -163,6 +163,7 @@ class LayerBuilder:
             self.index,
             keep.heads.nonzero()[:, 0].to(device) if biased and heads < shape.heads else None,
             rules,
+            self.behaviour.rotary,
         )
 
     def _told(self, rules: Sequence[Rule]) -> str:

@@ -44,6 +44,7 @@ class Attention(nn.Module):
         kept_heads: int64 `[heads]`, which heads of the dense layer these are, where a bias of the
             scores for each of those comes from outside; None: all of them.
         rules: which keys each head sees; None: all.
+        rotary: whether queries and keys are turned where the model has a rotary embedding.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Attention(nn.Module):
         layer_idx: int,
         kept_heads: Tensor | None = None,
         rules: tuple[Rule, ...] | None = None,
+        rotary: bool = True,
     ) -> None:
         super().__init__()
         if kv_of is not None and not (0 <= int(kv_of.min()) <= int(kv_of.max()) < kv_heads):
@@ -70,7 +72,7 @@ class Attention(nn.Module):
         self.kv_of = None if kv_of is None else nn.Buffer(kv_of)
         self.causal, self.scale, self.layer_idx = causal, scale, layer_idx
         self.kept_heads = None if kept_heads is None else nn.Buffer(kept_heads)
-        self.rules = rules
+        self.rules, self.rotary = rules, rotary
 
     def forward(
         self,
@@ -87,7 +89,7 @@ class Attention(nn.Module):
         q, k, v = joint.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
         if head_norms is not None:
             q, k = (norm(x) for norm, x in zip(head_norms, (q, k), strict=True))
-        if rotary is not None:
+        if rotary is not None and self.rotary:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
