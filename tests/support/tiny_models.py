@@ -59,6 +59,7 @@ _SCALES = {
 }
 _NO_ROTARY = {"no_rope_layers": [1, 0, 1]}  # in the middle one of three
 _ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_OPT = {**_ENDS, "ffn_dim": 96, "word_embed_proj_dim": 64}
 # Families of one record each, on code that those above go through: the names of their config and
 # their model, and what the config is given besides the sizes. One compact test runs on each.
 RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -108,6 +109,9 @@ RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "granite": ("GraniteConfig", "GraniteForCausalLM", {**_PAIRS, **_SCALES}),
     "gemma": ("GemmaConfig", "GemmaForCausalLM", {**_PAIRS, "head_dim": 16}),
     "seed_oss": ("SeedOssConfig", "SeedOssForCausalLM", {**_PAIRS, "head_dim": 16}),
+    "opt": ("OPTConfig", "OPTForCausalLM", _OPT),
+    "post-norm opt": ("OPTConfig", "OPTForCausalLM", {**_OPT, "do_layer_norm_before": False}),
+    "biogpt": ("BioGptConfig", "BioGptForCausalLM", _ENDS),
     "starcoder2": ("Starcoder2Config", "Starcoder2ForCausalLM", _PAIRS),
 }
 

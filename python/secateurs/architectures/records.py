@@ -203,6 +203,25 @@ STARCODER2 = replace(
     rms_norm=False,
 )
 
+OPT = Architecture(
+    "opt",
+    "decoder.layers",
+    attention(
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.out_proj",
+        norm="self_attn_layer_norm",
+    ),
+    feed_forward("fc1", "fc2", activation="activation_fn", norm="final_layer_norm"),
+    norm_first=True,
+    causal=True,
+    when=("do_layer_norm_before", True),
+)
+POST_NORM_OPT = replace(OPT, norm_first=False, when=("do_layer_norm_before", False))
+
+BIOGPT = replace(OPT.named("biogpt"), layers="layers", when=None)
+
 GPT2 = Architecture(
     "gpt2",
     "h",
@@ -309,6 +328,9 @@ ARCHITECTURES: dict[str, tuple[Architecture, ...]] = _by_type(
     GEMMA,
     STARCODER2,
     GPT2,
+    OPT,
+    POST_NORM_OPT,
+    BIOGPT,
 )
 
 

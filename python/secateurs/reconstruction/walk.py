@@ -133,7 +133,7 @@ class Walk:
                     stack.enter_context(outputs_of(last, outputs.append))
                 behind = run.calls[index](layer, run.dense)
             added = (
-                scaled(layer, sublayer, output)
+                scaled(layer, sublayer, output.reshape(run.dense.shape))
                 for sublayer, output in zip(self.sites.architecture.sublayers, outputs, strict=True)
             )
             attention = run.dense + next(added)
@@ -151,6 +151,7 @@ class Walk:
         behind_attention: list[Tensor] = []
         with outputs_of(layer.get_submodule(attention.last.path), behind_attention.append):
             features = input_of(layer.get_submodule(first.path), lambda: call(layer, states))
+        features = features.reshape(*states.shape[:2], -1)
         outputs = torch.cat([view.outputs(features) for view in self.views(group, model)], -1)
         if group.is_last:
             if group.sublayer is not attention:
