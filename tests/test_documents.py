@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.family_table import PAGE, written
 
 from secateurs import METHODS
 from secateurs.pruning import ALLOCATORS, Needs
@@ -40,6 +41,11 @@ def test_the_example_of_attention_rules_runs(capsys):
     for block in blocks:
         exec(compile(block, "concepts.md", "exec"), {})
     assert "Local(window=16) at head 0; Union" in capsys.readouterr().out
+
+
+def test_the_page_of_families_is_that_of_the_records():
+    """`python -m support.family_table`, in tests, writes the tables anew."""
+    assert PAGE.read_text(encoding="utf-8") == written(PAGE.read_text(encoding="utf-8"))
 
 
 def test_the_page_of_methods_lists_them_all():

@@ -28,15 +28,12 @@ _TWO_STACKS = "it has two stacks of layers: prune its text model and its vision 
 # What is in the way, by kind of model.
 IN_THE_WAY: dict[str, str] = {
     "albert": _SHARED,
-    "altclip": _TWO_STACKS,
     "beit": "its bias by relative position is a table of its own in each layer",
     "big_bird": "its attention skips blocks of keys, some of them at random",
-    "chinese_clip": _TWO_STACKS,
     "clip": _TWO_STACKS,
     "deberta": _DISENTANGLED,
     "deberta-v2": _DISENTANGLED,
     "gpt_neox": _FUSED,
-    "led": "its attention has linears of its own for global tokens",
     "longformer": "its attention has linears of its own for global tokens",
     "modernbert": _FUSED,
     "mpnet": _RELATIVE,
