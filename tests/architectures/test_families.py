@@ -36,6 +36,7 @@ from secateurs import (
     save,
 )
 from secateurs.architectures.records import ARCHITECTURES, BERT, DINOV2, EARLIER_DINOV2
+from secateurs.conversion.proof import observe
 from secateurs.errors import FamilyError
 
 OPTIONS = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
@@ -76,6 +77,53 @@ def test_a_family_keeps_the_whole_contract(kind, tmp_path):
     assert sum(off[1::2]) < sum(off[::2])
     want = answer(apply(fitted, chosen), batch)
     assert relative(answer(convert(fitted, chosen), batch), want) < 1e-5
+
+
+def test_a_fit_counts_the_factors_of_channels():
+    """Whether a factor, negative or nothing for some channels, stands behind a projection or is
+    multiplied into it, the fitted models compute the same."""
+    models = [tiny_model("dinov2") for _ in range(2)]
+    factor = torch.linspace(-1.5, 2, 64)
+    factor[3] = 0
+    with torch.no_grad():
+        for apart, within in zip(*(model.encoder.layer for model in models), strict=True):
+            for part, sublayer in enumerate(find_sites(models[0]).architecture.sublayers):
+                getattr(apart, f"layer_scale{part + 1}").lambda1.copy_(factor)
+                getattr(within, f"layer_scale{part + 1}").lambda1.fill_(1)
+                last = within.get_submodule(sublayer.last.path)
+                last.weight.mul_(factor[:, None])
+                last.bias.mul_(factor)
+    plan = prune(models[0], method="random", budget="heads=0.5,neurons=0.5", seed=3)
+    batches = [tiny_batch(models[0], seed=seed) for seed in range(2, 20)]
+    apart, within = (refit(model, plan, batches, progress=False) for model in models)
+    want = answer(apply(within, plan), batches[0])
+    assert relative(want, answer(apply(models[1], plan), batches[0])) > 1e-2
+    assert relative(answer(apply(apart, plan), batches[0]), want) < 1e-4
+
+
+def test_a_changed_eps_of_the_norms_of_heads_is_kept(tmp_path):
+    model = tiny_model("qwen3")
+    fast = convert(model, SparsityPlan(PLANS["uneven"]))
+    for i in range(3):
+        for norm in fast.model.layers[i].head_norms:
+            setattr(norm, "eps" if hasattr(norm, "eps") else "variance_epsilon", 0.5)
+    want = answer(fast, tiny_batch(model))
+    save(fast, tmp_path / "m")
+    assert torch.equal(answer(load(tmp_path / "m"), tiny_batch(model)), want)
+
+
+def test_models_of_sound_are_proven_on_frames_of_which_some_are_padding():
+    model = tiny_model("wav2vec2")
+    seen = []
+    hook = model.encoder.register_forward_pre_hook(
+        lambda _, args, named: seen.append((args[0].shape[1], named.get("attention_mask"))),
+        with_kwargs=True,
+    )
+    observe(model, find_sites(model), SparsityPlan())
+    hook.remove()
+    assert [frames for frames, _ in seen] == [6, 6]
+    assert seen[0][1] is None
+    assert seen[1][1].sum(1).tolist() == [4, 6]
 
 
 def test_every_record_is_that_of_a_tiny_model():
