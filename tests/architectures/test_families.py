@@ -12,7 +12,6 @@ from support.tiny_models import RECORD_FAMILIES, TEXT_FAMILIES, tiny_batch, tiny
 from torch import nn
 from transformers import (
     AlbertConfig,
-    BartConfig,
     CLIPConfig,
     DebertaV2Config,
     DPRConfig,
@@ -142,7 +141,6 @@ IN_THE_WAY = {
     "experts": (MixtralConfig(), "'mixtral': its feed-forward networks are a mixture of experts"),
     "shared layers": (AlbertConfig(), "'albert': its layers share one set of weights"),
     "two stacks": (CLIPConfig(), "'clip': it has two stacks of layers"),
-    "both": (BartConfig(), "an encoder or a decoder, got Bare, which has both"),
     "nothing there": (DPRConfig(), "'dpr': its layers are made of other parts"),
 }
 

@@ -26,13 +26,17 @@ from secateurs.architectures.records import (
     ARCHITECTURES,
     BERT,
     DINOV2,
+    ESM,
+    EUROBERT,
     GEMMA,
     GPT2,
     GRANITE,
     LLAMA,
+    POST_NORM_OPT,
     QWEN3,
     STABLE_WAV2VEC2,
     WAV2VEC2,
+    WHISPER_ENCODER,
 )
 from secateurs.architectures.records import T5_ENCODER as T5
 from secateurs.conversion.inherited import record_of
@@ -308,6 +312,20 @@ WRONG_RECORDS = {
     "norms of heads swapped": ("qwen3", with_head_norms(QWEN3, QWEN3.attention.head_norms[::-1])),
     "norms whose weights are not from one": ("gemma", replace(GEMMA, norm_offset=0.0)),
     "norms whose weights are from one": ("llama", replace(LLAMA, norm_offset=1.0)),
+    "queries scaled once": (
+        "esm",
+        replace(ESM, attention=replace(ESM.attention, queries_scaled=False)),
+    ),
+    "queries scaled twice": (
+        "bert",
+        replace(BERT, attention=replace(BERT.attention, queries_scaled=True)),
+    ),
+    "another function between the linears": (
+        "eurobert",
+        replace(EUROBERT, ffn=replace(EUROBERT.ffn, activation="gelu()")),
+    ),
+    "an OPT with norms behind": ("opt", replace(POST_NORM_OPT, when=None)),
+    "a Whisper of BERT's order": ("whisper", replace(WHISPER_ENCODER, norm_first=False)),
     "the other order of norms": ("wav2vec2", replace(STABLE_WAV2VEC2, when=None)),
     "the other order of norms, stable": ("stable wav2vec2", replace(WAV2VEC2, when=None)),
 }

@@ -104,6 +104,20 @@ RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "hubert": ("HubertConfig", "HubertModel", _SOUND),
     "stable hubert": ("HubertConfig", "HubertModel", _STABLE),
     "data2vec-audio": ("Data2VecAudioConfig", "Data2VecAudioModel", _SOUND),
+    "whisper": (
+        "WhisperConfig",
+        "WhisperForAudioClassification",
+        {
+            **_ENDS,
+            "d_model": 64,
+            "encoder_layers": 3,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 96,
+            "num_mel_bins": 8,
+            "max_source_positions": 9,
+            "classifier_proj_size": 32,
+        },
+    ),
     "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", {**_PAIRS, **_ENDS, **_NO_ROTARY}),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {**_PAIRS, "head_dim": 16}),
     "granite": ("GraniteConfig", "GraniteForCausalLM", {**_PAIRS, **_SCALES}),
@@ -180,6 +194,8 @@ def tiny_batch(model: nn.Module, size: int = 3, seed: int = 1) -> dict[str, Tens
     if model.main_input_name == "input_values":
         shape = (24, 16) if hasattr(model.config, "num_mel_bins") else (60,)
         return {"input_values": torch.randn(size, *shape, generator=random)}
+    if model.main_input_name == "input_features":
+        return {"input_features": torch.randn(size, 8, 18, generator=random)}
     ids = torch.randint(3, 100, (size, 9), generator=random)
     mask = torch.ones_like(ids)
     mask[0, 5:] = 0

@@ -218,6 +218,7 @@ OPT = Architecture(
     causal=True,
     when=("do_layer_norm_before", True),
 )
+WHISPER_ENCODER = replace(OPT.named("whisper"), layers="encoder.layers", causal=False, when=None)
 POST_NORM_OPT = replace(OPT, norm_first=False, when=("do_layer_norm_before", False))
 
 BIOGPT = replace(OPT.named("biogpt"), layers="layers", when=None)
@@ -318,6 +319,7 @@ ARCHITECTURES: dict[str, tuple[Architecture, ...]] = _by_type(
     WAV2VEC2.named("hubert"),
     STABLE_WAV2VEC2.named("hubert"),
     replace(WAV2VEC2.named("data2vec-audio"), when=None),
+    WHISPER_ENCODER,
     LLAMA,
     LLAMA.named("qwen2"),
     LLAMA.named("mistral"),

@@ -123,14 +123,14 @@ def find_sites(model: nn.Module) -> Sites:
     with an empty one.
     """
     config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
+    base = getattr(model, "base_model", model)
+    if getattr(config, "is_encoder_decoder", False) and hasattr(base, "decoder"):
         raise FamilyError(
             f"expected an encoder or a decoder, got {type(model).__name__}, which has both"
         )
     known = ARCHITECTURES.get(getattr(config, "model_type", ""))
     if known is None or config is None:
         raise why_unknown(model, chain.from_iterable(ARCHITECTURES.values()))
-    base = getattr(model, "base_model", model)
     name = next(name for name, module in model.named_modules() if module is base)
     layers, architecture = _layers_of(base, [a for a in known if a.fits(config)] or known)
     if not architecture.causal and getattr(config, "is_decoder", False):

@@ -177,7 +177,7 @@ def _runs(model: Any, sites: Sites) -> Iterator[Run]:
             constant["interpolate_pos_encoding"] = True
         yield Run("plain", lambda model: model(pixel_values=pixels, **constant), gradients=True)
         return
-    if base.main_input_name == "input_values":
+    if base.main_input_name in ("input_values", "input_features"):
         yield from _runs_of_sound(base, generator, like)
         return
     if base.main_input_name != "input_ids":
@@ -206,9 +206,12 @@ def _runs_of_sound(base: Any, generator: torch.Generator, like: Tensor) -> Itera
     """Calls of a model of spectrograms, or of one that makes frames of a waveform itself."""
     config = base.config
     if not hasattr(config, "conv_stride"):
-        shape = BATCH, config.max_length, config.num_mel_bins
-        sound = torch.randn(shape, generator=generator).to(like)
-        yield Run("plain", lambda model: model(input_values=sound), gradients=True)
+        if base.main_input_name == "input_features":  # two steps make a token
+            shape = BATCH, config.num_mel_bins, 2 * config.max_source_positions
+        else:
+            shape = BATCH, config.max_length, config.num_mel_bins
+        named = {base.main_input_name: torch.randn(shape, generator=generator).to(like)}
+        yield Run("plain", lambda model: model(**named), gradients=True)
         return
     samples = [_samples(config, tokens) for tokens in (TOKENS, TOKENS - PADDING)]
     sound = torch.randn(BATCH, samples[0], generator=generator).to(like)

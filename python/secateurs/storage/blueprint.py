@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.architectures.linears import view
 from secateurs.architectures.sites import Sites, find_sites
 from secateurs.conversion.remake import (
     compact_linears,
@@ -19,7 +20,7 @@ from secateurs.conversion.remake import (
     lent_modules,
     stock_husk,
 )
-from secateurs.conversion.report import conversion_of
+from secateurs.conversion.report import Conversion, conversion_of
 from secateurs.conversion.slicing import CompactLinear, compact_blocks
 from secateurs.errors import CheckpointError, SecateursError
 from secateurs.formats import BlockSparseWeight
@@ -214,7 +215,7 @@ def blueprint_of(model: Any) -> tuple[Blueprint, dict[str, Tensor]]:
     layers = {
         name: tensor
         for i in range(len(sites.layers))
-        for name, tensor in _layer_tensors(model, sites, conversion.plan, i).items()
+        for name, tensor in _layer_tensors(model, sites, conversion, i).items()
     }
     dtypes = {n: t.dtype for n, t in (outer | layers).items() if t.is_floating_point()}
     for name, dtype in dtypes.items():
@@ -265,7 +266,7 @@ def _settings(
 
 
 def _layer_tensors(
-    model: nn.Module, sites: Sites, plan: SparsityPlan, index: int
+    model: nn.Module, sites: Sites, conversion: Conversion, index: int
 ) -> dict[str, Tensor]:
     """The tensors of one converted layer under stock names, its linears sliced but dense."""
     layer, path = converted_layer(model, sites, index), sites.layer_path(index)
@@ -274,10 +275,12 @@ def _layer_tensors(
         for name, module in lent_modules(layer, sites.architecture).items()
         for leaf, tensor in named_tensors(module).items()
     }
-    for role, linear in compact_linears(layer, sites.keep(plan, index)).items():
-        name = sites.architecture.linear(role).name
+    for role, linear in compact_linears(layer, sites.keep(conversion.plan, index)).items():
+        stock = view(conversion.husks[index], sites.architecture.linear(role))
+        name = stock.linear.name
         tensors[f"{path}.{name}.weight"] = linear.weight
-        if linear.bias is not None:
+        # Of q, k and v as one linear, those without a bias have zeros.
+        if linear.bias is not None and stock.bias is not None:
             tensors[f"{path}.{name}.bias"] = linear.bias
     return tensors
 
