@@ -21,6 +21,7 @@ from secateurs.architectures.sites import Sites
 from secateurs.conversion import transformers_attention
 from secateurs.errors import FamilyError, SecateursError
 from secateurs.masking.gates import Gates
+from secateurs.measurement.inputs import pair, samples_of, spectrogram_of
 from secateurs.plan import SparsityPlan
 
 BATCH, TOKENS, PADDING = 2, 6, 2
@@ -206,14 +207,11 @@ def _runs_of_sound(base: Any, generator: torch.Generator, like: Tensor) -> Itera
     """Calls of a model of spectrograms, or of one that makes frames of a waveform itself."""
     config = base.config
     if not hasattr(config, "conv_stride"):
-        if base.main_input_name == "input_features":  # two steps make a token
-            shape = BATCH, config.num_mel_bins, 2 * config.max_source_positions
-        else:
-            shape = BATCH, config.max_length, config.num_mel_bins
+        shape = BATCH, *spectrogram_of(config, base.main_input_name)
         named = {base.main_input_name: torch.randn(shape, generator=generator).to(like)}
         yield Run("plain", lambda model: model(**named), gradients=True)
         return
-    samples = [_samples(config, tokens) for tokens in (TOKENS, TOKENS - PADDING)]
+    samples = [samples_of(config, tokens) for tokens in (TOKENS, TOKENS - PADDING)]
     sound = torch.randn(BATCH, samples[0], generator=generator).to(like)
     heard = torch.ones(BATCH, samples[0], dtype=torch.long, device=like.device)
     heard[0, samples[1] :] = 0
@@ -224,26 +222,13 @@ def _runs_of_sound(base: Any, generator: torch.Generator, like: Tensor) -> Itera
     yield Run("padded", lambda model: model(**padded), visible, gradients=True)
 
 
-def _samples(config: Any, frames: int) -> int:
-    """The fewest samples of which convolutions make so many frames."""
-    convolutions = zip(config.conv_kernel, config.conv_stride, strict=True)
-    for kernel, stride in reversed([*convolutions]):
-        frames = (frames - 1) * stride + kernel
-    return frames
-
-
 def _image(config: Any, takes: Any) -> tuple[int, int, int]:
     """Channels, height and width of a small image, the model's own size where it takes no other."""
     size = config.image_size
     if "interpolate_pos_encoding" in takes:
-        height, width = _pair(config.patch_size)
+        height, width = pair(config.patch_size)
         return config.num_channels, 2 * height, 2 * width
-    return (config.num_channels, *_pair(size))
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    height, width = size if isinstance(size, (tuple, list)) else (size, size)
-    return height, width
+    return (config.num_channels, *pair(size))
 
 
 def _updates(model: Any, sites: Sites, run: Run, gradients: bool = False) -> list[list[Update]]:

@@ -26,7 +26,8 @@ from secateurs.conversion.builder import convert
 from secateurs.data.batches import Batch, batch_size, check_batches, evaluating
 from secateurs.errors import BudgetError, DataError, MeasurementError, MethodError
 from secateurs.masking.masked_model import apply
-from secateurs.measurement.quality import Shape, fidelity, token_inputs
+from secateurs.measurement.inputs import Shape, token_inputs
+from secateurs.measurement.quality import fidelity
 from secateurs.measurement.timing import interleave
 from secateurs.plan import SparsityPlan
 from secateurs.pruning import METHODS, Budget
