@@ -36,7 +36,8 @@ from transformers.utils import logging
 
 import secateurs as sc
 from secateurs.data.glue import find_task
-from secateurs.measurement.quality import backend_of, token_inputs
+from secateurs.measurement.inputs import token_inputs
+from secateurs.measurement.quality import backend_of
 from secateurs.measurement.timing import append_rows, measure, row
 from secateurs.storage.model_folders import open_classifier, open_tokenizer
 from secateurs.training.task_recipe import (

@@ -29,7 +29,8 @@ from transformers import AutoModel, BertConfig, BertModel
 from transformers.utils import logging
 
 import secateurs as sc
-from secateurs.measurement.quality import backend_of, token_inputs
+from secateurs.measurement.inputs import token_inputs
+from secateurs.measurement.quality import backend_of
 from secateurs.measurement.timing import append_rows, measure, row
 
 COMPILED = "torch.compile + freezing"

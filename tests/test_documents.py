@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.family_table import PAGE, written
 from support.tiny_models import tiny_model
 from support.word_folders import saved
 from transformers import AutoTokenizer
@@ -85,6 +86,11 @@ def test_the_examples_of_integrations_run(heading, pruned_folders):
     else:
         assert names["embeddings"].shape == (2, 64)
         assert explain(names["reranker"][0].model) == explain(load("pruned-reranker"))
+
+
+def test_the_page_of_families_is_that_of_the_records():
+    """`python -m support.family_table`, in tests, writes the tables anew."""
+    assert PAGE.read_text(encoding="utf-8") == written(PAGE.read_text(encoding="utf-8"))
 
 
 def test_the_page_of_methods_lists_them_all():

@@ -18,6 +18,7 @@ from secateurs import _moved
 from secateurs.integrations import registration
 
 if TYPE_CHECKING:
+    from secateurs.architectures.records import register_architecture as register_architecture
     from secateurs.architectures.sites import find_sites as find_sites
     from secateurs.conversion.builder import convert as convert
     from secateurs.conversion.report import explain as explain
@@ -84,6 +85,7 @@ _HOMES = {
     "measure": "measurement.timing",
     "prune": "pruning",
     "refit": "reconstruction",
+    "register_architecture": "architectures.records",
     "save": "storage.checkpoint",
     "use_backend": "ops",
 }

@@ -16,7 +16,7 @@ from secateurs.search.latency_table import LayerTimes
 from secateurs.search.sizes import heads_kept, neurons_kept
 from secateurs.storage.model_folders import open_model
 
-TINY = Settings(calibration=40, held_out=24, shapes=((8, 128), (1, 32)), min_time=0.0)
+TINY = Settings(calibration=120, held_out=24, shapes=((8, 128), (1, 32)), min_time=0.0)
 
 
 def made_up_times(monkeypatch):

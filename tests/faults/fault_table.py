@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from family_faults import FAMILY_FAULTS
 from fault import faults_in
 from kernel_faults import KERNEL_FAULTS
 
@@ -114,7 +115,7 @@ PYTHON = (
     ),
     *faults_in(
         f"{PRUNING}/activations.py",
-        ("keep(name, states[mask.bool()])", "keep(name, states.flatten(0, -2))",
+        ("states if real is None else states[real]", "states",
          f"{OBS} -k padding"),
     ),
     *faults_in(
@@ -391,11 +392,11 @@ PYTHON += (
     *faults_in(
         f"{RECONSTRUCTION}/walk.py",
         (
-            "features[run.real][:, columns], (wanted - given)[run.real]",
-            "features.flatten(0, 1)[:, columns], (wanted - given).flatten(0, 1)",
+            "return Run(calls, mask.bool(), states, states)",
+            "return Run(calls, torch.ones_like(mask.bool()), states, states)",
             f"{REFIT} -k padding",
         ),
-        ("outputs = states + outputs", "pass", f"{REFIT} -k closer"),
+        ("outputs = states + scaled(", "outputs = scaled(", f"{REFIT} -k closer"),
         ("if architecture.norm_first:", "if True:", f"{REFIT} -k by_hand"),
         (
             "self.sites.layer(self.pruned, index), run.pruned",
@@ -479,8 +480,8 @@ PYTHON += (
         f"{CONVERSION}/modules/layer.py",
         ('elif names[:1] != ["attention_mask"]:', "elif False:", f"{ARGUMENTS} -k another_order"),
         (
-            "relative_bias: RelativeBias | None = None,\n    ) -> None:",
-            "relative_bias: RelativeBias | None = None,\n    ) -> None:\n        relative_bias = None",
+            "self.relative_bias, self.head_norms = relative_bias, head_norms",
+            "self.relative_bias, self.head_norms = None, head_norms",
             f"{CONVERT} -k equals_masked",
         ),
     ),
@@ -625,4 +626,4 @@ PYTHON += (
     ),
 )
 
-FAULTS = (*PYTHON, *KERNEL_FAULTS)
+FAULTS = (*PYTHON, *FAMILY_FAULTS, *KERNEL_FAULTS)

@@ -22,7 +22,22 @@ from transformers.masking_utils import sdpa_mask
 from transformers.models.bert.modeling_bert import BertLayer, BertOutput
 
 from secateurs import HeadMask, NeuronMask, SparsityPlan, apply, convert, explain, find_sites
-from secateurs.architectures.records import ARCHITECTURES, BERT, GPT2, LLAMA
+from secateurs.architectures.records import (
+    ARCHITECTURES,
+    BERT,
+    DINOV2,
+    ESM,
+    EUROBERT,
+    GEMMA,
+    GPT2,
+    GRANITE,
+    LLAMA,
+    POST_NORM_OPT,
+    QWEN3,
+    STABLE_WAV2VEC2,
+    WAV2VEC2,
+    WHISPER_ENCODER,
+)
 from secateurs.architectures.records import T5_ENCODER as T5
 from secateurs.conversion.inherited import record_of
 from secateurs.errors import FamilyError
@@ -247,6 +262,16 @@ def reordered(record):
     return replace(record, attention=replace(record.attention, linears=tuple(linears)))
 
 
+def unscaled(record):
+    sublayers = (replace(sublayer, scale=None) for sublayer in record.sublayers)
+    attention, ffn = sublayers
+    return replace(record, attention=attention, ffn=ffn)
+
+
+def with_head_norms(record, paths):
+    return replace(record, attention=replace(record.attention, head_norms=paths))
+
+
 WRONG_RECORDS = {
     "norms in front": ("bert", replace(BERT, norm_first=True)),
     "query and key swapped": ("bert", swapped(BERT, "query", "key")),
@@ -273,6 +298,36 @@ WRONG_RECORDS = {
         "t5",
         replace(T5, attention=replace(T5.attention, relative_bias=None)),
     ),
+    "factors of channels left out": ("dinov2", unscaled(DINOV2)),
+    "factors of channels of the other sub-layer": (
+        "dinov2",
+        replace(DINOV2, ffn=replace(DINOV2.ffn, scale=DINOV2.attention.scale)),
+    ),
+    "a factor that is no factor": (
+        "dinov2",
+        replace(DINOV2, ffn=replace(DINOV2.ffn, scale="mlp.activation")),
+    ),
+    "a factor of the sub-layers left out": ("granite", unscaled(GRANITE)),
+    "norms of heads left out": ("qwen3", with_head_norms(QWEN3, ())),
+    "norms of heads swapped": ("qwen3", with_head_norms(QWEN3, QWEN3.attention.head_norms[::-1])),
+    "norms whose weights are not from one": ("gemma", replace(GEMMA, norm_offset=0.0)),
+    "norms whose weights are from one": ("llama", replace(LLAMA, norm_offset=1.0)),
+    "queries scaled once": (
+        "esm",
+        replace(ESM, attention=replace(ESM.attention, queries_scaled=False)),
+    ),
+    "queries scaled twice": (
+        "bert",
+        replace(BERT, attention=replace(BERT.attention, queries_scaled=True)),
+    ),
+    "another function between the linears": (
+        "eurobert",
+        replace(EUROBERT, ffn=replace(EUROBERT.ffn, activation="gelu()")),
+    ),
+    "an OPT with norms behind": ("opt", replace(POST_NORM_OPT, when=None)),
+    "a Whisper of BERT's order": ("whisper", replace(WHISPER_ENCODER, norm_first=False)),
+    "the other order of norms": ("wav2vec2", replace(STABLE_WAV2VEC2, when=None)),
+    "the other order of norms, stable": ("stable wav2vec2", replace(WAV2VEC2, when=None)),
 }
 
 
@@ -280,7 +335,7 @@ WRONG_RECORDS = {
 @pytest.mark.parametrize("case", WRONG_RECORDS)
 def test_a_wrong_record_of_a_family_is_refused(monkeypatch, case, dtype):
     kind, record = WRONG_RECORDS[case]
-    monkeypatch.setitem(ARCHITECTURES, kind, (record,))
+    monkeypatch.setitem(ARCHITECTURES, record.model_type, (record,))
     with pytest.raises(FamilyError):
         convert(tiny_model(kind).to(dtype), SparsityPlan())
 

@@ -21,6 +21,7 @@ from secateurs.errors import PlanError
 from secateurs.masking.gates import straight_through
 from secateurs.plan.attention_rules import Local, Sinks
 from secateurs.plan.quantization import Levels
+from secateurs.pruning.activations import units_read
 
 
 def test_leaving_restores_the_model_to_the_bit(model, batch):
@@ -187,6 +188,40 @@ def test_watchers_see_what_the_gate_multiplies_and_callbacks_the_inputs(batch):
     for hook in hooks:
         hook.remove()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_gates_of_examples_and_watchers_where_a_layer_runs_all_tokens_as_one(batch):
+    """An OPT's FFN is given the tokens of all examples, one below the other."""
+    model, seen = tiny_model("opt"), {}
+    random = torch.Generator().manual_seed(3)
+    neurons, whole = torch.rand(3, 96, generator=random), torch.rand(3, generator=random)
+    with Gates(model, find_sites(model)) as gates:
+        gates["layers.0.neurons"], gates["layers.1.ffn"] = neurons, whole
+        for part in ("neurons", "ffn"):
+            gates.watch(f"layers.1.{part}", lambda x, part=part: seen.__setitem__(part, x.shape))
+        got = model(**batch).logits
+    assert seen == {"neurons": (3, 9, 96), "ffn": (3, 9, 64)}
+    for i in range(3):
+        with Gates(model, find_sites(model)) as gates:
+            gates["layers.0.neurons"], gates["layers.1.ffn"] = neurons[i], whole[i]
+            alone = model(**{name: value[i : i + 1] for name, value in batch.items()}).logits
+        keep = batch["attention_mask"][i].bool()
+        assert relative(got[i, keep], alone[0, keep]) < 1e-5
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["bert", "opt"])
+def test_units_are_read_on_real_tokens(kind, batch):
+    model, read = tiny_model(kind), {}
+    sites = find_sites(model)
+    names = ["layers.0.heads", "layers.2.neurons"]
+    with torch.no_grad(), units_read(model, sites, names, batch, read.__setitem__):
+        model(**batch)
+    tokens = int(batch["attention_mask"].sum())
+    assert {name: tuple(x.shape) for name, x in read.items()} == {
+        "layers.0.heads": (tokens, 64),
+        "layers.2.neurons": (tokens, 96),
+    }
 
 
 def test_folding_leaves_the_function_and_opens_the_gate(batch):

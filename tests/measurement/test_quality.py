@@ -9,7 +9,8 @@ from secateurs.conversion.modules import PackedLinear
 from secateurs.conversion.modules.pattern_linear import PatternLinear, pack
 from secateurs.errors import DataError
 from secateurs.formats import BlockSparseWeight
-from secateurs.measurement.quality import backend_of, embeddings, fidelity, speed, token_inputs
+from secateurs.measurement.inputs import token_inputs
+from secateurs.measurement.quality import backend_of, embeddings, fidelity, speed
 from secateurs.ops import Choice
 
 PLAN = SparsityPlan({"layers.0.heads": HeadMask(torch.tensor([True, False, True, False]))})
@@ -71,8 +72,34 @@ def test_a_model_of_images_gets_pixels_and_no_other_tokens_than_theirs(dtype):
     inputs = token_inputs(model, (2, 10))
     assert inputs["pixel_values"].shape == (2, 3, 24, 24)
     assert model(**inputs).logits.shape == (2, 3)
-    with pytest.raises(DataError, match="expected 10 tokens, the patches of an image, got 128"):
+    with pytest.raises(
+        DataError, match="expected 10 tokens, those of an input of its size, got 128"
+    ):
         token_inputs(model, (2, 128))
+
+
+OF_ONE_SIZE = {
+    "siglip_vision_model": 9,
+    "deit": 11,
+    "dinov2_with_registers": 14,
+    "audio-spectrogram-transformer": 5,
+    "whisper": 9,
+}
+
+
+@pytest.mark.parametrize("kind", OF_ONE_SIZE)
+def test_a_model_of_inputs_of_one_size_gets_its_tokens(kind):
+    model, tokens = tiny_model(kind), OF_ONE_SIZE[kind]
+    assert len(token_inputs(model, (2, tokens))[model.main_input_name]) == 2
+    with pytest.raises(DataError, match=f"expected {tokens} tokens, those of an input"):
+        token_inputs(model, (2, tokens + 1))
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2", "stable hubert"])
+def test_a_model_of_waveforms_gets_as_many_frames_as_asked(kind):
+    model = tiny_model(kind)
+    for tokens in (1, 7):
+        assert model(**token_inputs(model, (2, tokens)))[0].shape == (2, tokens, 64)
 
 
 def test_the_backend_is_the_one_that_runs():

@@ -246,3 +246,15 @@ def gone():
     from secateurs import ModuleMask
 
     return ModuleMask(torch.tensor(False))
+
+
+def test_a_fit_that_is_worse_on_other_examples_is_left_out(bert, monkeypatch, caplog):
+    """Two short batches have fewer tokens than there are unknowns, and no ridge holds them."""
+    Clock(monkeypatch)
+    few = [{name: tensor[:2, :6] for name, tensor in batch.items()} for batch in data(2)]
+    found = compress(bert, few, "speedup=3", shapes=SHAPES, ridge=1e-9, progress=False)
+    assert "left out" in caplog.text
+    assert all(
+        torch.equal(tensor, found.recovered.state_dict()[name])
+        for name, tensor in bert.state_dict().items()
+    )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
-from torch import nn
+import transformers
+from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertModel,
@@ -37,12 +41,106 @@ SIZES = {
     "intermediate_size": 96,
 }
 
+IMAGE = {"image_size": 24, "patch_size": 8}
+_PAIRS = {"num_key_value_heads": 2}
+_SOUND = {
+    "conv_dim": (16, 16),
+    "conv_kernel": (4, 3),
+    "conv_stride": (3, 2),
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 4,
+}
+_STABLE = {**_SOUND, "do_stable_layer_norm": True, "feat_extract_norm": "layer"}
+_SCALES = {
+    "residual_multiplier": 0.3,
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 2.0,
+    "logits_scaling": 3.0,
+}
+_NO_ROTARY = {"no_rope_layers": [1, 0, 1]}  # in the middle one of three
+_ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_OPT = {**_ENDS, "ffn_dim": 96, "word_embed_proj_dim": 64}
+# Families of one record each, on code that those above go through: the names of their config and
+# their model, and what the config is given besides the sizes. One compact test runs on each.
+RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "camembert": ("CamembertConfig", "CamembertModel", {}),
+    "data2vec-text": ("Data2VecTextConfig", "Data2VecTextModel", {}),
+    "ernie": ("ErnieConfig", "ErnieModel", {}),
+    "layoutlm": ("LayoutLMConfig", "LayoutLMModel", {}),
+    "splinter": ("SplinterConfig", "SplinterModel", {}),
+    "bert-generation": ("BertGenerationConfig", "BertGenerationEncoder", {}),
+    "rembert": ("RemBertConfig", "RemBertModel", {"input_embedding_size": 32}),
+    "xlm-roberta-xl": ("XLMRobertaXLConfig", "XLMRobertaXLModel", {}),
+    "esm": (
+        "EsmConfig",
+        "EsmModel",
+        {"position_embedding_type": "rotary", "pad_token_id": 0, "mask_token_id": 1},
+    ),
+    "megatron-bert": ("MegatronBertConfig", "MegatronBertModel", {}),
+    "xlm-roberta": ("XLMRobertaConfig", "XLMRobertaModel", {}),
+    "roberta-prelayernorm": ("RobertaPreLayerNormConfig", "RobertaPreLayerNormModel", {}),
+    "eurobert": ("EuroBertConfig", "EuroBertModel", {**_PAIRS, **_ENDS}),
+    "nomic_bert": ("NomicBertConfig", "NomicBertModel", {}),
+    "deit": ("DeiTConfig", "DeiTModel", IMAGE),
+    "ijepa": ("IJepaConfig", "IJepaModel", IMAGE),
+    "vit_msn": ("ViTMSNConfig", "ViTMSNModel", IMAGE),
+    "dinov2": ("Dinov2Config", "Dinov2Model", {**IMAGE, "mlp_ratio": 2}),
+    "dinov2_with_registers": (
+        "Dinov2WithRegistersConfig",
+        "Dinov2WithRegistersModel",
+        {**IMAGE, "mlp_ratio": 2},
+    ),
+    "audio-spectrogram-transformer": (
+        "ASTConfig",
+        "ASTModel",
+        {"max_length": 24, "num_mel_bins": 16, "patch_size": 8, "time_stride": 8},
+    ),
+    "clip_text_model": ("CLIPTextConfig", "CLIPTextModel", _ENDS),
+    "clip_vision_model": ("CLIPVisionConfig", "CLIPVisionModel", IMAGE),
+    "siglip_text_model": ("SiglipTextConfig", "SiglipTextModel", _ENDS),
+    "siglip_vision_model": ("SiglipVisionConfig", "SiglipVisionModel", IMAGE),
+    "wav2vec2": ("Wav2Vec2Config", "Wav2Vec2Model", _SOUND),
+    "stable wav2vec2": ("Wav2Vec2Config", "Wav2Vec2Model", _STABLE),
+    "hubert": ("HubertConfig", "HubertModel", _SOUND),
+    "stable hubert": ("HubertConfig", "HubertModel", _STABLE),
+    "data2vec-audio": ("Data2VecAudioConfig", "Data2VecAudioModel", _SOUND),
+    "whisper": (
+        "WhisperConfig",
+        "WhisperForAudioClassification",
+        {
+            **_ENDS,
+            "d_model": 64,
+            "encoder_layers": 3,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 96,
+            "num_mel_bins": 8,
+            "max_source_positions": 9,
+            "classifier_proj_size": 32,
+        },
+    ),
+    "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", {**_PAIRS, **_ENDS, **_NO_ROTARY}),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {**_PAIRS, "head_dim": 16}),
+    "granite": ("GraniteConfig", "GraniteForCausalLM", {**_PAIRS, **_SCALES}),
+    "gemma": ("GemmaConfig", "GemmaForCausalLM", {**_PAIRS, "head_dim": 16}),
+    "seed_oss": ("SeedOssConfig", "SeedOssForCausalLM", {**_PAIRS, "head_dim": 16}),
+    "opt": ("OPTConfig", "OPTForCausalLM", _OPT),
+    "post-norm opt": ("OPTConfig", "OPTForCausalLM", {**_OPT, "do_layer_norm_before": False}),
+    "biogpt": ("BioGptConfig", "BioGptForCausalLM", _ENDS),
+    "starcoder2": ("Starcoder2Config", "Starcoder2ForCausalLM", _PAIRS),
+}
+
 
 def tiny_model(kind: str, **changes: object) -> nn.Module:
-    """A random model with biases and norms that are not their initial zeros and ones."""
+    """A random model with biases and norms that are not their initial zeros and ones. Skips a test
+    of a family that this transformers does not have."""
     torch.manual_seed(0)
     sizes = {**SIZES, **changes}
-    if kind == "bert":
+    if kind in RECORD_FAMILIES:
+        config, made, more = RECORD_FAMILIES[kind]
+        if not hasattr(transformers, made):
+            pytest.skip(f"this transformers has no {made}")
+        model = getattr(transformers, made)(getattr(transformers, config)(**{**sizes, **more}))
+    elif kind == "bert":
         model = BertModel(BertConfig(**sizes))
     elif kind == "roberta":
         config = RobertaConfig(**sizes, pad_token_id=1, max_position_embeddings=64)
@@ -54,8 +152,7 @@ def tiny_model(kind: str, **changes: object) -> nn.Module:
             DistilBertConfig(vocab_size=100, dim=64, n_layers=3, n_heads=4, hidden_dim=96)
         )
     elif kind == "vit":
-        image = {"image_size": 24, "patch_size": 8}
-        model = ViTForImageClassification(ViTConfig(**sizes, **image, num_labels=3))
+        model = ViTForImageClassification(ViTConfig(**sizes, **IMAGE, num_labels=3))
     elif kind == "gpt2":
         model = GPT2LMHeadModel(
             GPT2Config(
@@ -86,3 +183,21 @@ def tiny_model(kind: str, **changes: object) -> nn.Module:
             else:
                 parameter.normal_(std=0.1)
     return model.eval()
+
+
+def tiny_batch(model: nn.Module, size: int = 3, seed: int = 1) -> dict[str, Tensor]:
+    """What a tiny model takes: images, waveforms, spectrograms, or sequences of nine tokens, some
+    of them padded."""
+    random = torch.Generator().manual_seed(seed)
+    if model.main_input_name == "pixel_values":
+        return {"pixel_values": torch.randn(size, 3, 24, 24, generator=random)}
+    if model.main_input_name == "input_values":
+        shape = (24, 16) if hasattr(model.config, "num_mel_bins") else (60,)
+        return {"input_values": torch.randn(size, *shape, generator=random)}
+    if model.main_input_name == "input_features":
+        return {"input_features": torch.randn(size, 8, 18, generator=random)}
+    ids = torch.randint(3, 100, (size, 9), generator=random)
+    mask = torch.ones_like(ids)
+    mask[0, 5:] = 0
+    mask[2, 7:] = 0
+    return {"input_ids": ids, "attention_mask": mask}

@@ -1,11 +1,13 @@
 """The architectures that secateurs knows, one record each: supporting another one means adding a
 record, and its name to ARCHITECTURES.
 
-Where one kind of model is built in several ways, each has a record; the one whose linears are there
-is taken.
+Where one kind of model is built in several ways, each has a record; the first one that the config
+asks for and whose linears are there is taken.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from secateurs.architectures.schema import (
     Architecture,
@@ -13,6 +15,8 @@ from secateurs.architectures.schema import (
     feed_forward,
     fused_attention,
 )
+from secateurs.checks import door
+from secateurs.errors import FamilyError
 
 BERT = Architecture(
     "bert",
@@ -30,6 +34,34 @@ BERT = Architecture(
         activation="intermediate.intermediate_act_fn",
         norm="output.LayerNorm",
     ),
+)
+
+PRE_NORM_ROBERTA = replace(
+    BERT.named("roberta-prelayernorm"),
+    attention=replace(BERT.attention, norm="attention.LayerNorm"),
+    ffn=replace(BERT.ffn, norm="intermediate.LayerNorm"),
+    norm_first=True,
+)
+
+MEGATRON_BERT = replace(
+    BERT.named("megatron-bert"),
+    attention=replace(BERT.attention, norm="attention.ln"),
+    ffn=replace(BERT.ffn, norm="ln"),
+    norm_first=True,
+)
+
+ESM = replace(
+    BERT.named("esm"),
+    attention=replace(BERT.attention, norm="attention.LayerNorm", queries_scaled=True),
+    ffn=replace(BERT.ffn, norm="LayerNorm", activation="gelu()"),
+    norm_first=True,
+)
+
+XLM_ROBERTA_XL = replace(
+    BERT.named("xlm-roberta-xl"),
+    attention=replace(BERT.attention, norm="attention.self_attn_layer_norm"),
+    ffn=replace(BERT.ffn, norm="LayerNorm"),
+    norm_first=True,
 )
 
 DISTILBERT = Architecture(
@@ -59,6 +91,62 @@ VIT = Architecture(
     norm_first=True,
 )
 
+DINOV2 = replace(
+    VIT.named("dinov2"),
+    layers="encoder.layer",
+    attention=replace(VIT.attention, norm="norm1", scale="layer_scale1"),
+    ffn=replace(VIT.ffn, norm="norm2", scale="layer_scale2"),
+)
+
+EARLIER_DINOV2 = replace(  # in older versions of transformers
+    DINOV2,
+    attention=replace(
+        attention(
+            "attention.attention.query",
+            "attention.attention.key",
+            "attention.attention.value",
+            "attention.output.dense",
+            norm="norm1",
+        ),
+        scale="layer_scale1",
+    ),
+    ffn=replace(DINOV2.ffn, activation="mlp.activation"),
+)
+
+CLIP = Architecture(
+    "clip_text_model",
+    "encoder.layers",
+    attention(
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.out_proj",
+        norm="layer_norm1",
+    ),
+    feed_forward("mlp.fc1", "mlp.fc2", activation="mlp.activation_fn", norm="layer_norm2"),
+    norm_first=True,
+)
+
+WAV2VEC2 = Architecture(
+    "wav2vec2",
+    "encoder.layers",
+    attention(
+        "attention.q_proj",
+        "attention.k_proj",
+        "attention.v_proj",
+        "attention.out_proj",
+        norm="layer_norm",
+    ),
+    feed_forward(
+        "feed_forward.intermediate_dense",
+        "feed_forward.output_dense",
+        activation="feed_forward.intermediate_act_fn",
+        norm="final_layer_norm",
+    ),
+    when=("do_stable_layer_norm", False),
+)
+STABLE_WAV2VEC2 = replace(WAV2VEC2, norm_first=True, when=("do_stable_layer_norm", True))
+
 LLAMA = Architecture(
     "llama",
     "layers",
@@ -82,6 +170,59 @@ LLAMA = Architecture(
     kv_heads="num_key_value_heads",
 )
 
+QWEN3 = replace(
+    LLAMA.named("qwen3"),
+    attention=replace(LLAMA.attention, head_norms=("self_attn.q_norm", "self_attn.k_norm")),
+)
+
+GRANITE = replace(
+    LLAMA.named("granite"),
+    attention=replace(LLAMA.attention, scale="residual_multiplier"),
+    ffn=replace(LLAMA.ffn, scale="residual_multiplier"),
+)
+
+GEMMA = replace(LLAMA.named("gemma"), norm_offset=1.0)
+
+EUROBERT = replace(LLAMA.named("eurobert"), causal=False)
+
+NOMIC_BERT = replace(
+    LLAMA.named("nomic_bert"),
+    attention=replace(LLAMA.attention, norm="post_attention_layernorm"),
+    ffn=replace(LLAMA.ffn, norm="post_mlp_layernorm"),
+    norm_first=False,
+    rms_norm=False,
+    causal=False,
+    kv_heads="num_attention_heads",
+)
+
+STARCODER2 = replace(
+    LLAMA.named("starcoder2"),
+    ffn=feed_forward(
+        "mlp.c_fc", "mlp.c_proj", activation="mlp.act", norm="post_attention_layernorm"
+    ),
+    rms_norm=False,
+)
+
+OPT = Architecture(
+    "opt",
+    "decoder.layers",
+    attention(
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.out_proj",
+        norm="self_attn_layer_norm",
+    ),
+    feed_forward("fc1", "fc2", activation="activation_fn", norm="final_layer_norm"),
+    norm_first=True,
+    causal=True,
+    when=("do_layer_norm_before", True),
+)
+WHISPER_ENCODER = replace(OPT.named("whisper"), layers="encoder.layers", causal=False, when=None)
+POST_NORM_OPT = replace(OPT, norm_first=False, when=("do_layer_norm_before", False))
+
+BIOGPT = replace(OPT.named("biogpt"), layers="layers", when=None)
+
 GPT2 = Architecture(
     "gpt2",
     "h",
@@ -98,7 +239,7 @@ _T5_ATTENTION = attention(
     "layer.0.SelfAttention.o",
     norm="layer.0.layer_norm",
     relative_bias="layer.0.SelfAttention.relative_attention_bias",
-    scale=1.0,
+    scores_scale=1.0,
 )
 
 T5_ENCODER = Architecture(
@@ -130,17 +271,91 @@ GATED_T5_ENCODER = Architecture(
     rms_norm=True,
 )
 
-# By kind of model, in the order in which they are tried.
-ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
-    "bert": (BERT,),  # MiniLM is a BERT
-    "roberta": (BERT.named("roberta"),),
-    "xlm-roberta": (BERT.named("xlm-roberta"),),
-    "electra": (BERT.named("electra"),),
-    "distilbert": (DISTILBERT,),
-    "vit": (VIT,),
-    "llama": (LLAMA,),
-    "qwen2": (LLAMA.named("qwen2"),),
-    "mistral": (LLAMA.named("mistral"),),
-    "gpt2": (GPT2,),
-    "t5": (T5_ENCODER, GATED_T5_ENCODER),
-}
+
+def _by_type(*records: Architecture) -> dict[str, tuple[Architecture, ...]]:
+    """Records by kind of model, in the order in which they are tried."""
+    found: dict[str, tuple[Architecture, ...]] = {}
+    for record in records:
+        found[record.model_type] = (*found.get(record.model_type, ()), record)
+    return found
+
+
+ARCHITECTURES: dict[str, tuple[Architecture, ...]] = _by_type(
+    BERT,  # MiniLM is a BERT
+    BERT.named("roberta"),
+    BERT.named("xlm-roberta"),
+    BERT.named("electra"),
+    BERT.named("camembert"),
+    BERT.named("data2vec-text"),
+    BERT.named("ernie"),
+    BERT.named("layoutlm"),
+    BERT.named("splinter"),
+    BERT.named("bert-generation"),
+    BERT.named("rembert"),
+    PRE_NORM_ROBERTA,
+    XLM_ROBERTA_XL,
+    ESM,
+    MEGATRON_BERT,
+    DISTILBERT,
+    EUROBERT,
+    NOMIC_BERT,
+    T5_ENCODER,
+    GATED_T5_ENCODER,
+    CLIP,
+    CLIP.named("siglip_text_model"),
+    CLIP.named("clip_vision_model"),
+    CLIP.named("siglip_vision_model"),
+    VIT,
+    VIT.named("deit"),
+    VIT.named("ijepa"),
+    VIT.named("vit_msn"),
+    DINOV2,
+    EARLIER_DINOV2,
+    DINOV2.named("dinov2_with_registers"),
+    EARLIER_DINOV2.named("dinov2_with_registers"),
+    VIT.named("audio-spectrogram-transformer"),
+    WAV2VEC2,
+    STABLE_WAV2VEC2,
+    WAV2VEC2.named("hubert"),
+    STABLE_WAV2VEC2.named("hubert"),
+    replace(WAV2VEC2.named("data2vec-audio"), when=None),
+    WHISPER_ENCODER,
+    LLAMA,
+    LLAMA.named("qwen2"),
+    LLAMA.named("mistral"),
+    LLAMA.named("smollm3"),
+    LLAMA.named("seed_oss"),
+    QWEN3,
+    GRANITE,
+    GEMMA,
+    STARCODER2,
+    GPT2,
+    OPT,
+    POST_NORM_OPT,
+    BIOGPT,
+)
+
+
+@door
+def register_architecture(model_type: str, like: str | Architecture) -> None:
+    """Let models of another kind be pruned, in this process.
+
+    Only what the layers are made of is told; that they compute what the record says is found out
+    by `convert`, which compares every layer with the stock one. They must be transformers' own.
+
+    Args:
+        model_type: of the config.
+        like: a known kind whose layers are built the same, or a record
+            (`secateurs.architectures.schema.Architecture`).
+
+    Raises FamilyError for a kind that has a record, and for an unknown `like`.
+    """
+    if model_type in ARCHITECTURES:
+        raise FamilyError(f"expected a kind of model without a record, got {model_type!r}")
+    if isinstance(like, Architecture):
+        records: tuple[Architecture, ...] = (like,)
+    elif like in ARCHITECTURES:
+        records = ARCHITECTURES[like]
+    else:
+        raise FamilyError(f"expected a known kind of model as like, got {like!r}")
+    ARCHITECTURES[model_type] = tuple(record.named(model_type) for record in records)

@@ -4,10 +4,16 @@ made of. Everything else about a linear is derived from that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from torch import nn
 
 Side = Literal["hidden", "heads", "kv_heads", "neurons"]
+
+# Activations that layers call as a function, with the module that computes the same. No path of a
+# module is written so.
+FUNCTIONS: dict[str, type[nn.Module]] = {"gelu()": nn.GELU}
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,13 @@ class SubLayer:
     Attributes:
         linears: those that it runs; one of them writes to the width of the model.
         norm: path of the norm in front of it or behind it.
+        scale: path of what its output is multiplied by before the residual is added: a module that
+            holds a factor for each channel (Touvron et al. 2021, LayerScale), or a number.
     """
 
     linears: tuple[Linear, ...]
     norm: str
+    scale: str | None = field(default=None, kw_only=True)
 
     @property
     def last(self) -> Linear:
@@ -72,11 +81,16 @@ class SelfAttention(SubLayer):
     Attributes:
         relative_bias: path of an embedding `[buckets, H]` that is added to the scores by relative
             position (Raffel et al. 2020, section 2.1); the first layer holds it for all.
-        scale: of the scores, where the module does not say; None: `head_dim ** -0.5`.
+        scores_scale: of the scores, where the module does not say; None: `head_dim ** -0.5`.
+        queries_scaled: queries are multiplied by `head_dim ** -0.5` before the module's scale.
+        head_norms: paths of the norms of the queries and of the keys of each head, over its width,
+            in front of a rotary embedding.
     """
 
     relative_bias: str | None = None
-    scale: float | None = None
+    scores_scale: float | None = None
+    queries_scaled: bool = False
+    head_norms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,8 @@ class FeedForward(SubLayer):
     """A feed-forward network, gated where it has a linear of the role `gate`.
 
     Attributes:
-        activation: path of the module between its linears.
+        activation: path of the module between its linears; where the layer calls a function, its
+            name in `FUNCTIONS`.
     """
 
     activation: str = ""
@@ -101,7 +116,7 @@ def attention(
     output: str,
     norm: str,
     relative_bias: str | None = None,
-    scale: float | None = None,
+    scores_scale: float | None = None,
 ) -> SelfAttention:
     """Self-attention with a linear of its own for each of q, k, v and the output."""
     linears = (
@@ -110,7 +125,7 @@ def attention(
         Linear("value", value, rows="kv_heads"),
         Linear("output", output, columns="heads"),
     )
-    return SelfAttention(linears, norm, relative_bias, scale)
+    return SelfAttention(linears, norm, relative_bias, scores_scale)
 
 
 def fused_attention(qkv: str, output: str, norm: str, transposed: bool = False) -> SelfAttention:
@@ -155,8 +170,11 @@ class Architecture:
         layers: path of the list of layers, from the base model.
         norm_first: `x + f(norm(x))` instead of `norm(x + f(x))`.
         rms_norm: the norms are `x / rms(x) * weight`, not LayerNorm.
+        norm_offset: added to the weight of every norm: 1 where that is stored as its distance to
+            one.
         causal: the model is a decoder.
         kv_heads: the config attribute that says how many key/value heads there are.
+        when: an attribute of the config and its value in models built so; None: all are.
     """
 
     model_type: str
@@ -165,8 +183,14 @@ class Architecture:
     ffn: FeedForward
     norm_first: bool = False
     rms_norm: bool = False
+    norm_offset: float = 0.0
     causal: bool = False
     kv_heads: str = "num_attention_heads"
+    when: tuple[str, Any] | None = None
+
+    def fits(self, config: Any) -> bool:
+        """Whether models of this config are built so."""
+        return self.when is None or getattr(config, self.when[0], None) == self.when[1]
 
     @property
     def sublayers(self) -> tuple[SubLayer, ...]:
@@ -180,6 +204,19 @@ class Architecture:
     @property
     def norms(self) -> tuple[str, str]:
         return (self.attention.norm, self.ffn.norm)
+
+    @property
+    def lent(self) -> tuple[str, ...]:
+        """What a layer holds besides its linears, and a converted layer takes over unchanged."""
+        attention = self.attention
+        scales = (sublayer.scale for sublayer in self.sublayers)
+        others = (attention.relative_bias, *scales)
+        return (*self.norms, *attention.head_norms, *filter(None, others))
+
+    @property
+    def described(self) -> tuple[str, ...]:
+        """Paths of all that a layer may hold tensors in."""
+        return (*dict.fromkeys(linear.path for linear in self.linears), *self.lent)
 
     def linear(self, role: str) -> Linear:
         return next(linear for linear in self.linears if linear.role == role)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from secateurs.architectures.kept import LayerKeep, LayerShape
 from secateurs.architectures.linears import LinearView, check_linear, module_at, view
 from secateurs.architectures.records import ARCHITECTURES
+from secateurs.architectures.refused import why_unknown
 from secateurs.architectures.schema import Architecture
 from secateurs.checks import door
 from secateurs.errors import FamilyError
@@ -121,17 +123,16 @@ def find_sites(model: nn.Module) -> Sites:
     with an empty one.
     """
     config = getattr(model, "config", None)
-    known = ARCHITECTURES.get(getattr(config, "model_type", ""))
-    if known is None or config is None:
-        came = getattr(config, "model_type", type(model).__name__)
-        raise FamilyError(f"expected a model of type {', '.join(ARCHITECTURES)}; got {came!r}")
-    if getattr(config, "is_encoder_decoder", False):
+    base = getattr(model, "base_model", model)
+    if getattr(config, "is_encoder_decoder", False) and hasattr(base, "decoder"):
         raise FamilyError(
             f"expected an encoder or a decoder, got {type(model).__name__}, which has both"
         )
-    base = getattr(model, "base_model", model)
+    known = ARCHITECTURES.get(getattr(config, "model_type", ""))
+    if known is None or config is None:
+        raise why_unknown(model, chain.from_iterable(ARCHITECTURES.values()))
     name = next(name for name, module in model.named_modules() if module is base)
-    layers, architecture = _layers_of(base, known)
+    layers, architecture = _layers_of(base, [a for a in known if a.fits(config)] or known)
     if not architecture.causal and getattr(config, "is_decoder", False):
         raise FamilyError(
             f"expected {architecture.model_type} as an encoder, got config.is_decoder=True"

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from secateurs.architectures.schema import Architecture
+from secateurs.architectures.linears import module_at
+from secateurs.architectures.schema import FUNCTIONS, Architecture, SubLayer
 from secateurs.architectures.sites import Sites
 from secateurs.errors import FamilyError
 
@@ -25,10 +27,12 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 @dataclass(frozen=True)
 class Behaviour:
     """What a layer computes with its weights: whether a token sees later ones, the factor of its
-    scores, and the module that is its activation."""
+    scores, whether it turns queries and keys where the model has a rotary embedding, and the module
+    that is its activation."""
 
     causal: bool
     scale: float
+    rotary: bool
     activation: nn.Module
 
 
@@ -37,17 +41,36 @@ def behaviour(architecture: Architecture, layer: nn.Module, head_dim: int) -> Be
     record = architecture.attention
     attention = layer.get_submodule(record.linears[0].path.rpartition(".")[0])
     holder, _, name = architecture.ffn.activation.rpartition(".")
-    activation = getattr(layer.get_submodule(holder), name, None)
+    if name in FUNCTIONS:
+        activation: Any = FUNCTIONS[name]()
+    else:
+        activation = getattr(layer.get_submodule(holder), name, None)
     if not isinstance(activation, nn.Module):
         raise FamilyError(
             f"expected a module as activation at {architecture.ffn.activation} of "
             f"{type(layer).__name__}, got {activation!r}"
         )
+    scale = float(getattr(attention, "scaling", record.scores_scale or head_dim**-0.5))
     return Behaviour(
         causal=bool(getattr(attention, "is_causal", architecture.causal)),
-        scale=float(getattr(attention, "scaling", record.scale or head_dim**-0.5)),
+        scale=scale * head_dim**-0.5 if record.queries_scaled else scale,
+        rotary=bool(getattr(attention, "use_rope", True)),
         activation=activation,
     )
+
+
+def scale_of(layer: nn.Module, sublayer: SubLayer) -> nn.Module | float | None:
+    """What the output of a sub-layer is multiplied by before the residual is added; None for
+    nothing. Raises FamilyError where the layer has no such thing."""
+    if sublayer.scale is None:
+        return None
+    holder, _, name = sublayer.scale.rpartition(".")
+    scale: Any = getattr(module_at(layer, holder), name, None)
+    if not isinstance(scale, (nn.Module, float, int)):
+        raise FamilyError(
+            f"expected a factor at {sublayer.scale} of {type(layer).__name__}, got {scale!r}"
+        )
+    return scale
 
 
 def check_stock(model: nn.Module, sites: Sites) -> None:
@@ -62,10 +85,7 @@ def check_stock(model: nn.Module, sites: Sites) -> None:
                     f"expected a stock module at {f'{path}.{name}'.rstrip('.')}, but {why}; "
                     "convert would lose it"
                 )
-        architecture = sites.architecture
-        paths = [linear.path for linear in architecture.linears]
-        bias = architecture.attention.relative_bias
-        described = dict.fromkeys((*paths, *architecture.norms, *filter(None, [bias])))
+        described = sites.architecture.described
         for name, _ in (*layer.named_parameters(), *layer.named_buffers()):
             if name.rpartition(".")[0] not in described:
                 raise FamilyError(

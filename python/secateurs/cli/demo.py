@@ -28,7 +28,8 @@ from secateurs.data.text import batches, read_text
 from secateurs.errors import DataError, SecateursError
 from secateurs.masking.masked_model import apply
 from secateurs.measurement.environment import env_report
-from secateurs.measurement.quality import Shape, fidelity, speed, token_inputs
+from secateurs.measurement.inputs import Shape, token_inputs
+from secateurs.measurement.quality import fidelity, speed
 from secateurs.measurement.timing import max_relative_difference
 from secateurs.pruning import Budget
 from secateurs.search import Search

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from secateurs.conversion import transformers_attention
 from secateurs.conversion.modules import Layer, Mixed
@@ -254,8 +255,12 @@ def record_of(model: nn.Module) -> Any:
 
 
 def stock_class(module: nn.Module) -> type[nn.Module]:
-    """The class that a layer has where it is not converted; of any other module, its class."""
-    return module.stock if isinstance(module, Mixed) else type(module)
+    """The class that a layer has where it is not converted; of any other module, its class, which
+    torch makes anew of each module whose weight is computed."""
+    if isinstance(module, Mixed):
+        return module.stock
+    made: type[nn.Module] = type_before_parametrizations(module)
+    return made
 
 
 class _WithoutProbabilities:

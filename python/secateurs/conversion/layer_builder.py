@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from secateurs.architectures.kept import LayerKeep
 from secateurs.architectures.linears import module_at
 from secateurs.architectures.schema import Architecture
-from secateurs.architectures.stock import behaviour
+from secateurs.architectures.stock import behaviour, scale_of
 from secateurs.conversion.cost import FormPicker
 from secateurs.conversion.forms import Stack, choices
 from secateurs.conversion.modules import (
@@ -21,6 +21,7 @@ from secateurs.conversion.modules import (
     Layer,
     Norm,
     RelativeBias,
+    Scale,
     Skip,
     layer_class,
 )
@@ -96,10 +97,12 @@ class LayerBuilder:
         self.layer = self._build(template)
 
     def _build(self, template: nn.Module) -> Layer:
-        norms = self.architecture.norms
         stock: Any = type(template)  # no class of modules is hashable to mypy
-        attention_norm, ffn_norm = (
-            Norm.of(template.get_submodule(path), self.architecture.rms_norm) for path in norms
+        attention_norm, ffn_norm = (self._norm(template, path) for path in self.architecture.norms)
+        head_norms = [self._norm(template, path) for path in self.architecture.attention.head_norms]
+        attention_scale, ffn_scale = (
+            Scale(scale) if isinstance(scale, (int, float)) else scale
+            for scale in (scale_of(template, part) for part in self.architecture.sublayers)
         )
         layer = layer_class(stock)(
             self._attention(),
@@ -109,8 +112,16 @@ class LayerBuilder:
             self.architecture.norm_first,
             self.index,
             self._relative_bias(template),
+            nn.ModuleList(head_norms) if head_norms else None,
+            attention_scale,
+            ffn_scale,
         )
         return layer.eval()
+
+    def _norm(self, template: nn.Module, path: str) -> nn.Module:
+        architecture = self.architecture
+        stock = template.get_submodule(path)
+        return Norm.of(stock, architecture.rms_norm, architecture.norm_offset)
 
     def _relative_bias(self, template: nn.Module) -> RelativeBias | None:
         """Return the module that makes the bias by relative position, if this layer has it."""
@@ -149,6 +160,7 @@ class LayerBuilder:
             self.index,
             keep.heads.nonzero()[:, 0].to(device) if biased and heads < shape.heads else None,
             rules,
+            self.behaviour.rotary,
         )
 
     def _told(self, rules: Sequence[Rule]) -> str:

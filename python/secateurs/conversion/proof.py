@@ -21,6 +21,7 @@ from secateurs.architectures.sites import Sites
 from secateurs.conversion import transformers_attention
 from secateurs.errors import FamilyError, SecateursError
 from secateurs.masking.gates import Gates
+from secateurs.measurement.inputs import pair, samples_of, spectrogram_of
 from secateurs.plan import SparsityPlan
 
 BATCH, TOKENS, PADDING = 2, 6, 2
@@ -170,8 +171,8 @@ def _largest(x: Tensor) -> float:
 
 
 def _runs(model: Any, sites: Sites) -> Iterator[Run]:
-    """The ways a model of this kind is called. Raises FamilyError for one that takes neither tokens
-    nor pixels."""
+    """The ways a model of this kind is called. Raises FamilyError for one that takes neither
+    tokens, pixels nor sound."""
     base, like = model.base_model, next(model.parameters())
     takes = inspect.signature(base.forward).parameters
     generator = torch.Generator().manual_seed(0)
@@ -182,10 +183,13 @@ def _runs(model: Any, sites: Sites) -> Iterator[Run]:
             constant["interpolate_pos_encoding"] = True
         yield Run("plain", lambda model: model(pixel_values=pixels, **constant), gradients=True)
         return
+    if base.main_input_name in ("input_values", "input_features"):
+        yield from _runs_of_sound(base, generator, like)
+        return
     if base.main_input_name != "input_ids":
         raise FamilyError(
-            f"expected a model of tokens or pixels to compare layers on, {type(base).__name__} "
-            f"takes {base.main_input_name}"
+            "expected a model of tokens, pixels or sound to compare layers on, "
+            f"{type(base).__name__} takes {base.main_input_name}"
         )
     ids = torch.randint(base.config.vocab_size, (BATCH, TOKENS), generator=generator)
     ids = ids.to(like.device)
@@ -204,18 +208,32 @@ def _runs(model: Any, sites: Sites) -> Iterator[Run]:
         yield Run("with a cache", in_two_steps)
 
 
+def _runs_of_sound(base: Any, generator: torch.Generator, like: Tensor) -> Iterator[Run]:
+    """Calls of a model of spectrograms, or of one that makes frames of a waveform itself."""
+    config = base.config
+    if not hasattr(config, "conv_stride"):
+        shape = BATCH, *spectrogram_of(config, base.main_input_name)
+        named = {base.main_input_name: torch.randn(shape, generator=generator).to(like)}
+        yield Run("plain", lambda model: model(**named), gradients=True)
+        return
+    samples = [samples_of(config, tokens) for tokens in (TOKENS, TOKENS - PADDING)]
+    sound = torch.randn(BATCH, samples[0], generator=generator).to(like)
+    heard = torch.ones(BATCH, samples[0], dtype=torch.long, device=like.device)
+    heard[0, samples[1] :] = 0
+    visible = torch.ones(BATCH, TOKENS, dtype=torch.bool, device=like.device)
+    visible[0, -PADDING:] = False
+    padded = {"input_values": sound, "attention_mask": heard}
+    yield Run("plain", lambda model: model(input_values=sound))
+    yield Run("padded", lambda model: model(**padded), visible, gradients=True)
+
+
 def _image(config: Any, takes: Any) -> tuple[int, int, int]:
     """Channels, height and width of a small image, the model's own size where it takes no other."""
     size = config.image_size
     if "interpolate_pos_encoding" in takes:
-        height, width = _pair(config.patch_size)
+        height, width = pair(config.patch_size)
         return config.num_channels, 2 * height, 2 * width
-    return (config.num_channels, *_pair(size))
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    height, width = size if isinstance(size, (tuple, list)) else (size, size)
-    return height, width
+    return (config.num_channels, *pair(size))
 
 
 def _updates(model: Any, sites: Sites, run: Run, gradients: bool = False) -> list[list[Update]]:

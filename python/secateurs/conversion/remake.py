@@ -10,7 +10,7 @@ from secateurs.architectures.schema import Architecture
 from secateurs.architectures.sites import Sites
 from secateurs.conversion.builder import rebuild
 from secateurs.conversion.cost import FormPicker
-from secateurs.conversion.modules import Attention, Constant, FeedForward, Layer, again
+from secateurs.conversion.modules import Attention, Constant, FeedForward, Layer, Scale, again
 from secateurs.conversion.modules.part import Linear
 from secateurs.conversion.report import conversion_of
 from secateurs.conversion.slicing import CompactLinear, compact_blocks
@@ -85,7 +85,7 @@ def stock_husk(
         return getattr(lent[path], part) if with_norms and path in lent else held
 
     stock = again(husk, tensor)
-    for path in architecture.norms:
+    for path in (*architecture.norms, *architecture.attention.head_norms):
         norm = stock.get_submodule(path)
         for name in eps_names(norm):
             setattr(norm, name, next(getattr(lent[path], own) for own in eps_names(lent[path])))
@@ -94,11 +94,22 @@ def stock_husk(
 
 def lent_modules(layer: Layer, architecture: Architecture) -> dict[str, nn.Module]:
     """Return the modules that a converted layer took unchanged from its stock layer, by their path
-    there: both norms, and a bias by relative position."""
-    lent = dict(zip(architecture.norms, (layer.attention_norm, layer.ffn_norm), strict=True))
-    if layer.relative_bias is not None and architecture.attention.relative_bias is not None:
+    there: norms, a bias by relative position, and scales that are modules."""
+    attention, ffn = architecture.sublayers
+    lent: dict[str | None, nn.Module | None] = {
+        attention.norm: layer.attention_norm,
+        ffn.norm: layer.ffn_norm,
+        attention.scale: layer.attention_scale,
+        ffn.scale: layer.ffn_scale,
+        **dict(zip(architecture.attention.head_norms, layer.head_norms or (), strict=True)),
+    }
+    if layer.relative_bias is not None:
         lent[architecture.attention.relative_bias] = layer.relative_bias.embedding
-    return lent
+    return {
+        path: module
+        for path, module in lent.items()
+        if path is not None and module is not None and not isinstance(module, Scale)
+    }
 
 
 def eps_names(norm: nn.Module) -> list[str]:

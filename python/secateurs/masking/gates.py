@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateurs.architectures.calls import states_of
 from secateurs.architectures.linears import LinearView, stacked
 from secateurs.architectures.sites import Sites, find_sites
 from secateurs.checks import door
@@ -158,10 +159,21 @@ class Gates(Mapping[str, Tensor]):
         else:
             view, before = self._sites.linear(self._model, site.layer, _part(name)), True
             linear = view.module
+        sizes: list[torch.Size] = []
+
+        def remember(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            sizes[:] = [states_of(args, named).shape[:2]]
+
+        def hand_on(x: Tensor) -> None:
+            """Some layers run their linears on the tokens of all examples, one below the other."""
+            callback(x.unflatten(0, sizes[0]) if x.dim() == 2 else x)
+
+        layer = self._sites.layer(self._model, site.layer)
+        self._opened().callback(layer.register_forward_pre_hook(remember, with_kwargs=True).remove)
         if before:
-            hook = linear.register_forward_pre_hook(lambda _, args: callback(args[0]), prepend=True)
+            hook = linear.register_forward_pre_hook(lambda _, args: hand_on(args[0]), prepend=True)
         else:
-            hook = linear.register_forward_hook(lambda _, args, out: callback(out), prepend=True)
+            hook = linear.register_forward_hook(lambda _, args, out: hand_on(out), prepend=True)
         self._opened().callback(hook.remove)
 
     @door
@@ -205,13 +217,14 @@ class Gates(Mapping[str, Tensor]):
         width = self._sites.layers[site.layer].head_dim if site.kind == "heads" else 1
 
         def scale(x: Tensor) -> Tensor:
-            """Multiply `x` `[B, T, C]` by the gate, each entry over its `width` channels."""
+            """Multiply `x` `[B, T, C]`, or `[B * T, C]`, by the gate, each entry over its `width`
+            channels."""
             gate = self._gates[name]
             batched = gate.dim() == (2 if before else 1)
             if batched and gate.shape[0] != x.shape[0]:
                 gate = _of_choices(gate, x.shape[0])
             channels = gate.repeat_interleave(width, -1) if before else gate[..., None]
-            return self._gated(name, x, channels[:, None] if batched else channels)
+            return self._gated(name, x, channels[:, None] if batched and x.dim() > 2 else channels)
 
         def gate_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (scale(args[0]), *args[1:])
@@ -262,7 +275,8 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _of_choices(gate: Tensor, rows: int) -> Tensor:
-    """One gate per example for the `rows` that a model makes of its choices, example by example."""
+    """One gate per example for the `rows` that a model makes of its choices, or a layer of its
+    tokens, example by example."""
     if rows % max(gate.shape[0], 1):
         raise PlanError(f"expected gates for a batch of {rows} rows, got {gate.shape[0]}")
     return gate.repeat_interleave(rows // gate.shape[0], 0)

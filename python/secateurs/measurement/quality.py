@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,8 @@ from secateurs.data.batches import (
 )
 from secateurs.data.text import most_tokens
 from secateurs.errors import DataError
+from secateurs.measurement.inputs import Shape, token_inputs
 from secateurs.measurement.timing import Measurement, measure, row
-
-Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -132,22 +131,6 @@ def pooled(states: Tensor, batch: Batch) -> Tensor:
     """The mean state of the real tokens of each example, `[B, D]` in float64, of `[B, T, D]`."""
     weights = token_weights(states, batch).expand(*states.shape[:2], 1).double()
     return (states.double() * weights).sum(1) / weights.sum(1)
-
-
-def token_inputs(model: nn.Module, shape: Shape, seed: int = 0) -> dict[str, Tensor]:
-    """Random token ids of a (batch, tokens) shape, all of them real tokens; or random pixels for a
-    model of images. Raises DataError for other tokens than those of its image size."""
-    generator, config = torch.Generator().manual_seed(seed), cast(Any, model).config
-    if getattr(model, "main_input_name", None) == "pixel_values":
-        batch, tokens = shape
-        patches = 1 + (config.image_size // config.patch_size) ** 2
-        if tokens != patches:
-            raise DataError(f"expected {patches} tokens, the patches of an image, got {tokens}")
-        side = (config.num_channels, config.image_size, config.image_size)
-        pixels = torch.randn(batch, *side, generator=generator).to(cast(Any, model).dtype)
-        return to_device({"pixel_values": pixels}, model)
-    ids = torch.randint(0, config.vocab_size, shape, generator=generator)
-    return to_device({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, model)
 
 
 def backend_of(model: nn.Module) -> str:

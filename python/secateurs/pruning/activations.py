@@ -34,11 +34,9 @@ def units_read(
     mask = batch.get("attention_mask")
 
     def hand_on(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        states = args[0].detach()
-        if mask is None or mask.shape != states.shape[:2]:
-            keep(name, states.flatten(0, -2))
-        else:
-            keep(name, states[mask.bool()])
+        states = args[0].detach().flatten(0, -2)
+        real = None if mask is None or mask.numel() != len(states) else mask.bool().flatten()
+        keep(name, states if real is None else states[real])
 
     with ExitStack() as stack:
         for name in names:

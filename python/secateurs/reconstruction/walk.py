@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from secateurs.architectures.linears import LinearView
 from secateurs.architectures.schema import Linear, SubLayer
 from secateurs.architectures.sites import Sites
+from secateurs.architectures.stock import scale_of
 from secateurs.data.batches import Batch, unlabelled
 from secateurs.reconstruction.layer_calls import LayerCall, input_of, layer_calls, outputs_of
 from secateurs.reconstruction.least_squares import NormalEquations
@@ -112,7 +113,10 @@ class Walk:
         else:
             wanted, _ = self._outputs(self.dense, group, run, run.dense)
         given, features = self._outputs(self.pruned, group, run, run.pruned)
-        sums.add(features[run.real][:, columns], (wanted - given)[run.real])
+        off = (wanted - given)[run.real]
+        if group.is_last and group.sublayer.scale is not None:
+            off = self._unscaled(group, off)
+        sums.add(features[run.real][:, columns], off)
 
     def advance(self, index: int, run: Run) -> None:
         """Take the states of both models through a layer."""
@@ -128,8 +132,12 @@ class Walk:
                     last = layer.get_submodule(sublayer.last.path)
                     stack.enter_context(outputs_of(last, outputs.append))
                 behind = run.calls[index](layer, run.dense)
-            attention = run.dense + outputs[0]
-            ffn = self._in_front_of_ffn(layer, attention) + outputs[1]
+            added = (
+                scaled(layer, sublayer, output.reshape(run.dense.shape))
+                for sublayer, output in zip(self.sites.architecture.sublayers, outputs, strict=True)
+            )
+            attention = run.dense + next(added)
+            ffn = self._in_front_of_ffn(layer, attention) + next(added)
             run.passed = Passed(attention, ffn, behind)
         return run.passed
 
@@ -143,12 +151,21 @@ class Walk:
         behind_attention: list[Tensor] = []
         with outputs_of(layer.get_submodule(attention.last.path), behind_attention.append):
             features = input_of(layer.get_submodule(first.path), lambda: call(layer, states))
+        features = features.reshape(*states.shape[:2], -1)
         outputs = torch.cat([view.outputs(features) for view in self.views(group, model)], -1)
         if group.is_last:
             if group.sublayer is not attention:
-                states = self._in_front_of_ffn(layer, states + behind_attention[0])
-            outputs = states + outputs
+                added = scaled(layer, attention, behind_attention[0])
+                states = self._in_front_of_ffn(layer, states + added)
+            outputs = states + scaled(layer, group.sublayer, outputs)
         return outputs, features
+
+    def _unscaled(self, group: Group, off: Tensor) -> Tensor:
+        """How far the outputs of a last linear are off, `[N, d]`, where the states behind its scale
+        are so far off; by nothing where the scale is zero."""
+        layer = self.sites.layer(self.pruned, group.layer)
+        factor = scaled(layer, group.sublayer, torch.ones_like(off))
+        return torch.where(factor == 0, 0.0, off / factor)
 
     def _in_front_of_ffn(self, layer: nn.Module, behind_attention: Tensor) -> Tensor:
         """The residual input of the FFN."""
@@ -158,6 +175,15 @@ class Walk:
         norm = layer.get_submodule(architecture.attention.norm)
         states: Tensor = norm(behind_attention)
         return states
+
+
+def scaled(layer: nn.Module, sublayer: SubLayer, output: Tensor) -> Tensor:
+    """What a stock layer adds to the residual of the output of a sub-layer, `[..., d]`."""
+    scale = scale_of(layer, sublayer)
+    if scale is None:
+        return output
+    product: Tensor = scale(output) if isinstance(scale, nn.Module) else output * scale
+    return product
 
 
 def warn_of_few_tokens(sums: NormalEquations, group: Group) -> None:

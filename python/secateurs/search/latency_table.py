@@ -26,7 +26,7 @@ from secateurs.checks import dtype_name
 from secateurs.conversion.builder import convert
 from secateurs.conversion.cost import machine
 from secateurs.data.batches import shown
-from secateurs.measurement.quality import Shape, token_inputs
+from secateurs.measurement.inputs import Shape, token_inputs
 from secateurs.measurement.timing import interleave
 from secateurs.plan import SparsityPlan
 from secateurs.search.sizes import Size, full_size, heads_kept, neurons_kept, plan_of

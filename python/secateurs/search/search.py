@@ -1,7 +1,7 @@
 """compress: the smaller model that meets a measured time at the least loss, without training.
 
-Source: the frame is that of Kurtic et al. 2023, "ZipLM" (arXiv 2302.04089): errors of each size of a
-layer, measured times, a dynamic programme, a local search over sensitivities (from Frantar and
+Source: the frame is that of Kurtic et al. 2023, "ZipLM" (arXiv 2302.04089): errors of each size of
+a layer, measured times, a dynamic programme, a local search over sensitivities (from Frantar and
 Alistarh 2022, "SPDY", arXiv 2201.13096). Departures: errors are sums of K-prune's mixed score by
 default, and of a layer-wise optimal brain surgeon where `obs` is asked for; what stays is re-fitted
 to the dense model's residual stream (`refit`), already when the search judges a choice; the time of
@@ -10,6 +10,8 @@ the result is measured, and the search repeated where it is off.
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +29,8 @@ from secateurs.conversion.builder import convert
 from secateurs.data.batches import Batch, batch_size, check_batches, evaluating
 from secateurs.errors import BudgetError, DataError, MeasurementError, MethodError
 from secateurs.masking.masked_model import apply
-from secateurs.measurement.quality import Shape, fidelity, token_inputs
+from secateurs.measurement.inputs import Shape, token_inputs
+from secateurs.measurement.quality import fidelity
 from secateurs.measurement.timing import interleave
 from secateurs.plan import SparsityPlan
 from secateurs.processes import from_first
@@ -40,6 +43,7 @@ from secateurs.search.sensitivity import Judge, improved, sensitivities
 from secateurs.search.sizes import Size
 from secateurs.training.distillation import distill
 
+_LOGGER = logging.getLogger(__name__)
 EFFORTS = {"quick": 0, "normal": 24, "long": 24}
 """Choices that a search tries beside the first."""
 _JUDGED = 64  # examples, at most, that choices are judged on
@@ -216,6 +220,12 @@ class Search:
         sizes, times = self._found(budget, weights)
         plan = self._choices.plan(sizes)
         recovered = self._recover(plan, batches=self._fitted)
+        if self._judge(apply(recovered, plan)) > self._judge(apply(self._model, plan)):
+            _LOGGER.warning(
+                "the re-fit is left out: on examples that it does not see, the model is nearer to "
+                "the dense one without it; give more data"
+            )
+            recovered = copy.deepcopy(self._model)
         if effort == "long":
             recovered = distill(
                 recovered,

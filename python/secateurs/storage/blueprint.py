@@ -4,6 +4,7 @@ load and export_dense, and tells save what could not be loaded again."""
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.architectures.linears import view
 from secateurs.architectures.sites import Sites, find_sites
 from secateurs.conversion.remake import (
     compact_linears,
@@ -18,7 +20,7 @@ from secateurs.conversion.remake import (
     lent_modules,
     stock_husk,
 )
-from secateurs.conversion.report import conversion_of
+from secateurs.conversion.report import Conversion, conversion_of
 from secateurs.conversion.slicing import CompactLinear, compact_blocks
 from secateurs.errors import CheckpointError, SecateursError
 from secateurs.formats import BlockSparseWeight
@@ -139,7 +141,9 @@ class Blueprint:
         names = named_tensors(made).keys() - made.state_dict().keys()
         config = self.config()
         config.num_hidden_layers = 0  # the layers have none of them
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # A head that reads something of every layer has no inputs then.
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             real = named_tensors(self.cls(config, **self.arguments).to(self.dtype))
         return {name: real[name] for name in outside(find_sites(made).path, names)}
 
@@ -217,7 +221,7 @@ def blueprint_of(model: Any) -> tuple[Blueprint, dict[str, Tensor]]:
     layers = {
         name: tensor
         for i in range(len(sites.layers))
-        for name, tensor in _layer_tensors(model, sites, conversion.plan, i).items()
+        for name, tensor in _layer_tensors(model, sites, conversion, i).items()
     }
     dtypes = {n: t.dtype for n, t in (outer | layers).items() if t.is_floating_point()}
     for name, dtype in dtypes.items():
@@ -267,7 +271,7 @@ def _settings(
 
 
 def _layer_tensors(
-    model: nn.Module, sites: Sites, plan: SparsityPlan, index: int
+    model: nn.Module, sites: Sites, conversion: Conversion, index: int
 ) -> dict[str, Tensor]:
     """The tensors of one converted layer under stock names, its linears sliced but dense."""
     layer, path = converted_layer(model, sites, index), sites.layer_path(index)
@@ -276,13 +280,15 @@ def _layer_tensors(
         for name, module in lent_modules(layer, sites.architecture).items()
         for leaf, tensor in named_tensors(module).items()
     }
-    keep = sites.keep(plan, index)
+    keep = sites.keep(conversion.plan, index)
     for role, linear in compact_linears(layer, keep).items():
-        name = sites.architecture.linear(role).name
+        stock = view(conversion.husks[index], sites.architecture.linear(role))
+        name = stock.linear.name
         tensors[f"{path}.{name}.weight"] = linear.weight
         if linear.scales is not None and role not in keep.levels:
             tensors[f"{path}.{name}.{SCALES}"] = linear.scales
-        if linear.bias is not None:
+        # Of q, k and v as one linear, those without a bias have zeros.
+        if linear.bias is not None and stock.bias is not None:
             tensors[f"{path}.{name}.bias"] = linear.bias
     return tensors
 

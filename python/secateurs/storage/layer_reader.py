@@ -35,9 +35,8 @@ class LayerReader:
     precision: str | None
 
     def read(self) -> dict[str, CompactLinear]:
-        """Fill the norms and the relative bias of the layer, and return its linears by role."""
-        architecture = self.sites.architecture
-        for path in filter(None, (*architecture.norms, architecture.attention.relative_bias)):
+        """Fill what the layer holds besides its linears, and return these by role."""
+        for path in self.sites.architecture.lent:
             module = module_at(self.layer, path)
             for leaf, made in named_tensors(module).items() if module is not None else ():
                 place(self.layer, f"{path}.{leaf}", self._taken(f"{path}.{leaf}", made))

@@ -5,7 +5,14 @@ All of it is for inference: dropout is left out, weights are buffers. Gradients 
 inputs.
 """
 
-from secateurs.conversion.modules.attention import Attention, Constant, RelativeBias, Skip, rotate
+from secateurs.conversion.modules.attention import (
+    Attention,
+    Constant,
+    RelativeBias,
+    Scale,
+    Skip,
+    rotate,
+)
 from secateurs.conversion.modules.feed_forward import FeedForward
 from secateurs.conversion.modules.int8_linear import Int8Linear
 from secateurs.conversion.modules.layer import Layer, Mixed, again, husk, layer_class
@@ -25,6 +32,7 @@ __all__ = [
     "PackedLinear",
     "PatternLinear",
     "RelativeBias",
+    "Scale",
     "Skip",
     "again",
     "husk",

@@ -23,8 +23,9 @@ class Constant(nn.Module):
         super().__init__()
         self.bias = None if bias is None else nn.Buffer(bias)
 
-    def forward(self, x: Tensor, residual: Tensor, *_: Any) -> Tensor:
-        return residual if self.bias is None else residual + self.bias
+    def forward(self, x: Tensor, residual: Tensor | None, *_: Any) -> Tensor:
+        left = x.new_zeros(()) if self.bias is None else self.bias
+        return left if residual is None else residual + left
 
 
 class Skip(nn.Module):
@@ -36,13 +37,14 @@ class Skip(nn.Module):
 
 class Attention(nn.Module):
     """Self-attention with one packed projection for q, k and v, any number of heads, and the
-    residual fused in.
+    residual, if there is one, fused in.
 
     Args:
         kv_of: int32 `[heads]`, the key/value head of each head; None: equal groups of neighbours.
         kept_heads: int64 `[heads]`, which heads of the dense layer these are, where a bias of the
             scores for each of those comes from outside; None: all of them.
         rules: which keys each head sees; None: all.
+        rotary: whether queries and keys are turned where the model has a rotary embedding.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Attention(nn.Module):
         layer_idx: int,
         kept_heads: Tensor | None = None,
         rules: tuple[Rule, ...] | None = None,
+        rotary: bool = True,
     ) -> None:
         super().__init__()
         if kv_of is not None and not (0 <= int(kv_of.min()) <= int(kv_of.max()) < kv_heads):
@@ -69,21 +72,24 @@ class Attention(nn.Module):
         self.kv_of = None if kv_of is None else nn.Buffer(kv_of)
         self.causal, self.scale, self.layer_idx = causal, scale, layer_idx
         self.kept_heads = None if kept_heads is None else nn.Buffer(kept_heads)
-        self.rules = rules
+        self.rules, self.rotary = rules, rotary
 
     def forward(
         self,
         x: Tensor,
-        residual: Tensor,
+        residual: Tensor | None,
         mask: Tensor | None,
         rotary: Any,
         cache: Any,
         is_causal: bool | None = None,
         scores_bias: Tensor | None = None,
+        head_norms: nn.ModuleList | None = None,  # of queries and keys
     ) -> Tensor:
         joint = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, Hq + 2 Hkv, D]
         q, k, v = joint.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
-        if rotary is not None:
+        if head_norms is not None:
+            q, k = (norm(x) for norm, x in zip(head_norms, (q, k), strict=True))
+        if rotary is not None and self.rotary:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
@@ -132,6 +138,17 @@ class RelativeBias(nn.Module):
         growth = torch.log(far.float() / exact) / math.log(self.max_distance / exact)
         shared = (exact + (growth * (one_side - exact)).long()).clamp(max=one_side - 1)
         return torch.where(far < exact, far, shared) + one_side * (distance > 0)
+
+
+class Scale(nn.Module):
+    """A factor of the output of a sub-layer."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
 
 
 def biased(bias: Tensor, mask: Tensor | None) -> Tensor:

@@ -8,8 +8,8 @@ from secateurs.conversion.modules.part import Linear
 
 
 class FeedForward(nn.Module):
-    """down(act(up(x))), or down(act(gate(x)) * up(x)) where there is a gate; the residual is fused
-    in.
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) where there is a gate; the residual, if
+    there is one, is fused in.
 
     `activation` is a module only where the kernels' epilogue has no such function.
     """
@@ -20,7 +20,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up, self.down, self.gate, self.activation = up, down, gate, activation
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
         if self.activation is None:
             h = self.up(x) if self.gate is None else self.gate(x, multiplier=self.up(x))
         elif self.gate is None:

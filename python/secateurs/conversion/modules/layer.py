@@ -73,6 +73,9 @@ class Layer(Mixed, nn.Module):
         norm_first: bool,
         layer_idx: int,
         relative_bias: RelativeBias | None = None,
+        head_norms: nn.ModuleList | None = None,
+        attention_scale: nn.Module | None = None,
+        ffn_scale: nn.Module | None = None,
     ) -> None:
         # Not super(): `layer_class` mixes this class with a stock layer whose constructor must not
         # run.
@@ -80,7 +83,8 @@ class Layer(Mixed, nn.Module):
         self.attention, self.attention_norm = attention, attention_norm
         self.ffn, self.ffn_norm = ffn, ffn_norm
         self.norm_first, self.layer_idx = norm_first, layer_idx
-        self.relative_bias = relative_bias
+        self.relative_bias, self.head_norms = relative_bias, head_norms
+        self.attention_scale, self.ffn_scale = attention_scale, ffn_scale
         self.mixed = len(set(self._dtypes())) > 1
         for part in self.modules():
             if isinstance(part, Part):
@@ -134,6 +138,10 @@ class Layer(Mixed, nn.Module):
             return "its attention is causal"
         if isinstance(attention, Attention) and attention.scale != attention.head_dim**-0.5:
             return f"its attention scales its scores by {attention.scale:.3g}"
+        if self.head_norms is not None:
+            return "its attention normalises queries and keys"
+        if self.attention_scale is not None or self.ffn_scale is not None:
+            return "its sub-layers are scaled"
         for norm in (self.attention_norm, self.ffn_norm):
             rms = norm.rms if isinstance(norm, Norm) else not isinstance(norm, nn.LayerNorm)
             if rms or not isinstance(norm.weight, Tensor) or norm.weight.dim() != 1:
@@ -191,14 +199,31 @@ class Layer(Mixed, nn.Module):
             if whole is not None:
                 return whole
         x = hidden_states
-        context = (attention_mask, position_embeddings, cache, is_causal, scores_bias)
+        context = (
+            attention_mask,
+            position_embeddings,
+            cache,
+            is_causal,
+            scores_bias,
+            self.head_norms,
+        )
         if self.norm_first:
-            x = self.attention(self.attention_norm(x), x, *context)
-            y: Tensor = self.ffn(self.ffn_norm(x), x)
-            return y
-        x = self.attention_norm(self.attention(x, x, *context))
-        y = self.ffn_norm(self.ffn(x, x))
+            x = _added(self.attention, self.attention_norm(x), x, self.attention_scale, *context)
+            return _added(self.ffn, self.ffn_norm(x), x, self.ffn_scale)
+        x = self.attention_norm(_added(self.attention, x, x, self.attention_scale, *context))
+        y: Tensor = self.ffn_norm(_added(self.ffn, x, x, self.ffn_scale))
         return y
+
+
+def _added(
+    part: nn.Module, x: Tensor, residual: Tensor, scale: nn.Module | None, *context: Any
+) -> Tensor:
+    """`residual` and what a sub-layer makes of `x`, times its scale."""
+    if scale is None or isinstance(part, Skip):
+        y: Tensor = part(x, residual, *context)
+        return y
+    y = residual + scale(part(x, None, *context))
+    return y
 
 
 @cache
@@ -213,6 +238,8 @@ def layer_class(stock: type[nn.Module]) -> type[Layer]:
     names = list(inspect.signature(stock.forward).parameters)[2:]
     if "position_bias" in names:
         about["forward"] = _forward_with_bias(names)
+    elif "output_attentions" in names:
+        about["forward"] = _forward_in_a_tuple(names)
     elif names[:1] != ["attention_mask"]:
         about["forward"] = _forward_by_names(names)
     return type(f"Converted{stock.__name__}", (Layer, stock), about)
@@ -226,6 +253,17 @@ def _forward_by_names(names: Sequence[str]) -> Callable[..., Tensor]:
         return Layer.forward(
             layer, hidden_states, **dict(zip(names, positional, strict=False)), **named
         )
+
+    return forward
+
+
+def _forward_in_a_tuple(names: Sequence[str]) -> Callable[..., tuple[Tensor]]:
+    """`forward` of a layer that may have probabilities to return behind its states: the states come
+    in a tuple, with or without them."""
+    by_names = _forward_by_names(names)
+
+    def forward(layer: Layer, *args: Any, **named: Any) -> tuple[Tensor]:
+        return (by_names(layer, *args, **named),)
 
     return forward
 

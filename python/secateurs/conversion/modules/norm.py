@@ -12,20 +12,27 @@ from secateurs.conversion.modules.part import Part
 
 
 class Norm(Part):
-    """A LayerNorm or RMSNorm by our kernel, with the parameters of the stock one."""
+    """A LayerNorm or RMSNorm by our kernel, with the parameters of the stock one.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, eps: float, rms: bool) -> None:
+    Args:
+        offset: added to the weight.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, eps: float, rms: bool, offset: float = 0.0
+    ) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias
-        self.eps, self.rms = eps, rms
+        self.eps, self.rms, self.offset = eps, rms, offset
 
     def forward(self, x: Tensor) -> Tensor:
         if self.casts:
             x = self.own(x)
-        return ops.add_norm(x, None, self.weight, self.bias, self.eps, self.rms)
+        weight = self.weight + self.offset if self.offset else self.weight
+        return ops.add_norm(x, None, weight, self.bias, self.eps, self.rms)
 
     @staticmethod
-    def of(stock: nn.Module, rms: bool) -> nn.Module:
+    def of(stock: nn.Module, rms: bool, offset: float = 0.0) -> nn.Module:
         """`stock` by our kernel where that is faster, else itself: a norm that is neither a
         LayerNorm nor, as `rms` says of the family, an RMSNorm; a device without a kernel; and
         LayerNorm in float32, where torch's own is as fast."""
@@ -42,7 +49,7 @@ class Norm(Part):
             return stock
         call = (weight.detach()[None], None, weight, bias, eps, rms)
         faster = ops.explain_choice(ops.add_norm, *call).backend not in (None, "reference")
-        return Norm(weight, bias, eps, rms) if faster else stock
+        return Norm(weight, bias, eps, rms, offset) if faster else stock
 
     def extra_repr(self) -> str:
         kind = "RMSNorm" if self.rms else "LayerNorm"

@@ -1,0 +1,98 @@
+# ruff: noqa: E501 - texts of other files keep their lines
+"""Faults in what families differ by: records, how their layers are called, and their refusals."""
+
+from __future__ import annotations
+
+from fault import faults_in
+
+ARCHITECTURES, CONVERSION = "python/secateurs/architectures", "python/secateurs/conversion"
+FAMILIES, GATES = "architectures/test_families.py", "masking/test_gates.py"
+
+FAMILY_FAULTS = (
+    *faults_in(
+        f"{ARCHITECTURES}/schema.py",
+        ("self.when is None or getattr", "True or getattr", f"{FAMILIES} -k contract and stable"),
+        ("scales = (sublayer.scale for sublayer in self.sublayers)", "scales = ()",
+         f"{FAMILIES} -k contract and dinov2"),
+        ("(*self.norms, *attention.head_norms, *filter", "(*self.norms, *filter",
+         f"{FAMILIES} -k contract and qwen3"),
+    ),
+    *faults_in(
+        f"{ARCHITECTURES}/stock.py",
+        ('getattr(attention, "use_rope", True)', "True", f"{FAMILIES} -k contract and smollm3"),
+        ("scale * head_dim**-0.5 if record.queries_scaled else scale", "scale",
+         f"{FAMILIES} -k contract and esm"),
+    ),
+    *faults_in(
+        f"{ARCHITECTURES}/refused.py",
+        ("if kind in IN_THE_WAY:", "if False:", f"{FAMILIES} -k in_the_way"),
+        ("if any(getattr(config, name, None) for", "if any(False for", f"{FAMILIES} -k in_the_way"),
+        ('name.rpartition(".")[0] in record.described', "True", f"{FAMILIES} -k more_parts"),
+        ("record.causal != causal", "0", f"{FAMILIES} -k sentence_says"),
+    ),
+    *faults_in(
+        f"{ARCHITECTURES}/records.py",
+        ("if model_type in ARCHITECTURES:", "if False:", f"{FAMILIES} -k ones_own"),
+        ("record.named(model_type) for record in records", "records", f"{FAMILIES} -k sentence_says"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/modules/layer.py",
+        ('elif "output_attentions" in names:', "elif False:", f"{FAMILIES} -k contract and megatron"),
+        ("y = residual + scale(part(x, None, *context))", "y = residual + part(x, None, *context)",
+         f"{FAMILIES} -k contract and granite"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/modules/norm.py",
+        ("self.weight + self.offset if self.offset else self.weight", "self.weight",
+         f"{FAMILIES} -k contract and gemma"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/modules/attention.py",
+        ("if head_norms is not None:", "if False:", f"{FAMILIES} -k contract and qwen3"),
+        ("if rotary is not None and self.rotary:", "if rotary is not None:",
+         f"{FAMILIES} -k contract and smollm3"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/remake.py",
+        ("(*architecture.norms, *architecture.attention.head_norms):", "architecture.norms:",
+         f"{FAMILIES} -k changed_eps"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/inherited.py",
+        ("type_before_parametrizations(module)", "type(module)", f"{FAMILIES} -k contract and hubert"),
+    ),
+    *faults_in(
+        "python/secateurs/masking/gates.py",
+        ("x.unflatten(0, sizes[0]) if x.dim() == 2 else x", "x", f"{GATES} -k all_tokens_as_one"),
+        ("if batched and x.dim() > 2", "if batched", f"{GATES} -k all_tokens_as_one"),
+    ),
+    *faults_in(
+        "python/secateurs/pruning/activations.py",
+        ("mask.numel() != len(states)", "True", f"{GATES} -k units_are_read"),
+    ),
+    *faults_in(
+        "python/secateurs/reconstruction/walk.py",
+        ("torch.where(factor == 0, 0.0, off / factor)", "off", f"{FAMILIES} -k factors"),
+        ("scaled(layer, sublayer, output.reshape(run.dense.shape))", "output.reshape(run.dense.shape)",
+         f"{FAMILIES} -k factors"),
+    ),
+    *faults_in(
+        "python/secateurs/storage/blueprint.py",
+        ("if linear.bias is not None and stock.bias is not None:", "if linear.bias is not None:",
+         f"{FAMILIES} -k contract and whisper"),
+    ),
+    *faults_in(
+        f"{ARCHITECTURES}/sites.py",
+        ('and hasattr(base, "decoder"):', "and False:", "architectures/test_sites.py -k unsuitable"),
+    ),
+    *faults_in(
+        "python/secateurs/measurement/inputs.py",
+        ("frames = (frames - 1) * stride + kernel", "frames = frames * stride + kernel",
+         f"{FAMILIES} -k frames"),
+        ("if tokens != made:", "if False:", "measurement/test_quality.py -k one_size"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/proof.py",
+        ("heard[0, samples[1] :] = 0", "pass", f"{FAMILIES} -k frames"),
+    ),
+)  # fmt: skip
