@@ -156,7 +156,10 @@ PYTHON = (
         "python/secateurs/search/sensitivity.py",
         ("(1 - _SHRUNK) * (output - mean)", "(output - mean)", "search/test_compress.py -k not_sensitive"),
         ("(logs[1] - logs[0])", "(logs[0] - logs[1])", "search/test_compress.py -k divergence"),
-        ("if (found := distance(candidate)) < least:", "if (found := distance(candidate)) > least:",
+    ),
+    *faults_in(
+        "python/secateurs/search/local_search.py",
+        ("if (found := distance(tried)) < least:", "if True:\n            found = distance(tried)",
          "search/test_compress.py -k more_effort"),
     ),
     *faults_in(

@@ -29,7 +29,7 @@ def add_pruning(parser: argparse.ArgumentParser, *, needs_budget: bool = True) -
         default="gradient" if needs_budget else None,
         type=method_name,
         help="a name that `secateurs methods` lists (default: gradient"
-        + (")" if needs_budget else "; kprune for a time)"),
+        + (")" if needs_budget else "; for a time, the better of kprune and obs)"),
     )
     parser.add_argument(
         "--allocator",

@@ -2,10 +2,10 @@
 
 Source: the frame is that of Kurtic et al. 2023, "ZipLM" (arXiv 2302.04089): errors of each size of
 a layer, measured times, a dynamic programme, a local search over sensitivities (from Frantar and
-Alistarh 2022, "SPDY", arXiv 2201.13096). Departures: errors are sums of K-prune's mixed score by
-default, and of a layer-wise optimal brain surgeon where `obs` is asked for; what stays is re-fitted
-to the dense model's residual stream (`refit`), already when the search judges a choice; the time of
-the result is measured, and the search repeated where it is off.
+Alistarh 2022, "SPDY", arXiv 2201.13096). Departures: errors are sums of K-prune's mixed score, or
+those of a layer-wise optimal brain surgeon, whichever leaves the model nearer to the dense one;
+what stays is re-fitted to the dense model's residual stream (`refit`), already when the search
+judges a choice; the time of the result is measured, and the search repeated where it is off.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateurs.architectures.sites import find_sites
+from secateurs.architectures.sites import Sites, find_sites
 from secateurs.checks import brief, check_seed, door
 from secateurs.conversion.builder import convert
 from secateurs.data.batches import Batch, batch_size, check_batches, evaluating
@@ -39,13 +39,17 @@ from secateurs.pruning.run import score
 from secateurs.reconstruction import refit
 from secateurs.search.choices import Choices, Weights
 from secateurs.search.latency_table import LatencyTable
-from secateurs.search.sensitivity import Judge, improved, sensitivities
+from secateurs.search.local_search import Candidate, best_of
+from secateurs.search.sensitivity import Judge, sensitivities
 from secateurs.search.sizes import Size
 from secateurs.training.distillation import distill
 
 _LOGGER = logging.getLogger(__name__)
 EFFORTS = {"quick": 0, "normal": 24, "long": 24}
-"""Choices that a search tries beside the first."""
+"""Choices that a search tries beside those it begins with."""
+_METHODS = ("kprune", "obs")  # that it begins with
+_HEADS = (1.0, 1 / 8, 1 / 64)  # weights of heads beside neurons, for losses that add up
+_POWERS = (0.0, 0.5, 1.0)  # of sensitivities, for errors of sub-layers
 _JUDGED = 64  # examples, at most, that choices are judged on
 _TRIED = 128  # that each of them is fitted to
 _TOLERANCE = 0.05  # of the time asked for, below which a result is not searched again
@@ -105,7 +109,7 @@ def compress(
     *,
     shapes: Mapping[Shape, float] | Sequence[Shape] = ((8, 128),),
     effort: str = "quick",
-    method: str = "kprune",
+    method: str | None = None,
     ridge: float = 0.01,
     seed: int = 0,
     force: bool = False,
@@ -122,8 +126,10 @@ def compress(
         budget: `Budget(latency="4ms")` or `Budget(speedup=3)`, which is over the model as
             transformers runs it; or the same as a dict, or as text.
         shapes: (batch, tokens) pairs that the time is for, or weights of such pairs.
-        effort: "quick" takes the first choice, "normal" tries 24 others, "long" also distils.
-        method: of METHODS, for heads and neurons, that says in which order units go.
+        effort: "quick" takes the best of six choices, "normal" tries 24 others, "long" also
+            distils.
+        method: of METHODS, for heads and neurons, that says in which order units go; None takes
+            what is better of `kprune` and `obs`.
         ridge: of `refit`.
         seed: of the other choices and of the distillation.
         force: go on where the machine is too noisy for its times to be trusted.
@@ -167,7 +173,7 @@ class Search:
         batches: Iterable[Batch],
         *,
         shapes: Mapping[Shape, float] | Sequence[Shape] = ((8, 128),),
-        method: str = "kprune",
+        method: str | None = None,
         ridge: float = 0.01,
         seed: int = 0,
         force: bool = False,
@@ -180,36 +186,44 @@ class Search:
         sites = find_sites(model)
         self._model, self._force, self._seed, self._progress = model, force, seed, progress
         model.eval()
-        both = Budget(heads=0.5, neurons=0.5)
-        losses = METHODS[method].pruner.losses if method in METHODS else ""
-        options = {"per_operation": False} if method == "kprune" else {}
-        scores = score(
-            model,
-            self._fitted,
-            method=method,
-            budget=both,
-            seed=seed,
-            progress=progress,
-            **options,
-        )
         # One process measures while the others wait: all must decide by the same times.
         self.table = from_first(lambda: LatencyTable.measured(model, self.mix, progress=progress))
-        self._choices = Choices(sites, scores, losses, self.table)
         with evaluating(model), torch.no_grad():
             self._judge = Judge(model, judged)
-            self._weights: Weights = [(1.0, 1.0)] * len(sites.layers)
-            if losses != "additive":
-                self._weights = sensitivities(model, sites, self._judge, progress=progress)
+        self._candidates: list[Candidate] = []
+        for name in _METHODS if method is None else (method,):
+            self._candidates += self._of_method(name, sites)
         self._recover = partial(refit, model, ridge=ridge, progress=False)
         self._seconds = time.perf_counter() - start
+
+    def _of_method(self, method: str, sites: Sites) -> list[Candidate]:
+        """What the scores of a method may begin the search with."""
+        losses = METHODS[method].pruner.losses if method in METHODS else ""
+        scores = score(
+            self._model,
+            self._fitted,
+            method=method,
+            budget=Budget(heads=0.5, neurons=0.5),
+            seed=self._seed,
+            progress=self._progress,
+            **({"per_operation": False} if method == "kprune" else {}),
+        )
+        choices, count = Choices(sites, scores, losses, self.table), len(sites.layers)
+        if losses == "additive":
+            return [Candidate(choices, [(heads, 1.0)] * count) for heads in _HEADS]
+        with evaluating(self._model), torch.no_grad():
+            moved = sensitivities(self._model, sites, self._judge, progress=self._progress)
+        return [
+            Candidate(choices, [(attention**power, ffn**power) for attention, ffn in moved])
+            for power in _POWERS
+        ]
 
     def meet(self, budget: Budget, effort: str = "quick") -> Compressed:
         """What meets a budget of time. Raises as `compress`."""
         start = time.perf_counter()
         limit = _MARGINS[0] * _limit(budget, self.table.stock)
-        weights = improved(
-            self._choices,
-            self._weights,
+        choices, weights = best_of(
+            self._candidates,
             limit,
             partial(self._recover, batches=first(self._fitted, _TRIED)),
             self._judge,
@@ -217,8 +231,8 @@ class Search:
             self._seed,
             self._progress,
         )
-        sizes, times = self._found(budget, weights)
-        plan = self._choices.plan(sizes)
+        sizes, times = self._found(budget, choices, weights)
+        plan = choices.plan(sizes)
         recovered = self._recover(plan, batches=self._fitted)
         if self._judge(apply(recovered, plan)) > self._judge(apply(self._model, plan)):
             _LOGGER.warning(
@@ -254,13 +268,15 @@ class Search:
             seconds=self._seconds + time.perf_counter() - start,
         )
 
-    def _found(self, budget: Budget, weights: Weights) -> tuple[list[Size], Times]:
+    def _found(
+        self, budget: Budget, choices: Choices, weights: Weights
+    ) -> tuple[list[Size], Times]:
         """The sizes of least error whose measured time meets the budget.
 
         Raises BudgetError where none of some rounds meets it, MeasurementError for times that vary
         too much.
         """
-        choices, table = self._choices, self.table
+        table = self.table
         ratio, met = 1.0, None
         tried: dict[tuple[Size, ...], Times] = {}
         for margin in _MARGINS:
@@ -340,7 +356,7 @@ def _split(data: list[Batch]) -> tuple[list[Batch], list[Batch]]:
     """Batches to judge on and batches to fit to; the same where there is only one."""
     if len(data) == 1:
         return data, data
-    wanted = min(_JUDGED, sum(map(batch_size, data)) // 5)
+    wanted = min(_JUDGED, max(1, sum(map(batch_size, data)) // 5))
     judged: list[Batch] = []
     while len(judged) + 1 < len(data) and sum(map(batch_size, judged)) < wanted:
         judged.append(data[-1 - len(judged)])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,12 +15,8 @@ from secateurs.architectures.schema import SubLayer
 from secateurs.architectures.sites import Sites
 from secateurs.data.batches import Batch, main_output, run, shown, token_weights, unlabelled
 from secateurs.errors import MethodError
-from secateurs.masking.masked_model import apply
 from secateurs.measurement.quality import pooled
-from secateurs.plan import SparsityPlan
 from secateurs.processes import summed
-from secateurs.search.choices import Choices, Weights
-from secateurs.search.sizes import Size
 
 _SHRUNK = 0.5
 """To which a sub-layer's output is drawn towards its mean: a quarter of its variance is lost."""
@@ -126,47 +121,3 @@ def _shrunk(layer: nn.Module, sublayer: SubLayer) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def improved(
-    choices: Choices,
-    weights: Weights,
-    limit: float,
-    recover: Callable[[SparsityPlan], nn.Module],
-    judge: Judge,
-    trials: int,
-    seed: int,
-    progress: bool = True,
-) -> Weights:
-    """Weights whose choice, re-fitted, is nearest to the dense model, by a local search: each trial
-    changes some of the best weights so far, and is kept where its choice is better.
-
-    Source: Frantar and Alistarh 2022, "SPDY" (arXiv 2201.13096), section 3. Departure: a choice is
-    judged after its re-fit.
-    """
-    if not trials:
-        return weights
-    chance = random.Random(seed)
-    known: dict[tuple[Size, ...], float] = {}
-
-    def distance(candidate: Weights) -> float:
-        sizes = tuple(choices.of_least_error(limit, candidate))
-        if sizes not in known:
-            plan = choices.plan(sizes)
-            known[sizes] = judge(apply(recover(plan), plan))
-        return known[sizes]
-
-    least = distance(weights)
-    for _ in shown(range(trials), trials, "search", progress):
-        candidate = [
-            (_changed(attention, chance), _changed(ffn, chance)) for attention, ffn in weights
-        ]
-        if (found := distance(candidate)) < least:
-            least, weights = found, candidate
-    return weights
-
-
-def _changed(weight: float, chance: random.Random) -> float:
-    """A weight times up to three, or a third, in one case of five."""
-    factor: float = 3 ** chance.uniform(-1, 1)
-    return weight * factor if chance.random() < 0.2 else weight

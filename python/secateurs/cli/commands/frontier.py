@@ -47,9 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--method",
-        default="kprune",
         type=method_name,
-        help="a name that `secateurs methods` lists (default: %(default)s)",
+        help="a name that `secateurs methods` lists (default: the better of kprune and obs)",
     )
     parser.add_argument(
         "--no-models", action="store_true", help="keep the table and the picture, not the models"

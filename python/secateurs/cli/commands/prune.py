@@ -88,7 +88,8 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
 
 def _settle(options: argparse.Namespace, timed: bool, has_data: bool) -> None:
     """Refuse arguments without an effect, and fill in defaults."""
-    options.method = options.method or ("kprune" if timed else "gradient")
+    if not timed:
+        options.method = options.method or "gradient"
     reads_data = timed or _reads_data(options.method)
     effects = {
         "allocator": (not timed, "with --budget"),
