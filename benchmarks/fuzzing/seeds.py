@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 import secateurs as sc
+from secateurs.storage.sentinel import NAME as SENTINEL
 
 SIZES = {
     "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -87,7 +88,7 @@ def answer(model: nn.Module) -> Tensor:
 
 @cache
 def seed_files(name: str) -> Files:
-    """The files of a saved seed."""
+    """The files of a saved seed, without the one that only stock transformers opens."""
     model, plan = name.split("/")
     dense = stock(model)
     wanted = PLANS[plan]
@@ -95,7 +96,8 @@ def seed_files(name: str) -> Files:
         wanted = sc.prune(dense, method="magnitude", budget=wanted)
     with tempfile.TemporaryDirectory() as folder:
         sc.save(sc.convert(dense, wanted), folder)
-        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+        files = sorted(path for path in Path(folder).iterdir() if path.name != SENTINEL)
+        return {path.name: path.read_bytes() for path in files}
 
 
 @cache

@@ -147,3 +147,13 @@ def test_a_frontier_without_a_speed_in_reach_is_refused(folder, text, tmp_path, 
     arguments = ("--model", folder, "--text", text, "--out", out)
     assert run("frontier", *arguments, "--speedups", 50) == 2
     assert "none that is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", [("--speedup", 3), ("--budget", "heads=0.5")])
+def test_linears_run_in_codes_of_8_bits_where_that_is_asked_for(folder, text, tmp_path, target):
+    out = tmp_path / "fast"
+    arguments = ("--model", folder, "--text", text, "--out", out, "--precision", "int8")
+    assert run("prune", *arguments, *target) == 0
+    kinds = {type(module).__name__ for module in load(out).modules()}
+    assert "Int8Linear" in kinds
+    assert not kinds & {"PackedLinear", "DenseLinear"}

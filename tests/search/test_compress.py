@@ -187,16 +187,18 @@ def test_a_table_is_measured_once_and_kept(bert, monkeypatch, tmp_path):
 
 def test_a_table_depends_on_shapes_dtype_and_sizes(bert, tmp_path, monkeypatch):
     monkeypatch.setenv("SECATEURS_CACHE", str(tmp_path))
+    small, low = tiny_model("bert", intermediate_size=64), copy.deepcopy(bert).bfloat16()
     paths = {
-        latency_table._path(model, find_sites(model), mix)
-        for model, mix in (
-            (bert, {(1, 8): 1.0}),
-            (bert, {(1, 9): 1.0}),
-            (copy.deepcopy(bert).bfloat16(), {(1, 8): 1.0}),
-            (tiny_model("bert", intermediate_size=64), {(1, 8): 1.0}),
+        latency_table._path(model, find_sites(model), mix, precision)
+        for model, mix, precision in (
+            (bert, {(1, 8): 1.0}, None),
+            (bert, {(1, 9): 1.0}, None),
+            (bert, {(1, 8): 1.0}, "int8"),
+            (low, {(1, 8): 1.0}, None),
+            (small, {(1, 8): 1.0}, None),
         )
     }
-    assert len(paths) == 4
+    assert len(paths) == 5
 
 
 def test_a_judge_measures_divergence_of_classes_and_cosine_of_states(bert):

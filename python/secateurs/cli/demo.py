@@ -46,14 +46,14 @@ MAX_DIFFERENCE = 1e-4
 class Settings:
     """How much is removed, and how long each part may take."""
 
-    speedup: float = 4.0
+    speedup: float = 3.0
     """Over the model as transformers runs it, at the first of the shapes."""
     calibration: int = 512
     """Sentences that decide what goes, and that the rest is fitted to."""
     effort: str = "quick"
     held_out: int = 400
     shapes: tuple[Shape, ...] = ((8, 128), (1, 32), (32, 128))
-    min_time: float = 4.0
+    min_time: float = 1.5
 
 
 QUICK = Settings(calibration=96, held_out=100, shapes=((8, 128), (1, 32)), min_time=1.0)

@@ -44,6 +44,16 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     add_force(parser)
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add in what the linears of the fast model compute."""
+    parser.add_argument(
+        "--precision",
+        choices=("int8",),
+        help="run linears on weights and inputs of 8 bits, on the CPU (default: the model's own "
+        "dtype)",
+    )
+
+
 def add_shapes(parser: argparse.ArgumentParser) -> None:
     """Add the calls that a time is for."""
     parser.add_argument(
@@ -105,6 +115,7 @@ def prune_to_a_time(options: argparse.Namespace, rows: Sequence[Any], out: Path)
         shapes=shapes_of(options),
         effort=options.effort,
         method=options.method,
+        precision=options.precision,
         seed=options.seed,
         force=options.force,
         progress=options.progress,

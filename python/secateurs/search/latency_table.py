@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,7 +80,13 @@ class LatencyTable:
 
     @classmethod
     def measured(
-        cls, model: nn.Module, mix: Mix, *, seconds: float = 15.0, progress: bool = True
+        cls,
+        model: nn.Module,
+        mix: Mix,
+        *,
+        precision: str | None = None,
+        seconds: float = 15.0,
+        progress: bool = True,
     ) -> LatencyTable:
         """Measure a table, or read the one that was measured before for the same sizes, shapes,
         dtype, threads and versions on this machine.
@@ -87,19 +94,20 @@ class LatencyTable:
         Args:
             model: a transformers model of a supported family; not changed.
             mix: weights of shapes; they add up to 1.
+            precision: of `convert`.
             seconds: of sampling for each shape, at least.
         """
         sites = find_sites(model)
-        path = _path(model, sites, mix)
+        path = _path(model, sites, mix, precision)
         kept = _read(files.read_table(path), len(sites.layers))
         if kept is not None:
             return kept
-        table = _measure(model, sites, mix, seconds, progress)
+        table = _measure(model, sites, mix, precision, seconds, progress)
         files.write_table(path, asdict(table))
         return table
 
 
-def _path(model: nn.Module, sites: Sites, mix: Mix) -> Any:
+def _path(model: nn.Module, sites: Sites, mix: Mix, precision: str | None) -> Path | None:
     folder = files.cache_folder()
     weight = next(model.parameters())
     parts = (
@@ -107,6 +115,7 @@ def _path(model: nn.Module, sites: Sites, mix: Mix) -> Any:
         dtype_name(weight.dtype),
         sites.fingerprint(),
         sorted(mix.items()),
+        precision,
     )
     name = hashlib.sha256(repr((type(model).__name__, *parts)).encode()).hexdigest()[:16]
     return None if folder is None else folder / f"latency-{name}.json"
@@ -130,14 +139,19 @@ def _read(content: Mapping[str, Any], layers: int) -> LatencyTable | None:
 
 
 def _measure(
-    model: nn.Module, sites: Sites, mix: Mix, seconds: float, progress: bool
+    model: nn.Module,
+    sites: Sites,
+    mix: Mix,
+    precision: str | None,
+    seconds: float,
+    progress: bool,
 ) -> LatencyTable:
     base = getattr(model, "base_model", model)  # a head takes as long whatever is removed
     shapes: dict[LayerShape, list[int]] = {}
     for index, shape in enumerate(sites.layers):
         shapes.setdefault(shape, []).append(index)
     tokens = max(mix, key=lambda shape: mix[shape])
-    make = partial(convert, tokens=tokens[0] * tokens[1])
+    make = partial(convert, tokens=tokens[0] * tokens[1], precision=precision)
     probes: dict[tuple[int, Size], nn.Module] = {}
     wanted = [
         (group, members[:_LAYERS], size)

@@ -110,6 +110,7 @@ def compress(
     shapes: Mapping[Shape, float] | Sequence[Shape] = ((8, 128),),
     effort: str = "quick",
     method: str | None = None,
+    precision: str | None = None,
     ridge: float = 0.01,
     seed: int = 0,
     force: bool = False,
@@ -130,6 +131,7 @@ def compress(
             distils.
         method: of METHODS, for heads and neurons, that says in which order units go; None takes
             what is better of `kprune` and `obs`.
+        precision: of `convert`, which all times are of.
         ridge: of `refit`.
         seed: of the other choices and of the distillation.
         force: go on where the machine is too noisy for its times to be trusted.
@@ -150,6 +152,7 @@ def compress(
         batches,
         shapes=shapes,
         method=method,
+        precision=precision,
         ridge=ridge,
         seed=seed,
         force=force,
@@ -174,6 +177,7 @@ class Search:
         *,
         shapes: Mapping[Shape, float] | Sequence[Shape] = ((8, 128),),
         method: str | None = None,
+        precision: str | None = None,
         ridge: float = 0.01,
         seed: int = 0,
         force: bool = False,
@@ -181,13 +185,16 @@ class Search:
     ) -> None:
         start = time.perf_counter()
         self.mix = mixed(shapes)
+        self._convert = partial(convert, tokens=_tokens(self.mix), precision=precision)
         check_seed(seed)
         judged, self._fitted = _split(check_batches(batches))
         sites = find_sites(model)
         self._model, self._force, self._seed, self._progress = model, force, seed, progress
         model.eval()
         # One process measures while the others wait: all must decide by the same times.
-        self.table = from_first(lambda: LatencyTable.measured(model, self.mix, progress=progress))
+        self.table = from_first(
+            lambda: LatencyTable.measured(model, self.mix, precision=precision, progress=progress)
+        )
         with evaluating(model), torch.no_grad():
             self._judge = Judge(model, judged)
         self._candidates: list[Candidate] = []
@@ -251,7 +258,7 @@ class Search:
                 seed=self._seed,
                 progress=self._progress,
             )
-        fast = convert(recovered, plan, tokens=_tokens(self.mix))
+        fast = self._convert(recovered, plan)
         return Compressed(
             model=fast,
             recovered=recovered,
@@ -307,9 +314,7 @@ class Search:
 
     def timed(self, plan: SparsityPlan) -> Times:
         """The times of the model that a plan leaves. Raises MeasurementError for noise."""
-        times = from_first(
-            lambda: self._times(convert(self._model, plan, tokens=_tokens(self.mix)))
-        )
+        times = from_first(lambda: self._times(self._convert(self._model, plan)))
         if times.spread > _NOISE * times.ms and not self._force:
             raise MeasurementError(
                 f"expected times that can be trusted, got {times.ms:.3g} ms with a spread of "

@@ -13,6 +13,7 @@ from secateurs.cli.terminal import OK, quiet, tell
 from secateurs.cli.timed_pruning import (
     TIMED_EXAMPLES,
     add_force,
+    add_precision,
     add_shapes,
     figures_of,
     print_figures,
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--text", metavar="FILE", help="read plain text, sentence by sentence")
     data.add_argument("--data", metavar="FILE", help="read JSON lines with text, maybe text_pair")
     add_shapes(parser)
+    add_precision(parser)
     parser.add_argument(
         "--effort",
         choices=("quick", "normal", "long"),
@@ -78,6 +80,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         training[: -(-options.examples // options.batch_size)],
         shapes=shapes_of(options),
         method=options.method,
+        precision=options.precision,
         seed=options.seed,
         force=options.force,
         progress=options.progress,

@@ -21,6 +21,7 @@ from secateurs.cli.results import write_model
 from secateurs.cli.terminal import OK, quiet
 from secateurs.cli.timed_pruning import (
     TIMED_EXAMPLES,
+    add_precision,
     add_target,
     prune_to_a_time,
     shuffled_batches,
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the target, the method, the data it reads, and how the rest recovers."""
     add_pruning(parser, needs_budget=False)
     add_target(parser)
+    add_precision(parser)
     data = parser.add_mutually_exclusive_group()
     data.add_argument(
         "--text", metavar="FILE", help="read plain text, sentence by sentence, to decide what goes"
@@ -177,7 +179,9 @@ def _prune_to_a_budget(
             seed=options.seed,
             progress=options.progress,
         )
-    write_model(convert(recovered, plan), tokenizer, options.model, out)
+    write_model(
+        convert(recovered, plan, precision=options.precision), tokenizer, options.model, out
+    )
     density = find_sites(model).density(plan)
     print_density(density, out)
     return OK, {
