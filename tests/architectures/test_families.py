@@ -168,9 +168,18 @@ def test_layers_with_more_parts_than_those_of_a_family_are_not_like_them():
         find_sites(model)
 
 
+@pytest.fixture
+def forget():
+    """A function that takes a kind's record away; all are back afterwards, in their order."""
+    known = dict(ARCHITECTURES)
+    yield ARCHITECTURES.pop
+    ARCHITECTURES.clear()
+    ARCHITECTURES.update(known)
+
+
 @pytest.mark.parametrize(("kind", "like"), [("ernie", "bert"), ("smollm3", "llama")])
-def test_an_unknown_kind_is_registered_as_the_sentence_says(monkeypatch, kind, like):
-    monkeypatch.delitem(ARCHITECTURES, kind)
+def test_an_unknown_kind_is_registered_as_the_sentence_says(forget, kind, like):
+    forget(kind)
     model = tiny_model(kind)
     with pytest.raises(FamilyError, match=rf"register_architecture\('{kind}', like='{like}'\)"):
         find_sites(model)
@@ -179,8 +188,8 @@ def test_an_unknown_kind_is_registered_as_the_sentence_says(monkeypatch, kind, l
     convert(model, SparsityPlan(PLANS["uneven"]))
 
 
-def test_a_record_of_ones_own_is_registered_once(monkeypatch):
-    monkeypatch.delitem(ARCHITECTURES, "camembert")
+def test_a_record_of_ones_own_is_registered_once(forget):
+    forget("camembert")
     register_architecture("camembert", like=replace(BERT, norm_first=True))
     with pytest.raises(FamilyError, match="does not compute what the stock layer does"):
         convert(tiny_model("camembert"), SparsityPlan())

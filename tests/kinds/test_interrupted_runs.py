@@ -27,6 +27,7 @@ from secateurs.errors import CheckpointError
 from secateurs.pruning import run_folders
 from secateurs.pruning.session import Session
 from secateurs.storage.model_folders import open_classifier, open_tokenizer
+from secateurs.storage.sentinel import NAME as SENTINEL
 from secateurs.training import task_recipe, trainer
 from secateurs.training.trainer import STATE, PruningTrainer
 
@@ -63,7 +64,8 @@ def prune(inputs, out: Path, **changes: object) -> int:
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    return {name: t for p in sorted(out.glob("*.safetensors")) for name, t in load_file(p).items()}
+    files = sorted(path for path in out.glob("*.safetensors") if path.name != SENTINEL)
+    return {name: tensor for path in files for name, tensor in load_file(path).items()}
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,21 @@ from torch import nn
 
 import secateurs
 from secateurs import Budget, Gates, HeadMask, Levels, Session, SparsityPlan
+from secateurs.architectures.records import ARCHITECTURES
 from secateurs.errors import (
     PlanError,
     SecateursError,
 )
 from secateurs.plan.attention_rules import Dense, Local
+
+
+@pytest.fixture(autouse=True)
+def records() -> Iterator[None]:
+    """What is registered as an architecture is forgotten again."""
+    known = dict(ARCHITECTURES)
+    yield
+    ARCHITECTURES.clear()
+    ARCHITECTURES.update(known)
 
 
 class Thing:
@@ -137,6 +147,8 @@ GOOD: dict[str, Callable[[], Any]] = {
     "model_class": lambda: None,
     "kind": lambda: None,
     "rules": lambda: [Local(1), Dense()],
+    "model_type": lambda: "mine",
+    "like": lambda: "bert",
 }  # fmt: skip
 INSTANCES: dict[str, Callable[[], Any]] = {
     "Gates": opened,

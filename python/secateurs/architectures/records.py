@@ -350,7 +350,7 @@ def register_architecture(model_type: str, like: str | Architecture) -> None:
 
     Raises FamilyError for a kind that has a record, and for an unknown `like`.
     """
-    if model_type in ARCHITECTURES:
+    if not model_type or model_type in ARCHITECTURES:
         raise FamilyError(f"expected a kind of model without a record, got {model_type!r}")
     if isinstance(like, Architecture):
         records: tuple[Architecture, ...] = (like,)
