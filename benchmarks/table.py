@@ -31,6 +31,7 @@ OTHERS = {
 }
 METHODS = "methods.jsonl"
 ONE_SHOT = "one_shot.jsonl"
+FRONTIER = "frontier.jsonl"
 
 LINEARS = "layers' linears"
 
@@ -52,6 +53,8 @@ def main() -> None:
     parts += [how_trained(rows), methods_table(rows)]
     rows = [json.loads(line) for line in (RESULTS / ONE_SHOT).read_text().splitlines()]
     parts += [how_fitted(rows), one_shot_table(rows)]
+    rows = [json.loads(line) for line in (RESULTS / FRONTIER).read_text().splitlines()]
+    parts += [how_timed(rows), frontier_table(rows)]
     body = "\n\n".join([BEGIN, *parts, END])
     page.write_text(before + body + after, encoding="utf-8")
 
@@ -201,6 +204,72 @@ def one_shot_table(rows: list[Row]) -> str:
         for row in rows
     ]
     return _markdown(["removed", "masks of", "weights as they were", "re-fitted"], lines)
+
+
+def how_timed(rows: list[Row]) -> str:
+    """What all rows of models pruned to a time have in common."""
+    for key in (
+        "model",
+        "dtype",
+        "shape",
+        "examples",
+        "threads",
+        "device",
+        "isa",
+        "torch",
+        "commit",
+    ):
+        if len({str(row[key]) for row in rows}) != 1:
+            raise SystemExit(f"expected one {key} in all rows of {FRONTIER}, to name it once")
+    first = rows[0]
+    batch, tokens = first["shape"]
+    return (
+        f"Pruned to a time without labels or training, {first['model']}, {first['dtype']}, "
+        f"{first['device']} ({first['isa']}), {first['threads']} threads, torch {first['torch']}, "
+        f"commit {first['commit']}; {first['examples']} examples of calibration. Asked for is the "
+        f"time at {batch}x{tokens} of the model that keeps a half, or a quarter, of the heads and "
+        "neurons of each layer; medians over seeds of the calibration data:"
+    )
+
+
+def frontier_table(rows: list[Row]) -> str:
+    """One line per task, time and variant."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["task"], row["kept"], row["variant"]), []).append(row)
+    lines = []
+    for (task, kept, variant), found in groups.items():
+        score, asked, ms, stock, seconds = (
+            median(row[key] for row in found)
+            for key in ("score", "asked_ms", "ms", "stock_ms", "seconds")
+        )
+        dense = found[0]["dense"]
+        lines.append(
+            [
+                f"{task}, {kept}",
+                variant,
+                str(len(found)),
+                f"{dense:.3f}",
+                f"{score:.3f}",
+                f"{100 * (dense - score):.1f}",
+                f"{asked:.1f}",
+                f"{ms:.1f}",
+                f"{stock / ms:.2f}x",
+                f"{seconds:.0f}",
+            ]
+        )
+    heads = [
+        "task, kept",
+        "by",
+        "seeds",
+        "dense",
+        "pruned",
+        "points lost",
+        "ms asked",
+        "ms",
+        "speed",
+    ]
+    return _markdown([*heads, "s"], lines)
 
 
 def _method(row: Row) -> str:
