@@ -87,7 +87,8 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     """The content of a regular file. Raises CheckpointError for anything else, and for one of more
     than `most` bytes."""
     with opened(path) as (file, size):
-        content = b"" if size > most else file.read(most + 1)
+        # Python sets aside as much as it is asked to read.
+        content = b"" if size > most else file.read(size + 1)
     if max(size, len(content)) > most:
         raise CheckpointError(f"expected at most {most} bytes in {path}, got {size}")
     return content

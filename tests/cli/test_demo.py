@@ -48,7 +48,7 @@ def test_the_demo_leaves_a_model_a_report_and_a_picture(tmp_path, monkeypatch, c
     assert result["bytes"]["pruned"] < result["bytes"]["dense"]
     assert [r["variant"] for r in result["rows"]] == ["dense", "masked", "converted"] * 2
     assert len(result["layers"]) == 6
-    assert sum(layer["heads"] for layer in result["layers"]) < 72
+    assert sum(layer["neurons"] for layer in result["layers"]) < 6 * 1536
     shown = capsys.readouterr().out
     assert "identical" in shown
     assert "8x128" in shown

@@ -27,6 +27,7 @@ from secateurs.checks import dtype_name
 from secateurs.conversion.builder import convert
 from secateurs.conversion.cost import machine
 from secateurs.data.batches import shown
+from secateurs.errors import MeasurementError
 from secateurs.measurement.inputs import Shape, token_inputs
 from secateurs.measurement.timing import interleave
 from secateurs.plan import SparsityPlan
@@ -96,6 +97,8 @@ class LatencyTable:
             mix: weights of shapes; they add up to 1.
             precision: of `convert`.
             seconds: of sampling for each shape, at least.
+
+        Raises MeasurementError for times that cannot be, on a machine that does other work.
         """
         sites = find_sites(model)
         path = _path(model, sites, mix, precision)
@@ -103,6 +106,12 @@ class LatencyTable:
         if kept is not None:
             return kept
         table = _measure(model, sites, mix, precision, seconds, progress)
+        least = table.predict([Size(0, 0)] * len(sites.layers))
+        if least <= 0:
+            raise MeasurementError(
+                f"expected times that add up, got {least:.3g} ms for the model without its layers: "
+                "the machine is too busy with other work"
+            )
         files.write_table(path, asdict(table))
         return table
 
