@@ -8,7 +8,7 @@ from typing import Any
 
 from secateurs.cli.terminal import FAILED, OK, quiet
 
-SUMMARY = "make a real model several times as fast, measure it, reload it (about 90 seconds)"
+SUMMARY = "make a real model several times as fast, measure it, reload it (about two minutes)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
