@@ -73,6 +73,8 @@ class Pruner:
     model, whatever the sites; "cumulative", where a score is the error of its own sub-layer behind
     the unit and all that go before it, relative to that of all; "unknown", where scores only
     rank."""
+    loss_options: ClassVar[Mapping[str, Any]] = {}
+    """Options under which its scores are such losses."""
     soft_gates: ClassVar[bool] = False
     """Whether its gates may still be open at the end of a training for units that go."""
 

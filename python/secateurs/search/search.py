@@ -34,7 +34,7 @@ from secateurs.measurement.quality import fidelity
 from secateurs.measurement.timing import interleave
 from secateurs.plan import SparsityPlan
 from secateurs.processes import from_first
-from secateurs.pruning import METHODS, Budget
+from secateurs.pruning import METHODS, Budget, Pruner
 from secateurs.pruning.run import score
 from secateurs.reconstruction import refit
 from secateurs.search.choices import Choices, Weights
@@ -205,7 +205,7 @@ class Search:
 
     def _of_method(self, method: str, sites: Sites) -> list[Candidate]:
         """What the scores of a method may begin the search with."""
-        losses = METHODS[method].pruner.losses if method in METHODS else ""
+        pruner = METHODS[method].pruner if method in METHODS else Pruner  # which `score` refuses
         scores = score(
             self._model,
             self._fitted,
@@ -213,10 +213,10 @@ class Search:
             budget=Budget(heads=0.5, neurons=0.5),
             seed=self._seed,
             progress=self._progress,
-            **({"per_operation": False} if method == "kprune" else {}),
+            **pruner.loss_options,
         )
-        choices, count = Choices(sites, scores, losses, self.table), len(sites.layers)
-        if losses == "additive":
+        choices, count = Choices(sites, scores, pruner.losses, self.table), len(sites.layers)
+        if pruner.losses == "additive":
             return [Candidate(choices, [(heads, 1.0)] * count) for heads in _HEADS]
         with evaluating(self._model), torch.no_grad():
             moved = sensitivities(self._model, sites, self._judge, progress=self._progress)
@@ -241,12 +241,13 @@ class Search:
         sizes, times = self._found(budget, choices, weights)
         plan = choices.plan(sizes)
         recovered = self._recover(plan, batches=self._fitted)
-        if self._judge(apply(recovered, plan)) > self._judge(apply(self._model, plan)):
+        distance = self._judge(apply(recovered, plan))
+        if distance > (unfitted := self._judge(apply(self._model, plan))):
             _LOGGER.warning(
                 "the re-fit is left out: on examples that it does not see, the model is nearer to "
                 "the dense one without it; give more data"
             )
-            recovered = copy.deepcopy(self._model)
+            recovered, distance = copy.deepcopy(self._model), unfitted
         if effort == "long":
             recovered = distill(
                 recovered,
@@ -258,6 +259,7 @@ class Search:
                 seed=self._seed,
                 progress=self._progress,
             )
+            distance = self._judge(apply(recovered, plan))
         fast = self._convert(recovered, plan)
         return Compressed(
             model=fast,
@@ -270,7 +272,7 @@ class Search:
             spread=times.spread,
             stock=times.stock,
             dense=self.table.dense,
-            distance=self._judge(apply(recovered, plan)),
+            distance=distance,
             cosine=fidelity(self._model, fast, self._judge.batches).mean,
             seconds=self._seconds + time.perf_counter() - start,
         )

@@ -21,7 +21,7 @@ calibration batches.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,7 @@ class KPrunePruner(Pruner):
     produces = frozenset({"heads", "neurons"})
     needs = Needs.GRADIENTS
     losses = "additive"
+    loss_options: ClassVar[Mapping[str, Any]] = {"per_operation": False}
 
     def __init__(
         self, predictive: float = 1.0, representation: float = 2.5e-4, per_operation: bool = True
