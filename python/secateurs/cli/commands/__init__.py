@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from secateurs.cli.commands import (
     demo,
+    doctor,
     env,
     frontier,
     inspect,
@@ -40,5 +41,6 @@ COMMANDS: dict[str, Command] = {
     "measure": measure,
     "inspect": inspect,
     "methods": methods,
+    "doctor": doctor,
     "env": env,
 }
