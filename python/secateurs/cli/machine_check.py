@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from statistics import median
@@ -71,17 +72,17 @@ def _linears(x: Tensor, weight: Tensor) -> Iterator[tuple[str, Callable[[], Tens
     inputs = weight.shape[1]
     checkerboard = torch.arange(weight.shape[0] // 32)[:, None] + torch.arange(inputs // 32)
     keep = checkerboard % 2 == 0
-    yield "torch fp32", lambda: linear(x, weight)
+    yield "torch fp32", partial(linear, x, weight)
     narrow_x, narrow_weight = x.bfloat16(), weight.bfloat16()
-    yield "torch bf16", lambda: linear(narrow_x, narrow_weight)
+    yield "torch bf16", partial(linear, narrow_x, narrow_weight)
     # A dense weight in codes is one block per row of blocks, as convert packs it.
     for part, kept, code_block in (("dense", torch.ones_like(keep), inputs), ("half", keep, 32)):
         wide = BlockSparseWeight.pack(weight, kept)
         narrow = BlockSparseWeight.pack(narrow_weight, kept)
         codes = Int8Weight.pack(weight, kept if code_block == 32 else None, (32, code_block))
-        yield f"{part} fp32", lambda w=wide: ops.block_sparse_linear(x, w)
-        yield f"{part} bf16", lambda w=narrow: ops.block_sparse_linear(narrow_x, w)
-        yield f"{part} int8", lambda w=codes: ops.int8_linear(x, w)
+        yield f"{part} fp32", partial(ops.block_sparse_linear, x, wide)
+        yield f"{part} bf16", partial(ops.block_sparse_linear, narrow_x, narrow)
+        yield f"{part} int8", partial(ops.int8_linear, x, codes)
 
 
 def _rate(name: str, samples: list[float]) -> Rate:
