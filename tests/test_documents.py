@@ -88,6 +88,16 @@ def test_the_examples_of_integrations_run(heading, pruned_folders):
         assert explain(names["reranker"][0].model) == explain(load("pruned-reranker"))
 
 
+def test_the_example_of_serving_runs(pruned_folders, capsys):
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (DOCS / "serving.md").read_text("utf-8"), re.DOTALL
+    )
+    (pruned_folders / "pruned").rename(pruned_folders / "classifier")
+    (pruned_folders / "pruned-embedder").rename(pruned_folders / "pruned")
+    exec(compile(block, "serving.md", "exec"), {})
+    assert "torch.Size([2, 64])" in capsys.readouterr().out
+
+
 def test_the_page_of_families_is_that_of_the_records():
     """`python -m support.family_table`, in tests, writes the tables anew."""
     assert PAGE.read_text(encoding="utf-8") == written(PAGE.read_text(encoding="utf-8"))

@@ -38,12 +38,10 @@ class Gates(Mapping[str, Tensor]):
 
     Set a gate with `gates[name] = tensor`, on the model's device, at any time inside the context:
 
-    | site | shape | acts on |
-    |---|---|---|
-    | `layers.I.heads` | `[H]` or `[B, H]` | head contexts |
-    | `layers.I.neurons` | `[F]` or `[B, F]` | FFN activations |
-    | `layers.I.attention`, `layers.I.ffn` | `[]` or `[B]` | the sub-layer's output, bias included |
-    | `layers.I.query`, ... | `[N, K]` | the weight |
+    - `layers.I.heads`: `[H]` or `[B, H]`, acts on the contexts of heads.
+    - `layers.I.neurons`: `[F]` or `[B, F]`, on the activations of the FFN.
+    - `layers.I.attention`, `layers.I.ffn`: `[]` or `[B]`, on the sub-layer's output, bias included.
+    - `layers.I.query` and the other linears: `[N, K]`, on the weight.
     """
 
     @door

@@ -17,7 +17,7 @@ _SEARCHED = 4096  # entries among which the first scale is searched
 
 @dataclass(frozen=True)
 class Levels:
-    """The values `scale * q` for whole numbers q, |q| < 2^(bits - 1): zero is one of them.
+    """The values `scale * q` for whole numbers q with `|q| < 2^(bits - 1)`: zero is one of them.
 
     Raises PlanError for bits that are no whole number from 2 to 8, or a scale that is not positive,
     or whose levels are not finite, in float32.
