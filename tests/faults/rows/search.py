@@ -8,7 +8,7 @@ FAULTS = (
     *faults_in(
         "python/secateurs/search/knapsack.py",
         ("np.ceil((group - start) / width - 1e-9)", "np.floor((group - start) / width)",
-         "search/test_knapsack.py -k cheapest_of_all"),
+         "search/test_knapsack.py -k just_above"),
         ("    if room < 0:\n", "    if room < -1:\n",
          "search/test_knapsack.py -k below_the_fastest"),
         ("better = candidate < after", "better = candidate > after", "search/test_knapsack.py"),
