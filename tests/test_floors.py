@@ -15,7 +15,9 @@ import secateurs
 from secateurs import _moved
 
 PACKAGE = Path(secateurs.__file__).parent
-CSRC = Path(__file__).parents[1] / "csrc"
+ROOT = Path(__file__).parents[1]
+CSRC = ROOT / "csrc"
+LONGEST = 400  # lines of a file; with more, a second question has moved in
 
 # Each floor, and the floors it may import; what is on the ground is open to all.
 GROUND = {
@@ -113,11 +115,23 @@ def floor_of(path: Path) -> str:
 
 
 PYTHON = sorted(PACKAGE.rglob("*.py"))
-NATIVE = sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh", ".inc"))
+NATIVE_ENDINGS = (".h", ".cpp", ".cu", ".cuh", ".inc")
+NATIVE = sorted(p for p in CSRC.rglob("*") if p.suffix in NATIVE_ENDINGS)
 
 
 def test_every_file_has_a_floor():
     assert {floor_of(path) for path in PYTHON} <= {*FLOORS, *GROUND, *TOP}
+
+
+def test_a_file_holds_one_question():
+    long = {}
+    for folder in ("python", "csrc", "tests", "benchmarks"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", *NATIVE_ENDINGS):
+                lines = len(path.read_text(encoding="utf-8").splitlines())
+                if lines > LONGEST:
+                    long[path.relative_to(ROOT).as_posix()] = lines
+    assert not long
 
 
 def test_floors_have_no_cycle():

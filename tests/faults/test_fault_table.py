@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fault_table import FAULTS
+from fault_table import FAULTS, TABLE
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,3 +23,11 @@ def test_a_fault_stands_once_in_its_file_and_still_compiles(fault):
 
 def test_no_fault_is_tried_twice():
     assert max(Counter((f.file, f.old, f.new) for f in FAULTS).values()) == 1
+
+
+@pytest.mark.parametrize("rows", TABLE)
+def test_a_fault_stands_in_the_rows_of_its_floor(rows):
+    for fault in TABLE[rows]:
+        package, _, inside = fault.file.partition("/secateurs/")
+        floor, slash, _ = inside.partition("/")
+        assert rows == ("kernels" if package.startswith("csrc") else floor if slash else "ground")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -22,23 +21,6 @@ from transformers.masking_utils import sdpa_mask
 from transformers.models.bert.modeling_bert import BertLayer, BertOutput
 
 from secateurs import HeadMask, NeuronMask, SparsityPlan, apply, convert, explain, find_sites
-from secateurs.architectures.records import (
-    ARCHITECTURES,
-    BERT,
-    DINOV2,
-    ESM,
-    EUROBERT,
-    GEMMA,
-    GPT2,
-    GRANITE,
-    LLAMA,
-    POST_NORM_OPT,
-    QWEN3,
-    STABLE_WAV2VEC2,
-    WAV2VEC2,
-    WHISPER_ENCODER,
-)
-from secateurs.architectures.records import T5_ENCODER as T5
 from secateurs.conversion.inherited import record_of
 from secateurs.errors import FamilyError
 
@@ -223,121 +205,6 @@ def test_recorded_hidden_states_survive_a_conversion(batch):
         keep = batch["attention_mask"].bool()
         for a, b in zip(got, want, strict=True):
             assert relative(a[keep], b[keep]) < 1e-5
-
-
-def swapped(record, first, second):
-    """`record` with the paths of two roles, of one sub-layer, exchanged."""
-
-    def other(linear):
-        roles = {first: second, second: first}
-        role = roles.get(linear.role, linear.role)
-        return replace(linear, path=record.linear(role).path)
-
-    attention, ffn = (
-        replace(sublayer, linears=tuple(map(other, sublayer.linears)))
-        for sublayer in record.sublayers
-    )
-    return replace(record, attention=attention, ffn=ffn)
-
-
-def with_norms(record, attention_norm, ffn_norm):
-    return replace(
-        record,
-        attention=replace(record.attention, norm=attention_norm),
-        ffn=replace(record.ffn, norm=ffn_norm),
-    )
-
-
-def without_gate(record):
-    linears = tuple(linear for linear in record.ffn.linears if linear.role != "gate")
-    return replace(record, ffn=replace(record.ffn, linears=linears))
-
-
-def reordered(record):
-    """`record` with the parts of its fused linear taken the other way round."""
-    linears = (
-        replace(linear, part=(2 - linear.part[0], 3)) if linear.shares else linear
-        for linear in record.attention.linears
-    )
-    return replace(record, attention=replace(record.attention, linears=tuple(linears)))
-
-
-def unscaled(record):
-    sublayers = (replace(sublayer, scale=None) for sublayer in record.sublayers)
-    attention, ffn = sublayers
-    return replace(record, attention=attention, ffn=ffn)
-
-
-def with_head_norms(record, paths):
-    return replace(record, attention=replace(record.attention, head_norms=paths))
-
-
-WRONG_RECORDS = {
-    "norms in front": ("bert", replace(BERT, norm_first=True)),
-    "query and key swapped": ("bert", swapped(BERT, "query", "key")),
-    "value and query swapped": ("bert", swapped(BERT, "value", "query")),
-    "norms swapped": ("bert", with_norms(BERT, BERT.ffn.norm, BERT.attention.norm)),
-    "output for value": ("bert", swapped(BERT, "output", "value")),
-    "norms behind": ("llama", replace(LLAMA, norm_first=False)),
-    "gate and up swapped": ("llama", swapped(LLAMA, "gate", "up")),
-    "an FFN without a gate": ("llama", without_gate(LLAMA)),
-    "norms of the other sub-layer": (
-        "llama",
-        with_norms(LLAMA, LLAMA.ffn.norm, LLAMA.attention.norm),
-    ),
-    "norms of one sub-layer": (
-        "llama",
-        with_norms(LLAMA, LLAMA.attention.norm, LLAMA.attention.norm),
-    ),
-    "no activation": (
-        "bert",
-        replace(BERT, ffn=replace(BERT.ffn, activation="intermediate.dense")),
-    ),
-    "parts of a fused linear in another order": ("gpt2", reordered(GPT2)),
-    "a bias by relative position left out": (
-        "t5",
-        replace(T5, attention=replace(T5.attention, relative_bias=None)),
-    ),
-    "factors of channels left out": ("dinov2", unscaled(DINOV2)),
-    "factors of channels of the other sub-layer": (
-        "dinov2",
-        replace(DINOV2, ffn=replace(DINOV2.ffn, scale=DINOV2.attention.scale)),
-    ),
-    "a factor that is no factor": (
-        "dinov2",
-        replace(DINOV2, ffn=replace(DINOV2.ffn, scale="mlp.activation")),
-    ),
-    "a factor of the sub-layers left out": ("granite", unscaled(GRANITE)),
-    "norms of heads left out": ("qwen3", with_head_norms(QWEN3, ())),
-    "norms of heads swapped": ("qwen3", with_head_norms(QWEN3, QWEN3.attention.head_norms[::-1])),
-    "norms whose weights are not from one": ("gemma", replace(GEMMA, norm_offset=0.0)),
-    "norms whose weights are from one": ("llama", replace(LLAMA, norm_offset=1.0)),
-    "queries scaled once": (
-        "esm",
-        replace(ESM, attention=replace(ESM.attention, queries_scaled=False)),
-    ),
-    "queries scaled twice": (
-        "bert",
-        replace(BERT, attention=replace(BERT.attention, queries_scaled=True)),
-    ),
-    "another function between the linears": (
-        "eurobert",
-        replace(EUROBERT, ffn=replace(EUROBERT.ffn, activation="gelu()")),
-    ),
-    "an OPT with norms behind": ("opt", replace(POST_NORM_OPT, when=None)),
-    "a Whisper of BERT's order": ("whisper", replace(WHISPER_ENCODER, norm_first=False)),
-    "the other order of norms": ("wav2vec2", replace(STABLE_WAV2VEC2, when=None)),
-    "the other order of norms, stable": ("stable wav2vec2", replace(WAV2VEC2, when=None)),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", WRONG_RECORDS)
-def test_a_wrong_record_of_a_family_is_refused(monkeypatch, case, dtype):
-    kind, record = WRONG_RECORDS[case]
-    monkeypatch.setitem(ARCHITECTURES, record.model_type, (record,))
-    with pytest.raises(FamilyError):
-        convert(tiny_model(kind).to(dtype), SparsityPlan())
 
 
 def test_a_class_patched_at_run_time_is_refused_by_the_proof(monkeypatch):

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 import torch
-from support.models import answer, relative
+from support.models import answer, calibration, relative
 from support.plans import PLANS
 from support.tiny_models import tiny_model
 
@@ -17,21 +17,6 @@ from secateurs.errors import DataError, MethodError, PlanError
 from secateurs.reconstruction.least_squares import NormalEquations
 
 PLAN = SparsityPlan(PLANS["uneven"])
-
-
-def data(model, count=12, seed=5):
-    """Batches of six sequences of ten tokens, some padded; images for a model of images."""
-    random = torch.Generator().manual_seed(seed)
-    if model.main_input_name == "pixel_values":
-        return [{"pixel_values": torch.randn(6, 3, 24, 24, generator=random)} for _ in range(count)]
-    batches = []
-    for _ in range(count):
-        ids = torch.randint(3, 100, (6, 10), generator=random)
-        mask = torch.ones_like(ids)
-        mask[0, 6:] = 0
-        mask[3, 8:] = 0
-        batches.append({"input_ids": ids, "attention_mask": mask})
-    return batches
 
 
 def distance(model, plan, dense, batches):
@@ -70,7 +55,7 @@ def stream(model, batches, sublayer):
 def test_each_fit_brings_the_residual_stream_closer(model):
     """On what it was fitted to: attention against the model as it was, the FFN against the model
     whose attention alone was fitted."""
-    batches = data(model, 20)
+    batches = calibration(model, 20)
     fitted = refit(model, PLAN, batches, progress=False)
     halfway = copy.deepcopy(fitted)
     attention, ffn = find_sites(model).architecture.sublayers
@@ -87,20 +72,20 @@ def test_each_fit_brings_the_residual_stream_closer(model):
 @pytest.mark.parametrize("family", ["bert", "llama", "vit", "gpt2"])
 def test_a_pruned_model_comes_closer_on_data_it_was_not_fitted_to(family):
     model = tiny_model(family)
-    fitted = refit(model, PLAN, data(model, 30), progress=False)
-    unseen = data(model, 4, seed=9)
+    fitted = refit(model, PLAN, calibration(model, 30), progress=False)
+    unseen = calibration(model, 4, seed=9)
     assert distance(fitted, PLAN, model, unseen) < 0.8 * distance(model, PLAN, model, unseen)
 
 
 def test_the_plan_converts_the_fitted_model(model, batch):
-    fitted = refit(model, PLAN, data(model, 3), progress=False)
+    fitted = refit(model, PLAN, calibration(model, 3), progress=False)
     fast, masked = answer(convert(fitted, PLAN), batch), answer(apply(fitted, PLAN), batch)
     assert relative(fast, masked) < 1e-4
 
 
 def test_only_kept_columns_of_the_last_linears_move(model):
     before = {name: p.clone() for name, p in model.state_dict().items()}
-    fitted = refit(model, PLAN, data(model, 3), progress=False)
+    fitted = refit(model, PLAN, calibration(model, 3), progress=False)
     assert all(torch.equal(before[name], held) for name, held in model.state_dict().items())
     sites = find_sites(model)
     lasts = [sublayer.last for sublayer in sites.architecture.sublayers]
@@ -117,19 +102,19 @@ def test_only_kept_columns_of_the_last_linears_move(model):
 
 
 def test_an_empty_plan_leaves_the_model_as_it_computes(model, batch):
-    fitted = refit(model, SparsityPlan(), data(model, 3), progress=False)
+    fitted = refit(model, SparsityPlan(), calibration(model, 3), progress=False)
     assert relative(answer(fitted, batch), answer(model, batch)) < 1e-4
 
 
 def test_it_repeats_itself():
     model = tiny_model("bert")
-    first, second = (refit(model, PLAN, data(model, 3), progress=False) for _ in range(2))
+    first, second = (refit(model, PLAN, calibration(model, 3), progress=False) for _ in range(2))
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_padding_does_not_count():
-    model, batches = tiny_model("bert"), data(tiny_model("bert"), 3)
+    model, batches = tiny_model("bert"), calibration(tiny_model("bert"), 3)
     others = [{**b, "input_ids": b["input_ids"].clone()} for b in batches]
     for batch in others:
         batch["input_ids"][batch["attention_mask"] == 0] = 7
@@ -167,7 +152,7 @@ def at(model, path, batches):
 def test_the_first_layer_is_the_ridge_regression_by_hand(part):
     """Both sub-layers of the first layer of a BERT, whose norms come behind: the FFN's residual is
     normalised, and in the pruned model that of the attention as it was fitted."""
-    model, batches, ridge = tiny_model("bert"), data(tiny_model("bert"), 8), 0.05
+    model, batches, ridge = tiny_model("bert"), calibration(tiny_model("bert"), 8), 0.05
     fitted = refit(model, PLAN, batches, ridge=ridge, progress=False)
     dense, pruned = tiny_model("bert").double(), apply(fitted, PLAN).double()
     layer, role = "encoder.layer.0", "output" if part == "attention" else "down"
@@ -205,7 +190,7 @@ def masks(seed, *shape):
 
 def test_linears_with_masks_are_fitted_under_them():
     """Nearly as close as the least squares of each output alone, over the inputs that it keeps."""
-    model, batches = tiny_model("bert"), data(tiny_model("bert"), 20)
+    model, batches = tiny_model("bert"), calibration(tiny_model("bert"), 20)
     plan = SparsityPlan({"layers.0.query": BlockMask(masks(1, 4, 4), (16, 16))})
     fitted = refit(model, plan, batches, ridge=0.02, progress=False)
     path = "encoder.layer.0.attention.self.query"
@@ -246,8 +231,8 @@ def test_masks_beside_removed_units_fit_too(family, batch):
         },
         levels={"layers.1.down": Levels(4, 0.01)},
     )
-    fitted = refit(model, plan, data(model, 20), progress=False)
-    unseen = data(model, 4, seed=9)
+    fitted = refit(model, plan, calibration(model, 20), progress=False)
+    unseen = calibration(model, 4, seed=9)
     assert distance(fitted, plan, model, unseen) < distance(model, plan, model, unseen)
     assert relative(answer(convert(fitted, plan), batch), answer(apply(fitted, plan), batch)) < 1e-4
     sites = find_sites(model)
@@ -266,14 +251,14 @@ def test_masks_beside_removed_units_fit_too(family, batch):
 )
 def test_removed_sub_layers_are_made_up_for_by_the_others(name):
     model, plan = tiny_model("bert"), SparsityPlan(PLANS[name])
-    fitted = refit(model, plan, data(model, 20), progress=False)
-    unseen = data(model, 4, seed=9)
+    fitted = refit(model, plan, calibration(model, 20), progress=False)
+    unseen = calibration(model, 4, seed=9)
     assert distance(fitted, plan, model, unseen) < distance(model, plan, model, unseen)
 
 
 def test_few_tokens_are_told_and_held_by_the_ridge(caplog):
     model = tiny_model("bert")
-    one = [{name: x[:1, :4] for name, x in data(model, 1)[0].items()}]
+    one = [{name: x[:1, :4] for name, x in calibration(model, 1)[0].items()}]
     with caplog.at_level(logging.WARNING, "secateurs"):
         fitted = refit(model, PLAN, one, progress=False)
     assert "fewer than its" in caplog.text
@@ -285,19 +270,22 @@ def test_bad_input_is_refused():
     with pytest.raises(DataError, match="at least one batch"):
         refit(model, PLAN, [])
     with pytest.raises(MethodError, match="ridge of at least 0, got -1"):
-        refit(model, PLAN, data(model, 1), ridge=-1.0)
+        refit(model, PLAN, calibration(model, 1), ridge=-1.0)
     with pytest.raises(PlanError):
-        refit(tiny_model("bert", num_hidden_layers=2), PLAN, data(model, 1))
-    same = [{name: x[:1].expand(6, -1) for name, x in data(model, 1)[0].items()}]
+        refit(tiny_model("bert", num_hidden_layers=2), PLAN, calibration(model, 1))
+    same = [{name: x[:1].expand(6, -1) for name, x in calibration(model, 1)[0].items()}]
     with pytest.raises(MethodError, match="a ridge above 0"):
         refit(model, SparsityPlan(), same, ridge=0.0, progress=False)
     model.embeddings.LayerNorm.weight.data[0] = float("nan")
     with pytest.raises(MethodError, match="finite activations"):
-        refit(model, PLAN, data(model, 1), progress=False)
+        refit(model, PLAN, calibration(model, 1), progress=False)
 
 
 def test_it_starts_from_a_plan_of_any_method():
     model = tiny_model("bert")
     plan = prune(model, method="magnitude", budget="heads=0.5,neurons=0.5")
-    fitted, unseen = refit(model, plan, data(model, 30), progress=False), data(model, 4, seed=9)
+    fitted, unseen = (
+        refit(model, plan, calibration(model, 30), progress=False),
+        calibration(model, 4, seed=9),
+    )
     assert distance(fitted, plan, model, unseen) < 0.8 * distance(model, plan, model, unseen)

@@ -43,6 +43,13 @@ def test_the_fastest_options_just_fit():
     assert cheapest(times, costs, 3.0) == [1, 0]
 
 
+def test_a_sum_just_above_the_limit_is_not_chosen():
+    """By less than a bin for each group, which rounding down would not see."""
+    times = [np.array([0.0, 0.5 + 0.6 / BINS])] * 2
+    costs = [np.array([1.0, 0.0])] * 2
+    assert sorted(cheapest(times, costs, 1.0)) == [0, 1]
+
+
 def test_a_limit_below_the_fastest_options_is_told():
     assert cheapest([np.array([3.0, 1.0])], [np.zeros(2)], 0.99) is None
 

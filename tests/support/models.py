@@ -29,6 +29,21 @@ def answer(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return out[mask.bool()] if mask is not None and out.dim() == 3 else out
 
 
+def calibration(model: nn.Module, count: int, seed: int = 5) -> list[dict[str, Tensor]]:
+    """Batches of six sequences of ten tokens, some padded; of images for a model of images."""
+    random = torch.Generator().manual_seed(seed)
+    if model.main_input_name == "pixel_values":
+        return [{"pixel_values": torch.randn(6, 3, 24, 24, generator=random)} for _ in range(count)]
+    batches = []
+    for _ in range(count):
+        ids = torch.randint(3, 100, (6, 10), generator=random)
+        mask = torch.ones_like(ids)
+        mask[0, 6:] = 0
+        mask[3, 8:] = 0
+        batches.append({"input_ids": ids, "attention_mask": mask})
+    return batches
+
+
 def cache_name(model: nn.Module) -> str:
     """What this transformers calls the cache of keys and values."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

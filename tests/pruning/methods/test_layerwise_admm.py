@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from support.models import answer, relative
+from support.models import answer, calibration, relative
 from support.tiny_models import tiny_model
 
 from secateurs import (
@@ -35,21 +35,6 @@ BUDGETS = (
 )
 
 
-def data(model, count, seed=5):
-    """Batches of six sequences of ten tokens that follow each other, some padded; or of images."""
-    random = torch.Generator().manual_seed(seed)
-    if model.main_input_name == "pixel_values":
-        return [{"pixel_values": torch.randn(6, 3, 24, 24, generator=random)} for _ in range(count)]
-    batches = []
-    for _ in range(count):
-        ids = torch.randint(3, 100, (6, 10), generator=random)
-        mask = torch.ones_like(ids)
-        mask[0, 6:] = 0
-        mask[3, 8:] = 0
-        batches.append({"input_ids": ids, "attention_mask": mask})
-    return batches
-
-
 def planned(model, batches, budget, **options):
     return prune(model, batches, method="layerwise_admm", budget=budget, progress=False, **options)
 
@@ -63,7 +48,7 @@ def distance(model, dense, batches):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_plan_and_refit_come_closer_than_the_largest_weights(family):
     model = tiny_model(family)
-    batches, unseen = data(model, 30), data(model, 3, seed=9)
+    batches, unseen = calibration(model, 30), calibration(model, 3, seed=9)
     for budget in ("patterns=0.5,vector=16", "weights=0.7"):
         plain = prune(model, method="magnitude", budget=budget)
         plan = planned(model, batches, budget)
@@ -77,7 +62,7 @@ def test_plan_and_refit_come_closer_than_the_largest_weights(family):
 def test_the_fitted_weights_convert(family, budget):
     """And stand on their levels, where there are any."""
     model = tiny_model(family)
-    batches = data(model, 4)
+    batches = calibration(model, 4)
     plan = planned(model, batches, budget, bits=4)
     fitted = refit(model, plan, batches, progress=False)
     masked = apply(fitted, plan)
@@ -96,7 +81,7 @@ def test_the_masks_are_chosen_with_the_weights_that_the_refit_gives():
     """The method's own copy of the model, pruned on the way, comes as close as the re-fitted one:
     two ways to one solution."""
     model, budget = tiny_model("bert"), Budget(weights=0.7)
-    batches, unseen = data(model, 30), data(model, 3, seed=9)
+    batches, unseen = calibration(model, 30), calibration(model, 3, seed=9)
     pruner = LayerwiseAdmmPruner()
     pruner.start(model, find_sites(model), budget, seed=0)
     pruner.batches = len(batches)
@@ -140,7 +125,7 @@ def largest(count):
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_the_first_masks_are_those_by_hand(family):
     """Real tokens alone count, and with a bias what they are away from their mean."""
-    model, batches = tiny_model(family), data(tiny_model(family), 10)
+    model, batches = tiny_model(family), calibration(tiny_model(family), 10)
     plan, sites = planned(model, batches, "weights=0.5"), find_sites(model)
     module, read = sites.linear(model, 0, "query").module, []
     hook = module.register_forward_pre_hook(lambda _, args: read.append(args[0]))
@@ -159,14 +144,14 @@ def test_the_first_masks_are_those_by_hand(family):
 
 def test_every_linear_loses_the_same_share():
     model = tiny_model("bert")
-    plan = planned(model, data(model, 2), "weights=0.333")
+    plan = planned(model, calibration(model, 2), "weights=0.333")
     for mask in plan.masks.values():
         assert abs(int((~mask.keep).sum()) - 0.333 * mask.keep.numel()) <= 1
 
 
 def test_later_layers_are_fitted_to_what_earlier_ones_lost():
     """With the first layer's linears on few levels, the plan of the others is another."""
-    model, batches = tiny_model("bert"), data(tiny_model("bert"), 10)
+    model, batches = tiny_model("bert"), calibration(tiny_model("bert"), 10)
     coarse, fine = (planned(model, batches, "weights=0.5", bits=bits) for bits in (2, 0))
     same = {name: coarse.masks[name].equal(mask) for name, mask in fine.masks.items()}
     assert all(same[f"layers.0.{role}"] for role in ("query", "key", "value"))
@@ -176,7 +161,7 @@ def test_later_layers_are_fitted_to_what_earlier_ones_lost():
 def test_a_training_may_begin_with_the_fitted_weights():
     """admm_pattern finds the masks in them, and keeps them while nothing else moves."""
     model = tiny_model("roberta")
-    batches = data(model, 8)
+    batches = calibration(model, 8)
     plan = planned(model, batches, "patterns=0.5,vector=16")
     start = apply(refit(model, plan, batches, progress=False), plan)
     with Session(start, "admm_pattern", budget="patterns=0.5,vector=16", steps=12) as session:
@@ -191,7 +176,7 @@ def test_a_training_may_begin_with_the_fitted_weights():
 
 
 def test_padding_does_not_count():
-    model, batches = tiny_model("bert"), data(tiny_model("bert"), 6)
+    model, batches = tiny_model("bert"), calibration(tiny_model("bert"), 6)
     others = [{**b, "input_ids": b["input_ids"].clone()} for b in batches]
     for batch in others:
         batch["input_ids"][batch["attention_mask"] == 0] = 7
@@ -201,7 +186,7 @@ def test_padding_does_not_count():
 
 def test_inputs_that_are_always_zero_are_no_obstacle():
     """A dead neuron, and a hidden unit that every norm silences."""
-    model, batches = tiny_model("llama"), data(tiny_model("llama"), 6)
+    model, batches = tiny_model("llama"), calibration(tiny_model("llama"), 6)
     with torch.no_grad():
         for layer in model.model.layers:
             layer.mlp.up_proj.weight[3] = 0
@@ -209,14 +194,14 @@ def test_inputs_that_are_always_zero_are_no_obstacle():
     plan = planned(model, batches, "patterns=0.5,vector=16")
     fitted = refit(model, plan, batches, progress=False)
     assert all(bool(torch.isfinite(p).all()) for p in fitted.parameters())
-    unseen = data(model, 3, seed=9)
+    unseen = calibration(model, 3, seed=9)
     plain = apply(model, prune(model, method="magnitude", budget="patterns=0.5,vector=16"))
     assert distance(apply(fitted, plan), model, unseen) < distance(plain, model, unseen)
 
 
 def test_few_tokens_are_told(caplog):
     model = tiny_model("bert")
-    one = [{name: x[:1, :4] for name, x in data(model, 1)[0].items()}]
+    one = [{name: x[:1, :4] for name, x in calibration(model, 1)[0].items()}]
     with caplog.at_level(logging.WARNING, "secateurs"):
         plan = planned(model, one, "weights=0.5")
     assert "layers.0.query+key+value is fitted to 4 tokens" in caplog.text
@@ -229,14 +214,14 @@ def test_bad_input_is_refused():
         planned(model, [], "weights=0.5")
     for budget in ("heads=0.5", "neurons=0.5,weights=0.5", "parameters=0.5"):
         with pytest.raises(MethodError, match="prunes blocks, patterns, weights; the budget names"):
-            planned(model, data(model, 1), budget)
+            planned(model, calibration(model, 1), budget)
     for options, words in (
         ({"iterations": 0}, "at least one iteration"),
         ({"ridge": -1.0}, "ridge of at least 0, got 15 and -1.0"),
         ({"bits": 1}, "2 to 8 bits or 0 for none, got 1"),
     ):
         with pytest.raises(MethodError, match=words):
-            planned(model, data(model, 1), "weights=0.5", **options)
+            planned(model, calibration(model, 1), "weights=0.5", **options)
     model.embeddings.LayerNorm.weight.data[0] = float("nan")
     with pytest.raises(MethodError, match="finite activations"):
-        planned(model, data(model, 1), "weights=0.5")
+        planned(model, calibration(model, 1), "weights=0.5")

@@ -41,13 +41,6 @@ class Int8Linear(KernelLinear):
         self.like = nn.Buffer(weight.scales.new_empty(0, dtype=dtype), persistent=False)
         self.shape, self.activation = weight.shape, activation
 
-    def forward(
-        self, x: Tensor, multiplier: Tensor | None = None, residual: Tensor | None = None
-    ) -> Tensor:
-        if self.casts:
-            x, multiplier, residual = self.own(x), self.own(multiplier), self.own(residual)
-        return ops.int8_linear(x, self, self.bias, self.activation, multiplier, residual)
-
     @property
     def dtype(self) -> torch.dtype:
         return self.like.dtype

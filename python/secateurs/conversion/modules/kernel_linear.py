@@ -14,13 +14,21 @@ from secateurs.conversion.modules.part import Linear
 class KernelLinear(Linear):
     """A linear whose weight `[N, K]` one of our operations multiplies.
 
-    A subclass names the operation, holds `values`, `bias`, `shape` and `activation`, and gives the
-    packed weight as `weight`.
+    A subclass names the operation, holds `values`, `bias`, `shape` and `activation`, gives the
+    packed weight as `weight`, and is itself what the operation takes for one, with its tensors.
     """
 
     operation: ClassVar[Callable[..., Tensor]]
     values: Tensor
     shape: tuple[int, int]
+
+    def forward(
+        self, x: Tensor, multiplier: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        if self.casts:
+            x, multiplier, residual = self.own(x), self.own(multiplier), self.own(residual)
+        y: Tensor = self.operation(x, self, self.bias, self.activation, multiplier, residual)
+        return y
 
     def dense(self) -> Tensor:
         dense: Tensor = self.weight.to_dense()

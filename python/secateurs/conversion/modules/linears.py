@@ -27,8 +27,7 @@ class DenseLinear(Linear):
         self, x: Tensor, multiplier: Tensor | None = None, residual: Tensor | None = None
     ) -> Tensor:
         if self.casts:
-            x = self.own(x)
-            multiplier, residual = self.own(multiplier), self.own(residual)
+            x, multiplier, residual = self.own(x), self.own(multiplier), self.own(residual)
         y: Tensor = ops.ACTIVATIONS[self.activation](F.linear(x, self.weight, self.bias))
         y = y if multiplier is None else y * multiplier
         return y if residual is None else y + residual
@@ -58,14 +57,6 @@ class PackedLinear(KernelLinear):
         self.indices = nn.Buffer(weight.indices)
         self.bias = None if bias is None else nn.Buffer(bias.to(weight.values.dtype))
         self.shape, self.activation = weight.shape, activation
-
-    def forward(
-        self, x: Tensor, multiplier: Tensor | None = None, residual: Tensor | None = None
-    ) -> Tensor:
-        if self.casts:
-            x = self.own(x)
-            multiplier, residual = self.own(multiplier), self.own(residual)
-        return ops.block_sparse_linear(x, self, self.bias, self.activation, multiplier, residual)
 
     @property
     def weight(self) -> BlockSparseWeight:

@@ -62,13 +62,15 @@ class PatternLinear(KernelLinear):
         self.bias = None if bias is None else nn.Buffer(bias.to(weight.values.dtype))
         self.shape, self.activation = weight.shape, activation
 
-    def forward(
-        self, x: Tensor, multiplier: Tensor | None = None, residual: Tensor | None = None
-    ) -> Tensor:
-        if self.casts:
-            x = self.own(x)
-            multiplier, residual = self.own(multiplier), self.own(residual)
-        return ops.pattern_linear(x, self.weight, self.bias, self.activation, multiplier, residual)
+    @property
+    def codes(self) -> Tensor:
+        """uint8 `[N / p, K / q]`, which patterns of the library."""
+        return self.index
+
+    @property
+    def columns(self) -> Tensor:
+        """int32 `[N / v, kept]`, which inputs the vectors are of."""
+        return self.index
 
     @property
     def weight(self) -> VectorWeight | LibraryWeight:

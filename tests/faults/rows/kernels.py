@@ -1,15 +1,15 @@
-# ruff: noqa: E501 - texts of other files keep their lines
 """Faults of the CPU kernels, each of which takes a build."""
 
 from __future__ import annotations
 
 from fault import faults_in
 
-KERNELS = "csrc/cpu/kernels"
 INT8 = "ops/test_int8_linear.py"
-LINEAR, NORM = "ops/test_block_sparse_linear.py", "ops/test_add_norm.py"
+KERNELS = "csrc/cpu/kernels"
+LINEAR = "ops/test_block_sparse_linear.py"
+NORM = "ops/test_add_norm.py"
 
-KERNEL_FAULTS = (
+FAULTS = (
     *faults_in(
         f"{KERNELS}/norm/add_norm.h",
         ("if (residual) v = v + load(residual + j, n...);", "", f"{NORM} -k any_length"),
@@ -17,18 +17,16 @@ KERNEL_FAULTS = (
          f"{NORM} -k any_length"),
         ("sums[1] = part(sums[1], j, static_cast<int>(d - j))",
          "sums[1] = part(zero(), j, static_cast<int>(d - j))", f"{NORM} -k any_length"),
-        ("p.residual + i * p.residual_stride", "p.residual + i * p.x_stride",
-         f"{NORM} -k strided"),
+        ("p.residual + i * p.residual_stride", "p.residual + i * p.x_stride", f"{NORM} -k strided"),
         ("__builtin_sqrtf(square + p.eps)", "(__builtin_sqrtf(square) + p.eps)",
          f"{NORM} -k under_the_root"),
     ),
     *faults_in(
         f"{KERNELS}/linear/epilogue.h",
-        ("load(multiplier + i * multiplier_stride + v * W, n...)", "load(multiplier + i * y_stride + v * W, n...)",
-         f"{LINEAR} -k strided"),
+        ("load(multiplier + i * multiplier_stride + v * W, n...)",
+         "load(multiplier + i * y_stride + v * W, n...)", f"{LINEAR} -k strided"),
         ("load(residual + i * residual_stride + v * W, n...)",
-         "load(residual + i * multiplier_stride + v * W, n...)",
-         f"{LINEAR} -k stride_of_its_own"),
+         "load(residual + i * multiplier_stride + v * W, n...)", f"{LINEAR} -k stride_of_its_own"),
         ("load(p.bias + column + v * W, n...)", "load(p.bias + v * W, n...)",
          f"{LINEAR} -k epilogue"),
     ),
@@ -52,10 +50,12 @@ KERNEL_FAULTS = (
     ),
     *faults_in(
         f"{KERNELS}/linear/int8_product.h",
-        ("p.index[b] * p.depth + done == word + half_words", "true", f"{INT8} -k any_number_of_rows"),
+        ("p.index[b] * p.depth + done == word + half_words", "true",
+         f"{INT8} -k any_number_of_rows"),
         ("about[i].start[both ? 2 : second]", "about[i].start[both ? 2 : 0]",
          f"{INT8} -k whole_numbers"),
-        ("about.scale = top <= 1 ? 0 : __builtin_nanf(\"\");", "about.scale = 0;", f"{INT8} -k bad_input"),
+        ("about.scale = top <= 1 ? 0 : __builtin_nanf(\"\");", "about.scale = 0;",
+         f"{INT8} -k bad_input"),
         ("set1(127 / top)", "set1(126 / top)", f"{INT8} -k whole_numbers"),
         ("p.depth ? p.blocks : 0", "p.depth ? p.blocks - 1 : 0", f"{INT8} -k packed_dense"),
     ),
@@ -66,6 +66,7 @@ KERNEL_FAULTS = (
     ),
     *faults_in(
         "csrc/cpu/encoder_layer.cpp",
-        ("problem.scales = w.scales;", "problem.scales = w.scales + 1;", "ops/test_int8_layer.py -k parts"),
+        ("problem.scales = w.scales;", "problem.scales = w.scales + 1;",
+         "ops/test_int8_layer.py -k parts"),
     ),
 )  # fmt: skip

@@ -1,0 +1,60 @@
+"""Faults of `architectures`."""
+
+from __future__ import annotations
+
+from fault import faults_in
+
+RULED = "masking/test_ruled_attention.py"
+RULED_LAYERS = "conversion/test_ruled_layers.py"
+CONVERT = "conversion/test_convert.py"
+ARCHITECTURES = "python/secateurs/architectures"
+FAMILIES = "architectures/test_families.py"
+
+FAULTS = (
+    *faults_in(
+        f"{ARCHITECTURES}/kept.py",
+        ("tuple(self.rules[head] for head in self.heads.nonzero()[:, 0].tolist())",
+         "self.rules[: int(self.heads.sum())]", f"{RULED_LAYERS} -k sliced_take"),
+        ("sum(allowed_pairs(rule, seq_len) for rule in self.kept_rules)", "pairs",
+         f"{RULED} -k keys_that_are_seen"),
+    ),
+    *faults_in(
+        f"{ARCHITECTURES}/linears.py",
+        ("number * size : (number + 1) * size", "0:size", f"{CONVERT} -k converted_equals_masked"),
+        ("return whole.T.contiguous() if linear.transposed", "return whole if linear.transposed",
+         "storage/test_checkpoint.py -k export_dense and gpt2"),
+    ),
+    *faults_in(
+        f"{ARCHITECTURES}/schema.py",
+        ("self.when is None or getattr", "True or getattr", f"{FAMILIES} -k contract and stable"),
+        ("scales = (sublayer.scale for sublayer in self.sublayers)", "scales = ()",
+         f"{FAMILIES} -k contract and dinov2"),
+        ("(*self.norms, *attention.head_norms, *filter", "(*self.norms, *filter",
+         f"{FAMILIES} -k contract and qwen3"),
+    ),
+    *faults_in(
+        f"{ARCHITECTURES}/stock.py",
+        ('getattr(attention, "use_rope", True)', "True", f"{FAMILIES} -k contract and smollm3"),
+        ("scale * head_dim**-0.5 if record.queries_scaled else scale", "scale",
+         f"{FAMILIES} -k contract and esm"),
+    ),
+    *faults_in(
+        f"{ARCHITECTURES}/refused.py",
+        ("if kind in IN_THE_WAY:", "if False:", f"{FAMILIES} -k in_the_way"),
+        ("if any(getattr(config, name, None) for", "if any(False for", f"{FAMILIES} -k in_the_way"),
+        ('name.rpartition(".")[0] in record.described', "True", f"{FAMILIES} -k more_parts"),
+        ("record.causal != causal", "0", f"{FAMILIES} -k sentence_says"),
+    ),
+    *faults_in(
+        f"{ARCHITECTURES}/records.py",
+        ("if not model_type or model_type in ARCHITECTURES:", "if False:",
+         f"{FAMILIES} -k ones_own"),
+        ("record.named(model_type) for record in records", "records",
+         f"{FAMILIES} -k sentence_says"),
+    ),
+    *faults_in(
+        f"{ARCHITECTURES}/sites.py",
+        ('and hasattr(base, "decoder"):', "and False:",
+         "architectures/test_sites.py -k unsuitable"),
+    ),
+)  # fmt: skip

@@ -1,0 +1,90 @@
+"""Faults of `conversion`."""
+
+from __future__ import annotations
+
+from fault import faults_in
+
+RULED = "masking/test_ruled_attention.py"
+RULED_LAYERS = "conversion/test_ruled_layers.py"
+CODES = "conversion/test_int8.py"
+CONVERT = "conversion/test_convert.py"
+WHOLE = "conversion/test_whole_layer.py"
+QUANTIZER = "integrations/test_transformers_quantizer.py"
+ARGUMENTS = "kinds/test_foreign_arguments.py"
+CONVERSION = "python/secateurs/conversion"
+FAMILIES = "architectures/test_families.py"
+
+FAULTS = (
+    *faults_in(
+        f"{CONVERSION}/transformers_attention.py",
+        ("explicit <= torch.finfo(explicit.dtype).min / 2", "explicit == -torch.inf",
+         f"{RULED} -k explicit"),
+        ("if rules is not None and ops.recording():", "if False:",
+         "kinds/test_recording.py -k other_lengths"),
+        ("    causal = causal and explicit is None\n", "", f"{RULED_LAYERS} -k says_it_all"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/modules/layer.py",
+        ("if isinstance(attention, Attention) and attention.rules is not None:", "if False:",
+         f"{RULED_LAYERS} -k explain_says"),
+        ('elif names[:1] != ["attention_mask"]:', "elif False:", f"{ARGUMENTS} -k another_order"),
+        ("self.relative_bias, self.head_norms = relative_bias, head_norms",
+         "self.relative_bias, self.head_norms = None, head_norms", f"{CONVERT} -k equals_masked"),
+        ("self.whole.forget()", "pass", f"{WHOLE} -k go_with"),
+        ('elif "output_attentions" in names:', "elif False:",
+         f"{FAMILIES} -k contract and megatron"),
+        ("y = residual + scale(part(x, None, *context))", "y = residual + part(x, None, *context)",
+         f"{FAMILIES} -k contract and granite"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/modules/attention.py",
+        ("scores_bias = scores_bias[:, self.kept_heads]", "pass",
+         f"{CONVERT} -k converted_equals_masked"),
+        ("one_side * (distance > 0)", "one_side * (distance < 0)", f"{CONVERT} -k equals_masked"),
+        ("return bias.masked_fill(~mask, -math.inf)", "return bias", f"{CONVERT} -k equals_masked"),
+        ("if head_norms is not None:", "if False:", f"{FAMILIES} -k contract and qwen3"),
+        ("if rotary is not None and self.rotary:", "if rotary is not None:",
+         f"{FAMILIES} -k contract and smollm3"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/modules/prepared_layer.py",
+        ("and not any(self._hooks)", "", f"{WHOLE} -k hook"),
+        ("[*map(_address, self._tensors)] == self._addresses", "True", f"{WHOLE} -k data_replaced"),
+        ("all(map(is_, held, self._held))", "True", f"{WHOLE} -k swapped"),
+        ("== self._settings\n            and", "!= []\n            and", f"{WHOLE} -k norm"),
+        ("for m, n in owners] == self._settings", "for m, n in owners] != []", f"{WHOLE} -k copy"),
+        ('"_bound": None}', '"_x": None}', f"{WHOLE} -k copy_remembers"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/inherited.py",
+        ("disown(converted)\n", "pass\n", f"{QUANTIZER} -k methods_of_a_model"),
+        ("type_before_parametrizations(module)", "type(module)",
+         f"{FAMILIES} -k contract and hubert"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/forms.py",
+        ("whole += [made.name] if form.whole else []", "pass", WHOLE),
+        ("row_scales(weight) if part.scales is None else part.scales", "row_scales(weight) * 2",
+         f"{CODES} -k identical"),
+        ("levels.scale, dtype", "2 * levels.scale, dtype", f"{CODES} -k levels"),
+        ("if form.precision != precision:", "if False:", CODES),
+    ),
+    *faults_in(
+        f"{CONVERSION}/modules/int8_linear.py",
+        ("weight.scales.view(torch.int32)", "weight.scales", f"{CODES} -k cast"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/modules/norm.py",
+        ("self.weight + self.offset if self.offset else self.weight", "self.weight",
+         f"{FAMILIES} -k contract and gemma"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/remake.py",
+        ("(*architecture.norms, *architecture.attention.head_norms):", "architecture.norms:",
+         f"{FAMILIES} -k changed_eps"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/proof.py",
+        ("heard[0, samples[1] :] = 0", "pass", f"{FAMILIES} -k frames"),
+    ),
+)  # fmt: skip

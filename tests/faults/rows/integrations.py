@@ -1,0 +1,31 @@
+"""Faults of `integrations`."""
+
+from __future__ import annotations
+
+from fault import faults_in
+
+QUANTIZER = "integrations/test_transformers_quantizer.py"
+INTEGRATIONS = "python/secateurs/integrations"
+
+FAULTS = (
+    *faults_in(
+        f"{INTEGRATIONS}/transformers_quantizer.py",
+        ("if loaded.dtype != self._dtype:", "if False:", f"{QUANTIZER} -k dtype"),
+        ("if asked.__name__ != saved:", "if False:", f"{QUANTIZER} -k another_class"),
+        ("if asked != (", "if False and asked != (", f"{QUANTIZER} -k cannot_follow"),
+        ("given.get(name) != saved.get(name)", "False", f"{QUANTIZER} -k cannot_follow"),
+        ("setattr(loaded.config, name, value)", "pass", f"{QUANTIZER} -k may_set"),
+        ("requires_calibration = True", "requires_calibration = False",
+         f"{QUANTIZER} -k not_quantised"),
+        ("if len(devices) != 1 or", "if", f"{QUANTIZER} -k cannot_follow"),
+        ("_fetch(folder, name, model.config)", "pass", f"{QUANTIZER} -k hub"),
+        ("loaded.generation_config = given", "pass", f"{QUANTIZER} -k how_to_generate"),
+        ("model._modules.clear()", "pass", f"{QUANTIZER} -k emptied"),
+    ),
+    *faults_in(
+        f"{INTEGRATIONS}/registration.py",
+        ("if _REGISTERS in sys.modules:", "if False:", f"{QUANTIZER} -k imported_first"),
+        ("return getattr(self._own, name)", "raise AttributeError(name)",
+         f"{QUANTIZER} -k imported_first"),
+    ),
+)  # fmt: skip

@@ -1,0 +1,33 @@
+"""Faults of `measurement`."""
+
+from __future__ import annotations
+
+from fault import faults_in
+
+FAMILIES = "architectures/test_families.py"
+
+FAULTS = (
+    *faults_in(
+        "python/secateurs/measurement/timing.py",
+        ("        order.reverse()\n", "", "measurement/test_timing.py -k alternate"),
+        ("speedup=timings[1].ms / timings[0].ms", "speedup=timings[0].ms / timings[1].ms",
+         "measurement/test_timing.py -k median_speedup"),
+        ("            return math.nan\n", "            continue\n",
+         "measurement/test_timing.py -k nan_on_one_side"),
+        ("error <= tolerance,", "True,", "measurement/test_timing.py -k wrong_output"),
+        ("position = q * (len(ordered) - 1)", "position = q * len(ordered) - 1",
+         "measurement/test_timing.py -k quantiles"),
+    ),
+    *faults_in(
+        "python/secateurs/measurement/quality.py",
+        ("weights = token_weights(states, batch).expand(*states.shape[:2], 1).double()",
+         "weights = torch.ones(*states.shape[:2], 1).double()",
+         "measurement/test_quality.py -k real_tokens"),
+    ),
+    *faults_in(
+        "python/secateurs/measurement/inputs.py",
+        ("frames = (frames - 1) * stride + kernel", "frames = frames * stride + kernel",
+         f"{FAMILIES} -k frames"),
+        ("if tokens != made:", "if False:", "measurement/test_quality.py -k one_size"),
+    ),
+)  # fmt: skip

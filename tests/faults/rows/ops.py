@@ -1,0 +1,20 @@
+"""Faults of `ops`."""
+
+from __future__ import annotations
+
+from fault import faults_in
+
+INT8 = "ops/test_int8_linear.py"
+
+FAULTS = (
+    *faults_in(
+        "python/secateurs/ops/encoder_layer/cpu.py",
+        ("t is None or t.is_contiguous()", "True", "ops/test_encoder_layer.py -k read_at_each"),
+    ),
+    *faults_in(
+        "python/secateurs/ops/int8_linear/reference.py",
+        ("scale.isnan() & stored[:, group].any(1)", "scale.isnan()",
+         f"{INT8} -k reference_ignores"),
+        ("(smooth - smooth.detach())", "0", f"{INT8} -k gradients"),
+    ),
+)  # fmt: skip

@@ -1,0 +1,54 @@
+"""Faults of `reconstruction`."""
+
+from __future__ import annotations
+
+from fault import faults_in
+
+REFIT = "reconstruction/test_refit.py"
+ADMM = "reconstruction/test_admm.py"
+ADMM_MASKS = "pruning/methods/test_layerwise_admm.py"
+RECONSTRUCTION = "python/secateurs/reconstruction"
+FAMILIES = "architectures/test_families.py"
+
+FAULTS = (
+    *faults_in(
+        f"{RECONSTRUCTION}/least_squares.py",
+        ("gram = gram - self.count * mean[:, None] * mean", "pass", f"{REFIT} -k normal_equations"),
+        ("return gram + ridge * size", "return gram + 0 * size", f"{REFIT} -k by_hand"),
+        ("self.error_sum / count - weight @", "self.error_sum / count - 0 * weight @",
+         f"{REFIT} -k by_hand"),
+    ),
+    *faults_in(
+        f"{RECONSTRUCTION}/walk.py",
+        ("return Run(calls, mask.bool(), states, states)",
+         "return Run(calls, torch.ones_like(mask.bool()), states, states)", f"{REFIT} -k padding"),
+        ("outputs = states + scaled(", "outputs = scaled(", f"{REFIT} -k closer"),
+        ("if architecture.norm_first:", "if True:", f"{REFIT} -k by_hand"),
+        ("self.sites.layer(self.pruned, index), run.pruned",
+         "self.sites.layer(self.dense, index), run.pruned", f"{ADMM_MASKS} -k later_layers"),
+        ("torch.where(factor == 0, 0.0, off / factor)", "off", f"{FAMILIES} -k factors"),
+        ("scaled(layer, sublayer, output.reshape(run.dense.shape))",
+         "output.reshape(run.dense.shape)", f"{FAMILIES} -k factors"),
+    ),
+    *faults_in(
+        f"{RECONSTRUCTION}/refit.py",
+        ("new = torch.where(elements, weight.to(own.weight), own.weight[:, columns])",
+         "new = own.weight[:, columns]", f"{REFIT} -k closer"),
+        ("torch.where(elements, weight.to(own.weight), own.weight[:, columns])",
+         "weight.to(own.weight)", f"{REFIT} -k fitted_under_them"),
+        ("own.bias.add_((bias * rows).to(own.bias))", "own.bias.add_(bias.to(own.bias))",
+         f"{REFIT} -k beside_removed_units"),
+        (", keep.levels.get(role))", ")", f"{REFIT} -k beside_removed_units"),
+        ("if group.is_last or _is_bound", "if group.is_last and not _is_bound",
+         f"{REFIT} -k fitted_under_them"),
+    ),
+    *faults_in(
+        f"{RECONSTRUCTION}/admm.py",
+        ("self.scale = diagonal.sqrt().where(diagonal > 0, torch.ones_like(diagonal))",
+         "self.scale = diagonal.sqrt()", f"{ADMM} -k always_zero"),
+        ("moved - weight * self.scale", "0 * moved", f"{ADMM} -k as_they_are_written"),
+        ("return self._pulled + self.norm.rho *", "return self._pulled +",
+         f"{ADMM} -k as_they_are_written"),
+        ("levels.nearest(weight))", "weight)", f"{ADMM} -k levels_are_exact"),
+    ),
+)  # fmt: skip

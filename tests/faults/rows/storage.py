@@ -1,0 +1,60 @@
+"""Faults of `storage`."""
+
+from __future__ import annotations
+
+from fault import faults_in
+
+CODES = "conversion/test_int8.py"
+QUANTIZER = "integrations/test_transformers_quantizer.py"
+SENTENCES = "integrations/test_sentence_transformers.py"
+COMPACT = "storage/test_compact_export.py"
+FAMILIES = "architectures/test_families.py"
+
+FAULTS = (
+    *faults_in(
+        "python/secateurs/storage/dense_export.py",
+        ("if sites.keep(plan, i).kept_rules is not None:", "if False:",
+         "storage/test_checkpoint.py -k refuses_attention_rules"),
+    ),
+    *faults_in(
+        "python/secateurs/storage/checkpoint.py",
+        ('"transformers_weights": SENTINEL,', "", f"{QUANTIZER} -k gives_what_load"),
+    ),
+    *faults_in(
+        "python/secateurs/storage/compact_export.py",
+        ("attention.relative_bias is not None and linear", "False and linear",
+         f"{COMPACT} -k computes and t5"),
+        ('apart = side == "heads" or not keep.grouped', 'apart = side == "heads"',
+         f"{COMPACT} -k uneven_get_copies"),
+        ("weight is None or not weight.numel()", "weight is None", f"{COMPACT} -k computes"),
+        ("return weight, weight.new_zeros(rows)", "return weight, weight.new_ones(rows).cumsum(0)",
+         f"{COMPACT} -k computes"),
+        ("heads.index_select(0, keep.kv_of.to(tensor.device))", "heads[[0] * len(keep.kv_of)]",
+         f"{COMPACT} -k uneven_get_copies"),
+        ("**dict.fromkeys(_WIDTHS, width),", "", f"{COMPACT} -k computes and gpt2"),
+        ('"num_key_value_groups": width // kv_width,', "", f"{COMPACT} -k uneven_get_copies"),
+        ("module.out_features, module.in_features = module.weight.shape", "pass",
+         f"{COMPACT} -k sizes_that_are_left"),
+    ),
+    *faults_in(
+        "python/secateurs/storage/sentence_folders.py",
+        ('first["path"] != "" or not', "not", f"{SENTENCES} -k refused_before"),
+        ('is_plain_name(module["path"])', "True", f"{SENTENCES} -k refused_before"),
+        ("needs if isinstance(needs, dict) else {}", "{}", f"{SENTENCES} -k needs_us"),
+        ("shutil.copyfile(file, copy)", "pass", f"{SENTENCES} -k embeds_as"),
+    ),
+    *faults_in(
+        "python/secateurs/storage/model_folders.py",
+        ("cls = transformers.AutoModel  #", "pass  #", f"{SENTENCES} -k head"),
+    ),
+    *faults_in(
+        "python/secateurs/storage/layer_reader.py",
+        ("if codes.numel() and int(codes.min()) < -TOP:", "if False:", f"{CODES} -k altered"),
+        ("float(scales.min()) <= 0", "False", f"{CODES} -k altered"),
+    ),
+    *faults_in(
+        "python/secateurs/storage/blueprint.py",
+        ("if linear.bias is not None and stock.bias is not None:", "if linear.bias is not None:",
+         f"{FAMILIES} -k contract and whisper"),
+    ),
+)  # fmt: skip

@@ -1,0 +1,15 @@
+"""Faults of `training`."""
+
+from __future__ import annotations
+
+from fault import faults_in
+
+FAULTS = (
+    *faults_in(
+        "python/secateurs/training/trainer.py",
+        ("return divergence * t**2 /", "return divergence /",
+         "training/test_trainer.py -k formulas"),
+        ("loss = loss + self.session.penalty()", "pass",
+         "training/test_trainer.py -k penalty_weighs"),
+    ),
+)  # fmt: skip
