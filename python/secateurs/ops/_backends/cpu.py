@@ -7,7 +7,7 @@ avx512_vnni, avx512_bf16 or amx.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -17,9 +17,8 @@ from torch import Tensor
 
 from secateurs import _C_cpu
 from secateurs.errors import BackendError
-from secateurs.ops._core.epilogue import Linear
 from secateurs.ops._core.forced import Forced
-from secateurs.ops._core.memory import address, contiguous, rows_of
+from secateurs.ops._core.memory import rows_of
 
 kernels: Any = _C_cpu
 # The numbers of csrc/common, by dtype and by the name of an activation.
@@ -67,36 +66,6 @@ def refuse(x: Tensor) -> str | None:
     if x.dtype not in DTYPES:
         return f"takes float32 and bfloat16, got {x.dtype}"
     return None
-
-
-def run_linear(kernel: Callable[..., Any], operands: Linear, **weight: int) -> Tensor:
-    """Run a kernel of a linear operation and return its output; `weight` is what its struct holds
-    of the weight."""
-    y = operands.new_output()
-    x, bias = rows_of(operands.x), contiguous(operands.bias)
-    m, k = x.shape
-    multiplier, residual = operands.multiplier, operands.residual
-    multiplier, multiplier_start, multiplier_stride = prepared_rows(multiplier)
-    residual, residual_start, residual_stride = prepared_rows(residual)
-    kernel(
-        isa=isa_number(),
-        dtype=DTYPES[x.dtype],
-        x=x.data_ptr(),
-        x_stride=x.stride(0),
-        m=m,
-        n=y.shape[-1],
-        k=k,
-        bias=address(bias),
-        activation=ACTIVATIONS[operands.activation],
-        multiplier=multiplier_start,
-        multiplier_stride=multiplier_stride,
-        residual=residual_start,
-        residual_stride=residual_stride,
-        y=y.data_ptr(),
-        threads=torch.get_num_threads(),
-        **weight,
-    )
-    return y
 
 
 def prepared_rows(x: Tensor | None) -> tuple[Tensor | None, int, int]:

@@ -43,7 +43,6 @@ class Linear(Protocol):
     def multiplier(self) -> Tensor | None: ...  # [..., N]
     @property
     def residual(self) -> Tensor | None: ...  # [..., N]
-    def new_output(self) -> Tensor: ...  # [..., N]
 
 
 def check_epilogue(
