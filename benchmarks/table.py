@@ -76,29 +76,72 @@ def where(rows: list[Row]) -> str:
         if len({row[key] for row in rows}) != 1:
             raise SystemExit(f"expected one {key} in all rows, to name it once")
     isa = next(row["isa"] for row in rows if row["isa"])
+    dtypes = ", ".join(dict.fromkeys(map(_precision, rows)))
     return (
-        f"{what}, {first['dtype']}, {first['device']} ({isa}), {first['threads']} threads, "
+        f"{what}, {dtypes}, {first['device']} ({isa}), {first['threads']} threads, "
         f"torch {first['torch']}, commit {first['commit']}:"
     )
 
 
 def models_tables(rows: list[Row]) -> list[str]:
-    """One line per model and shape: speedups over eager transformers, ours and the best peer's."""
-    ours = sorted({r["variant"] for r in rows if r["variant"].startswith("converted")}, key=_kept)
+    """One line per model and shape: speedups over eager transformers, ours and the best peer's; of
+    rows of several precisions, `precisions_table`."""
+    if len({_precision(row) for row in rows}) > 1:
+        return [precisions_table(rows)]
+    ours = _ours(rows)
     lines = []
-    for model, shape in dict.fromkeys((r["model"], tuple(r["shape"])) for r in rows):
-        found = {
-            r["variant"]: r for r in rows if r["model"] == model and tuple(r["shape"]) == shape
-        }
-        dense = {name: r["speedup"] for name, r in found.items() if name not in ours}
+    for (model, shape), found in _by_shape(rows).items():
+        mine = {r["variant"]: r["speedup"] for r in found}
+        dense = {name: speedup for name, speedup in mine.items() if name not in ours}
         best = max(dense, key=dense.__getitem__) if dense else None
         peer = f"{dense[best]:.2f}x {best}" if best else "-"
         cells = [f"{model} {shape[0]}x{shape[1]}", peer]
-        cells += [f"{found[name]['speedup']:.2f}x" for name in ours]
+        cells += [f"{mine[name]:.2f}x" for name in ours]
         lines.append(cells)
     heads = ["model, batch x tokens", "fastest dense peer"]
     heads += [f"ours, {-_kept(name):.0%} kept" for name in ours]
     return [_markdown(heads, lines)]
+
+
+def precisions_table(rows: list[Row]) -> str:
+    """One line per model, shape and precision of ours: milliseconds, and how many times as fast as
+    the fastest dense peer of any precision, which is named with its cosine to the dense model."""
+    ours = _ours(rows)
+    lines = []
+    for (model, shape), found in _by_shape(rows).items():
+        peers = [row for row in found if row["variant"] not in ours]
+        best = min(peers, key=lambda row: row["ms"]) if peers else None
+        peer = "-"
+        if best is not None:
+            peer = f"{best['ms']:.2f} ms, {best['variant']} {_precision(best)}"
+            peer += f" (cosine {best['cosine']:.4f})"
+        for precision in dict.fromkeys(map(_precision, found)):
+            mine = {r["variant"]: r for r in found if _precision(r) == precision}
+            cells = [f"{model} {shape[0]}x{shape[1]}", peer, precision]
+            for name in ours:
+                times = "" if best is None else f", {best['ms'] / mine[name]['ms']:.2f}x"
+                cells.append(f"{mine[name]['ms']:.2f} ms{times}")
+            cells.append(f"{mine[ours[0]]['cosine']:.5f}")
+            lines.append(cells)
+    heads = ["model, batch x tokens", "fastest dense peer", "ours in"]
+    heads += [f"{-_kept(name):.0%} kept" for name in ours]
+    return _markdown([*heads, f"cosine at {-_kept(ours[0]):.0%}"], lines)
+
+
+def _ours(rows: list[Row]) -> list[str]:
+    return sorted({r["variant"] for r in rows if r["variant"].startswith("converted")}, key=_kept)
+
+
+def _by_shape(rows: list[Row]) -> dict[tuple[str, tuple[int, ...]], list[Row]]:
+    groups: dict[tuple[str, tuple[int, ...]], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], tuple(row["shape"])), []).append(row)
+    return groups
+
+
+def _precision(row: Row) -> str:
+    """Of the linears; rows from before there was a choice have that of their dtype."""
+    return str(row.get("precision", row["dtype"]))
 
 
 def kernels_tables(rows: list[Row]) -> list[str]:
