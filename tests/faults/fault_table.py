@@ -231,7 +231,7 @@ PYTHON = (
          "data/test_text.py -k similar_lengths"),
     ),
     *faults_in(
-        "python/secateurs/data/glue.py",
+        "python/secateurs/data/metrics.py",
         ("2 * right / either", "right / either", "data/test_glue.py -k by_hand"),
         ("(2 * last - counts + 1) / 2", "(2 * last - counts) / 2 + counts",
          "data/test_glue.py -k rank_correlation"),
