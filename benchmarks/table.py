@@ -54,7 +54,7 @@ def main() -> None:
     rows = [json.loads(line) for line in (RESULTS / ONE_SHOT).read_text().splitlines()]
     parts += [how_fitted(rows), one_shot_table(rows)]
     rows = [json.loads(line) for line in (RESULTS / FRONTIER).read_text().splitlines()]
-    parts += [how_timed(rows), frontier_table(rows)]
+    parts += frontier_parts(rows)
     body = "\n\n".join([BEGIN, *parts, END])
     page.write_text(before + body + after, encoding="utf-8")
 
@@ -249,10 +249,21 @@ def one_shot_table(rows: list[Row]) -> str:
     return _markdown(["removed", "masks of", "weights as they were", "re-fitted"], lines)
 
 
+def frontier_parts(rows: list[Row]) -> list[str]:
+    """For each model and precision, what its rows of a time and of shares have in common, and a
+    table."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row.get("precision") or row["dtype"]), []).append(row)
+    parts = []
+    for found in groups.values():
+        parts += [how_timed(found), frontier_table(found)]
+    return parts
+
+
 def how_timed(rows: list[Row]) -> str:
-    """What all rows of models pruned to a time have in common."""
+    """What all rows of a pruned model have in common."""
     for key in (
-        "model",
         "dtype",
         "shape",
         "examples",
@@ -267,52 +278,37 @@ def how_timed(rows: list[Row]) -> str:
     first = rows[0]
     batch, tokens = first["shape"]
     return (
-        f"Pruned to a time without labels or training, {first['model']}, {first['dtype']}, "
-        f"{first['device']} ({first['isa']}), {first['threads']} threads, torch {first['torch']}, "
-        f"commit {first['commit']}; {first['examples']} examples of calibration. Asked for is the "
-        f"time at {batch}x{tokens} of the model that keeps a half, or a quarter, of the heads and "
-        "neurons of each layer; medians over seeds of the calibration data:"
+        f"Pruned without labels or training, {first['model']}, "
+        f"{first.get('precision') or first['dtype']}, {first['device']} ({first['isa']}), "
+        f"{first['threads']} threads, torch {first['torch']}, commit {first['commit']}; "
+        f"{first['examples']} examples of calibration. Asked for is the time at {batch}x{tokens} "
+        "of the model that keeps a half, or a quarter, of the heads and neurons of each layer; "
+        "medians over seeds of the calibration data:"
     )
 
 
 def frontier_table(rows: list[Row]) -> str:
-    """One line per task, time and variant."""
+    """One line per task, size and variant; what was not timed has no times."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["task"], row["kept"], row["variant"]), []).append(row)
     lines = []
     for (task, kept, variant), found in groups.items():
-        score, asked, ms, stock, seconds = (
-            median(row[key] for row in found)
-            for key in ("score", "asked_ms", "ms", "stock_ms", "seconds")
-        )
-        dense = found[0]["dense"]
-        lines.append(
-            [
-                f"{task}, {kept}",
-                variant,
-                str(len(found)),
-                f"{dense:.3f}",
-                f"{score:.3f}",
-                f"{100 * (dense - score):.1f}",
-                f"{asked:.1f}",
-                f"{ms:.1f}",
-                f"{stock / ms:.2f}x",
-                f"{seconds:.0f}",
-            ]
-        )
-    heads = [
-        "task, kept",
-        "by",
-        "seeds",
-        "dense",
-        "pruned",
-        "points lost",
-        "ms asked",
-        "ms",
-        "speed",
-    ]
-    return _markdown([*heads, "s"], lines)
+        score, dense = (median(row[key] for row in found) for key in ("score", "dense"))
+        cells = [f"{task}, {kept}", variant, str(len(found)), f"{dense:.3f}", f"{score:.3f}"]
+        cells.append(f"{100 * (dense - score):.1f}")
+        if any("ms" not in row for row in found):
+            cells += ["-"] * 4
+        else:
+            asked, ms, stock = (
+                median(row[key] for row in found) for key in ("asked_ms", "ms", "stock_ms")
+            )
+            peers = [row["peer_ms"] for row in found if row.get("peer_ms") is not None]
+            cells += [f"{asked:.1f}", f"{ms:.1f}", f"{stock / ms:.2f}x"]
+            cells.append(f"{median(peers) / ms:.2f}x {found[0]['peer']}" if peers else "-")
+        lines.append([*cells, f"{median(row['seconds'] for row in found):.0f}"])
+    heads = ["task, kept", "by", "seeds", "dense", "pruned", "points lost", "ms asked", "ms"]
+    return _markdown([*heads, "speed", "over dense peer", "s"], lines)
 
 
 def _method(row: Row) -> str:
