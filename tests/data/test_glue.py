@@ -104,6 +104,13 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         find_task("sst")
 
 
+def test_there_is_one_file_of_a_part(tmp_path):
+    for name in ("train.jsonl", "train_more.jsonl"):
+        write(tmp_path / name, [{"sentence": "a", "label": 0}])
+    with pytest.raises(DataError, match=r"expected one file train\*.* got 2"):
+        find_task("sst2").read("train", tmp_path)
+
+
 def test_without_files_or_datasets_it_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match="or the package datasets"):

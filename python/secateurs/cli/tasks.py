@@ -44,8 +44,8 @@ def processor_of(options: argparse.Namespace, model: Any, task: Any) -> Any:
     return processor
 
 
-def judged_by_task(options: argparse.Namespace, folder: str) -> tuple[Any, Any]:
-    """The model in `folder`, which has a head for the task, and the task's data read for it.
+def judged_by_task(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The model in `options.model`, which has a head for the task, and the task's data read for it.
 
     Raises DataError for a model without such a head.
     """
@@ -55,11 +55,11 @@ def judged_by_task(options: argparse.Namespace, folder: str) -> tuple[Any, Any]:
     from secateurs.training.task_recipe import TaskData
 
     task = find_task(options.task, options.data_dir)
-    if not has_classifier(folder, task.head):
+    if not has_classifier(options.model, task.head):
         raise DataError(
-            f"expected a model with a head for {task.name} in {folder}, got one without: "
+            f"expected a model with a head for {task.name} in {options.model}, got one without: "
             "`secateurs prune-task` trains one"
         )
-    model = open_classifier(folder, task.labels, head=task.head)
+    model = open_classifier(options.model, task.labels, head=task.head)
     processor = processor_of(options, model, task)
     return model, TaskData.read(task, processor, options.data_dir, options.max_length)
