@@ -1,157 +1,208 @@
-"""Pruned to a time without training: what is left of the metric, and whether the time is met.
+"""Pruned without labels or training: what is left of the metric, and whether a time is met.
 
     python benchmarks/frontier.py --data-dir DIR --tasks sst2,qnli,stsb --json frontier.jsonl
+    python benchmarks/frontier.py --data-dir DIR --tasks upos:en_ewt --model DIR --freeze-embeddings
 
-One model is fine-tuned for each task, as by methods.py, whose work folder it may share. The times
-asked for are those that the model takes with a half, and a quarter, of the heads and neurons of
-each layer. Rows, for each task, time and seed of the calibration data:
+One model is fine-tuned for each task, in a work folder that other benchmarks may share. Rows, for
+each task, a half and a quarter kept, and each seed of the calibration data:
 
-    gradient       heads and neurons of lowest gradient go, in equal shares; re-fitted
-    mask tuning    what `compress` chooses, one scale fitted for each unit that stays (after Kwon et
-                   al. 2022, arXiv 2204.09656)
-    quick, normal, long   `compress`, by its efforts
+    shares of NAME  half or three quarters of all heads and neurons go in the order of a method, and
+                    the rest is re-fitted; nothing is timed, so that a busy machine will do
+    shares, tuned   what kprune leaves so, with one scale fitted for each unit instead (after Kwon
+                    et al. 2022, arXiv 2204.09656)
+    gradient        heads and neurons of lowest gradient go, in equal shares; re-fitted
+    mask tuning     what `compress` chooses at the time of that model, with scales instead
+    quick, normal, long   `compress` at that time, by its efforts
 
-A row holds the metric over the validation examples, the time asked for, predicted and measured in
-turns with the model as transformers runs it, and the seconds of the search. Rows that the file
-holds are not run again.
+A row holds the metric over the validation examples and the seconds of the search; of what is timed
+also the time asked for, predicted, and measured in turns with the model as transformers runs it and
+with the dense peers that are installed. Rows that the file holds are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import random
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+# The process of a peer reads this file too, and begins with our path.
+with suppress(ValueError):
+    sys.path.remove(str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
 import torch
-from methods import fine_tuned, mini
+from benchmarks.dense import (
+    Dense,
+    Rows,
+    add_arguments,
+    calibration,
+    fine_tuned,
+    listed,
+    prepare,
+    task_data,
+    where,
+)
+from benchmarks.peers.apart import SETTLE, Apart, Order
 from torch import Tensor, nn
-from transformers.utils import logging
 
 import secateurs as sc
 from secateurs.architectures.sites import find_sites
-from secateurs.data.batches import check_batches, evaluating, unlabelled
-from secateurs.data.glue import find_task
-from secateurs.measurement.environment import device_name, git_commit
-from secateurs.measurement.timing import append_rows
-from secateurs.ops import build_info
+from secateurs.data.batches import check_batches, evaluating
+from secateurs.measurement.inputs import token_inputs
+from secateurs.measurement.timing import alternate, sampler
 from secateurs.reconstruction.walk import Walk
 from secateurs.search import Search
 from secateurs.search.sizes import Size
-from secateurs.storage.model_folders import open_classifier, open_tokenizer
-from secateurs.training.task_recipe import Settings, TaskData, evaluate
 
 KEPT = {"half": 0.5, "quarter": 0.25}
-VARIANTS = ("gradient", "mask tuning", "quick", "normal", "long")
+# The methods of the variants that are not timed.
+SHARES = {
+    "shares of gradient": "gradient",
+    "shares of kprune": "kprune",
+    "shares of obs": "obs",
+    "shares, tuned": "kprune",
+}
+TIMED = ("gradient", "mask tuning", "quick", "normal", "long")
+PEERS = ("openvino", "onnxruntime", "compiled")  # modules of benchmarks.peers
+Batches = list[dict[str, Tensor]]
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    known = _known(options.json)
+    prepare(options)
+    rows = Rows(options.json, "task", "model", "kept", "variant", "seed", "precision")
     for name in options.tasks:
-        task, folder = find_task(name), mini()
-        data = TaskData.read(
-            task,
-            open_tokenizer(folder),
-            options.data_dir,
-            options.max_length,
-            options.train_examples,
-            options.validation_examples,
-        )
-        settings = Settings(lr=1e-4, batch_size=16, precision="bf16")
-        dense = open_classifier(folder, task.labels, settings.seed)
-        fine_tuned(dense, data, 2, Path(options.work) / f"{name}-0/dense", settings)
-        dense.eval()
-        metrics = evaluate(dense, data)
-        metric = next(iter(metrics))
-        print(f"{name}: dense {metric} {metrics[metric]:.4f}", flush=True)
-        for seed in range(options.seeds):
-            wanted = [
-                (kept, variant)
-                for kept in KEPT
-                for variant in options.variants
-                if _key({"task": name, "kept": kept, "variant": variant, "seed": seed}) not in known
-            ]
-            if not wanted:
-                continue
-            batches = calibration(dense, data, options.examples, seed)
-            search = Search(
-                dense, batches, shapes=[options.shape], seed=seed, force=True, progress=False
-            )
-            for kept, variant in wanted:
-                record = {
-                    "task": name,
-                    "kept": kept,
-                    "variant": variant,
-                    "seed": seed,
-                    "metric": metric,
-                    "dense": metrics[metric],
-                    **one(dense, data, batches, search, KEPT[kept], variant, metric),
-                    "shape": list(options.shape),
-                    "examples": options.examples,
-                    "model": "mini",
-                    "dtype": "float32",
-                    "device": device_name(torch.device("cpu")),
-                    "isa": build_info()["cpu"]["isa"],
-                    "threads": torch.get_num_threads(),
-                    "torch": torch.__version__,
-                    "commit": git_commit(),
-                }
-                append_rows(options.json, [record])
-                _print(record)
+        dense = fine_tuned(task_data(name, options), options)
+        with dense_peers(dense, options) as peers:
+            for seed in range(options.seeds):
+                runs = Runs(dense, seed, peers, options)
+                for kept in options.kept:
+                    for variant in options.variants:
+                        record = {"task": name, "kept": kept, "variant": variant, "seed": seed}
+                        record |= {"precision": options.linears, **where(options)}
+                        if record not in rows:
+                            record |= runs.row(variant, KEPT[kept])
+                            rows.add(record)
+                            _print(record)
     return 0
 
 
-def one(
-    dense: nn.Module,
-    data: TaskData,
-    batches: list[dict[str, Tensor]],
-    search: Search,
-    share: float,
-    variant: str,
-    metric: str,
-) -> dict[str, Any]:
-    """The figures of one variant at the time of a model that keeps `share` of each layer."""
-    start = time.perf_counter()
-    asked = search.table.predict(
-        [Size(round(s.heads * share), round(s.neurons * share)) for s in find_sites(dense).layers]
-    )
-    if variant == "gradient":
-        gone = 1 - share
-        plan = sc.prune(dense, batches, budget=f"heads={gone},neurons={gone}", progress=False)
-        fitted = sc.refit(dense, plan, batches, progress=False)
-        times = search.timed(plan)
+@contextmanager
+def dense_peers(dense: Dense, options: argparse.Namespace) -> Iterator[dict[str, Apart]]:
+    """Other runtimes of the dense model, as far as they are installed and something is timed."""
+    found: dict[str, Apart] = {}
+    with ExitStack() as stack:
+        for name in options.peers if set(options.variants) & set(TIMED) else ():
+            inputs = token_inputs(dense.model, options.shape)
+            examples = [
+                {name: value[:1] for name, value in batch.items()}
+                for batch in calibration(dense, 64, 1)
+            ]
+            order = Order(dense.model, inputs, options.linears, examples, torch.get_num_threads())
+            try:
+                found[name] = stack.enter_context(Apart(name, order))
+            except (ImportError, NotImplementedError, RuntimeError) as error:
+                print(f"  {name}: left out, {error}")
+        yield found
+
+
+class Runs:
+    """All that is pruned with one seed of the calibration data."""
+
+    def __init__(
+        self, dense: Dense, seed: int, peers: Mapping[str, Apart], options: argparse.Namespace
+    ) -> None:
+        self._dense, self._seed, self._peers, self._options = dense, seed, peers, options
+        self._batches = calibration(dense, options.examples, 32, seed)
+
+    def row(self, variant: str, share: float) -> dict[str, Any]:
+        """The figures of one variant that keeps `share`, or the time of a model that does."""
+        start = time.perf_counter()
+        figures = (self._of_share if variant in SHARES else self._timed)(variant, share, start)
         return {
-            "score": evaluate(sc.apply(fitted, plan), data)[metric],
-            "asked_ms": asked,
-            "predicted_ms": None,
-            "ms": times.ms,
-            "spread_ms": times.spread,
-            "stock_ms": times.stock,
-            "seconds": time.perf_counter() - start,
+            "metric": self._dense.metric,
+            "dense": self._dense.metrics[self._dense.metric],
+            "shape": list(self._options.shape),
+            "examples": self._options.examples,
+            "dtype": "float32",
+            **figures,
         }
-    effort = "quick" if variant == "mask tuning" else variant
-    found = search.meet(sc.Budget(latency=asked), effort)
-    recovered = found.recovered
-    if variant == "mask tuning":
-        recovered = tuned(dense, found.plan, batches)
-    return {
-        "score": evaluate(sc.apply(recovered, found.plan), data)[metric],
-        "asked_ms": asked,
-        "predicted_ms": found.predicted,
-        "ms": found.measured,
-        "spread_ms": found.spread,
-        "stock_ms": found.stock,
-        "seconds": time.perf_counter() - start,
-    }
+
+    def _of_share(self, variant: str, share: float, start: float) -> dict[str, Any]:
+        model, method = self._dense.model, SHARES[variant]
+        budget = sc.Budget(heads=1 - share, neurons=1 - share)
+        plan = sc.prune(model, self._batches, method=method, budget=budget, progress=False)
+        fitted = self._fit(variant)(model, plan, self._batches)
+        seconds = time.perf_counter() - start
+        return {"score": self._dense.score(sc.apply(fitted, plan)), "seconds": seconds}
+
+    def _timed(self, variant: str, share: float, start: float) -> dict[str, Any]:
+        model, options = self._dense.model, self._options
+        layers = find_sites(model).layers
+        sizes = [Size(round(s.heads * share), round(s.neurons * share)) for s in layers]
+        asked = self._search.table.predict(sizes)
+        if variant == "gradient":
+            budget, predicted = sc.Budget(heads=1 - share, neurons=1 - share), None
+            plan = sc.prune(model, self._batches, budget=budget, progress=False)
+        else:
+            effort = "quick" if variant == "mask tuning" else variant
+            found = self._search.meet(sc.Budget(latency=asked), effort)
+            plan, predicted = found.plan, found.predicted
+        if variant in ("gradient", "mask tuning"):
+            fitted = self._fit(variant)(model, plan, self._batches)
+            tokens = options.shape[0] * options.shape[1]
+            fast = sc.convert(fitted, plan, tokens=tokens, precision=options.linears)
+        else:
+            fast = found.model
+        seconds = time.perf_counter() - start
+        return {
+            "score": self._dense.score(fast),
+            "asked_ms": asked,
+            "predicted_ms": predicted,
+            **self._times(fast),
+            "seconds": seconds,
+        }
+
+    @cached_property
+    def _search(self) -> Search:
+        return Search(
+            self._dense.model,
+            self._batches,
+            shapes=[self._options.shape],
+            precision=self._options.linears,
+            seed=self._seed,
+            force=True,
+            progress=False,
+        )
+
+    def _fit(self, variant: str) -> Callable[[nn.Module, sc.SparsityPlan, Batches], nn.Module]:
+        return (
+            tuned
+            if variant in ("shares, tuned", "mask tuning")
+            else partial(sc.refit, progress=False)
+        )
+
+    @torch.inference_mode()
+    def _times(self, fast: nn.Module) -> dict[str, Any]:
+        """Medians in turns with the model as transformers runs it and the dense peers."""
+        inputs, device = token_inputs(self._dense.model, self._options.shape), torch.device("cpu")
+        ours = [
+            sampler(partial(model, **inputs), device, settle=SETTLE if self._peers else 0.0)
+            for model in (fast, self._dense.model)
+        ]
+        others = [peer.sample for peer in self._peers.values()]
+        samples = alternate([*ours, *others], min_repeats=15, min_time=self._options.min_time)
+        ms, stock, *of_peers = map(float, np.median(np.array(samples), axis=1))
+        low, high = np.quantile(samples[0], (0.2, 0.8))
+        peer_ms, peer = min(zip(of_peers, self._peers, strict=True), default=(None, None))
+        times = {"ms": ms, "spread_ms": float(high - low), "stock_ms": stock}
+        return {**times, "peer": peer, "peer_ms": peer_ms}
 
 
 @torch.no_grad()
@@ -188,50 +239,39 @@ def tuned(dense: nn.Module, plan: sc.SparsityPlan, batches: list[dict[str, Tenso
     return pruned
 
 
-def calibration(model: nn.Module, data: TaskData, count: int, seed: int) -> list[dict[str, Tensor]]:
-    """Some training examples from anywhere, without their labels."""
-    chosen = random.Random(seed).sample(data.train, count)
-    batches = [unlabelled(batch, model) for batch in data.batches(chosen, 32)]
-    random.Random(seed).shuffle(batches)
-    return batches
-
-
-def _known(path: str) -> set[str]:
-    if not Path(path).is_file():
-        return set()
-    return {_key(json.loads(line)) for line in Path(path).read_text().splitlines()}
-
-
-def _key(record: Mapping[str, Any]) -> str:
-    return json.dumps({name: record[name] for name in ("task", "kept", "variant", "seed")})
-
-
 def _print(record: Mapping[str, Any]) -> None:
     lost = 100 * (record["dense"] - record["score"])
+    times = ""
+    if "ms" in record:
+        times = (
+            f"asked {record['asked_ms']:.1f} ms, got {record['ms']:.1f} "
+            f"(+- {record['spread_ms']:.1f})  "
+        )
+    if record.get("peer"):
+        times += f"{record['peer']} {record['peer_ms']:.1f} ms  "
     print(
-        f"  {record['kept']:<8}{record['variant']:<12}seed {record['seed']}  {record['score']:.4f} "
-        f"({lost:.1f} points lost)  asked {record['asked_ms']:.1f} ms, got {record['ms']:.1f} "
-        f"(+- {record['spread_ms']:.1f})  {record['seconds']:.0f} s",
+        f"  {record['kept']:<8}{record['variant']:<18}seed {record['seed']}  {record['score']:.4f} "
+        f"({lost:.1f} points lost)  {times}{record['seconds']:.0f} s",
         flush=True,
     )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", help="a folder for each task; by default from the hub")
-    parser.add_argument("--tasks", type=lambda text: text.split(","), default=["stsb"])
-    parser.add_argument("--variants", nargs="+", default=VARIANTS, help="default: all")
+    add_arguments(parser, precision="bf16", json="frontier.jsonl")
+    every = (*SHARES, *TIMED)
+    parser.add_argument(
+        "--variants", nargs="+", choices=every, metavar="NAME", default=every, help="default: all"
+    )
+    parser.add_argument("--kept", type=listed, default=list(KEPT), help="default: half,quarter")
     parser.add_argument("--seeds", type=int, default=3, help="of the calibration data")
     parser.add_argument("--examples", type=int, default=512, help="that the search reads")
     parser.add_argument(
         "--shape", type=lambda text: tuple(map(int, text.split("x"))), default=(8, 128)
     )
-    parser.add_argument("--train-examples", type=int, default=4000)
-    parser.add_argument("--validation-examples", type=int)
-    parser.add_argument("--max-length", type=int, default=64)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--work", default="methods-work", help="folder of fine-tuned models")
-    parser.add_argument("--json", default="frontier.jsonl", help="rows, and what is done already")
+    parser.add_argument("--linears", choices=("int8",), help="the precision of `compress`")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, help="default: all")
+    parser.add_argument("--min-time", type=float, default=1.0, help="seconds of timing a row")
     return parser
 
 

@@ -19,35 +19,34 @@ minutes of one core each.
 from __future__ import annotations
 
 import argparse
-import json
+import copy
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# Not the folder of this file: transformers would take kernels.py for the package of that name.
 sys.path.remove(str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers.utils import logging
+from benchmarks.dense import (
+    Dense,
+    Rows,
+    add_arguments,
+    fine_tuned,
+    listed,
+    prepare,
+    settings_of,
+    steps_of,
+    task_data,
+)
 
 import secateurs as sc
-from secateurs.data.glue import find_task
 from secateurs.measurement.inputs import token_inputs
 from secateurs.measurement.quality import backend_of
-from secateurs.measurement.timing import append_rows, measure, row
-from secateurs.storage.model_folders import open_classifier, open_tokenizer
-from secateurs.training.task_recipe import (
-    Outcome,
-    Settings,
-    TaskData,
-    evaluate,
-    prune_on_task,
-    train,
-)
+from secateurs.measurement.timing import measure, row
+from secateurs.training.task_recipe import Outcome, Settings, prune_on_task
 
 HEADS = ("random", "magnitude", "gradient", "smp", "voita", "dsp")
 PATTERNS = ("random", "magnitude", "admm_pattern")
@@ -77,72 +76,35 @@ def mini() -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    known = _known(options.json)
+    prepare(options)
+    rows = Rows(options.json, "task", "seed", "method", "budget", "options")
     for name in options.tasks:
-        task = find_task(name)
-        folder = mini() if options.model == "mini" else Path(options.model)
-        data = TaskData.read(
-            task,
-            open_tokenizer(folder),
-            options.data_dir,
-            options.max_length,
-            options.train_examples,
-            options.validation_examples,
-        )
+        data = task_data(name, options)
         for seed in range(options.seeds):
-            settings = Settings(
-                lr=options.lr,
-                batch_size=options.batch_size,
-                seed=seed,
-                precision=options.precision,
-            )
-            work = Path(options.work) / f"{name}-{seed}"
-            dense = open_classifier(folder, task.labels, seed)
-            per_step = fine_tuned(dense, data, options.dense_epochs, work / "dense", settings)
-            metrics = evaluate(dense, data)
-            print(f"{name}, seed {seed}: dense {_shown(metrics)}", flush=True)
+            dense = fine_tuned(data, options, seed)
             for run in RUNS:
-                key = {"task": name, "seed": seed, "method": run[0], "budget": run[1]}
-                key["options"] = run[2]
-                if _wanted(run, options) and _key(key) not in known:
-                    named = (*run[:2], *(f"{k}={v}" for k, v in run[2].items()))
-                    checkpoints = work / "-".join(named)
-                    found = one(run, dense, data, checkpoints, settings, options)
-                    record = {**key, **report(found, dense, data, metrics, per_step, options)}
-                    append_rows(options.json, [record])
-                    shutil.rmtree(checkpoints, ignore_errors=True)  # half a gigabyte of checkpoints
-                    _print(record)
+                method, budget, chosen = run
+                record = {"task": name, "seed": seed, "method": method, "budget": budget}
+                record["options"] = chosen
+                if not _wanted(run, options) or record in rows:
+                    continue
+                named = (method, budget, *(f"{k}={v}" for k, v in chosen.items()))
+                checkpoints = dense.work / "-".join(named)
+                found = one(run, dense, checkpoints, settings_of(options, seed), options)
+                record |= report(found, dense, options)
+                rows.add(record)
+                shutil.rmtree(checkpoints, ignore_errors=True)  # half a gigabyte of checkpoints
+                _print(record)
     return 0
 
 
-def fine_tuned(
-    model: nn.Module, data: TaskData, epochs: float, work: Path, settings: Settings
-) -> float:
-    """Fine-tune `model`, or read how that ended before; seconds a step took."""
-    done, state = work / "seconds.json", work / "model.safetensors"
-    if not done.is_file():
-        seconds = train(model, data, epochs, work, settings, progress=False)
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, state)
-        done.write_text(json.dumps(seconds / _steps(data, epochs, settings)))
-    model.load_state_dict(load_file(state))
-    return float(json.loads(done.read_text()))
-
-
-def one(
-    run: Run, dense: nn.Module, data: TaskData, checkpoints: Path, settings: Settings, options: Any
-) -> Outcome:
+def one(run: Run, dense: Dense, checkpoints: Path, settings: Settings, options: Any) -> Outcome:
     method, budget, chosen = run
     if method == "smp":
-        chosen = {**chosen, "pair": int(data.task.pair)}
-    model = type(dense)(dense.config)
-    model.load_state_dict(dense.state_dict())
+        chosen = {**chosen, "pair": int(dense.data.task.pair)}
     return prune_on_task(
-        model,
-        data,
+        copy.deepcopy(dense.model),
+        dense.data,
         method,
         budget,
         checkpoints,
@@ -155,48 +117,40 @@ def one(
     )
 
 
-def report(
-    found: Outcome,
-    dense: nn.Module,
-    data: TaskData,
-    metrics: Mapping[str, float],
-    per_step: float,
-    options: Any,
-) -> dict[str, Any]:
-    sites, plan = sc.find_sites(dense), found.plan
+def report(found: Outcome, dense: Dense, options: Any) -> dict[str, Any]:
+    sites, plan, data = sc.find_sites(dense.model), found.plan, dense.data
     lengths = [len(example["input_ids"]) for example in data.validation]
     mean_length = round(sum(lengths) / len(lengths))
     kept = sites.density(plan, mean_length)
     linears = sum(n * k for shape in sites.layers for n, k in shape.linears().values())
-    total = sum(p.numel() for p in dense.parameters())
+    total = sum(p.numel() for p in dense.model.parameters())
     fast = sc.convert(found.model, plan)
-    inputs = token_inputs(dense, LATENCY_SHAPE)
-    timing = measure(fast, inputs, dense.eval(), min_time=options.min_time, compare=False)
-    steps = _steps(data, options.prune_epochs, Settings(batch_size=options.batch_size))
+    inputs = token_inputs(dense.model, LATENCY_SHAPE)
+    timing = measure(fast, inputs, dense.model, min_time=options.min_time, compare=False)
+    steps = steps_of(data, options.prune_epochs, options)
     trains = sc.METHODS[plan.notes["method"]].needs & sc.Needs.TRAINING
-    name = next(iter(metrics))
     latency = row(
         timing,
         model=options.model,
         backend=backend_of(fast),
-        dtype=dense.dtype,
+        dtype=dense.model.dtype,
         shape=LATENCY_SHAPE,
         density=kept["parameters"],
         baseline="dense",
         variant="converted",
     )
     return {
-        "metric": name,
-        "dense": metrics[name],
-        "pruned": found.metrics[name],
-        "converted": evaluate(fast, data)[name],
+        "metric": dense.metric,
+        "dense": dense.metrics[dense.metric],
+        "pruned": found.metrics[dense.metric],
+        "converted": dense.score(fast),
         "kept": {
             "layers' linears": kept["parameters"],
             "whole model": 1 - (1 - kept["parameters"]) * linears / total,
             f"macs at {mean_length} tokens": kept["macs"],
         },
         "seconds": found.seconds,
-        "step_over_plain": found.seconds["prune"] / steps / per_step if trains else None,
+        "step_over_plain": found.seconds["prune"] / steps / dense.per_step if trains else None,
         "examples": [len(data.train), len(data.validation)],
         "epochs": [options.dense_epochs, options.prune_epochs, options.recover_epochs],
         "lr": options.lr,
@@ -205,28 +159,9 @@ def report(
     }
 
 
-def _steps(data: TaskData, epochs: float, settings: Settings) -> int:
-    return max(1, round(epochs * -(-len(data.train) // settings.batch_size)))
-
-
 def _wanted(run: Run, options: Any) -> bool:
     method, budget, _ = run
     return method in (options.methods or [method]) and budget in (options.budgets or [budget])
-
-
-def _known(path: str) -> set[str]:
-    if not Path(path).is_file():
-        return set()
-    return {_key(json.loads(line)) for line in Path(path).read_text().splitlines()}
-
-
-def _key(record: Mapping[str, Any]) -> str:
-    names = ("task", "seed", "method", "budget", "options")
-    return json.dumps({name: record[name] for name in names}, sort_keys=True)
-
-
-def _shown(metrics: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def _print(record: Mapping[str, Any]) -> None:
@@ -244,27 +179,20 @@ def _print(record: Mapping[str, Any]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    listed = lambda text: text.split(",")  # noqa: E731
-    parser.add_argument("--data-dir", help="a folder for each task; by default from the hub")
-    parser.add_argument("--tasks", type=listed, default=["sst2", "cola", "stsb", "qnli"])
+    add_arguments(
+        parser,
+        tasks=["sst2", "cola", "stsb", "qnli"],
+        train_examples=8000,
+        dense_epochs=3.0,
+        json="methods.jsonl",
+    )
     parser.add_argument("--methods", type=listed, default=[], help="default: all")
     parser.add_argument("--budgets", type=listed, default=[], help="default: all")
-    parser.add_argument("--model", default="mini", help="mini, or a model folder")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--train-examples", type=int, default=8000)
-    parser.add_argument("--validation-examples", type=int)
     parser.add_argument("--examples", type=int, default=512, help="that one-shot methods read")
-    parser.add_argument("--dense-epochs", type=float, default=3)
     parser.add_argument("--prune-epochs", type=float, default=1)
     parser.add_argument("--recover-epochs", type=float, default=0.5)
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--max-length", type=int, default=64)
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
-    parser.add_argument("--threads", type=int)
     parser.add_argument("--min-time", type=float, default=1.0, help="seconds of timing a row")
-    parser.add_argument("--work", default="methods-work", help="folder of checkpoints")
-    parser.add_argument("--json", default="methods.jsonl", help="rows, and what is done already")
     return parser
 
 

@@ -1,98 +1,170 @@
 """Whole encoders, dense and converted, against the fastest dense peer found here.
 
     python benchmarks/models.py --device cpu --peers all --json models.jsonl
+    python benchmarks/models.py --precisions fp32 bf16 int8 --peers all --data-dir DIR
 
 Densities below 1 remove random heads and neurons in equal shares: speed does not depend on which.
-Every row is timed alternately with eager torch. The peers are such rows too, so the speedups of one
-shape may be compared; those that are not installed say so and are left out.
+Every row is timed alternately with eager torch, in float32 where the precision is int8. The peers
+are such rows too, each in a process of its own whose threads sleep while eager torch works, so the
+speedups of one shape may be compared; those that are not installed, or not made for a precision,
+say so and are left out.
+
+Outputs are compared on random tokens, and on sentences cut or padded to the shape: `cosine` is the
+mean, and `cosine_least` the least, over their mean hidden states in the two models. Scales of int8
+are taken from other sentences, by us and by those that take any.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import itertools
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-# Not the folder of this file: transformers would take kernels.py for the package of that name.
-sys.path.remove(str(Path(__file__).parent))
+# Not the folder of this file: transformers would take kernels.py for the package of that name. The
+# process of a peer reads this file too, and begins with our path.
+with suppress(ValueError):
+    sys.path.remove(str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from benchmarks.peak import Peak, measure_peak
+from benchmarks.peers.apart import SETTLE, Apart, Order
+from benchmarks.sentences import Sentences
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModel, BertConfig, BertModel
 from transformers.utils import logging
 
 import secateurs as sc
+from secateurs.cli.demo import model_folder
 from secateurs.measurement.inputs import token_inputs
-from secateurs.measurement.quality import backend_of
-from secateurs.measurement.timing import append_rows, measure, row
+from secateurs.measurement.quality import backend_of, pooled
+from secateurs.measurement.timing import (
+    Measurement,
+    alternate,
+    append_rows,
+    measure,
+    relative_error,
+    row,
+    sampler,
+    summarised,
+)
 
-COMPILED = "torch.compile + freezing"
-RUNTIMES = ("openvino", "onnxruntime")  # modules of benchmarks.peers
-PEERS = {"compile": COMPILED, **{name: name for name in RUNTIMES}}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# By the names of the modules in benchmarks.peers.
+PEERS = {
+    "compiled": "torch.compile + freezing",
+    "openvino": "openvino",
+    "onnxruntime": "onnxruntime",
+}
+# The dtype of the model, and the precision of its linears in it.
+PRECISIONS: dict[str, tuple[torch.dtype, str | None]] = {
+    "fp32": (torch.float32, None),
+    "bf16": (torch.bfloat16, None),
+    "int8": (torch.float32, "int8"),
+    "int8+bf16": (torch.bfloat16, "int8"),
+}
 DENSITIES = (1.0, 0.5, 0.25)
 SHAPES = {  # batch x tokens
     "minilm": ((1, 32), (1, 128), (8, 128), (32, 128), (4, 512)),
-    "bert-base": ((1, 128), (8, 128), (8, 512)),
+    "bert-base": ((1, 32), (1, 128), (8, 128), (8, 512)),
 }
-# bf16: layers add up their roundings, on either side.
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+# bf16: layers add up their roundings, on either side. int8: of random tokens, which no scale was
+# made for.
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "int8": 0.3, "int8+bf16": 0.3}
 
 
 def minilm() -> nn.Module:
-    from secateurs.cli.demo import model_folder
-
     return AutoModel.from_pretrained(model_folder()).eval()
 
 
 def bert_base() -> nn.Module:
-    """BERT-base with random weights: its speed is that of the trained one."""
+    """BERT-base with random weights: its speed is that of the trained one, its cosines are not."""
     torch.manual_seed(0)
     return BertModel(BertConfig()).eval()
 
 
 MODELS = {"minilm": minilm, "bert-base": bert_base}
 
-Variant = tuple[str, float | None, Callable[..., Any], Callable[..., Any]]
+
+@dataclass(frozen=True)
+class Subject:
+    """A dense model in one precision, to be compared on one shape.
+
+    Attributes:
+        precision: one of `PRECISIONS`.
+        inputs: random tokens of the shape.
+        judged: batches of sentences of the shape.
+    """
+
+    name: str
+    precision: str
+    shape: tuple[int, int]
+    dense: nn.Module
+    inputs: Mapping[str, Tensor]
+    judged: Sequence[Mapping[str, Tensor]]
+
+    @cached_property
+    def means(self) -> Tensor:
+        """What the dense model makes of the sentences."""
+        return means(self.dense, self.judged)
 
 
-def converted(dense: nn.Module, densities: list[float]) -> Iterator[Variant]:
-    """(name, density, the converted model, the model it must agree with)."""
+@dataclass(frozen=True)
+class Variant:
+    """A model to time.
+
+    Attributes:
+        truth: the model that it must agree with.
+        keeps: the density of heads and neurons that was asked for.
+        kept: the share of parameters that stayed.
+    """
+
+    label: str
+    model: Callable[..., Any]
+    truth: nn.Module
+    keeps: float = 1.0
+    kept: float = 1.0
+
+
+def converted(
+    dense: nn.Module, precision: str | None, densities: list[float], sentences: Sentences
+) -> Iterator[Variant]:
+    """The model on our kernels, at each density."""
     for density in densities:
         plan = sc.SparsityPlan()
         if density < 1:
             budget = sc.Budget(heads=1 - density, neurons=1 - density)
             plan = sc.prune(dense, method="random", budget=budget)
         kept = sc.find_sites(dense).density(plan)["parameters"]
-        yield f"converted {density:g}", kept, sc.convert(dense, plan), sc.apply(dense, plan)
+        ours = sc.convert(dense, plan, precision=precision)
+        truth = dense if density == 1 else sc.apply(dense, plan)
+        yield Variant(f"converted {density:g}", ours, truth, density, kept)
 
 
-def peers(dense: nn.Module, inputs: Mapping[str, Tensor], names: list[str]) -> Iterator[Variant]:
-    """Other dense runtimes, fixed to one shape."""
-    if "compile" in names:
-        from torch._inductor import config
-
-        config.freezing = True
-        torch._dynamo.reset()
-        yield COMPILED, 1.0, torch.compile(dense), dense
-    for name in RUNTIMES:
-        if name not in names:
-            continue
+def rows_of_peers(
+    subject: Subject, names: list[str], sentences: Sentences, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Other dense runtimes, fixed to the shape."""
+    order = Order(
+        subject.dense,
+        subject.inputs,
+        PRECISIONS[subject.precision][1],
+        sentences.one_by_one(),
+        torch.get_num_threads(),
+    )
+    for name in names:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of exporters, about our installation
-                run = importlib.import_module(f"benchmarks.peers.{name}").build(dense, inputs)
-        except (ImportError, NotImplementedError) as error:
+            with Apart(name, order) as peer:
+                label = PEERS[name]
+                yield run(subject, Variant(label, peer, subject.dense), options.min_time, None)
+        except (ImportError, NotImplementedError, RuntimeError) as error:
             print(f"  {name}: left out, {error}")
-            continue
-        yield name, 1.0, run, dense
 
 
 def work(dense: nn.Module, shape: tuple[int, int], kept: float) -> float:
@@ -115,73 +187,97 @@ def main(arguments: list[str] | None = None) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     names = list(PEERS) if "all" in options.peers else options.peers
+    sentences = Sentences.read(model_folder(), options.data_dir)
     peak = measure_peak(torch.get_num_threads())
-    records = []
-    for name, dtype in itertools.product(options.models, map(DTYPES.get, options.dtypes)):
+    records: list[dict[str, Any]] = []
+
+    def keep(record: dict[str, Any]) -> None:
+        records.append(record)
+        if options.json:
+            append_rows(options.json, [record])
+
+    for name, precision in itertools.product(options.models, options.precisions):
+        dtype, of_linears = PRECISIONS[precision]
         dense = MODELS[name]().to(options.device, dtype)
-        ours = list(converted(dense, options.densities))
+        ours = list(converted(dense, of_linears, options.densities, sentences))
         for shape in options.shapes or SHAPES[name]:
-            print(f"{name} {dtype} {shape[0]}x{shape[1]}, {torch.get_num_threads()} threads")
-            inputs = token_inputs(dense, shape)
-            for variant in [*ours, *peers(dense, inputs, names)]:
-                records.append(run(name, shape, dense, inputs, variant, options.min_time, peak))
-                if options.json:
-                    append_rows(options.json, records[-1:])
+            print(f"{name} {precision} {shape[0]}x{shape[1]}, {torch.get_num_threads()} threads")
+            judged = sentences.of_shape(*shape)
+            subject = Subject(name, precision, shape, dense, token_inputs(dense, shape), judged)
+            for variant in ours:
+                keep(run(subject, variant, options.min_time, peak))
+            for record in rows_of_peers(subject, names, sentences, options):
+                keep(record)
     wrong = [r for r in records if not r["ok"]]
     for record in wrong:
         print(f"WRONG: {record['model']} {record['variant']} {record['shape']}", file=sys.stderr)
     return 1 if wrong else 0
 
 
-def run(
-    name: str,
-    shape: tuple[int, int],
-    dense: nn.Module,
-    inputs: Mapping[str, Tensor],
-    variant: Variant,
-    min_time: float,
-    peak: Peak | None,
-) -> dict[str, Any]:
+def run(subject: Subject, variant: Variant, min_time: float, peak: Peak | None) -> dict[str, Any]:
     """Time one variant against eager torch, print its line, and return its row."""
-    label, density, model, truth = variant
-    agreement = measure(
-        lambda **x: model(**x)[0] if label not in RUNTIMES else model(**x),
-        inputs,
-        lambda **x: truth(**x)[0],
-        warmup=1,
-        min_repeats=1,
-        min_time=0,
-    )
-    settle = (
-        0.02 if label in RUNTIMES else 0.0
-    )  # their threads and torch's spin in each other's way
-    result = measure(model, inputs, dense, min_time=min_time, settle=settle, compare=False)
-    ours = isinstance(model, nn.Module) and label.startswith("converted")
+    with torch.inference_mode():
+        outputs = (model(**subject.inputs)[0] for model in (variant.model, variant.truth))
+        error = relative_error(*outputs)
+    cosines = agreement(subject, variant)
+    result = timed(subject, variant, min_time)
+    ours = isinstance(variant.model, nn.Module)
     share = None
-    if peak is not None and dense.device.type == "cpu":
-        operations = work(dense, shape, float(label.split()[-1]) if ours else 1.0)
-        share = operations / result.timing.ms / 1e6 / peak.of(dense.dtype)
+    if peak is not None and subject.dense.device.type == "cpu":
+        operations = work(subject.dense, subject.shape, variant.keeps)
+        share = operations / result.timing.ms / 1e6 / peak.of(subject.dense.dtype)
     record = row(
         result,
-        model=name,
-        backend=backend_of(model) if ours else label,
+        model=subject.name,
+        backend=backend_of(variant.model) if ours else variant.label,
         isa=sc.env_report()["kernels"]["cpu"]["isa"] if ours else None,
-        dtype=dense.dtype,
-        shape=shape,
-        density=density,
+        dtype=subject.dense.dtype,
+        shape=subject.shape,
+        density=variant.kept,
         baseline="eager",
-        rel_err=agreement.rel_err,
-        tolerance=TOLERANCE[dense.dtype],
-        variant=label,
+        rel_err=error,
+        tolerance=TOLERANCE[subject.precision],
+        variant=variant.label,
+        precision=subject.precision,
+        cosine=float(cosines.mean()),
+        cosine_least=float(cosines.min()),
         fma_share=share,
     )
     print(
-        f"  {label:<26}{record['ms']:>9.2f} ms  eager {record['baseline_ms']:>9.2f} ms  "
+        f"  {variant.label:<26}{record['ms']:>9.2f} ms  eager {record['baseline_ms']:>9.2f} ms  "
         f"speedup {result.speedup:>5.2f} ({result.speedup_p20:.2f} to {result.speedup_p80:.2f})  "
-        f"{'-' if share is None else f'{share:.0%}'} of peak  rel err {agreement.rel_err:.0e}",
+        f"{'-' if share is None else f'{share:.0%}'} of peak  rel err {error:.0e}  "
+        f"cosine {record['cosine']:.5f} (least {record['cosine_least']:.5f})",
         flush=True,
     )
     return record
+
+
+def timed(subject: Subject, variant: Variant, min_time: float) -> Measurement:
+    """Time a variant alternately with eager torch, which lets the threads of a peer fall asleep
+    before its turn."""
+    if not isinstance(variant.model, Apart):
+        return measure(
+            variant.model, subject.inputs, subject.dense, min_time=min_time, compare=False
+        )
+    device = torch.device("cpu")
+    with torch.inference_mode():
+        eager = sampler(lambda: subject.dense(**subject.inputs), device, settle=SETTLE)
+        samples = alternate([variant.model.sample, eager], min_repeats=10, min_time=min_time)
+    return summarised(samples, device)
+
+
+def agreement(subject: Subject, variant: Variant) -> Tensor:
+    """The cosine of each judged sentence's mean hidden state in a variant and in its truth."""
+    dense = variant.truth is subject.dense
+    wanted = subject.means if dense else means(variant.truth, subject.judged)
+    return F.cosine_similarity(means(variant.model, subject.judged), wanted)
+
+
+@torch.inference_mode()
+def means(model: Callable[..., Any], judged: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """The mean hidden state of each sentence, `[S, D]`."""
+    return torch.cat([pooled(model(**batch)[0], batch) for batch in judged])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -192,7 +288,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--shapes", nargs="+", type=shape, metavar="BxT")
     parser.add_argument("--densities", nargs="+", type=float, default=list(DENSITIES))
-    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument(
+        "--precisions",
+        "--dtypes",
+        nargs="+",
+        choices=list(PRECISIONS),
+        default=["fp32", "bf16"],
+        help="int8: of the linears, the rest in float32, or in bfloat16 (default: fp32 bf16)",
+    )
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="a folder of tasks, whose SST-2 has the sentences (default: those of a novel)",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--peers", nargs="*", choices=[*PEERS, "all"], default=["openvino", "onnxruntime"]

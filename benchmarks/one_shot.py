@@ -16,27 +16,30 @@ The rows of results/one_shot.jsonl:
 from __future__ import annotations
 
 import argparse
-import json
-import random
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+sys.path.remove(str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import torch
-from methods import fine_tuned, mini
+from benchmarks.dense import (
+    Dense,
+    Rows,
+    add_arguments,
+    calibration,
+    fine_tuned,
+    prepare,
+    task_data,
+    where,
+)
 from torch import nn
-from transformers.utils import logging
 
 import secateurs as sc
-from secateurs.data.batches import unlabelled
-from secateurs.data.glue import find_task
-from secateurs.measurement.environment import device_name, git_commit
-from secateurs.measurement.timing import append_rows
 from secateurs.pruning.allocation import PerLayer
-from secateurs.storage.model_folders import open_classifier, open_tokenizer
-from secateurs.training.task_recipe import Settings, TaskData, evaluate
 
 BUDGETS = (
     "patterns=0.5",
@@ -52,68 +55,43 @@ Batches = list[dict[str, torch.Tensor]]
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    known = _known(options.json)
+    prepare(options)
+    rows = Rows(options.json, "task", "budget", "mask")
     for name in options.tasks:
-        task = find_task(name)
-        folder = mini() if options.model == "mini" else Path(options.model)
-        data = TaskData.read(
-            task,
-            open_tokenizer(folder),
-            options.data_dir,
-            options.max_length,
-            options.train_examples,
-            options.validation_examples,
-        )
-        settings = Settings(lr=options.lr, batch_size=options.batch_size)
-        dense = open_classifier(folder, task.labels, settings.seed)
-        fine_tuned(
-            dense, data, options.dense_epochs, Path(options.work) / f"{name}-0/dense", settings
-        )
-        dense.eval()
-        metrics = evaluate(dense, data)
-        metric = next(iter(metrics))
-        print(f"{name}: dense {metric} {metrics[metric]:.4f}", flush=True)
-        batches = calibration(dense, data, options.examples, options.batch_size)
+        dense = fine_tuned(task_data(name, options), options)
+        batches = calibration(dense, options.examples, options.batch_size)
         for budget in options.budgets:
             for mask in MASKS:
-                key = {"task": name, "budget": budget, "mask": mask}
-                if _key(key) in known:
+                record = {"task": name, "budget": budget, "mask": mask}
+                if record in rows:
                     continue
-                start = time.perf_counter()
-                plan = planned(dense, batches, budget, mask)
-                chosen = time.perf_counter()
-                fitted = sc.refit(dense, plan, batches, progress=False)
-                done = time.perf_counter()
-                record = {
-                    **key,
-                    "metric": metric,
-                    "dense": metrics[metric],
-                    "as_it_was": evaluate(sc.apply(dense, plan), data)[metric],
-                    "fitted": evaluate(sc.apply(fitted, plan), data)[metric],
-                    "kept": sc.find_sites(dense).density(plan)["parameters"],
-                    "seconds": {"mask": chosen - start, "fit": done - chosen},
-                    "examples": [len(data.train), options.examples, len(data.validation)],
-                    "epochs": options.dense_epochs,
-                    "lr": options.lr,
-                    "model": options.model,
-                    "device": device_name(torch.device("cpu")),
-                    "threads": torch.get_num_threads(),
-                    "torch": torch.__version__,
-                    "commit": git_commit(),
-                }
-                append_rows(options.json, [record])
+                record |= report(dense, batches, budget, mask, options)
+                rows.add(record)
                 _print(record)
     return 0
 
 
-def calibration(model: nn.Module, data: TaskData, count: int, size: int) -> Batches:
-    """Some training examples from anywhere, without their labels."""
-    chosen = random.Random(0).sample(data.train, count)
-    return [unlabelled(batch, model) for batch in data.batches(chosen, size)]
+def report(
+    dense: Dense, batches: Batches, budget: str, mask: str, options: argparse.Namespace
+) -> dict[str, Any]:
+    model, data = dense.model, dense.data
+    start = time.perf_counter()
+    plan = planned(model, batches, budget, mask)
+    chosen = time.perf_counter()
+    fitted = sc.refit(model, plan, batches, progress=False)
+    done = time.perf_counter()
+    return {
+        "metric": dense.metric,
+        "dense": dense.metrics[dense.metric],
+        "as_it_was": dense.score(sc.apply(model, plan)),
+        "fitted": dense.score(sc.apply(fitted, plan)),
+        "kept": sc.find_sites(model).density(plan)["parameters"],
+        "seconds": {"mask": chosen - start, "fit": done - chosen},
+        "examples": [len(data.train), options.examples, len(data.validation)],
+        "epochs": options.dense_epochs,
+        "lr": options.lr,
+        **where(options),
+    }
 
 
 def planned(model: nn.Module, batches: Batches, budget: str, mask: str) -> sc.SparsityPlan:
@@ -149,16 +127,6 @@ def wanda(model: nn.Module, batches: Batches) -> dict[str, torch.Tensor]:
     return {name: views[name].weight.double().square() * x for name, x in squares.items()}
 
 
-def _known(path: str) -> set[str]:
-    if not Path(path).is_file():
-        return set()
-    return {_key(json.loads(line)) for line in Path(path).read_text().splitlines()}
-
-
-def _key(record: Mapping[str, Any]) -> str:
-    return json.dumps({name: record[name] for name in ("task", "budget", "mask")})
-
-
 def _print(record: Mapping[str, Any]) -> None:
     seconds = record["seconds"]
     print(
@@ -170,20 +138,9 @@ def _print(record: Mapping[str, Any]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", help="a folder for each task; by default from the hub")
-    parser.add_argument("--tasks", type=lambda text: text.split(","), default=["stsb"])
+    add_arguments(parser, json="one_shot.jsonl")
     parser.add_argument("--budgets", nargs="+", default=BUDGETS, help="default: six")
-    parser.add_argument("--model", default="mini", help="mini, or a model folder")
-    parser.add_argument("--train-examples", type=int, default=4000)
-    parser.add_argument("--validation-examples", type=int)
     parser.add_argument("--examples", type=int, default=256, help="that masks and re-fit read")
-    parser.add_argument("--dense-epochs", type=float, default=2)
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--max-length", type=int, default=64)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--work", default="methods-work", help="folder of fine-tuned models")
-    parser.add_argument("--json", default="one_shot.jsonl", help="rows, and what is done already")
     return parser
 
 

@@ -54,7 +54,7 @@ def main() -> None:
     rows = [json.loads(line) for line in (RESULTS / ONE_SHOT).read_text().splitlines()]
     parts += [how_fitted(rows), one_shot_table(rows)]
     rows = [json.loads(line) for line in (RESULTS / FRONTIER).read_text().splitlines()]
-    parts += [how_timed(rows), frontier_table(rows)]
+    parts += frontier_parts(rows)
     body = "\n\n".join([BEGIN, *parts, END])
     page.write_text(before + body + after, encoding="utf-8")
 
@@ -76,29 +76,72 @@ def where(rows: list[Row]) -> str:
         if len({row[key] for row in rows}) != 1:
             raise SystemExit(f"expected one {key} in all rows, to name it once")
     isa = next(row["isa"] for row in rows if row["isa"])
+    dtypes = ", ".join(dict.fromkeys(map(_precision, rows)))
     return (
-        f"{what}, {first['dtype']}, {first['device']} ({isa}), {first['threads']} threads, "
+        f"{what}, {dtypes}, {first['device']} ({isa}), {first['threads']} threads, "
         f"torch {first['torch']}, commit {first['commit']}:"
     )
 
 
 def models_tables(rows: list[Row]) -> list[str]:
-    """One line per model and shape: speedups over eager transformers, ours and the best peer's."""
-    ours = sorted({r["variant"] for r in rows if r["variant"].startswith("converted")}, key=_kept)
+    """One line per model and shape: speedups over eager transformers, ours and the best peer's; of
+    rows of several precisions, `precisions_table`."""
+    if len({_precision(row) for row in rows}) > 1:
+        return [precisions_table(rows)]
+    ours = _ours(rows)
     lines = []
-    for model, shape in dict.fromkeys((r["model"], tuple(r["shape"])) for r in rows):
-        found = {
-            r["variant"]: r for r in rows if r["model"] == model and tuple(r["shape"]) == shape
-        }
-        dense = {name: r["speedup"] for name, r in found.items() if name not in ours}
+    for (model, shape), found in _by_shape(rows).items():
+        mine = {r["variant"]: r["speedup"] for r in found}
+        dense = {name: speedup for name, speedup in mine.items() if name not in ours}
         best = max(dense, key=dense.__getitem__) if dense else None
         peer = f"{dense[best]:.2f}x {best}" if best else "-"
         cells = [f"{model} {shape[0]}x{shape[1]}", peer]
-        cells += [f"{found[name]['speedup']:.2f}x" for name in ours]
+        cells += [f"{mine[name]:.2f}x" for name in ours]
         lines.append(cells)
     heads = ["model, batch x tokens", "fastest dense peer"]
     heads += [f"ours, {-_kept(name):.0%} kept" for name in ours]
     return [_markdown(heads, lines)]
+
+
+def precisions_table(rows: list[Row]) -> str:
+    """One line per model, shape and precision of ours: milliseconds, and how many times as fast as
+    the fastest dense peer of any precision, which is named with its cosine to the dense model."""
+    ours = _ours(rows)
+    lines = []
+    for (model, shape), found in _by_shape(rows).items():
+        peers = [row for row in found if row["variant"] not in ours]
+        best = min(peers, key=lambda row: row["ms"]) if peers else None
+        peer = "-"
+        if best is not None:
+            peer = f"{best['ms']:.2f} ms, {best['variant']} {_precision(best)}"
+            peer += f" (cosine {best['cosine']:.4f})"
+        for precision in dict.fromkeys(map(_precision, found)):
+            mine = {r["variant"]: r for r in found if _precision(r) == precision}
+            cells = [f"{model} {shape[0]}x{shape[1]}", peer, precision]
+            for name in ours:
+                times = "" if best is None else f", {best['ms'] / mine[name]['ms']:.2f}x"
+                cells.append(f"{mine[name]['ms']:.2f} ms{times}")
+            cells.append(f"{mine[ours[0]]['cosine']:.5f}")
+            lines.append(cells)
+    heads = ["model, batch x tokens", "fastest dense peer", "ours in"]
+    heads += [f"{-_kept(name):.0%} kept" for name in ours]
+    return _markdown([*heads, f"cosine at {-_kept(ours[0]):.0%}"], lines)
+
+
+def _ours(rows: list[Row]) -> list[str]:
+    return sorted({r["variant"] for r in rows if r["variant"].startswith("converted")}, key=_kept)
+
+
+def _by_shape(rows: list[Row]) -> dict[tuple[str, tuple[int, ...]], list[Row]]:
+    groups: dict[tuple[str, tuple[int, ...]], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], tuple(row["shape"])), []).append(row)
+    return groups
+
+
+def _precision(row: Row) -> str:
+    """Of the linears; rows from before there was a choice have that of their dtype."""
+    return str(row.get("precision", row["dtype"]))
 
 
 def kernels_tables(rows: list[Row]) -> list[str]:
@@ -206,10 +249,21 @@ def one_shot_table(rows: list[Row]) -> str:
     return _markdown(["removed", "masks of", "weights as they were", "re-fitted"], lines)
 
 
+def frontier_parts(rows: list[Row]) -> list[str]:
+    """For each model and precision, what its rows of a time and of shares have in common, and a
+    table."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row.get("precision") or row["dtype"]), []).append(row)
+    parts = []
+    for found in groups.values():
+        parts += [how_timed(found), frontier_table(found)]
+    return parts
+
+
 def how_timed(rows: list[Row]) -> str:
-    """What all rows of models pruned to a time have in common."""
+    """What all rows of a pruned model have in common."""
     for key in (
-        "model",
         "dtype",
         "shape",
         "examples",
@@ -224,52 +278,37 @@ def how_timed(rows: list[Row]) -> str:
     first = rows[0]
     batch, tokens = first["shape"]
     return (
-        f"Pruned to a time without labels or training, {first['model']}, {first['dtype']}, "
-        f"{first['device']} ({first['isa']}), {first['threads']} threads, torch {first['torch']}, "
-        f"commit {first['commit']}; {first['examples']} examples of calibration. Asked for is the "
-        f"time at {batch}x{tokens} of the model that keeps a half, or a quarter, of the heads and "
-        "neurons of each layer; medians over seeds of the calibration data:"
+        f"Pruned without labels or training, {first['model']}, "
+        f"{first.get('precision') or first['dtype']}, {first['device']} ({first['isa']}), "
+        f"{first['threads']} threads, torch {first['torch']}, commit {first['commit']}; "
+        f"{first['examples']} examples of calibration. Asked for is the time at {batch}x{tokens} "
+        "of the model that keeps a half, or a quarter, of the heads and neurons of each layer; "
+        "medians over seeds of the calibration data:"
     )
 
 
 def frontier_table(rows: list[Row]) -> str:
-    """One line per task, time and variant."""
+    """One line per task, size and variant; what was not timed has no times."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["task"], row["kept"], row["variant"]), []).append(row)
     lines = []
     for (task, kept, variant), found in groups.items():
-        score, asked, ms, stock, seconds = (
-            median(row[key] for row in found)
-            for key in ("score", "asked_ms", "ms", "stock_ms", "seconds")
-        )
-        dense = found[0]["dense"]
-        lines.append(
-            [
-                f"{task}, {kept}",
-                variant,
-                str(len(found)),
-                f"{dense:.3f}",
-                f"{score:.3f}",
-                f"{100 * (dense - score):.1f}",
-                f"{asked:.1f}",
-                f"{ms:.1f}",
-                f"{stock / ms:.2f}x",
-                f"{seconds:.0f}",
-            ]
-        )
-    heads = [
-        "task, kept",
-        "by",
-        "seeds",
-        "dense",
-        "pruned",
-        "points lost",
-        "ms asked",
-        "ms",
-        "speed",
-    ]
-    return _markdown([*heads, "s"], lines)
+        score, dense = (median(row[key] for row in found) for key in ("score", "dense"))
+        cells = [f"{task}, {kept}", variant, str(len(found)), f"{dense:.3f}", f"{score:.3f}"]
+        cells.append(f"{100 * (dense - score):.1f}")
+        if any("ms" not in row for row in found):
+            cells += ["-"] * 4
+        else:
+            asked, ms, stock = (
+                median(row[key] for row in found) for key in ("asked_ms", "ms", "stock_ms")
+            )
+            peers = [row["peer_ms"] for row in found if row.get("peer_ms") is not None]
+            cells += [f"{asked:.1f}", f"{ms:.1f}", f"{stock / ms:.2f}x"]
+            cells.append(f"{median(peers) / ms:.2f}x {found[0]['peer']}" if peers else "-")
+        lines.append([*cells, f"{median(row['seconds'] for row in found):.0f}"])
+    heads = ["task, kept", "by", "seeds", "dense", "pruned", "points lost", "ms asked", "ms"]
+    return _markdown([*heads, "speed", "over dense peer", "s"], lines)
 
 
 def _method(row: Row) -> str:

@@ -145,3 +145,22 @@ def test_the_tables_of_results_are_those_of_the_rows(monkeypatch):
     monkeypatch.setattr(Path, "write_text", lambda _, text, **__: written.append(text))
     module["main"]()
     assert written == [page]
+
+
+def test_the_fastest_dense_peer_is_sought_among_all_precisions():
+    def row(variant, precision, ms, cosine):
+        common = {"model": "minilm", "shape": [1, 128], "dtype": "float32", "speedup": 1.0}
+        return common | {"variant": variant, "precision": precision, "ms": ms, "cosine": cosine}
+
+    table = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))["models_tables"]
+    (text,) = table(
+        [
+            row("converted 1", "fp32", 8.0, 1.0),
+            row("openvino", "fp32", 9.0, 1.0),
+            row("converted 1", "int8", 2.0, 0.9991),
+            row("openvino", "int8", 4.0, 0.9965),
+        ]
+    )
+    peer = "minilm 1x128 | 4.00 ms, openvino int8 (cosine 0.9965)"
+    assert f"| {peer} | fp32 | 8.00 ms, 0.50x | 1.00000 |" in text
+    assert f"| {peer} | int8 | 2.00 ms, 2.00x | 0.99910 |" in text

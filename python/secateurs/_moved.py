@@ -45,7 +45,7 @@ MOVED = {
     "schedules": "pruning.schedules",
     "session": "pruning.session",
     "sites": "architectures.sites",
-    "tasks": "data.glue",
+    "tasks": "data.tasks",
     "text": "data.text",
     "trainer": "training.trainer",
     "whole": "conversion.modules.prepared_layer",

@@ -9,12 +9,16 @@ import pytest
 import torch
 from support.tiny_models import tiny_model
 
-from secateurs import load
+from secateurs import convert, load, prune, save
 from secateurs.cli import main as cli
+from secateurs.cli import pictures
+from secateurs.data.tasks import find_task
 from secateurs.search import LatencyTable
 from secateurs.search import search as module
 from secateurs.search.latency_table import LayerTimes
 from secateurs.search.sizes import heads_kept, neurons_kept
+from secateurs.storage.model_folders import open_classifier, open_tokenizer
+from secateurs.training.task_recipe import TaskData, evaluate
 
 WORDS = "the old house stood by a river and nobody came there in winter".split()  # noqa: SIM905
 
@@ -157,3 +161,75 @@ def test_linears_run_in_codes_of_8_bits_where_that_is_asked_for(folder, text, tm
     kinds = {type(module).__name__ for module in load(out).modules()}
     assert "Int8Linear" in kinds
     assert not kinds & {"PackedLinear", "DenseLinear"}
+
+
+@pytest.fixture
+def classifier(folder, tmp_path) -> Path:
+    """The model of `folder` with a head for two labels, and its tokenizer."""
+    path = tmp_path / "classifier"
+    model = open_classifier(folder, 2, seed=3)
+    with torch.no_grad():
+        model.classifier.weight.mul_(20)
+    model.save_pretrained(path)
+    open_tokenizer(folder).save_pretrained(path)
+    return path
+
+
+def test_a_frontier_of_a_task_tells_its_score(classifier, glue, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "frontier"
+    words = ("--model", classifier, "--task", "sst2", "--data-dir", glue, "--out", out)
+    assert run("frontier", *words, "--speedups", 2.5) == 0
+    (row,) = json.loads((out / "frontier.json").read_text())
+    data = TaskData.read(find_task("sst2"), open_tokenizer(classifier), glue)
+    assert row["accuracy"] == evaluate(load(out / "speedup-2.5"), data)["accuracy"]
+    dense = evaluate(open_classifier(classifier, 2), data)["accuracy"]
+    assert f"not pruned: accuracy {dense:.4f}" in capsys.readouterr().out
+
+
+def test_a_picture_shows_the_score_of_a_task(classifier, glue, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        pictures, "frontier", lambda path, title, points, quality: drawn.update(
+            {"points": points, "quality": quality}
+        )
+    )  # fmt: skip
+    words = ("--model", classifier, "--task", "sst2", "--data-dir", glue)
+    assert run("frontier", *words, "--out", tmp_path / "frontier", "--speedups", 2.5) == 0
+    (row,) = json.loads((tmp_path / "frontier" / "frontier.json").read_text())
+    data = TaskData.read(find_task("sst2"), open_tokenizer(classifier), glue)
+    dense = evaluate(open_classifier(classifier, 2), data)["accuracy"]
+    assert drawn["quality"] == "sst2, accuracy"
+    assert [value for _, _, value in drawn["points"]] == [dense, dense, row["accuracy"]]
+
+
+def test_measuring_tells_the_scores_of_a_task(classifier, glue, tmp_path):
+    model, told = open_classifier(classifier, 2), tmp_path / "told.json"
+    plan = prune(model, method="random", budget="heads=0.5,neurons=0.5")
+    save(convert(model, plan), tmp_path / "pruned")
+    words = ["measure", tmp_path / "pruned", "--baseline", classifier, "--shapes", "1x4",
+             "--min-time", "0", "--task", "sst2", "--data-dir", glue, "--json", told]  # fmt: skip
+    assert cli.main([*map(str, words), "--no-progress"]) == 0
+    data = TaskData.read(find_task("sst2"), open_tokenizer(classifier), glue)
+    scores = json.loads(told.read_text())["scores"]
+    assert scores == {"dense": evaluate(model, data), "pruned": evaluate(load(words[1]), data)}
+    assert scores["dense"] != scores["pruned"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "one of --text, --data and --task"),
+        (["--task", "sst2", "--text", "text.txt"], "one of --text, --data and --task"),
+        (["--text", "text.txt", "--data-dir", "."], "--data-dir only with --task"),
+        (["--task", "sst2", "--data-dir", "glue"], "expected a model with a head for sst2"),
+    ],
+)
+def test_a_frontier_needs_one_source_of_data(
+    folder, glue, tmp_path, monkeypatch, capsys, words, told
+):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "frontier"
+    assert run("frontier", "--model", folder, "--out", out, *words) == 2
+    assert told in capsys.readouterr().err
+    assert not out.exists()

@@ -10,16 +10,9 @@ import numpy as np
 import pytest
 from support.training import sentences, write
 
-from secateurs.data.glue import (
-    TASKS,
-    accuracy,
-    f1,
-    find_task,
-    matthews,
-    pearson,
-    read_split,
-    spearman,
-)
+from secateurs.data.glue import TASKS
+from secateurs.data.metrics import accuracy, f1, matthews, pearson, spearman
+from secateurs.data.tasks import find_task
 from secateurs.errors import DataError
 
 
@@ -63,9 +56,9 @@ def test_the_main_metrics_are_those_of_glue():
 def test_splits_are_found_in_either_folder(glue):
     task = find_task("sst2")
     for folder in (glue, glue / "sst2"):
-        assert len(read_split(task, "train", folder)) == 40
-        assert len(read_split(task, "validation", folder)) == 20
-    assert read_split(task, "train", glue)[0] == {
+        assert len(task.read("train", folder)) == 40
+        assert len(task.read("validation", folder)) == 20
+    assert task.read("train", glue)[0] == {
         "text": sentences(1)[0]["sentence"],
         "label": sentences(1)[0]["label"],
     }
@@ -86,35 +79,42 @@ def test_splits_are_found_in_either_folder(glue):
 def test_malformed_rows_are_refused(tmp_path, rows, words):
     write(tmp_path / "train.jsonl", rows)
     with pytest.raises(DataError, match=words):
-        read_split(find_task("sst2"), "train", tmp_path)
+        find_task("sst2").read("train", tmp_path)
 
 
 def test_scores_that_are_not_finite_are_refused(tmp_path):
     row = '{"sentence1": "a", "sentence2": "b", "label": NaN}'
     (tmp_path / "train.jsonl").write_text(row)
     with pytest.raises(DataError, match="expected a score for stsb"):
-        read_split(find_task("stsb"), "train", tmp_path)
+        find_task("stsb").read("train", tmp_path)
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):
     task = find_task("sst2")
     with pytest.raises(DataError, match=r"expected one file train\*\.jsonl"):
-        read_split(task, "train", tmp_path)
+        task.read("train", tmp_path)
     whole = gzip.compress(b'{"sentence": "a", "label": 0}\n' * 500)
     (tmp_path / "train.jsonl.gz").write_bytes(whole[:40])
     with pytest.raises(DataError, match="expected JSON lines"):
-        read_split(task, "train", tmp_path)
+        task.read("train", tmp_path)
     (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(b"{sentence"))
     with pytest.raises(DataError, match="expected JSON lines"):
-        read_split(task, "train", tmp_path)
+        task.read("train", tmp_path)
     with pytest.raises(DataError, match="expected a task in cola, sst2"):
         find_task("sst")
+
+
+def test_there_is_one_file_of_a_part(tmp_path):
+    for name in ("train.jsonl", "train_more.jsonl"):
+        write(tmp_path / name, [{"sentence": "a", "label": 0}])
+    with pytest.raises(DataError, match=r"expected one file train\*.* got 2"):
+        find_task("sst2").read("train", tmp_path)
 
 
 def test_without_files_or_datasets_it_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match="or the package datasets"):
-        read_split(find_task("sst2"), "train")
+        find_task("sst2").read("train")
 
 
 def test_the_hub_is_asked_for_glue_and_its_rows_are_checked(monkeypatch):
@@ -140,10 +140,10 @@ def test_the_hub_is_asked_for_glue_and_its_rows_are_checked(monkeypatch):
     assert rows.keys() == TASKS.keys()
     for name, task in TASKS.items():
         for split in ("train", "validation"):
-            (row,) = read_split(task, split)
+            (row,) = task.read(split)
             assert row["text"] == "a"
             assert row.get("text_pair") == ("b" if task.pair else None)
             assert row["label"] == (2.5 if name == "stsb" else 1)
     hidden = True
     with pytest.raises(DataError, match="a label from 0 to 2 for mnli at mnli train, got -1"):
-        read_split(find_task("mnli"), "train")
+        find_task("mnli").read("train")

@@ -22,7 +22,7 @@ from transformers import TrainerState
 
 import secateurs as sc
 from secateurs.cli import main as cli
-from secateurs.data.glue import find_task
+from secateurs.data.tasks import find_task
 from secateurs.errors import CheckpointError
 from secateurs.pruning import run_folders
 from secateurs.pruning.session import Session

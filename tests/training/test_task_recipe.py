@@ -17,10 +17,8 @@ from support.training import dense_folder, sentences, write
 
 import secateurs
 from secateurs.cli import main as cli
-from secateurs.data.glue import (
-    find_task,
-    matthews,
-)
+from secateurs.data.metrics import matthews
+from secateurs.data.tasks import find_task
 from secateurs.data.text import fit_tokenizer
 from secateurs.errors import CheckpointError, DataError
 from secateurs.storage.model_folders import open_classifier, open_tokenizer

@@ -8,6 +8,8 @@ from typing import Any
 
 from secateurs.errors import DataError
 
+COSINE = "mean cosine to the dense model"
+
 
 def draw(
     path: str | Path,
@@ -25,7 +27,7 @@ def draw(
     """
     figure = _figure(10, title)
     speed, parts = figure.subplots(1, 2)
-    _speed_against_fidelity(speed, points)
+    _speed_against_quality(speed, points, COSINE)
 
     places = range(len(layers))
     for part, shift in (("heads", -0.2), ("neurons", 0.2)):
@@ -38,10 +40,16 @@ def draw(
     _save(figure, path)
 
 
-def frontier(path: str | Path, title: str, points: Sequence[tuple[str, float, float]]) -> None:
-    """Draw speed against fidelity alone. Args and errors as of `draw`."""
+def frontier(
+    path: str | Path,
+    title: str,
+    points: Sequence[tuple[str, float, float]],
+    quality: str = COSINE,
+) -> None:
+    """Draw speed against quality alone. Args and errors as of `draw`; `quality` names the third of
+    each point."""
     figure = _figure(6, title)
-    _speed_against_fidelity(figure.subplots(), points)
+    _speed_against_quality(figure.subplots(), points, quality)
     _save(figure, path)
 
 
@@ -57,15 +65,17 @@ def _figure(width: float, title: str) -> Any:
     return figure
 
 
-def _speed_against_fidelity(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
-    for name, speedup, cosine in points:
-        axes.plot(speedup, cosine, "o", markersize=8)
-        axes.annotate(name, (speedup, cosine), (0, 8), textcoords="offset points", ha="center")
+def _speed_against_quality(
+    axes: Any, points: Sequence[tuple[str, float, float]], quality: str
+) -> None:
+    for name, speedup, value in points:
+        axes.plot(speedup, value, "o", markersize=8)
+        axes.annotate(name, (speedup, value), (0, 8), textcoords="offset points", ha="center")
     axes.axvline(1, color="0.8", linewidth=1, zorder=0)
     axes.set(
         xlabel="speedup over the dense model",
-        ylabel="mean cosine to the dense model",
-        title="speed against fidelity",
+        ylabel=quality,
+        title="speed against fidelity" if quality == COSINE else "speed against score",
     )
     axes.margins(0.2)
 

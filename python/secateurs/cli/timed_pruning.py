@@ -145,8 +145,8 @@ def figures_of(found: Compressed) -> dict[str, Any]:
     }
 
 
-def print_figures(rows: list[dict[str, Any]]) -> None:
-    """Print what was measured, one line for each result."""
+def print_figures(rows: list[dict[str, Any]], scores: Sequence[str] = ()) -> None:
+    """Print what was measured, one line for each result, with its `scores` on a task."""
     from secateurs.cli.tables import table
 
     columns = {
@@ -158,6 +158,7 @@ def print_figures(rows: list[dict[str, Any]]) -> None:
         "spread_ms": "spread:.2f",
         "speedup": "speedup:.2f",
         "cosine": "cosine:.4f",
+        **{name: f"{name}:.4f" for name in scores},
         "seconds": "seconds:.0f",
     }
     print(table(rows, columns))

@@ -91,7 +91,7 @@ def batches(
         pairs = [e["text_pair"] for e in part] if "text_pair" in part[0] else None
         texts = [e["text"] for e in part]
         together = {"padding": True, "return_tensors": "pt"}
-        batch = tokenized(tokenizer, texts, pairs, max_length, **together)
+        batch = dict(tokenized(tokenizer, texts, pairs, max_length, **together))
         if "label" in part[0]:
             batch["labels"] = torch.tensor([e["label"] for e in part])
         made.append(batch)
@@ -101,18 +101,17 @@ def batches(
 
 def tokenized(
     tokenizer: Any,
-    texts: Sequence[str],
+    texts: Sequence[Any],
     pairs: Sequence[str] | None,
     max_length: int,
     **options: Any,
-) -> dict[str, Any]:
+) -> Any:
     """Tokenize texts, or pairs of them, with `tokenizer`, cut to `max_length` tokens. Raises
     DataError where it fails."""
     try:
-        made = tokenizer(texts, pairs, truncation=True, max_length=max_length, **options)
+        return tokenizer(texts, pairs, truncation=True, max_length=max_length, **options)
     except Exception as error:  # tokenizers raise whatever they come to
         raise DataError(f"the tokenizer cannot read the text: {first_line(error)}") from error
-    return dict(made)
 
 
 def check_known(tokenizer: Any, examples: Iterable[Sequence[int]]) -> None:

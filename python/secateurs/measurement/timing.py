@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,22 @@ def measure(
             min_sample=min_sample,
             settle=settle,
         )
-    timings = [_timing(s, peak) for s, peak in zip(samples, peaks, strict=True)]
-    if baseline is None:
+    measurement = summarised(samples, device, peaks)
+    return replace(measurement, rel_err=rel_err)
+
+
+def summarised(
+    samples: Sequence[Sequence[float]],
+    device: torch.device,
+    peaks: Sequence[int | None] = (None, None),
+) -> Measurement:
+    """The measurement of samples that `alternate` took, of one callable, or of it and its baseline.
+
+    Args:
+        peaks: bytes that one call of each needs, where somebody could tell.
+    """
+    timings = [_timing(s, peak) for s, peak in zip(samples, peaks, strict=False)]
+    if len(timings) == 1:
         return Measurement(timings[0], device_name(device))
     ratios = sorted(b / a for a, b in zip(*samples, strict=True))
     return Measurement(
@@ -137,7 +151,6 @@ def measure(
         speedup=timings[1].ms / timings[0].ms,
         speedup_p20=_quantile(ratios, 0.2),
         speedup_p80=_quantile(ratios, 0.8),
-        rel_err=rel_err,
     )
 
 
@@ -156,9 +169,18 @@ def interleave(
         device: where they run; a sample ends with it idle.
         min_repeats, min_time, min_sample, settle: as in `measure`.
     """
+    samplers = [sampler(call, device, min_sample=min_sample, settle=settle) for call in calls]
+    return alternate(samplers, min_repeats=min_repeats, min_time=min_time)
+
+
+def sampler(
+    call: Callable[[], Any], device: torch.device, *, min_sample: float = 1e-3, settle: float = 0.0
+) -> Callable[[], float]:
+    """Return a function that takes one sample of `call`, in milliseconds per call; the arguments
+    are those of `interleave`."""
     sync = _synchroniser(device)
 
-    def sample(call: Callable[[], Any], times: int) -> float:
+    def seconds(times: int) -> float:
         sync()
         start = time.perf_counter()
         for _ in range(times):
@@ -166,16 +188,28 @@ def interleave(
         sync()
         return (time.perf_counter() - start) / times
 
-    inner = [max(1, math.ceil(min_sample / max(sample(call, 1), 1e-9))) for call in calls]
-    samples: list[list[float]] = [[] for _ in calls]
-    order = list(range(len(calls)))
+    inner = max(1, math.ceil(min_sample / max(seconds(1), 1e-9)))
+
+    def sample() -> float:
+        if settle:
+            time.sleep(settle)
+            call()
+        return seconds(inner) * 1e3
+
+    return sample
+
+
+def alternate(
+    samplers: Sequence[Callable[[], float]], *, min_repeats: int, min_time: float
+) -> list[list[float]]:
+    """The samples of each of `samplers`, wherever it takes them; the order within a round
+    alternates."""
+    samples: list[list[float]] = [[] for _ in samplers]
+    order = list(range(len(samplers)))
     end = time.perf_counter() + min_time
     while len(samples[0]) < min_repeats or time.perf_counter() < end:
         for i in order:
-            if settle:
-                time.sleep(settle)
-                calls[i]()
-            samples[i].append(sample(calls[i], inner[i]) * 1e3)
+            samples[i].append(samplers[i]())
         order.reverse()
     return samples
 

@@ -41,14 +41,20 @@ def open_model(path: str | Path) -> nn.Module:
     return _from_folder(cls, path, config, "model")
 
 
-def has_classifier(path: str | Path) -> bool:
-    """Whether the model in a folder has a head that classifies sequences."""
-    return _architecture(path)[0].endswith("ForSequenceClassification")
+def has_classifier(path: str | Path, head: str = "SequenceClassification") -> bool:
+    """Whether the model in a folder has a head of this kind, as transformers calls it."""
+    return _architecture(path)[0].endswith(f"For{head}")
 
 
-def open_classifier(path: str | Path, labels: int, seed: int = 0) -> nn.Module:
+def open_classifier(
+    path: str | Path, labels: int, seed: int = 0, head: str = "SequenceClassification"
+) -> nn.Module:
     """Read a model with a head for this number of `labels` (1: a score): its own head, or a new one
     made from `seed` where it has none; in evaluation mode.
+
+    Args:
+        head: what the name of its class ends in, behind `For`: SequenceClassification,
+            TokenClassification or ImageClassification.
 
     Raises CheckpointError for a folder without a model, DataError for a pruned model or a head with
     other labels.
@@ -57,7 +63,7 @@ def open_classifier(path: str | Path, labels: int, seed: int = 0) -> nn.Module:
         raise DataError(f"expected a dense model to prune, got one that is pruned in {path}")
     _, config = _architecture(path)
     settings: dict[str, Any] = {"num_labels": labels}
-    if has_classifier(path):
+    if has_classifier(path, head):
         named = config.get("id2label")
         has = len(named) if named and isinstance(named, (dict, list)) else 2
         if has != labels:
@@ -67,7 +73,7 @@ def open_classifier(path: str | Path, labels: int, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _from_folder(
-            transformers.AutoModelForSequenceClassification,
+            getattr(transformers, f"AutoModelFor{head}"),
             path,
             config,
             "classifier",
@@ -83,6 +89,15 @@ def open_tokenizer(path: str | Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(path, **_LOCAL)
     except Exception as error:  # tokenizers and their files raise whatever they come to
         raise DataError(f"expected a tokenizer in {path}: {one_line(error)}") from error
+
+
+def open_image_processor(path: str | Path) -> Any:
+    """The image processor in a model folder. Raises DataError if it has none that can be used."""
+    try:
+        check_folder(path)
+        return transformers.AutoImageProcessor.from_pretrained(path, **_LOCAL)
+    except Exception as error:  # as of tokenizers
+        raise DataError(f"expected an image processor in {path}: {one_line(error)}") from error
 
 
 def is_pruned(path: str | Path) -> bool:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
-from transformers import DataCollatorWithPadding, PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from secateurs import __version__
 from secateurs.architectures.sites import find_sites
+from secateurs.data.base import IGNORED, Task
 from secateurs.data.batches import to_device
-from secateurs.data.glue import Task, encode, read_split
 from secateurs.errors import DataError
 from secateurs.plan import SparsityPlan
 from secateurs.pruning import METHODS, Budget, Needs, make_pruner, prune
@@ -50,10 +50,10 @@ class Settings:
 
 @dataclass
 class TaskData:
-    """The encoded splits of one task."""
+    """The encoded splits of one task, by the tokenizer or the image processor of the model."""
 
     task: Task
-    tokenizer: Any
+    processor: Any
     train: list[dict[str, Any]]
     validation: list[dict[str, Any]]
 
@@ -61,7 +61,7 @@ class TaskData:
     def read(
         cls,
         task: Task,
-        tokenizer: Any,
+        processor: Any,
         directory: str | Path | None = None,
         max_length: int = 128,
         train_examples: int | None = None,
@@ -70,15 +70,18 @@ class TaskData:
         """Read and encode both splits; of each the first so many examples, or all."""
         splits = []
         for split, most in (("train", train_examples), ("validation", validation_examples)):
-            rows = read_split(task, split, directory)[:most]
-            splits.append(encode(tokenizer, task, rows, max_length))
-        return cls(task, tokenizer, *splits)
+            rows = task.read(split, directory)[:most]
+            splits.append(task.encode(processor, rows, max_length))
+        return cls(task, processor, *splits)
 
     def batches(self, split: list[dict[str, Any]], size: int) -> list[dict[str, torch.Tensor]]:
         """Padded batches of examples of similar lengths."""
-        collate = DataCollatorWithPadding(self.tokenizer)
-        order = sorted(split, key=lambda example: len(example["input_ids"]))
-        return [dict(collate(order[i : i + size])) for i in range(0, len(order), size)]
+        order = sorted(split, key=lambda example: len(example.get("input_ids", ())))
+        return [self.collate(order[i : i + size]) for i in range(0, len(order), size)]
+
+    def collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """One padded batch of examples."""
+        return self.task.collate(self.processor, examples)
 
 
 @dataclass
@@ -104,8 +107,12 @@ def evaluate(model: nn.Module, data: TaskData, batch_size: int = 64) -> dict[str
     model.eval()
     logits, labels = [], []
     for batch in data.batches(data.validation, batch_size):
-        labels.append(batch.pop("labels").numpy())
-        logits.append(model(**to_device(batch, model)).logits.float().cpu().numpy())
+        wanted = batch.pop("labels")
+        given = model(**to_device(batch, model)).logits.float().cpu()
+        if wanted.dim() > 1:  # one for each token, some of which do not count
+            given, wanted = given[wanted != IGNORED], wanted[wanted != IGNORED]
+        labels.append(wanted.numpy())
+        logits.append(given.numpy())
     model.train(was_training)
     return data.task.evaluate(np.concatenate(logits), np.concatenate(labels))
 
@@ -128,7 +135,7 @@ def train(
     Raises CheckpointError if `directory` holds those of a training with another input.
     """
     claim(directory, _inputs(model, data, epochs, settings, session, teacher))
-    gpu = torch.cuda.is_available()
+    gpu, has_lengths = torch.cuda.is_available(), data.task.main_input == "input_ids"
     arguments = TrainingArguments(
         output_dir=str(directory),
         num_train_epochs=epochs,
@@ -138,7 +145,7 @@ def train(
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
         weight_decay=0.0,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="group_by_length" if has_lengths else "random",
         report_to="none",
         use_cpu=not gpu,
         dataloader_pin_memory=gpu,
@@ -150,7 +157,7 @@ def train(
     trainer = PruningTrainer(
         model,
         arguments,
-        data_collator=DataCollatorWithPadding(data.tokenizer),
+        data_collator=data.collate,
         train_dataset=data.train,
         session=session,
         teacher=teacher,
@@ -202,11 +209,9 @@ def _inputs(
     teacher: nn.Module | None,
 ) -> dict[str, str]:
     """All that decides how a training ends."""
-    tokenizer = data.tokenizer
-    padding = [(tokenizer.pad_token_id, tokenizer.padding_side)]
     return {
         "model": model_digest(model),
-        "data": values_digest([*padding, *data.train]),
+        "data": values_digest([data.task.decides(data.processor), *data.train]),
         "epochs": repr(float(epochs)),
         "settings": repr(settings),
         "session": repr(None if session is None else session.run()),
@@ -287,12 +292,11 @@ def meta_task(
 ) -> MetaTask:
     """The inputs of a task's training split for `pruning.smp.meta_train`, shuffled, in padded
     batches."""
-    rows = read_split(task, "train", directory)[:train_examples]
-    examples = encode(tokenizer, task, rows, max_length)
+    rows = task.read("train", directory)[:train_examples]
+    examples = task.encode(tokenizer, rows, max_length)
     order = np.random.default_rng(seed).permutation(len(examples))
-    collate = DataCollatorWithPadding(tokenizer)
     batches = [
-        dict(collate([examples[j] for j in order[i : i + batch_size]]))
+        task.collate(tokenizer, [examples[j] for j in order[i : i + batch_size]])
         for i in range(0, len(order), batch_size)
     ]
     return MetaTask(batches, task.pair)

@@ -43,4 +43,15 @@ FAULTS = (
         ("return torch.equal(load_file(outputs)", "return True or torch.equal(load_file(outputs)",
          "cli/test_demo.py -k one_bit"),
     ),
+    *faults_in(
+        "python/secateurs/cli/commands/frontier.py",
+        ("*((f\"{row['target']:g}x\", row[\"speedup\"], row[quality]) for row in results)",
+         "*((f\"{row['target']:g}x\", row[\"speedup\"], row[\"cosine\"]) for row in results)",
+         "cli/test_timed_pruning.py -k shows_the_score"),
+    ),
+    *faults_in(
+        "python/secateurs/cli/tasks.py",
+        ("    if not has_classifier(options.model, task.head):\n", "    if False:\n",
+         "cli/test_timed_pruning.py -k one_source"),
+    ),
 )  # fmt: skip

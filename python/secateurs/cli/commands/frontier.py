@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from secateurs.cli.arguments import SAMPLING, above_one, add_sampling, method_name, seed, settle
 from secateurs.cli.paths import new_directory
 from secateurs.cli.results import write_model
+from secateurs.cli.tasks import add_task, judged_by_task
 from secateurs.cli.terminal import OK, quiet, tell
 from secateurs.cli.timed_pruning import (
     TIMED_EXAMPLES,
@@ -36,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FACTOR",
         help="times as fast as transformers runs the model here (default: 2 3 4 6)",
     )
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--text", metavar="FILE", help="read plain text, sentence by sentence")
-    data.add_argument("--data", metavar="FILE", help="read JSON lines with text, maybe text_pair")
+    parser.add_argument("--text", metavar="FILE", help="read plain text, sentence by sentence")
+    parser.add_argument("--data", metavar="FILE", help="read JSON lines with text, maybe text_pair")
+    add_task(parser, required=False)
     add_shapes(parser)
     add_precision(parser)
     parser.add_argument(
@@ -62,19 +65,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> tuple[int, Any]:
     """Search for each speed, and save what was found; a speed out of reach is told and left out."""
-    from secateurs.data.text import read_examples, read_text
     from secateurs.errors import BudgetError
     from secateurs.pruning import Budget
     from secateurs.search import Search
-    from secateurs.storage.model_folders import open_model
 
     quiet()
-    settle(options, {**SAMPLING, "examples": TIMED_EXAMPLES, "force": False}, {})
+    settle(
+        options,
+        {**SAMPLING, "examples": TIMED_EXAMPLES, "force": False},
+        {"data_dir": (options.task is not None, "with --task")},
+    )
     out = new_directory(options.out)
-    rows: Sequence[Any]
-    rows = read_text(options.text) if options.text else read_examples(options.data)
-    model = open_model(options.model)
-    tokenizer, training = shuffled_batches(options, model, rows)
+    subject = _subject(options)
+    model, training = subject.model, subject.training
     search = Search(
         model,
         training[: -(-options.examples // options.batch_size)],
@@ -94,26 +97,75 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
             continue
         folder = out / f"speedup-{speedup:g}"
         if not options.no_models:
-            write_model(found.model, tokenizer, options.model, folder)
-        results.append({"target": speedup, **figures_of(found)})
+            write_model(found.model, subject.processor, options.model, folder)
+        score = subject.score(found.model)
+        results.append({"target": speedup, **figures_of(found), **score})
     if not results:
         raise BudgetError("expected speeds that can be met, got none that is")
-    _report(options, out, results)
+    _report(options, out, results, subject.score(model))
     return OK, {"out": str(out), "results": results}
 
 
-def _report(options: argparse.Namespace, out: Any, results: list[dict[str, Any]]) -> None:
+@dataclass(frozen=True)
+class _Subject:
+    """A model to prune, what reads its data, batches to decide on, and the task that judges, if
+    there is one."""
+
+    model: Any
+    processor: Any
+    training: list[Any]
+    data: Any = None
+
+    def score(self, model: Any) -> dict[str, float]:
+        """What `model` reaches by the metric of the task that decides."""
+        if self.data is None:
+            return {}
+        from secateurs.training.task_recipe import evaluate
+
+        return dict([next(iter(evaluate(model, self.data).items()))])
+
+
+def _subject(options: argparse.Namespace) -> _Subject:
+    """What the arguments say is pruned and judged. Raises DataError unless they name one source of
+    data."""
+    from secateurs.data.text import read_examples, read_text
+    from secateurs.errors import DataError
+    from secateurs.storage.model_folders import open_model
+
+    if sum(source is not None for source in (options.text, options.data, options.task)) != 1:
+        raise DataError("expected one of --text, --data and --task")
+    if options.task:
+        model, data = judged_by_task(options)
+        chosen = random.Random(options.seed).sample(data.train, len(data.train))
+        training = data.batches(chosen[: options.examples], options.batch_size)
+        random.Random(options.seed).shuffle(training)
+        return _Subject(model, data.processor, training, data)
+    rows: Sequence[Any]
+    rows = read_text(options.text) if options.text else read_examples(options.data)
+    model = open_model(options.model)
+    return _Subject(model, *shuffled_batches(options, model, rows))
+
+
+def _report(
+    options: argparse.Namespace, out: Any, results: list[dict[str, Any]], dense: dict[str, float]
+) -> None:
+    """Print and draw the results: the score of the task, or the cosine where there is none."""
     from secateurs.cli import pictures
     from secateurs.cli.tables import write_json
 
-    print_figures(results)
+    print_figures(results, list(dense))
+    if dense:
+        told = ", ".join(f"{name} {value:.4f}" for name, value in dense.items())
+        print(f"not pruned: {told}\n")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "frontier.json", results)
-    stock, dense = results[0]["stock_ms"], results[0]["dense_ms"]
+    quality, best = next(iter(dense.items()), ("cosine", 1.0))
+    whole = results[0]["stock_ms"] / results[0]["dense_ms"]
     points = [
-        ("transformers", 1.0, 1.0),
-        ("converted, whole", stock / dense, 1.0),
-        *((f"{row['target']:g}x", row["speedup"], row["cosine"]) for row in results),
+        ("transformers", 1.0, best),
+        ("converted, whole", whole, best),
+        *((f"{row['target']:g}x", row["speedup"], row[quality]) for row in results),
     ]
-    pictures.frontier(out / "frontier.png", str(options.model), points)
+    named = f"{options.task}, {quality}" if dense else pictures.COSINE
+    pictures.frontier(out / "frontier.png", str(options.model), points, named)
     print(f"saved to {out}")

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from secateurs.cli.arguments import seconds, shape
+from secateurs.cli.arguments import seconds, settle, shape
+from secateurs.cli.tasks import add_task, judged_by_task
 from secateurs.cli.terminal import OK, quiet
 
 SUMMARY = "time a pruned model folder against a dense one"
@@ -32,24 +33,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sample each row at least so long (default: %(default)s)",
     )
     parser.add_argument("--text", metavar="FILE", help="also compare outputs on this text")
+    add_task(parser, required=False)
 
 
 def run(options: argparse.Namespace) -> tuple[int, Any]:
     """Print the times, and the cosine to the baseline where there is a text."""
     from dataclasses import asdict
 
-    from secateurs.cli.tables import speed_table
+    from secateurs.cli.tables import speed_table, table
     from secateurs.cli.tokenizers import tokenizer_of
     from secateurs.data.text import batches, read_text
     from secateurs.measurement.quality import fidelity, speed
     from secateurs.storage.model_folders import open_model
+    from secateurs.training.task_recipe import evaluate
 
     quiet()
+    settle(options, {}, {"data_dir": (options.task is not None, "with --task")})
     sentences = read_text(options.text) if options.text else []
-    model, dense = open_model(options.model), open_model(options.baseline)
+    reading = argparse.Namespace(command="measure", model=options.baseline, max_length=128)
+    model = open_model(options.model)
+    if options.task:
+        reading.task, reading.data_dir = options.task, options.data_dir
+        dense, data = judged_by_task(reading)
+    else:
+        dense, data = open_model(options.baseline), None
     judged: list[Any] = []
     if sentences:
-        reading = argparse.Namespace(command="measure", model=options.baseline, max_length=128)
         tokenizer = tokenizer_of(reading, dense)
         judged = batches(tokenizer, sentences, 32, reading.max_length)
     rows = speed(
@@ -69,4 +78,13 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
             f"\ncosine to the baseline: mean {cosine.mean:.4f}, "
             f"worst 5% {cosine.worst_twentieth:.4f}"
         )
+    if data is not None:
+        result["scores"] = {"dense": evaluate(dense, data), "pruned": evaluate(model, data)}
+        dense_scores, pruned_scores = result["scores"].values()
+        told = [
+            {"metric": name, "dense": value, "pruned": pruned_scores[name]}
+            for name, value in dense_scores.items()
+        ]
+        columns = {"metric": options.task, "dense": "dense:.4f", "pruned": "pruned:.4f"}
+        print(f"\n{table(told, columns)}")
     return OK, result

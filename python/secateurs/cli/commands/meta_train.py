@@ -43,15 +43,19 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     """Train the scorer and save it."""
     from secateurs.architectures.sites import find_sites
     from secateurs.cli.paths import new_file
+    from secateurs.cli.tasks import reads_text
     from secateurs.cli.tokenizers import tokenizer_of
-    from secateurs.data.glue import find_task
+    from secateurs.data.tasks import find_task
+    from secateurs.errors import DataError
     from secateurs.pruning.methods.smp import meta_train, save_scorer
     from secateurs.storage.model_folders import open_model
     from secateurs.training.task_recipe import meta_task
 
     quiet()
     out = new_file(options.out)
-    tasks = [find_task(name) for name in options.tasks]
+    tasks = [find_task(name, options.data_dir) for name in options.tasks]
+    if not all(map(reads_text, tasks)):
+        raise DataError(f"expected tasks of text to learn from, got {', '.join(options.tasks)}")
     model = open_model(options.model)
     find_sites(model)
     tokenizer = tokenizer_of(options, model)

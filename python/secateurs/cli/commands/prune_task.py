@@ -1,4 +1,4 @@
-"""`secateurs prune-task`: prune while a model is trained on a GLUE task, and judge it there."""
+"""`secateurs prune-task`: prune while a model is trained on a task, and judge it there."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from secateurs.cli.arguments import (
     rate,
     settle,
 )
+from secateurs.cli.tasks import add_task, processor_of, reads_text
 from secateurs.cli.terminal import OK, quiet
 from secateurs.errors import DataError
 
@@ -38,14 +39,7 @@ WITHOUT_EFFECT = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the method, the task, and how long each phase trains."""
     add_pruning(parser)
-    parser.add_argument(
-        "--task", required=True, metavar="NAME", help="a GLUE task: cola, sst2, stsb, qnli, ..."
-    )
-    parser.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="the task's JSON lines (default: fetched by the package datasets)",
-    )
+    add_task(parser, required=True)
     parser.add_argument(
         "--train-examples",
         type=positive,
@@ -82,9 +76,8 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     from secateurs.architectures.sites import find_sites
     from secateurs.cli.paths import checkpoints_beside, new_directory
     from secateurs.cli.tables import print_density, table
-    from secateurs.cli.tokenizers import tokenizer_of
     from secateurs.conversion.builder import convert
-    from secateurs.data.glue import find_task
+    from secateurs.data.tasks import find_task
     from secateurs.pruning import METHODS, Budget, Needs, make_pruner
     from secateurs.pruning.run_folders import claim, model_digest, values_digest
     from secateurs.storage.checkpoint import save
@@ -103,12 +96,12 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
 
     quiet()
     method = METHODS[options.method]
-    settle(options, DEFAULTS, _effects(options, method.needs))
+    task = find_task(options.task, options.data_dir)
+    settle(options, DEFAULTS, _effects(options, method.needs, task))
     out = new_directory(options.out)
     values = method_options(options.method, options.option, options.allocator)
     common: dict[str, Any] = {"allocator": options.allocator, **values}
     make_pruner(options.method, **common).check(Budget.parse(options.budget))
-    task = find_task(options.task)
     work, progress = checkpoints_beside(options.checkpoints, out), options.progress
     if options.precision == "fp16" and not torch.cuda.is_available():
         raise DataError("expected a GPU to train in fp16 on, got none: bf16 needs none")
@@ -116,12 +109,12 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         raise DataError(f"expected epochs for {method.name} to prune in, got 0")
     # What the task knows and the method asks.
     common = ({"pair": task.pair} if "pair" in method.options else {}) | common
-    model = open_classifier(options.model, task.labels, options.seed)
+    model = open_classifier(options.model, task.labels, options.seed, task.head)
     sites = find_sites(model)
     check_pruning(model, method.name, options.budget, common, seed=options.seed)
-    tokenizer = tokenizer_of(options, model)
+    processor = processor_of(options, model, task)
     data = TaskData.read(
-        task, tokenizer, options.data_dir, options.max_length, options.train_examples
+        task, processor, options.data_dir, options.max_length, options.train_examples
     )
     settings = Settings(
         lr=options.lr or 2e-5,
@@ -144,7 +137,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     seconds = {}
     before = options.dense_epochs
     if before is None:
-        before = 0.0 if has_classifier(options.model) else 3.0
+        before = 0.0 if has_classifier(options.model, task.head) else 3.0
     if before:
         seconds["dense"] = train(model, data, before, work / "dense", settings, progress=progress)
     dense = evaluate(model, data)
@@ -164,7 +157,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     fast = convert(outcome.model, outcome.plan)
     converted = evaluate(fast, data)
     save(fast, out)
-    tokenizer.save_pretrained(out)
+    processor.save_pretrained(out)
     shutil.rmtree(work, ignore_errors=True)
     seconds |= outcome.seconds
     rows = [
@@ -187,7 +180,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     }
 
 
-def _effects(options: argparse.Namespace, needs: Any) -> dict[str, tuple[bool, str]]:
+def _effects(options: argparse.Namespace, needs: Any, task: Any) -> dict[str, tuple[bool, str]]:
     """Which arguments have an effect beside the others."""
     from secateurs.pruning import Needs
 
@@ -195,6 +188,7 @@ def _effects(options: argparse.Namespace, needs: Any) -> dict[str, tuple[bool, s
     phases = (options.dense_epochs, options.prune_epochs, options.recover_epochs)
     trains = any(phase is None or phase > 0 for phase in phases)
     return {
+        "max_length": (reads_text(task), "for a task of text"),
         "examples": (reads_some, "for a method that reads some of the data before any training"),
         **dict.fromkeys(("lr", "imitate", "precision"), (trains, "with epochs to train in")),
     }
