@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from secateurs.cli.arguments import seconds, shape
+from secateurs.cli.arguments import add_precision, seconds, shape
 from secateurs.cli.terminal import OK, quiet
 
 SUMMARY = "time a pruned model folder against a dense one"
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sample each row at least so long (default: %(default)s)",
     )
     parser.add_argument("--text", metavar="FILE", help="also compare outputs on this text")
+    add_precision(parser)
 
 
 def run(options: argparse.Namespace) -> tuple[int, Any]:
@@ -47,6 +48,8 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     quiet()
     sentences = read_text(options.text) if options.text else []
     model, dense = open_model(options.model), open_model(options.baseline)
+    if options.precision is not None:
+        model = _rounded(model, options)
     judged: list[Any] = []
     if sentences:
         reading = argparse.Namespace(command="measure", model=options.baseline, max_length=128)
@@ -70,3 +73,21 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
             f"worst 5% {cosine.worst_twentieth:.4f}"
         )
     return OK, result
+
+
+def _rounded(model: Any, options: argparse.Namespace) -> Any:
+    """The model on our kernels in the precision asked for, which a saved one already has or not."""
+    from secateurs.conversion.builder import convert
+    from secateurs.conversion.inherited import record_of
+    from secateurs.errors import DataError
+    from secateurs.plan import SparsityPlan
+
+    record = record_of(model)
+    if record is None:
+        return convert(model, SparsityPlan(), precision=options.precision)
+    if record.precision != options.precision:
+        raise DataError(
+            f"expected a dense model, or one saved in {options.precision}, in {options.model}, got "
+            "a converted one in its own dtype: prune with --precision"
+        )
+    return model
