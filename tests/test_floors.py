@@ -40,7 +40,16 @@ FLOORS: dict[str, set[str]] = {
     "masking": {"plan", "architectures"},
     "reconstruction": {"plan", "data", "architectures", "masking"},
     "pruning": {"plan", "data", "architectures", "masking", "reconstruction"},
-    "conversion": {"plan", "formats", "ops", "architectures", "measurement", "masking"},
+    "conversion": {
+        "plan",
+        "data",
+        "formats",
+        "ops",
+        "architectures",
+        "measurement",
+        "masking",
+        "reconstruction",
+    },
     "training": {"plan", "data", "architectures", "masking", "pruning"},
     "search": {
         "plan",

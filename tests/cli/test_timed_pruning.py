@@ -12,6 +12,7 @@ from support.tiny_models import tiny_model
 from secateurs import convert, load, prune, save
 from secateurs.cli import main as cli
 from secateurs.cli import pictures
+from secateurs.conversion import builder
 from secateurs.data.tasks import find_task
 from secateurs.search import LatencyTable
 from secateurs.search import search as module
@@ -154,13 +155,34 @@ def test_a_frontier_without_a_speed_in_reach_is_refused(folder, text, tmp_path, 
 
 
 @pytest.mark.parametrize("target", [("--speedup", 3), ("--budget", "heads=0.5")])
-def test_linears_run_in_codes_of_8_bits_where_that_is_asked_for(folder, text, tmp_path, target):
+def test_linears_run_in_codes_of_8_bits_where_that_is_asked_for(
+    folder, text, tmp_path, target, monkeypatch
+):
+    rounded, decide = [], builder.decide
+    monkeypatch.setattr(builder, "decide", lambda *a: rounded.append(decide(*a)) or rounded[-1])
     out = tmp_path / "fast"
     arguments = ("--model", folder, "--text", text, "--out", out, "--precision", "int8")
     assert run("prune", *arguments, *target) == 0
     kinds = {type(module).__name__ for module in load(out).modules()}
     assert "Int8Linear" in kinds
     assert not kinds & {"PackedLinear", "DenseLinear"}
+    assert len(rounded) == 1  # by the text
+
+
+def test_a_dense_folder_is_measured_in_codes_of_8_bits(folder, text, tmp_path, capsys):
+    def measure(path, *words):
+        usual = ["measure", path, "--baseline", folder, "--precision", "int8", "--shapes", "1x4"]
+        return cli.main([*map(str, usual), "--min-time", "0", "--no-progress", *words])
+
+    told = tmp_path / "told.json"
+    assert measure(folder, "--text", str(text), "--json", str(told)) == 0
+    assert 0.99 < json.loads(told.read_text())["cosine"]["mean"] < 1 - 1e-9
+    pruning = ("--model", folder, "--text", text, "--budget", "heads=0.5")
+    assert run("prune", *pruning, "--out", tmp_path / "coded", "--precision", "int8") == 0
+    assert measure(tmp_path / "coded") == 0
+    assert run("prune", *pruning, "--out", tmp_path / "other") == 0
+    assert measure(tmp_path / "other") == 2
+    assert "or one saved in int8" in capsys.readouterr().err
 
 
 @pytest.fixture

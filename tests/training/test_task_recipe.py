@@ -17,6 +17,7 @@ from support.training import dense_folder, sentences, write
 
 import secateurs
 from secateurs.cli import main as cli
+from secateurs.cli.commands import prune_task
 from secateurs.data.metrics import matthews
 from secateurs.data.tasks import find_task
 from secateurs.data.text import fit_tokenizer
@@ -185,7 +186,7 @@ OTHERS: dict[str, list[object] | None] = {
     "--task": ["cola"], "--allocator": ["per_layer"],
     "--examples": [3], "--batch-size": [5], "--max-length": [3], "--lr": [0.01], "--seed": [7],
     "--train-examples": [9], "--dense-epochs": [1], "--prune-epochs": [2], "--recover-epochs": [2],
-    "--imitate": [], "--precision": ["bf16"],
+    "--imitate": [], "--training-precision": ["bf16"], "--precision": ["int8"],
 }  # fmt: skip
 OF_METHODS = {
     "gradient": {"--budget": ["neurons=0.4"], "--method": ["magnitude"], "--option": ["rounds=2"]},
@@ -296,6 +297,20 @@ def test_bad_input_is_one_sentence_and_saves_nothing(
     assert not out.exists()
 
 
+def test_the_former_name_of_the_precision_of_training_is_read_and_told(capsys):
+    def read(word):
+        words = ["--model", "M", "--out", "O", "--task", "sst2", "--budget", "heads=0.5"]
+        options = prune_parser().parse_args([*words, "--precision", word])
+        options.command = "prune-task"
+        prune_task._rename(options)
+        return options.training_precision, options.precision
+
+    assert read("bf16") == ("bf16", None)
+    assert "is now --training-precision bf16" in capsys.readouterr().err
+    assert read("int8") == (None, "int8")
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -307,7 +322,8 @@ def test_bad_input_is_one_sentence_and_saves_nothing(
         ["--method", "smp", "--budget", "heads=0.4"],
         ["--method", "seven", "--budget", "blocks=0.5,block=48"],
         ["--prune-epochs", "0"],
-        ["--precision", "fp16"],
+        ["--training-precision", "fp16"],
+        ["--precision", "bf16", "--training-precision", "bf16"],
         ["--checkpoints", "out"],
     ],
     ids=" ".join,

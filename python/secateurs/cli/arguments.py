@@ -63,6 +63,18 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_precision(parser: argparse.ArgumentParser, former: tuple[str, ...] = ()) -> None:
+    """Add in what the linears of the converted model compute; `former` words are read too, but not
+    told."""
+    parser.add_argument(
+        "--precision",
+        choices=("int8", *former),
+        metavar="{int8}",
+        help="run linears on weights and inputs of 8 bits, on the CPU (default: the model's own "
+        "dtype)",
+    )
+
+
 def settle(options: argparse.Namespace, defaults: Mapping[str, Any], effects: Effects) -> None:
     """Give arguments that were left out their defaults.
 

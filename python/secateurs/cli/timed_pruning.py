@@ -44,16 +44,6 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     add_force(parser)
 
 
-def add_precision(parser: argparse.ArgumentParser) -> None:
-    """Add in what the linears of the fast model compute."""
-    parser.add_argument(
-        "--precision",
-        choices=("int8",),
-        help="run linears on weights and inputs of 8 bits, on the CPU (default: the model's own "
-        "dtype)",
-    )
-
-
 def add_shapes(parser: argparse.ArgumentParser) -> None:
     """Add the calls that a time is for."""
     parser.add_argument(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -22,9 +22,11 @@ from secateurs.conversion.layer_builder import LayerBuilder, fastest
 from secateurs.conversion.modules import husk
 from secateurs.conversion.proof import observe, prove
 from secateurs.conversion.report import Conversion, SiteReport, conversion_of
+from secateurs.conversion.rounding import decide
 from secateurs.conversion.slicing import CompactLinear, slice_linear
+from secateurs.data.batches import Batch
 from secateurs.errors import PlanError
-from secateurs.masking.masked_model import check_finite
+from secateurs.masking.masked_model import apply, check_finite
 from secateurs.plan import SparsityPlan
 
 
@@ -38,6 +40,9 @@ def convert(
     costs: Costs | None = None,
     inplace: bool = False,
     precision: str | None = None,
+    batches: Iterable[Batch] | None = None,
+    alpha: float = 0.5,
+    max_error: float = 0.05,
 ) -> nn.Module:
     """The model without what `plan` removes, on our kernels; computes what `apply(model, plan)`
     computes.
@@ -54,10 +59,18 @@ def convert(
         costs: what each form costs; by default measured here.
         precision: "int8": weights of linears in codes of 8 bits with a scale for each output, and
             in each call what they multiply in such codes with a scale for each token and 64 inputs
-            (`ops.int8_linear`); attention and norms stay in the dtype of the model. None: all do.
+            (`ops.int8_linear`); attention and norms stay in the dtype of the model, and so does a
+            linear that was measured slower in codes. None: all do.
+        batches: calibration data for `precision`, dicts of tensors as the model takes them; labels
+            and padding are left out. They decide the codes of each weight, its bias, and factors
+            that are moved from its inputs into it, each where it lowers the error of the linear.
+        alpha: how much of the range of an input such a factor moves, from 0 to 1.
+        max_error: a linear whose output is off by more on the data, relative to its size, stays in
+            the dtype of the model.
 
     Raises:
-        PlanError: `precision` is none of these.
+        PlanError: `precision` is none of these, or there are `batches` without one.
+        DataError: `batches` that the model does not take, or that make NaN or infinity in it.
         BackendError: nothing here runs it: int8 runs on the CPU, in float32 and bfloat16.
         FamilyError: the model is not supported, its layers are not stock, or a converted one does
             not compute what it did; the model is as it was.
@@ -69,6 +82,12 @@ def convert(
     check_stock(model, sites)
     if precision is not None and precision not in PRECISIONS:
         raise PlanError(f"expected precision None or {' or '.join(PRECISIONS)}, got {precision!r}")
+    if batches is not None and precision is None:
+        raise PlanError("expected batches with a precision to round to, got batches alone")
+    if not (0 <= alpha <= 1 and max_error > 0):
+        raise PlanError(
+            f"expected alpha from 0 to 1 and max_error above 0, got {alpha} and {max_error}"
+        )
     picker = FormPicker(tokens=tokens, costs=costs, precision=precision)
     if not inplace:
         model = copy.deepcopy(model)
@@ -79,11 +98,21 @@ def convert(
             for i, shape in enumerate(sites.layers)
         ]
         stock = [sites.layer(model, i) for i in range(len(sites.layers))]
+        exact = compact
+        if batches is not None:
+            masked = apply(model, plan).eval()
+            layers = decide(masked, sites, plan, stock, compact, batches, alpha, max_error)
+            picker.take([layer.stays for layer in layers], [layer.notes for layer in layers])
+            stock, exact, compact = map(
+                list,
+                zip(*((layer.stock, layer.exact, layer.linears) for layer in layers), strict=True),
+            )
         if precision is not None:
             # Before it is rounded, the model is held to the tolerance of its dtype.
-            rebuild(model, stock, sites, plan, compact, FormPicker(tokens=tokens, only="torch"))
+            unrounded = FormPicker(tokens=tokens, only="torch")
+            rebuild(model, stock, sites, plan, exact, unrounded)
             proof = prove(model, sites, evidence)
-        rebuild(model, stock, sites, plan, compact, picker)
+        rebuild(model, stock, sites, plan, compact, picker, exact)
         last = prove(model, sites, evidence, precision)
     told = str(last) if precision is None else f"{proof}; in {precision}: {last}"
     conversion_of(model).reports.insert(0, SiteReport("layers", "proven", told))
@@ -118,23 +147,28 @@ def rebuild(
     plan: SparsityPlan,
     compact: list[dict[str, CompactLinear]],
     picker: FormPicker,
+    exact: list[dict[str, CompactLinear]] | None = None,
 ) -> nn.Module:
     """Replace the layers of `model`, in place, by converted ones made of compact weights.
 
-    `templates` are stock layers that lend their norms and their class.
+    Args:
+        templates: stock layers that lend their norms and their class.
+        exact: the weights before they were rounded, for linears that would lose time in codes;
+            without them no linear is taken for one.
     """
     husks = [husk(template) for template in templates]
     conversion = Conversion(plan, sites, [], {}, picker.tokens, picker.precision, husks)
     layers = []
     for i, (template, weights) in enumerate(zip(templates, compact, strict=True)):
-        keep = sites.keep(plan, i)
-        make = partial(LayerBuilder, sites.architecture, i, keep, weights, picker, template)
+        keep, before = sites.keep(plan, i), None if exact is None else exact[i]
+        make = partial(LayerBuilder, sites.architecture, i, keep, weights, picker, template, before)
         # Where only the norms have data (a model that is read, or made again), one of theirs.
         like = max(template.parameters(), key=lambda tensor: tensor.device.type != "meta")
         built = fastest(make, like)
         layers.append(built.layer)
         conversion.reports += built.reports
         conversion.forms |= built.forms
+        conversion.stays |= built.stays
     _set_layers(model, sites, nn.ModuleList(layers))
     forget_recording(model)
     adopt(model, conversion)

@@ -29,6 +29,7 @@ LONGEST = 1e6  # milliseconds; no form of a linear or layer comes near
 # Of those, one with at most this share of its blocks runs block-sparse, another dense.
 MEASURED_FROM = 1 << 14
 BLOCK_BREAK_EVEN = 0.9
+SLOWER = 1.1  # from how many times as long on codes lose
 
 
 def machine(device: torch.device) -> str:
@@ -170,6 +171,10 @@ class FormPicker:
         fixed: form by site, as an earlier conversion on this machine picked it.
         precision: of the forms to pick from, one of `forms.PRECISIONS`; None: that of the dtype.
         only: the form that every linear takes.
+        stays: why a linear stays in the dtype of the model, by its site.
+
+    Attributes:
+        notes: what calibration data decided for a linear, by its site.
     """
 
     def __init__(
@@ -180,12 +185,42 @@ class FormPicker:
         fixed: Mapping[str, str] | None = None,
         precision: str | None = None,
         only: str | None = None,
+        stays: Mapping[str, str] | None = None,
     ) -> None:
         if tokens < 1:
             raise PlanError(f"expected at least one token, got {tokens}")
         self.tokens, self.fixed = tokens, fixed or {}
         self.precision, self.only = precision, only
+        self.stays, self.notes = dict(stays or {}), dict[str, list[str]]()
         self._costs = costs
+
+    def take(
+        self,
+        stays: Sequence[Mapping[str, str]],
+        notes: Sequence[Mapping[str, list[str]]],
+    ) -> None:
+        """Take over what data decided for each layer, by role."""
+        for index, (own_stays, own_notes) in enumerate(zip(stays, notes, strict=True)):
+            self.stays |= {f"layers.{index}.{role}": why for role, why in own_stays.items()}
+            self.notes |= {f"layers.{index}.{role}": told for role, told in own_notes.items()}
+
+    def why_slower(
+        self, rounded: Mapping[str, Any], exact: Mapping[str, Any], with_residual: bool
+    ) -> str | None:
+        """Why a linear had better not be rounded: the time of its forms in codes and of the others,
+        where codes are slower by more than times vary. Small ones are not measured."""
+        weight = exact["torch"].weight
+        if weight.numel() < MEASURED_FROM:
+            return None
+        description = f"{self.precision} or not, {self._description(exact, with_residual)}"
+        if "int8 block-sparse" in rounded:
+            coded = rounded["int8 block-sparse"].weight
+            description += f", codes {coded.block} at {coded.density:.2f}"
+        times = self._times(description, {**rounded, **exact}, *self._call(weight, with_residual))
+        best, other = (min(forms, key=times.__getitem__) for forms in (rounded, exact))
+        if times[best] <= SLOWER * times[other]:
+            return None
+        return f"{best} {times[best]:.3f} ms, {other} {times[other]:.3f} ms at {self.tokens} tokens"
 
     def pick(
         self,
@@ -218,14 +253,8 @@ class FormPicker:
             below = sparse.weight.density <= BLOCK_BREAK_EVEN
             told = f"{small}, the usual break-even is {BLOCK_BREAK_EVEN}"
             return ("block-sparse" if below else dense), told
-        n, k = weight.shape
-        x = self._tokens(k).to(weight)
-        residual = x.new_zeros(self.tokens, n) if with_residual else None
-        description = f"{n}x{k} {weight.dtype} at {self.tokens} tokens, "
-        description += f"{forms['torch'].activation}, residual={with_residual}"
-        if sparse is not None:
-            description += f", {sparse.weight.block} at {sparse.weight.density:.2f}"
-        return self._fastest(description, forms, x, residual, among)
+        description = self._description(forms, with_residual)
+        return self._fastest(description, forms, *self._call(weight, with_residual), among)
 
     def pick_layer(
         self, layers: Mapping[str, nn.Module], hidden: int, like: Tensor
@@ -238,6 +267,21 @@ class FormPicker:
             f"{built}, {like.dtype} at {self.tokens} tokens", layers, x, None, layers.keys()
         )
 
+    def _description(self, forms: Mapping[str, Any], with_residual: bool) -> str:
+        """Describe the call of a linear that is not rounded."""
+        weight, sparse = forms["torch"].weight, forms.get("block-sparse")
+        n, k = weight.shape
+        description = f"{n}x{k} {weight.dtype} at {self.tokens} tokens, "
+        description += f"{forms['torch'].activation}, residual={with_residual}"
+        if sparse is not None:
+            description += f", {sparse.weight.block} at {sparse.weight.density:.2f}"
+        return description
+
+    def _call(self, weight: Tensor, with_residual: bool) -> tuple[Tensor, Tensor | None]:
+        """Inputs of a linear, and its residual."""
+        x = self._tokens(weight.shape[1]).to(weight)
+        return x, x.new_zeros(self.tokens, weight.shape[0]) if with_residual else None
+
     def _tokens(self, width: int) -> Tensor:
         return torch.randn(self.tokens, width, generator=torch.Generator().manual_seed(0))
 
@@ -249,9 +293,14 @@ class FormPicker:
         residual: Tensor | None,
         among: Collection[str],
     ) -> tuple[str, str]:
-        if self._costs is None:
-            self._costs = CostTable(x.device)
-        times = self._costs.times(name, forms, x, residual)
+        times = self._times(name, forms, x, residual)
         order = sorted(times, key=times.__getitem__)
         told = ", ".join(f"{form} {times[form]:.3f} ms" for form in order)
         return next(form for form in order if form in among), f"{told} at {self.tokens} tokens"
+
+    def _times(
+        self, name: str, forms: Mapping[str, nn.Module], x: Tensor, residual: Tensor | None
+    ) -> dict[str, float]:
+        if self._costs is None:
+            self._costs = CostTable(x.device)
+        return self._costs.times(name, forms, x, residual)

@@ -76,7 +76,10 @@ def fastest(make: Callable[..., LayerBuilder], like: Tensor) -> LayerBuilder:
 class LayerBuilder:
     """Builds one converted layer, and keeps a report of each decision.
 
-    With `packed`, of linears in our dense and block-sparse form wherever a kernel takes them.
+    Args:
+        exact: the weights before they were rounded to the picker's precision, for linears that
+            are faster without; None: none is.
+        packed: of linears in our dense and block-sparse form wherever a kernel takes them.
     """
 
     def __init__(
@@ -87,13 +90,16 @@ class LayerBuilder:
         weights: Mapping[str, CompactLinear],
         picker: FormPicker,
         template: nn.Module,
+        exact: Mapping[str, CompactLinear] | None = None,
         packed: bool = False,
     ) -> None:
         self.architecture, self.index = architecture, index
         self.behaviour = behaviour(architecture, template, keep.shape.head_dim)
         self.keep, self.weights, self.picker, self.packed = keep, weights, picker, packed
+        self.exact = exact
         self.reports: list[SiteReport] = []
         self.forms: dict[str, str] = {}
+        self.stays: dict[str, str] = {}
         self.layer = self._build(template)
 
     def _build(self, template: nn.Module) -> Layer:
@@ -194,16 +200,32 @@ class LayerBuilder:
 
     def _linear(self, roles: tuple[str, ...], activation: str = "none") -> Linear:
         """The linears of `roles`, which read the same input, as one product."""
-        stack = Stack(roles, [self.weights[role] for role in roles], self.keep, activation)
-        made, name = choices(stack, self.picker.precision), "+".join(roles)
-        site, ours = f"layers.{self.index}.{name}", made.whole if self.packed else None
         lasts = [sublayer.last.role for sublayer in self.architecture.sublayers]
-        form, why = self.picker.pick(
-            site, made.modules, with_residual=roles[0] in lasts, among=ours
-        )
+        name, with_residual = "+".join(roles), roles[0] in lasts
+        site, sites = f"layers.{self.index}.{name}", [f"layers.{self.index}.{r}" for r in roles]
+        precision, picker = self.picker.precision, self.picker
+        notes = [note for part in sites for note in picker.notes.get(part, ())]
+        why_not = next((picker.stays[part] for part in sites if part in picker.stays), None)
+        stack = self._stack(self.weights, roles, activation)
+        made = choices(stack, precision if why_not is None else None)
+        if precision is not None and why_not is None and self.exact is not None:
+            unrounded = choices(self._stack(self.exact, roles, activation), None)
+            why_not = picker.why_slower(made.modules, unrounded.modules, with_residual)
+            made = made if why_not is None else unrounded
+        if precision is not None and why_not is not None:
+            self.stays |= dict.fromkeys(sites, why_not)
+            notes = [f"not in {precision}: {why_not}"]
+        # Beside others in codes, a layer may still run as one operation.
+        ours = made.whole if self.packed or why_not is not None else None
+        form, why = picker.pick(site, made.modules, with_residual=with_residual, among=ours)
         self.forms[site] = form
-        told = "; ".join(filter(None, (*self._rounded(roles), *made.notes, why)))
+        told = "; ".join(filter(None, (*self._rounded(roles), *made.notes, *notes, why)))
         return self.report(name, made.modules[form], form, told)
+
+    def _stack(
+        self, weights: Mapping[str, CompactLinear], roles: tuple[str, ...], activation: str
+    ) -> Stack:
+        return Stack(roles, [weights[role] for role in roles], self.keep, activation)
 
     def _rounded(self, roles: tuple[str, ...]) -> list[str]:
         """Describe the levels of `roles` for the report; nothing where they have none."""

@@ -28,7 +28,9 @@ def remake(model: nn.Module) -> nn.Module:
     templates = [
         stock_husk(layers[i], conversion.husks[i], sites.architecture, True) for i in numbers
     ]
-    picker = FormPicker(tokens=conversion.tokens, precision=conversion.precision)
+    picker = FormPicker(
+        tokens=conversion.tokens, precision=conversion.precision, stays=conversion.stays
+    )
     rebuild(model, templates, sites, plan, compact, picker)
     for i, layer in enumerate(layers):
         made = converted_layer(model, sites, i)

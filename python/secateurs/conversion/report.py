@@ -34,6 +34,8 @@ class Conversion:
     tokens: int = 256  # that decisions are for
     precision: str | None = None  # of its linears, None: that of the dtype
     husks: list[nn.Module] = field(default_factory=list)  # of the stock layers
+    stays: dict[str, str] = field(default_factory=dict)
+    """Why a linear is not in that precision, by site."""
 
 
 class Explanation(list[SiteReport]):

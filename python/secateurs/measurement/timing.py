@@ -331,7 +331,7 @@ def _synchroniser(device: torch.device) -> Callable[[], None]:
     return lambda: module.synchronize(device)
 
 
-def _timing(samples: list[float], peak: int | None) -> Timing:
+def _timing(samples: Sequence[float], peak: int | None) -> Timing:
     s = sorted(samples)
     return Timing(_quantile(s, 0.5), _quantile(s, 0.2), _quantile(s, 0.8), len(s), peak)
 

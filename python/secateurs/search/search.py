@@ -131,7 +131,7 @@ def compress(
             distils.
         method: of METHODS, for heads and neurons, that says in which order units go; None takes
             what is better of `kprune` and `obs`.
-        precision: of `convert`, which all times are of.
+        precision: of `convert`, which all times are of; the result is rounded by `batches`.
         ridge: of `refit`.
         seed: of the other choices and of the distillation.
         force: go on where the machine is too noisy for its times to be trusted.
@@ -186,6 +186,7 @@ class Search:
         start = time.perf_counter()
         self.mix = mixed(shapes)
         self._convert = partial(convert, tokens=_tokens(self.mix), precision=precision)
+        self._rounded = precision is not None
         check_seed(seed)
         judged, self._fitted = _split(check_batches(batches))
         sites = find_sites(model)
@@ -260,7 +261,7 @@ class Search:
                 progress=self._progress,
             )
             distance = self._judge(apply(recovered, plan))
-        fast = self._convert(recovered, plan)
+        fast = self._convert(recovered, plan, batches=self._fitted if self._rounded else None)
         return Compressed(
             model=fast,
             recovered=recovered,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from secateurs.conversion.remake import (
 )
 from secateurs.conversion.report import Conversion, conversion_of
 from secateurs.conversion.slicing import CompactLinear, compact_blocks
-from secateurs.errors import CheckpointError, SecateursError
+from secateurs.errors import CheckpointError, FormatError, SecateursError
 from secateurs.formats import BlockSparseWeight
 from secateurs.formats.int8_block_sparse import codes
 from secateurs.plan import SparsityPlan
@@ -84,6 +84,7 @@ class Blueprint:
         tied: names that share the tensor of another name.
         settings: numbers of modules that differ from what the config makes them.
         precision: of the linears of its layers, as `convert` takes it.
+        unrounded: sites of linears that are not in that precision.
     """
 
     cls: type[Any]
@@ -94,6 +95,7 @@ class Blueprint:
     tied: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, float] = field(default_factory=dict)
     precision: str | None = None
+    unrounded: Sequence[str] = ()
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The dtype of a floating tensor."""
@@ -124,10 +126,20 @@ class Blueprint:
         sites = find_sites(model)
         plan.validate(sites, sites.fingerprint())
         left = dict(tensors)
+        strange = set(self.unrounded) - {site.name for site in sites.of_kind("linear")}
+        if strange:
+            raise FormatError(f"expected names of linears as unrounded, got {min(strange)}")
         layers = [sites.layer(model, i) for i in range(len(sites.layers))]
         compact = [
             LayerReader(
-                left, self.dtype_of, layer, sites, sites.keep(plan, i), i, self.precision
+                left,
+                self.dtype_of,
+                layer,
+                sites,
+                sites.keep(plan, i),
+                i,
+                self.precision,
+                self.unrounded,
             ).read()
             for i, layer in enumerate(layers)
         ]
@@ -240,7 +252,12 @@ def blueprint_of(model: Any) -> tuple[Blueprint, dict[str, Tensor]]:
     blueprint = replace(blueprint, arguments=arguments)
     settings = _settings(model, blueprint.skeleton(), sites, conversion.husks)
     stored = {name: tensor for name, tensor in outer.items() if name not in tied}
-    blueprint = replace(blueprint, settings=settings, precision=conversion.precision)
+    blueprint = replace(
+        blueprint,
+        settings=settings,
+        precision=conversion.precision,
+        unrounded=sorted(conversion.stays),
+    )
     return blueprint, _apart(stored | _coded(layers, sites, conversion.plan))
 
 

@@ -201,6 +201,7 @@ def _load(
         block.get("tied", {}),
         block.get("settings", {}),
         block.get("precision"),
+        block.get("unrounded", []),
     )
     if blueprint.config().num_hidden_layers > len(tensors):
         raise FormatError(f"expected tensors of all layers, got {len(tensors)} tensors")
@@ -211,7 +212,11 @@ def _load(
     if block.get("generation_config") is not None and model.can_generate():
         model.generation_config = _generation_config(block["generation_config"])
     here = forms["machine"] == machine(torch.device(device))
-    picker = FormPicker(fixed=forms["picked"] if here else None, precision=blueprint.precision)
+    picker = FormPicker(
+        fixed=forms["picked"] if here else None,
+        precision=blueprint.precision,
+        stays=dict.fromkeys(blueprint.unrounded, "as it was converted"),
+    )
     return rebuild(model, restored.layers, restored.sites, plan, restored.compact, picker)
 
 
@@ -318,7 +323,9 @@ def _generation_config(values: Mapping[str, Any]) -> GenerationConfig:
 
 def _block(blueprint: Blueprint) -> dict[str, Any]:
     """What a saved directory says of a model besides its config."""
-    precision = {} if blueprint.precision is None else {"precision": blueprint.precision}
+    precision: dict[str, Any] = {}
+    if blueprint.precision is not None:
+        precision = {"precision": blueprint.precision, "unrounded": list(blueprint.unrounded)}
     return {
         **precision,
         "format_version": FORMAT_VERSION,

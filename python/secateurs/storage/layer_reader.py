@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ class LayerReader:
     keep: LayerKeep
     index: int
     precision: str | None
+    unrounded: Collection[str]  # sites of linears that are not in that precision
 
     def read(self) -> dict[str, CompactLinear]:
         """Fill what the layer holds besides its linears, and return these by role."""
@@ -65,7 +66,9 @@ class LayerReader:
         grid, block = compact_blocks(keep, role)
         name, levels = f"{path}.weight", keep.levels.get(role)
         dtype = self.dtype_of(self._name(name))
-        coded = self.precision == "int8" and shape[1] > 0  # what has no columns is not multiplied
+        unrounded = f"layers.{self.index}.{role}" in self.unrounded
+        # What has no columns is not multiplied.
+        coded = self.precision == "int8" and shape[1] > 0 and not unrounded
         stored = torch.int8 if levels is not None or coded else dtype
         if grid is None or block is None:
             weight = self._taken(name, made.weight.new_empty(shape, dtype=stored))

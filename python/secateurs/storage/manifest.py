@@ -80,6 +80,7 @@ _BLOCK: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "tied": ("names by names", _object_of(is_label)),
     "precision": (f"one of {', '.join(PRECISIONS)}", lambda v: v in PRECISIONS),
+    "unrounded": ("a list of names", lambda v: isinstance(v, list) and all(map(is_label, v))),
     "settings": ("numbers by names", _object_of(_is_number)),
     "generation_config": ("an object", lambda value: value is None or _is_object(value)),
     "replaces": ("a list of names", lambda v: isinstance(v, list) and all(map(is_label, v))),

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
+from secateurs.cli.arguments import add_precision
 from secateurs.cli.terminal import FAILED, OK, quiet
 
 SUMMARY = "make a real model several times as fast, measure it, reload it (about two minutes)"
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("quick", "normal", "long"),
         help="of the search: normal tries more choices, long distils too (default: quick)",
     )
+    add_precision(parser)
 
 
 def run(options: argparse.Namespace) -> tuple[int, Any]:
@@ -32,6 +34,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     settings = demo.QUICK if options.quick else demo.Settings()
     if options.effort is not None:
         settings = replace(settings, effort=options.effort)
+    settings = replace(settings, precision=options.precision)
     result = demo.run(options.out, settings, progress=options.progress)
     print(f"\n{demo.summary(result)}\n\n{options.out}: report.json, report.png, model/")
     return (OK if result["ok"] else FAILED), result

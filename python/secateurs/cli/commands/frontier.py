@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secateurs.cli.arguments import SAMPLING, above_one, add_sampling, method_name, seed, settle
+from secateurs.cli.arguments import (
+    SAMPLING,
+    above_one,
+    add_precision,
+    add_sampling,
+    method_name,
+    seed,
+    settle,
+)
 from secateurs.cli.paths import new_directory
 from secateurs.cli.results import write_model
 from secateurs.cli.tasks import add_task, judged_by_task
@@ -16,7 +24,6 @@ from secateurs.cli.terminal import OK, quiet, tell
 from secateurs.cli.timed_pruning import (
     TIMED_EXAMPLES,
     add_force,
-    add_precision,
     add_shapes,
     figures_of,
     print_figures,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from secateurs.cli.arguments import seconds, settle, shape
+from secateurs.cli.arguments import add_precision, seconds, settle, shape
 from secateurs.cli.tasks import add_task, judged_by_task
 from secateurs.cli.terminal import OK, quiet
 
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--text", metavar="FILE", help="also compare outputs on this text")
     add_task(parser, required=False)
+    add_precision(parser)
 
 
 def run(options: argparse.Namespace) -> tuple[int, Any]:
@@ -52,6 +53,8 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     sentences = read_text(options.text) if options.text else []
     reading = argparse.Namespace(command="measure", model=options.baseline, max_length=128)
     model = open_model(options.model)
+    if options.precision is not None:
+        model = _rounded(model, options)
     if options.task:
         reading.task, reading.data_dir = options.task, options.data_dir
         dense, data = judged_by_task(reading)
@@ -88,3 +91,21 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         columns = {"metric": options.task, "dense": "dense:.4f", "pruned": "pruned:.4f"}
         print(f"\n{table(told, columns)}")
     return OK, result
+
+
+def _rounded(model: Any, options: argparse.Namespace) -> Any:
+    """The model on our kernels in the precision asked for, which a saved one already has or not."""
+    from secateurs.conversion.builder import convert
+    from secateurs.conversion.inherited import record_of
+    from secateurs.errors import DataError
+    from secateurs.plan import SparsityPlan
+
+    record = record_of(model)
+    if record is None:
+        return convert(model, SparsityPlan(), precision=options.precision)
+    if record.precision != options.precision:
+        raise DataError(
+            f"expected a dense model, or one saved in {options.precision}, in {options.model}, got "
+            "a converted one in its own dtype: prune with --precision"
+        )
+    return model

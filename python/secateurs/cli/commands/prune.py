@@ -9,6 +9,7 @@ from typing import Any
 
 from secateurs.cli.arguments import (
     SAMPLING,
+    add_precision,
     add_pruning,
     add_sampling,
     method_options,
@@ -21,7 +22,6 @@ from secateurs.cli.results import write_model
 from secateurs.cli.terminal import OK, quiet
 from secateurs.cli.timed_pruning import (
     TIMED_EXAMPLES,
-    add_precision,
     add_target,
     prune_to_a_time,
     shuffled_batches,
@@ -179,9 +179,13 @@ def _prune_to_a_budget(
             seed=options.seed,
             progress=options.progress,
         )
-    write_model(
-        convert(recovered, plan, precision=options.precision), tokenizer, options.model, out
+    fast = convert(
+        recovered,
+        plan,
+        precision=options.precision,
+        batches=calibration if calibration and options.precision else None,
     )
+    write_model(fast, tokenizer, options.model, out)
     density = find_sites(model).density(plan)
     print_density(density, out)
     return OK, {

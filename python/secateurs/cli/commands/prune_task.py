@@ -8,6 +8,7 @@ from typing import Any
 
 from secateurs.cli.arguments import (
     SAMPLING,
+    add_precision,
     add_pruning,
     add_sampling,
     epochs,
@@ -17,7 +18,7 @@ from secateurs.cli.arguments import (
     settle,
 )
 from secateurs.cli.tasks import add_task, processor_of, reads_text
-from secateurs.cli.terminal import OK, quiet
+from secateurs.cli.terminal import OK, quiet, tell
 from secateurs.errors import DataError
 
 SUMMARY = "prune a model folder on a task with labels, where methods may train the model"
@@ -26,13 +27,15 @@ DEFAULTS: dict[str, Any] = {
     **SAMPLING,
     "prune_epochs": 2.0,
     "recover_epochs": 1.0,
-    "precision": "fp32",
+    "training_precision": "fp32",
     "imitate": False,
 }
+TRAINED_IN = ("fp32", "bf16", "fp16")
 # Arguments that decide where a run is found and what it tells, not how it ends; of the model and
 # the data what is in them does.
 WITHOUT_EFFECT = {
-    "model", "data_dir", "out", "checkpoints", "json", "debug", "progress", "command", "run"
+    "model", "data_dir", "out", "checkpoints", "json", "debug", "progress", "command", "run",
+    "precision",
 }  # fmt: skip
 
 
@@ -60,7 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="learn the dense model's logits, too",
     )
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: fp32")
+    parser.add_argument(
+        "--training-precision", choices=TRAINED_IN, help="of the training (default: fp32)"
+    )
+    add_precision(parser, former=TRAINED_IN)
     parser.add_argument(
         "--checkpoints",
         metavar="DIR",
@@ -96,6 +102,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
 
     quiet()
     method = METHODS[options.method]
+    _rename(options)
     task = find_task(options.task, options.data_dir)
     settle(options, DEFAULTS, _effects(options, method.needs, task))
     out = new_directory(options.out)
@@ -103,7 +110,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     common: dict[str, Any] = {"allocator": options.allocator, **values}
     make_pruner(options.method, **common).check(Budget.parse(options.budget))
     work, progress = checkpoints_beside(options.checkpoints, out), options.progress
-    if options.precision == "fp16" and not torch.cuda.is_available():
+    if options.training_precision == "fp16" and not torch.cuda.is_available():
         raise DataError("expected a GPU to train in fp16 on, got none: bf16 needs none")
     if Needs.TRAINING in method.needs and options.prune_epochs <= 0:
         raise DataError(f"expected epochs for {method.name} to prune in, got 0")
@@ -120,7 +127,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         lr=options.lr or 2e-5,
         batch_size=options.batch_size,
         seed=options.seed,
-        precision=options.precision,
+        precision=options.training_precision,
         distillation=Distillation() if options.imitate else None,
     )
     steps = steps_of(data, options.prune_epochs, options.batch_size)
@@ -154,7 +161,13 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         progress=progress,
         options=common,
     )
-    fast = convert(outcome.model, outcome.plan)
+    some = data.batches(data.train[: options.examples], options.batch_size)
+    fast = convert(
+        outcome.model,
+        outcome.plan,
+        precision=options.precision,
+        batches=some if options.precision else None,
+    )
     converted = evaluate(fast, data)
     save(fast, out)
     processor.save_pretrained(out)
@@ -180,6 +193,22 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     }
 
 
+def _rename(options: argparse.Namespace) -> None:
+    """Take what `--precision` said of the training before it was that of the converted model."""
+    if options.precision not in TRAINED_IN:
+        return
+    if options.training_precision is not None:
+        raise DataError(
+            f"expected --precision int8 beside --training-precision, got {options.precision}"
+        )
+    tell(
+        options,
+        f"--precision {options.precision} of the training is now --training-precision "
+        f"{options.precision}: the old name goes with the next release",
+    )
+    options.training_precision, options.precision = options.precision, None
+
+
 def _effects(options: argparse.Namespace, needs: Any, task: Any) -> dict[str, tuple[bool, str]]:
     """Which arguments have an effect beside the others."""
     from secateurs.pruning import Needs
@@ -190,5 +219,7 @@ def _effects(options: argparse.Namespace, needs: Any, task: Any) -> dict[str, tu
     return {
         "max_length": (reads_text(task), "for a task of text"),
         "examples": (reads_some, "for a method that reads some of the data before any training"),
-        **dict.fromkeys(("lr", "imitate", "precision"), (trains, "with epochs to train in")),
+        **dict.fromkeys(
+            ("lr", "imitate", "training_precision"), (trains, "with epochs to train in")
+        ),
     }
