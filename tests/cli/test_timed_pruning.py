@@ -107,6 +107,8 @@ def test_a_latency_is_read_with_its_unit(folder, text, tmp_path):
         (["--budget", "heads=0.5", "--force"], "--force only with --speedup"),
         (["--speedup", "11"], "at least 6 ms"),
         (["--speedup", "3", "--method", "dsp"], "Session"),
+        (["--budget", "heads=0.5", "--precision", "auto"], "--precision auto only with --speedup"),
+        (["--budget", "heads=0.5", "--precision", "bfloat16"], "bfloat16 only with --speedup"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(folder, text, tmp_path, capsys, words, told):
@@ -157,3 +159,16 @@ def test_linears_run_in_codes_of_8_bits_where_that_is_asked_for(folder, text, tm
     kinds = {type(module).__name__ for module in load(out).modules()}
     assert "Int8Linear" in kinds
     assert not kinds & {"PackedLinear", "DenseLinear"}
+
+
+def test_the_precision_that_was_chosen_is_told_with_its_reason(folder, text, tmp_path, capsys):
+    out, told = tmp_path / "fast", tmp_path / "told.json"
+    arguments = ("--model", folder, "--text", text, "--out", out, "--json", told)
+    assert run("prune", *arguments, "--latency", "31ms", "--precision", "auto") == 0
+    result = json.loads(told.read_text())
+    assert result["precision"] == "float32"  # nothing need go, and rounding would only lose
+    precisions = [trial["precision"] for trial in result["precisions"]]
+    assert sorted(precisions) == ["bfloat16", "float32", "int8"]
+    assert "computes in float32, the nearest to the dense model" in capsys.readouterr().out
+    assert cli.main(["inspect", str(out)]) == 0
+    assert "budget latency=31" in capsys.readouterr().out

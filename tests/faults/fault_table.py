@@ -18,6 +18,7 @@ GRADIENT = "pruning/methods/test_gradient.py"
 OBS, KPRUNE = "pruning/methods/test_obs.py", "pruning/methods/test_kprune.py"
 RANKING, SESSION = "pruning/test_ranking.py", "pruning/test_session.py"
 RULED, RULED_LAYERS = "masking/test_ruled_attention.py", "conversion/test_ruled_layers.py"
+PRECISIONS, MODES = "search/test_precisions.py", "kinds/test_training_modes.py"
 INT8, CODES = "ops/test_int8_linear.py", "conversion/test_int8.py"
 
 PYTHON = (
@@ -146,11 +147,45 @@ PYTHON = (
         ("ordered.flip(0)", "ordered", "search/test_choices.py -k least_error"),
     ),
     *faults_in(
-        "python/secateurs/search/search.py",
-        ("_limit(budget, table.stock) / ratio", "_limit(budget, table.stock)",
+        "python/secateurs/search/meeting.py",
+        ("limit_of(budget, table.stock) / ratio", "limit_of(budget, table.stock)",
          "search/test_compress.py -k corrected"),
         ("if times.ms <= allowed and", "if", "search/test_compress.py -k nearest"),
+    ),
+    *faults_in(
+        "python/secateurs/search/search.py",
         ("and not self._force:", "and False:", "search/test_compress.py -k noise"),
+        ("        with evaluation_mode(model):", "        if model.eval():",
+         f"{MODES} -k a_search_leaves"),
+        ("budget = check_target(budget, effort)\n        with", "with",
+         "search/test_compress.py -k search_refuses"),
+        ("if best is None or found.distance < best.distance:", "if best is None:",
+         f"{PRECISIONS} -k keeps_more"),
+        ("model=model, distance=self._judge(model))",
+         "model=model, distance=self._judge.under(found.recovered, found.plan))",
+         f"{PRECISIONS} -k rounding_loses"),
+        ("raise refusals[min(refusals)]", "raise refusals[max(refusals)]",
+         f"{PRECISIONS} -k out_of_reach"),
+        ("return best, trials + left_out", "return best, trials", f"{PRECISIONS} -k left_out_and_told"),
+    ),
+    *faults_in(
+        "python/secateurs/search/precisions.py",
+        ("return copy.deepcopy(model).to(self.dtype)", "return model.to(self.dtype)",
+         f"{PRECISIONS} -k another_dtype"),
+        ("return [as_it_is], {}", "name = AUTO", f"{PRECISIONS} -k never_chosen"),
+    ),
+    *faults_in(
+        "python/secateurs/conversion/forms.py",
+        ("if isa in WITH_BFLOAT16_PRODUCTS", "if isa", f"{PRECISIONS} -k left_out_and_told"),
+    ),
+    *faults_in(
+        "python/secateurs/data/batches.py",
+        ("            module.training = mode\n", "            pass\n", f"{MODES} -k distillation"),
+        ("parameter.requires_grad_(flag)", "pass", f"{MODES} -k methods"),
+    ),
+    *faults_in(
+        "python/secateurs/search/latency_table.py",
+        ("        with evaluation_mode(model):", "        if model.eval():", f"{MODES} -k a_table"),
     ),
     *faults_in(
         "python/secateurs/search/sensitivity.py",

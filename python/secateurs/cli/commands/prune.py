@@ -21,6 +21,7 @@ from secateurs.cli.results import write_model
 from secateurs.cli.terminal import OK, quiet
 from secateurs.cli.timed_pruning import (
     TIMED_EXAMPLES,
+    WITHOUT_A_TIME,
     add_precision,
     add_target,
     prune_to_a_time,
@@ -108,6 +109,8 @@ def _settle(options: argparse.Namespace, timed: bool, has_data: bool) -> None:
         "max_length": (has_data, "with --text or --data"),
         "lr": (options.distill is not None, "with --distill"),
     }
+    if not timed and options.precision not in (None, *WITHOUT_A_TIME):
+        raise DataError(f"expected --precision {options.precision} only {_TIMED}")
     defaults = {"distill": 0, "no_refit": False, "effort": "quick", "force": False}
     sampling = {**SAMPLING, "examples": TIMED_EXAMPLES} if timed else SAMPLING
     settle(options, {**sampling, **defaults}, effects)
