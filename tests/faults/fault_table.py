@@ -416,16 +416,25 @@ PYTHON += (
     *faults_in(
         f"{RECONSTRUCTION}/least_squares.py",
         (
-            "gram = gram - self.count * mean[:, None] * mean",
+            "gram.addr_(mean, mean, alpha=-self.count)",
             "pass",
             f"{REFIT} -k normal_equations",
         ),
-        ("return gram + ridge * size", "return gram + 0 * size", f"{REFIT} -k by_hand"),
+        ("gram.diagonal().add_(ridge * size)", "pass", f"{REFIT} -k by_hand"),
         (
             "self.error_sum / count - weight @",
             "self.error_sum / count - 0 * weight @",
             f"{REFIT} -k by_hand",
         ),
+    ),
+    *faults_in(
+        f"{ARCHITECTURES}/shells.py",
+        (
+            "shell.set_submodule(path, copy.deepcopy(shared))",
+            "pass",
+            f"{REFIT} -k only_kept_columns",
+        ),
+        ("        shell.set_submodule(path, shared)", "        pass", f"{REFIT} -k one_layer_more"),
     ),
     *faults_in(
         f"{RECONSTRUCTION}/walk.py",
@@ -445,19 +454,29 @@ PYTHON += (
     *faults_in(
         f"{RECONSTRUCTION}/refit.py",
         (
-            "new = torch.where(elements, weight.to(own.weight), own.weight[:, columns])",
-            "new = own.weight[:, columns]",
+            "torch.where(self.elements, self.weight.to(old), old)",
+            "old",
             f"{REFIT} -k closer",
         ),
         (
-            "torch.where(elements, weight.to(own.weight), own.weight[:, columns])",
-            "weight.to(own.weight)",
+            "torch.where(self.elements, self.weight.to(old), old)",
+            "self.weight.to(old)",
             f"{REFIT} -k fitted_under_them",
         ),
         (
-            "own.bias.add_((bias * rows).to(own.bias))",
-            "own.bias.add_(bias.to(own.bias))",
+            "bias * keep.sides(view.linear.role)[0].to(columns.device)",
+            "bias",
             f"{REFIT} -k beside_removed_units",
+        ),
+        (
+            "fitted = model if inplace else copy.deepcopy(model)",
+            "fitted = copy.deepcopy(model)",
+            f"{REFIT} -k in_place",
+        ),
+        (
+            "Walk(sites, model, shell_of(model).eval())",
+            "Walk(sites, model, copy.deepcopy(model).eval())",
+            f"{REFIT} -k one_layer_more",
         ),
         (", keep.levels.get(role))", ")", f"{REFIT} -k beside_removed_units"),
         (
