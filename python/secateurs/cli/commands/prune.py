@@ -170,7 +170,9 @@ def _prune_to_a_budget(
     )
     recovered = model
     if calibration and not options.no_refit:
-        recovered = refit(model, plan, calibration, progress=options.progress)
+        # Who distils needs the dense model as its teacher.
+        inplace = not options.distill
+        recovered = refit(model, plan, calibration, inplace=inplace, progress=options.progress)
     if options.distill:
         recovered = distill(
             recovered,
@@ -182,10 +184,9 @@ def _prune_to_a_budget(
             seed=options.seed,
             progress=options.progress,
         )
-    write_model(
-        convert(recovered, plan, precision=options.precision), tokenizer, options.model, out
-    )
     density = find_sites(model).density(plan)
+    fast = convert(recovered, plan, precision=options.precision, inplace=True)
+    write_model(fast, tokenizer, options.model, out)
     print_density(density, out)
     return OK, {
         "out": str(out),
