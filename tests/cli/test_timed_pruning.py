@@ -112,6 +112,8 @@ def test_a_latency_is_read_with_its_unit(folder, text, tmp_path):
         (["--budget", "heads=0.5", "--force"], "--force only with --speedup"),
         (["--speedup", "11"], "at least 6 ms"),
         (["--speedup", "3", "--method", "dsp"], "Session"),
+        (["--budget", "heads=0.5", "--precision", "auto"], "--precision auto only with --speedup"),
+        (["--budget", "heads=0.5", "--precision", "bfloat16"], "bfloat16 only with --speedup"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(folder, text, tmp_path, capsys, words, told):
@@ -255,3 +257,69 @@ def test_a_frontier_needs_one_source_of_data(
     assert run("frontier", "--model", folder, "--out", out, *words) == 2
     assert told in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_the_precision_that_was_chosen_is_told_with_its_reason(folder, text, tmp_path, capsys):
+    out, told = tmp_path / "fast", tmp_path / "told.json"
+    arguments = ("--model", folder, "--text", text, "--out", out, "--json", told)
+    assert run("prune", *arguments, "--latency", "31ms", "--precision", "auto") == 0
+    result = json.loads(told.read_text())
+    assert result["precision"] == "float32"  # nothing need go, and rounding would only lose
+    precisions = [trial["precision"] for trial in result["precisions"]]
+    assert sorted(precisions) == ["bfloat16", "float32", "int8"]
+    assert "computes in float32, the nearest to the dense model" in capsys.readouterr().out
+    assert cli.main(["inspect", str(out)]) == 0
+    assert "budget latency=31" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "text"),
+        (" \n\n \n", "text"),
+    ],
+)
+def test_a_text_of_nothing_is_refused(folder, tmp_path, capsys, content, words):
+    text, out = tmp_path / "nothing.txt", tmp_path / "fast"
+    text.write_text(content)
+    assert run("prune", "--model", folder, "--text", text, "--out", out, "--speedup", 3) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    assert not out.exists()
+
+
+def test_a_text_of_one_sentence_again_and_again_is_fitted(folder, tmp_path):
+    """All tokens are alike: the ridge holds what they do not determine."""
+    text, out = tmp_path / "constant.txt", tmp_path / "fast"
+    text.write_text("the old house stood by a river.\n" * 24)
+    assert run("prune", "--model", folder, "--text", text, "--out", out, "--speedup", 3) == 0
+    assert all(parameter.isfinite().all() for parameter in load(out).parameters())
+
+
+def test_activations_that_are_not_finite_are_refused_and_nothing_is_written(
+    folder, text, tmp_path, capsys
+):
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[2:] = float("nan")
+    model.save_pretrained(folder)
+    out = tmp_path / "fast"
+    for words in (["--speedup", 3], ["--budget", "heads=0.5", "--method", "magnitude"]):
+        assert run("prune", "--model", folder, "--text", text, "--out", out, *words) == 2
+        assert "finite" in capsys.readouterr().err
+        assert not out.exists()
+
+
+def test_a_machine_that_is_too_noisy_is_told_and_force_goes_on(
+    folder, text, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(module.Search, "_times", lambda *_: module.Times(19.8, 15.0, 60.0))
+    out = tmp_path / "fast"
+    arguments = ("prune", "--model", folder, "--text", text, "--out", out, "--speedup", 3)
+    assert run(*arguments) == 2
+    assert "19.8 ms with a spread of 15 ms" in capsys.readouterr().err
+    assert not out.exists()
+    assert run(*arguments, "--force") == 0

@@ -13,7 +13,8 @@ from support.tiny_models import tiny_model
 
 from secateurs import BlockMask, Levels, SparsityPlan, apply, convert, find_sites, prune, refit
 from secateurs.architectures.calls import states_of
-from secateurs.errors import DataError, MethodError, PlanError
+from secateurs.errors import ArgumentError, DataError, MethodError, PlanError
+from secateurs.reconstruction import walk as walk_module
 from secateurs.reconstruction.least_squares import NormalEquations
 
 PLAN = SparsityPlan(PLANS["uneven"])
@@ -289,3 +290,37 @@ def test_it_starts_from_a_plan_of_any_method():
         calibration(model, 4, seed=9),
     )
     assert distance(fitted, plan, model, unseen) < 0.8 * distance(model, plan, model, unseen)
+
+
+def test_a_model_fitted_in_place_is_what_its_copy_becomes(model):
+    batches = data(model, 3)
+    wanted = refit(model, PLAN, batches, progress=False).state_dict()
+    fitted = refit(model, PLAN, batches, inplace=True, progress=False)
+    assert fitted is model
+    assert all(torch.equal(wanted[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_model_of_inference_mode_is_not_fitted_in_place():
+    with torch.inference_mode():
+        model = tiny_model("bert")
+    with pytest.raises(ArgumentError, match="inference_mode"):
+        refit(model, PLAN, data(model, 1), inplace=True, progress=False)
+
+
+def test_in_place_one_layer_more_is_held_at_a_time(monkeypatch):
+    """Weights that are alive while layers run, beside those of the model: of one layer at most."""
+    model = tiny_model("bert")
+    held = {id(parameter) for parameter in model.parameters()}
+    layer = sum(p.numel() for p in find_sites(model).layer(model, 0).parameters())
+    before = walk_module.Walk.advance
+    extra = []
+
+    def advance(walk, index, run):
+        parameters = [*walk.dense.parameters(), *walk.pruned.parameters()]
+        extra.append(sum(p.numel() for p in {*parameters} if id(p) not in held))
+        before(walk, index, run)
+
+    monkeypatch.setattr(walk_module.Walk, "advance", advance)
+    refit(model, PLAN, data(model, 2), inplace=True, progress=False)
+    assert len(extra) == 3 * 2
+    assert set(extra) == {layer}

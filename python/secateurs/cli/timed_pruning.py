@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from secateurs.search import Compressed
 
 TIMED_EXAMPLES = 512
+AUTO = "auto"
+PRECISIONS = ("int8", "bfloat16", AUTO)
+WITHOUT_A_TIME = ("int8",)  # that convert alone makes
 DEFAULT_SHAPE = ((8, 128), 1.0)
 
 
@@ -42,6 +46,17 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         "(default: quick)",
     )
     add_force(parser)
+
+
+def add_precisions(parser: argparse.ArgumentParser) -> None:
+    """Add in what the linears of the fast model compute, and `auto`, which a search settles."""
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="int8 runs linears on weights and inputs of 8 bits, on the CPU; with a time to meet "
+        "there are bfloat16, and auto: of all that this machine has products for, the one that "
+        "leaves the outputs nearest to the dense model's (default: the model's own dtype)",
+    )
 
 
 def add_shapes(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +129,8 @@ def prune_to_a_time(options: argparse.Namespace, rows: Sequence[Any], out: Path)
     density = find_sites(model).density(found.plan)
     figures = figures_of(found)
     print_figures([figures])
+    if options.precision == AUTO:
+        print(f"computes in {found.precision}, {found.plan.notes['why']}\n")
     print_density(density, out)
     return OK, {"out": str(out), "budget": str(budget), "density": density, **figures}
 
@@ -130,6 +147,8 @@ def figures_of(found: Compressed) -> dict[str, Any]:
         "speedup": found.speedup,
         "distance": found.distance,
         "cosine": found.cosine,
+        "precision": found.precision,
+        "precisions": [asdict(trial) for trial in found.trials],
         "layers": [list(size) for size in found.sizes],
         "seconds": found.seconds,
     }
@@ -147,6 +166,7 @@ def print_figures(rows: list[dict[str, Any]], scores: Sequence[str] = ()) -> Non
         "ms": "measured ms:.2f",
         "spread_ms": "spread:.2f",
         "speedup": "speedup:.2f",
+        "precision": "precision",
         "cosine": "cosine:.4f",
         **{name: f"{name}:.4f" for name in scores},
         "seconds": "seconds:.0f",

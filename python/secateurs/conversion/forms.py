@@ -174,6 +174,7 @@ FORMS: tuple[Form, ...] = (
     Form("int8 block-sparse", _int8_blocks, whole=True, precision="int8"),
 )
 WITHOUT_BYTE_PRODUCTS = ("avx512", "avx2", "portable")  # of the instruction sets
+WITH_BFLOAT16_PRODUCTS = ("avx512_bf16", "amx")
 PRECISIONS = tuple(sorted({form.precision for form in FORMS if form.precision is not None}))
 
 
@@ -224,6 +225,16 @@ def choices(stack: Stack, precision: str | None = None) -> Choice:
     if precision == "int8":
         notes.insert(0, _codes_run_on())
     return Choice(modules, whole, notes + refusals)
+
+
+def why_slow(name: str, device: torch.device) -> str | None:
+    """Why a machine is not fast at "int8" or "bfloat16", where it has no products of such."""
+    if device.type != "cpu":
+        return f"it runs on the CPU only, the model is on {device.type}" if name == "int8" else None
+    isa = ops.build_info()["cpu"]["isa"]
+    if name == "int8":
+        return f"{isa} has no products of bytes" if isa in WITHOUT_BYTE_PRODUCTS else None
+    return None if isa in WITH_BFLOAT16_PRODUCTS else f"{isa} has no products of bfloat16"
 
 
 def _codes_run_on() -> str:

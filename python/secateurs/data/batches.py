@@ -157,16 +157,26 @@ def token_weights(output: Tensor, batch: Batch) -> Tensor:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients for the parameters; both as before afterwards."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module is in the mode it was in afterwards."""
     modes = {module: module.training for module in model.modules()}
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.eval().requires_grad_(False)
+    model.eval()
     try:
-        with torch.enable_grad():
-            yield
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-        for parameter, flag in wanted.items():
-            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradients for the parameters; both as before afterwards."""
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    with evaluation_mode(model):
+        model.requires_grad_(False)
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            for parameter, flag in wanted.items():
+                parameter.requires_grad_(flag)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.architectures.sites import find_sites
+from secateurs.architectures.sites import Sites, find_sites
 from secateurs.checks import check_weights, door
 from secateurs.errors import ArgumentError, PlanError
 from secateurs.masking.ruled_attention import RuledAttention, check_rules, ruled_layers
@@ -34,41 +34,56 @@ def apply(model: nn.Module, plan: SparsityPlan, *, inplace: bool = False) -> nn.
         FamilyError: the model is not supported, or cannot follow attention rules of the plan.
         PlanError: the plan does not fit the model, or a weight holds NaN or infinity.
     """
-    if inplace and any(parameter.is_inference() for parameter in model.parameters()):
-        raise ArgumentError(
-            "expected a model that can be changed in place, got one made under torch.inference_mode"
-        )
+    if inplace:
+        check_changeable(model)
     sites = find_sites(model)
+    check_plan(model, sites, plan)
+    if not inplace:
+        model = copy.deepcopy(model)
+    for index in range(len(sites.layers)):
+        mask_layer(model, sites, plan, index)
+    for part in (model, getattr(model, "base_model", model)) if ruled_layers(sites, plan) else ():
+        vars(part)["save_pretrained"] = _refuse_to_save
+    return model
+
+
+def mask_layer(model: nn.Module, sites: Sites, plan: SparsityPlan, index: int) -> None:
+    """Do to one layer of a live model what `apply` does to all."""
+    keep, architecture = sites.keep(plan, index), sites.architecture
+    for role in keep.shape.linears():
+        linear = sites.linear(model, index, role)
+        linear.weight.mul_(keep.elements(role).to(linear.weight))
+        linear.weight.copy_(keep.rounded(role, linear.weight))
+        rows, _ = keep.sides(role)
+        if linear.bias is not None:
+            linear.bias.mul_(rows.to(linear.bias))
+    for stays, sublayer in (
+        (keep.attention, architecture.attention),
+        (keep.ffn, architecture.ffn),
+    ):
+        if not stays:
+            last = sites.linear(model, index, sublayer.last.role)
+            last.weight.zero_()
+            if last.bias is not None:
+                last.bias.zero_()
+    if keep.kept_rules is not None:
+        RuledAttention(keep.rules or ()).install(model, sites, index)
+
+
+def check_plan(model: nn.Module, sites: Sites, plan: SparsityPlan) -> None:
+    """Raise PlanError for a plan that does not fit or weights that are not finite, FamilyError for
+    a model that cannot follow the plan's attention rules."""
     plan.validate(sites, sites.fingerprint())
     check_finite(model, sites.path)
     check_rules(model, sites, plan)
-    if not inplace:
-        model = copy.deepcopy(model)
-    for i in range(len(sites.layers)):
-        keep = sites.keep(plan, i)
-        for role in keep.shape.linears():
-            linear = sites.linear(model, i, role)
-            linear.weight.mul_(keep.elements(role).to(linear.weight))
-            linear.weight.copy_(keep.rounded(role, linear.weight))
-            rows, _ = keep.sides(role)
-            if linear.bias is not None:
-                linear.bias.mul_(rows.to(linear.bias))
-        architecture = sites.architecture
-        for stays, sublayer in (
-            (keep.attention, architecture.attention),
-            (keep.ffn, architecture.ffn),
-        ):
-            if not stays:
-                last = sites.linear(model, i, sublayer.last.role)
-                last.weight.zero_()
-                if last.bias is not None:
-                    last.bias.zero_()
-    ruled = ruled_layers(sites, plan)
-    for i in ruled:
-        RuledAttention(sites.keep(plan, i).rules or ()).install(model, sites, i)
-    for part in (model, getattr(model, "base_model", model)) if ruled else ():
-        vars(part)["save_pretrained"] = _refuse_to_save
-    return model
+
+
+def check_changeable(model: nn.Module) -> None:
+    """Raise ArgumentError for a model made under `torch.inference_mode`."""
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ArgumentError(
+            "expected a model that can be changed in place, got one made under torch.inference_mode"
+        )
 
 
 def _refuse_to_save(*_: Any, **__: Any) -> None:

@@ -35,8 +35,8 @@ class NormalEquations:
         """Take in examples: features `[M, K]`, errors `[M, N]`."""
         features, errors = features.float(), errors.float()
         self.count += len(features)
-        self.gram += (features.T @ features).double()
-        self.product += (features.T @ errors).double()
+        self.gram += features.T @ features  # without a copy in float64
+        self.product += features.T @ errors
         self.feature_sum += features.sum(0, dtype=torch.float64)
         self.error_sum += errors.sum(0, dtype=torch.float64)
 
@@ -58,12 +58,13 @@ class NormalEquations:
                     "expected finite activations to re-fit by, got NaN or infinity: the data or "
                     "the weights hold some"
                 )
-        gram = self.gram
+        gram = self.gram.clone()
         if self.with_bias:
             mean = self.feature_sum / max(self.count, 1)
-            gram = gram - self.count * mean[:, None] * mean
+            gram.addr_(mean, mean, alpha=-self.count)
         size = self.gram.diagonal().sum() / max(self.features, 1)
-        return gram + ridge * size * torch.eye(self.features).to(gram)
+        gram.diagonal().add_(ridge * size)
+        return gram
 
     def solve(self, ridge: float) -> Tensor:
         """The correction D `[N, K]` of the weight, in float64.

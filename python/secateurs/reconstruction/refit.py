@@ -12,17 +12,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.architectures.kept import LayerKeep
 from secateurs.architectures.linears import LinearView, stacked
+from secateurs.architectures.shells import own_module, shell_of
 from secateurs.architectures.sites import find_sites
 from secateurs.checks import door
 from secateurs.data.batches import Batch, check_batches, evaluating, shown
 from secateurs.errors import MethodError
-from secateurs.masking.masked_model import apply
+from secateurs.masking.masked_model import check_changeable, check_plan, mask_layer
 from secateurs.plan import SparsityPlan
 from secateurs.reconstruction.admm import Admm, InputNorm
 from secateurs.reconstruction.walk import Group, Run, Walk, warn_of_few_tokens
@@ -36,6 +38,7 @@ def refit(
     batches: Iterable[Batch],
     *,
     ridge: float = 0.01,
+    inplace: bool = False,
     progress: bool = True,
 ) -> nn.Module:
     """A copy of `model` whose attention output and FFN output projections were fitted so that,
@@ -48,11 +51,13 @@ def refit(
     give the same weights.
 
     Args:
-        model: a transformers model of a supported family; not changed.
+        model: a transformers model of a supported family; not changed unless `inplace`.
         plan: made for it.
         batches: dicts of tensors as the model takes them; labels and padding are left out.
         ridge: how strongly weights are drawn to their old values, relative to the mean square of
             the features.
+        inplace: fit `model` itself, so that beside it only one layer and the states of the batches
+            are held; an error in the middle leaves the layers below fitted.
         progress: show a progress bar over the layers.
 
     Raises:
@@ -63,19 +68,45 @@ def refit(
     batches = check_batches(batches)
     if not ridge >= 0:
         raise MethodError(f"expected a ridge of at least 0, got {ridge}")
-    sites, pruned = find_sites(model), apply(model, plan).eval()
-    walk, fitted = Walk(sites, model, pruned), copy.deepcopy(model)
-    fit = _Fit(walk, plan, fitted, ridge)
+    if inplace:
+        check_changeable(model)
+    sites = find_sites(model)
+    check_plan(model, sites, plan)
+    fitted = model if inplace else copy.deepcopy(model)
+    fit = _Fit(Walk(sites, model, shell_of(model).eval()), plan, fitted, ridge)
     with evaluating(model), torch.no_grad():
-        runs = [walk.start(batch) for batch in batches]
+        runs = [fit.walk.start(batch) for batch in batches]
         for index in shown(range(len(sites.layers)), len(sites.layers), "refit", progress):
             fit.layer(index, runs)
     return fitted
 
 
+class _Update(NamedTuple):
+    """What one linear is to become: a weight in the columns that were fitted, where `elements` is
+    True, and what is added to its bias."""
+
+    role: str
+    columns: Tensor
+    elements: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def write(self, linear: LinearView) -> None:
+        old = linear.weight[:, self.columns]
+        linear.weight[:, self.columns] = torch.where(self.elements, self.weight.to(old), old)
+        if linear.bias is not None:
+            linear.bias.add_(self.bias.to(linear.bias))
+
+
 @dataclass(frozen=True)
 class _Fit:
-    """The fits of one plan."""
+    """The fits of one plan.
+
+    Attributes:
+        walk: whose pruned model is a shell of the dense one: a layer of it is pruned, and fitted,
+            for as long as the walk is there.
+        fitted: gets the weights behind each layer. It may be the dense model.
+    """
 
     walk: Walk
     plan: SparsityPlan
@@ -84,16 +115,24 @@ class _Fit:
 
     def layer(self, index: int, runs: list[Run]) -> None:
         """Fit what the plan leaves of a layer, and take the states of all runs through it."""
-        keep = self.walk.sites.keep(self.plan, index)
+        walk, updates = self.walk, list[_Update]()
+        keep = walk.sites.keep(self.plan, index)
         stays = (keep.attention, keep.attention, keep.ffn, keep.ffn)
-        for group, kept in zip(self.walk.groups(index), stays, strict=True):
-            linears = tuple(t for t in group.linears if group.is_last or _is_bound(keep, t.role))
-            if kept and linears:
-                self._fit(replace(group, linears=linears), keep, runs)
-        for run in runs:
-            self.walk.advance(index, run)
+        with own_module(walk.pruned, walk.sites.layer_path(index)):
+            mask_layer(walk.pruned, walk.sites, self.plan, index)
+            for group, kept in zip(walk.groups(index), stays, strict=True):
+                linears = tuple(
+                    t for t in group.linears if group.is_last or _is_bound(keep, t.role)
+                )
+                if kept and linears:
+                    updates += self._fit(replace(group, linears=linears), keep, runs)
+            for run in runs:
+                walk.advance(index, run)
+        for update in updates:
+            update.write(walk.sites.linear(self.fitted, index, update.role))
 
-    def _fit(self, group: Group, keep: LayerKeep, runs: list[Run]) -> None:
+    def _fit(self, group: Group, keep: LayerKeep, runs: list[Run]) -> list[_Update]:
+        """Fit the linears of a group in the pruned model; returns what was done to each."""
         views = self.walk.views(group)
         columns = keep.sides(group.linears[0].role)[1].to(views[0].weight.device)
         sums = self.walk.equations(group, columns)
@@ -111,15 +150,19 @@ class _Fit:
             for view, best_one in zip(views, best.split(sizes), strict=True)
         ]
         biases = sums.bias(stacked(weights) - old).split(sizes)
-        for linear, weight, bias in zip(group.linears, weights, biases, strict=True):
-            rows = keep.sides(linear.role)[0].to(columns.device)
-            elements = keep.elements(linear.role).to(columns.device)[:, columns]
-            for model in (self.walk.pruned, self.fitted):
-                own = self.walk.sites.linear(model, group.layer, linear.role)
-                new = torch.where(elements, weight.to(own.weight), own.weight[:, columns])
-                own.weight[:, columns] = new
-                if own.bias is not None:
-                    own.bias.add_((bias * rows).to(own.bias))
+        updates = [
+            _Update(
+                view.linear.role,
+                columns,
+                keep.elements(view.linear.role).to(columns.device)[:, columns],
+                weight.to(view.weight),
+                bias * keep.sides(view.linear.role)[0].to(columns.device),
+            )
+            for view, weight, bias in zip(views, weights, biases, strict=True)
+        ]
+        for update, view in zip(updates, views, strict=True):
+            update.write(view)
+        return updates
 
     def _constrained(
         self, best: Tensor, norm: InputNorm, keep: LayerKeep, view: LinearView, columns: Tensor

@@ -1,6 +1,7 @@
 """Search: the plan that meets a measured time at the least loss."""
 
 from secateurs.search.latency_table import LatencyTable
-from secateurs.search.search import Compressed, Search, compress
+from secateurs.search.result import Compressed, Trial
+from secateurs.search.search import Search, compress
 
-__all__ = ["Compressed", "LatencyTable", "Search", "compress"]
+__all__ = ["Compressed", "LatencyTable", "Search", "Trial", "compress"]

@@ -8,10 +8,10 @@ the model that comes out.
 
 from __future__ import annotations
 
-import copy
 import hashlib
+import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,15 +22,16 @@ from torch import nn
 
 from secateurs import files
 from secateurs.architectures.kept import LayerShape
+from secateurs.architectures.shells import shell_of
 from secateurs.architectures.sites import Sites, find_sites
-from secateurs.checks import dtype_name
-from secateurs.conversion.builder import convert
+from secateurs.checks import brief, dtype_name
 from secateurs.conversion.cost import machine
-from secateurs.data.batches import shown
-from secateurs.errors import MeasurementError
+from secateurs.data.batches import evaluation_mode, shown
+from secateurs.errors import DataError, MeasurementError
 from secateurs.measurement.inputs import Shape, token_inputs
 from secateurs.measurement.timing import interleave
 from secateurs.plan import SparsityPlan
+from secateurs.search.precisions import Precision, own
 from secateurs.search.sizes import Size, full_size, heads_kept, neurons_kept, plan_of
 
 _LAYERS = 2  # that a probe keeps: weights of one alone would never leave the caches
@@ -82,13 +83,18 @@ class LatencyTable:
         """The time of the model whose layers have these sizes."""
         return self.dense + sum(times(size) for times, size in zip(self.layers, sizes, strict=True))
 
+    @property
+    def least(self) -> float:
+        """The time of the model without its layers."""
+        return self.predict([Size(0, 0)] * len(self.layers))
+
     @classmethod
     def measured(
         cls,
         model: nn.Module,
         mix: Mix,
         *,
-        precision: str | None = None,
+        precision: Precision | None = None,
         seconds: float = 15.0,
         progress: bool = True,
     ) -> LatencyTable:
@@ -98,28 +104,46 @@ class LatencyTable:
         Args:
             model: a transformers model of a supported family; not changed.
             mix: weights of shapes; they add up to 1.
-            precision: of `convert`.
+            precision: of the converted models; by default the model's own.
             seconds: of sampling for each shape, at least.
 
         Raises MeasurementError for times that cannot be, on a machine that does other work.
         """
-        sites = find_sites(model)
+        sites, precision = find_sites(model), precision or own(model)
         path = _path(model, sites, mix, precision)
         kept = _read(files.read_table(path), len(sites.layers))
         if kept is not None:
             return kept
-        table = _measure(model, sites, mix, precision, seconds, progress)
-        least = table.predict([Size(0, 0)] * len(sites.layers))
-        if least < -_OFF * table.dense:
+        with evaluation_mode(model):
+            table = _measure(model, sites, mix, precision, seconds, progress)
+        if table.least < -_OFF * table.dense:
             raise MeasurementError(
-                f"expected times that add up, got {least:.3g} ms for the model without its layers: "
-                "the machine is too busy with other work"
+                f"expected times that add up, got {table.least:.3g} ms for the model without "
+                "its layers: the machine is too busy with other work"
             )
         files.write_table(path, asdict(table))
         return table
 
 
-def _path(model: nn.Module, sites: Sites, mix: Mix, precision: str | None) -> Path | None:
+def mixed(shapes: Mapping[Shape, float] | Sequence[Shape]) -> dict[Shape, float]:
+    """Weights of shapes that add up to 1. Raises DataError for none, or a weight that is not
+    above 0."""
+    weights = dict(shapes) if isinstance(shapes, Mapping) else dict.fromkeys(shapes, 1.0)
+    if not weights or not all(0 < weight < math.inf for weight in weights.values()):
+        raise DataError(
+            f"expected shapes with weights above 0, got {brief(dict(weights) or shapes)}"
+        )
+    total = sum(weights.values())
+    return {shape: weight / total for shape, weight in weights.items()}
+
+
+def tokens_of(mix: Mix) -> int:
+    """The tokens of the call that counts most."""
+    batch, tokens = max(mix, key=lambda shape: mix[shape])
+    return batch * tokens
+
+
+def _path(model: nn.Module, sites: Sites, mix: Mix, precision: Precision) -> Path | None:
     folder = files.cache_folder()
     weight = next(model.parameters())
     parts = (
@@ -127,7 +151,7 @@ def _path(model: nn.Module, sites: Sites, mix: Mix, precision: str | None) -> Pa
         dtype_name(weight.dtype),
         sites.fingerprint(),
         sorted(mix.items()),
-        precision,
+        precision.name,
     )
     name = hashlib.sha256(repr((type(model).__name__, *parts)).encode()).hexdigest()[:16]
     return None if folder is None else folder / f"latency-{name}.json"
@@ -154,16 +178,16 @@ def _measure(
     model: nn.Module,
     sites: Sites,
     mix: Mix,
-    precision: str | None,
+    precision: Precision,
     seconds: float,
     progress: bool,
 ) -> LatencyTable:
-    base = getattr(model, "base_model", model)  # a head takes as long whatever is removed
+    ready = precision.copy(model, shares=True)
+    base = getattr(ready, "base_model", ready)  # a head takes as long whatever is removed
     shapes: dict[LayerShape, list[int]] = {}
     for index, shape in enumerate(sites.layers):
         shapes.setdefault(shape, []).append(index)
-    tokens = max(mix, key=lambda shape: mix[shape])
-    make = partial(convert, tokens=tokens[0] * tokens[1], precision=precision)
+    tokens = tokens_of(mix)
     probes: dict[tuple[int, Size], nn.Module] = {}
     wanted = [
         (group, members[:_LAYERS], size)
@@ -171,9 +195,10 @@ def _measure(
         for size in _probed(shape)
     ]
     for group, members, size in shown(wanted, len(wanted), "convert sizes", progress):
-        probes[group, size] = _probe(base, find_sites(base), members, size, make)
-    whole = {"stock": model, "dense": make(model, SparsityPlan())}
-    models = [*whole.values(), *probes.values()]
+        plan = _probe(find_sites(base), members, size)
+        probes[group, size] = precision.converted(shell_of(base), plan, tokens)
+    dense = precision.converted(shell_of(ready), SparsityPlan(), tokens)
+    models = [model, dense, *probes.values()]
     medians, device = [0.0] * len(models), next(model.parameters()).device
     for shape, weight in shown(mix.items(), len(mix), "measure sizes", progress):
         inputs = token_inputs(model, shape)
@@ -182,13 +207,14 @@ def _measure(
             samples = interleave(calls, device, min_repeats=_ROUNDS, min_time=seconds)
         for number, times in enumerate(samples):
             medians[number] += weight * statistics.median(times)
-    stock, dense = medians[:2]
     ms = dict(zip(probes, medians[2:], strict=True))
     layers: dict[int, LayerTimes] = {}
     for group, (shape, members) in enumerate(shapes.items()):
         of_group = {size: time for (number, size), time in ms.items() if number == group}
         layers |= dict.fromkeys(members, _differences(shape, of_group, len(members)))
-    return LatencyTable(stock, dense, tuple(layers[index] for index in range(len(layers))))
+    return LatencyTable(
+        medians[0], medians[1], tuple(layers[index] for index in range(len(layers)))
+    )
 
 
 def _probed(shape: LayerShape) -> list[Size]:
@@ -202,24 +228,15 @@ def _probed(shape: LayerShape) -> list[Size]:
     ]
 
 
-def _probe(
-    model: nn.Module,
-    sites: Sites,
-    members: Sequence[int],
-    size: Size,
-    make: Callable[..., nn.Module],
-) -> nn.Module:
-    """A converted model that has only the layers `members` left, at `size`; it shares its other
-    weights with `model`."""
-    tensors = [*model.parameters(), *model.buffers()]
-    shell = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+def _probe(sites: Sites, members: Sequence[int], size: Size) -> SparsityPlan:
+    """The plan that leaves only the layers `members`, at `size`."""
     scores = {
         f"layers.{index}.{kind}": torch.arange(float(units))
         for index, shape in enumerate(sites.layers)
         for kind, units in (("heads", shape.heads), ("neurons", shape.neurons))
     }
     sizes = [size if index in members else Size(0, 0) for index, shape in enumerate(sites.layers)]
-    return make(shell, plan_of(sites, scores, sizes), inplace=True)
+    return plan_of(sites, scores, sizes)
 
 
 def _differences(shape: LayerShape, ms: Mapping[Size, float], members: int) -> LayerTimes:

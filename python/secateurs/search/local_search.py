@@ -9,7 +9,6 @@ from typing import NamedTuple
 from torch import nn
 
 from secateurs.data.batches import shown
-from secateurs.masking.masked_model import apply
 from secateurs.plan import SparsityPlan
 from secateurs.search.choices import Choices, Weights
 from secateurs.search.sensitivity import Judge
@@ -46,7 +45,7 @@ def best_of(
         key = id(candidate.choices), sizes
         if key not in known:
             plan = candidate.choices.plan(sizes)
-            known[key] = judge(apply(recover(plan), plan))
+            known[key] = judge.under(recover(plan), plan)
         return known[key]
 
     chance, best, least = random.Random(seed), candidates[0], float("inf")

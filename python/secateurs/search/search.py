@@ -5,7 +5,8 @@ a layer, measured times, a dynamic programme, a local search over sensitivities 
 Alistarh 2022, "SPDY", arXiv 2201.13096). Departures: errors are sums of K-prune's mixed score, or
 those of a layer-wise optimal brain surgeon, whichever leaves the model nearer to the dense one;
 what stays is re-fitted to the dense model's residual stream (`refit`), already when the search
-judges a choice; the time of the result is measured, and the search repeated where it is off.
+judges a choice; the time of the result is measured, and the search repeated where it is off; the
+precision is chosen too, where that is asked for, by models found for each and judged as they run.
 """
 
 from __future__ import annotations
@@ -15,20 +16,25 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateurs.architectures.sites import Sites, find_sites
-from secateurs.checks import brief, check_seed, door
-from secateurs.conversion.builder import convert
-from secateurs.data.batches import Batch, batch_size, check_batches, evaluating
-from secateurs.errors import BudgetError, DataError, MeasurementError, MethodError
-from secateurs.masking.masked_model import apply
+from secateurs.checks import check_seed, door
+from secateurs.conversion.report import SiteReport, conversion_of
+from secateurs.data.batches import Batch, check_batches, evaluation_mode
+from secateurs.errors import (
+    BackendError,
+    BudgetError,
+    FamilyError,
+    MeasurementError,
+    MethodError,
+)
 from secateurs.measurement.inputs import Shape, token_inputs
 from secateurs.measurement.quality import fidelity
 from secateurs.measurement.timing import interleave
@@ -38,8 +44,12 @@ from secateurs.pruning import METHODS, Budget, Pruner
 from secateurs.pruning.run import score
 from secateurs.reconstruction import refit
 from secateurs.search.choices import Choices, Weights
-from secateurs.search.latency_table import LatencyTable
+from secateurs.search.examples import first, split
+from secateurs.search.latency_table import LatencyTable, mixed, tokens_of
 from secateurs.search.local_search import Candidate, best_of
+from secateurs.search.meeting import MARGINS, Times, limit_of, met
+from secateurs.search.precisions import AUTO, Precision, asked_for
+from secateurs.search.result import Compressed, Trial
 from secateurs.search.sensitivity import Judge, sensitivities
 from secateurs.search.sizes import Size
 from secateurs.training.distillation import distill
@@ -50,55 +60,10 @@ EFFORTS = {"quick": 0, "normal": 24, "long": 24}
 _METHODS = ("kprune", "obs")  # that it begins with
 _HEADS = (1.0, 1 / 8, 1 / 64)  # weights of heads beside neurons, for losses that add up
 _POWERS = (0.0, 0.5, 1.0)  # of sensitivities, for errors of sub-layers
-_JUDGED = 64  # examples, at most, that choices are judged on
 _TRIED = 128  # that each of them is fitted to
-_TOLERANCE = 0.05  # of the time asked for, below which a result is not searched again
-# Of the limit, at which to aim, round by round: half of all measurements lie above their median.
-_MARGINS = (0.99, 0.98, 0.96, 0.94, 0.92)
 _REPEATS, _SECONDS = 11, 2.0  # of measuring a result at one shape, at least
 _STEPS, _RATE = 300, 3e-4  # of distillation
 _NOISE = 0.5  # spread of a measurement, over its median, that says nothing any more
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """What `compress` found.
-
-    Attributes:
-        model: converted, to run.
-        recovered: the re-fitted dense model, to go on with under `plan`: `apply`, `distill`.
-        plan: what goes.
-        sizes: heads and neurons kept in each layer.
-        asked: the time asked for, in milliseconds, weighted over the shapes.
-        predicted: by the table.
-        measured: of `model`.
-        spread: between the 20th and the 80th percentile of `measured`, in milliseconds.
-        stock: of the model as transformers runs it, measured in turns with `model`.
-        dense: of the converted model from which nothing is removed.
-        distance: between the outputs of `recovered` under `plan` and of the dense model on examples
-            that were not fitted to, as `Judge` measures it.
-        cosine: the mean of the same outputs, those of `model`.
-        seconds: that it took.
-    """
-
-    model: nn.Module
-    recovered: nn.Module
-    plan: SparsityPlan
-    sizes: tuple[Size, ...]
-    asked: float
-    predicted: float
-    measured: float
-    spread: float
-    stock: float
-    dense: float
-    distance: float
-    cosine: float
-    seconds: float
-
-    @property
-    def speedup(self) -> float:
-        """Over the model as transformers runs it."""
-        return self.stock / self.measured
 
 
 @door
@@ -131,7 +96,10 @@ def compress(
             distils.
         method: of METHODS, for heads and neurons, that says in which order units go; None takes
             what is better of `kprune` and `obs`.
-        precision: of `convert`, which all times are of; the result is rounded by `batches`.
+        precision: in which the result computes: "bfloat16", "int8" (of linears, as of `convert`),
+            or "auto": the model's own, bfloat16 or int8, as far as this machine has products for
+            them, whichever leaves the outputs nearest to the dense model's within the time. By
+            default the model's own.
         ridge: of `refit`.
         seed: of the other choices and of the distillation.
         force: go on where the machine is too noisy for its times to be trusted.
@@ -143,10 +111,7 @@ def compress(
         MeasurementError: a machine that is too noisy.
         MethodError, DataError, FamilyError, PlanError: as of `prune` and `refit`.
     """
-    budget = Budget.of(budget)
-    if not budget.is_timed:
-        raise BudgetError(f"expected a budget of latency or speedup, got {budget}: see `prune`")
-    check_effort(effort)
+    budget = check_target(budget, effort)
     search = Search(
         model,
         batches,
@@ -161,15 +126,43 @@ def compress(
     return search.meet(budget, effort)
 
 
-def check_effort(effort: str) -> None:
-    """Raise MethodError for an effort that is not one of EFFORTS."""
+def check_target(budget: Budget | Mapping[str, Any] | str, effort: str) -> Budget:
+    """A budget of time. Raises BudgetError for one of fractions, MethodError for an effort that is
+    not one of EFFORTS."""
+    budget = Budget.of(budget)
+    if not budget.is_timed:
+        raise BudgetError(f"expected a budget of latency or speedup, got {budget}: see `prune`")
     if effort not in EFFORTS:
         raise MethodError(f"expected an effort in {', '.join(EFFORTS)}, got {effort!r}")
+    return budget
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One precision, what sizes take in it, and how a choice among them may begin."""
+
+    precision: Precision
+    table: LatencyTable
+    candidates: list[Candidate]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What meets a budget in one way."""
+
+    way: _Way
+    sizes: list[Size]
+    plan: SparsityPlan
+    times: Times
+    recovered: nn.Module
+    model: nn.Module
+    distance: float
 
 
 class Search:
     """All that is measured of a model once, for any number of budgets. Args as of `compress`."""
 
+    @door
     def __init__(
         self,
         model: nn.Module,
@@ -185,27 +178,57 @@ class Search:
     ) -> None:
         start = time.perf_counter()
         self.mix = mixed(shapes)
-        self._convert = partial(convert, tokens=_tokens(self.mix), precision=precision)
-        self._rounded = precision is not None
+        self._tokens = tokens_of(self.mix)
         check_seed(seed)
-        judged, self._fitted = _split(check_batches(batches))
+        judged, self._fitted = split(check_batches(batches))
         sites = find_sites(model)
+        self._precision = precision
+        precisions, self._left_out = asked_for(model, precision)
         self._model, self._force, self._seed, self._progress = model, force, seed, progress
-        model.eval()
-        # One process measures while the others wait: all must decide by the same times.
-        self.table = from_first(
-            lambda: LatencyTable.measured(model, self.mix, precision=precision, progress=progress)
-        )
-        with evaluating(model), torch.no_grad():
-            self._judge = Judge(model, judged)
-        self._candidates: list[Candidate] = []
-        for name in _METHODS if method is None else (method,):
-            self._candidates += self._of_method(name, sites)
         self._recover = partial(refit, model, ridge=ridge, progress=False)
+        with evaluation_mode(model):
+            tables = self._tables(precisions)
+            self._judge = Judge(model, judged)
+            candidates: dict[str, list[Candidate]] = {name: [] for name in tables}
+            for name in _METHODS if method is None else (method,):
+                scores, losses, weights = self._scored(name, sites)
+                for way, table in tables.items():
+                    choices = Choices(sites, scores, losses, table)
+                    candidates[way] += [Candidate(choices, each) for each in weights]
+        self._ways = [
+            _Way(each, tables[each.name], candidates[each.name])
+            for each in precisions
+            if each.name in tables
+        ]
         self._seconds = time.perf_counter() - start
 
-    def _of_method(self, method: str, sites: Sites) -> list[Candidate]:
-        """What the scores of a method may begin the search with."""
+    @property
+    def table(self) -> LatencyTable:
+        """The times in the precision that was asked for, in the model's own where any was."""
+        return self._ways[0].table
+
+    def _tables(self, precisions: Sequence[Precision]) -> dict[str, LatencyTable]:
+        """Tables by the names of precisions; one in which the model does not run is left out."""
+        tables: dict[str, LatencyTable] = {}
+        for precision in precisions:
+            # One process measures while the others wait: all must decide by the same times.
+            measure = partial(
+                LatencyTable.measured,
+                self._model,
+                self.mix,
+                precision=precision,
+                progress=self._progress,
+            )
+            try:
+                tables[precision.name] = from_first(measure)
+            except (BackendError, FamilyError) as error:
+                if precision is precisions[0]:
+                    raise
+                self._left_out[precision.name] = str(error)
+        return tables
+
+    def _scored(self, method: str, sites: Sites) -> tuple[dict[str, Tensor], str, list[Weights]]:
+        """The scores of a method, its kind of losses, and weights that a search may begin with."""
         pruner = METHODS[method].pruner if method in METHODS else Pruner  # which `score` refuses
         scores = score(
             self._model,
@@ -216,108 +239,142 @@ class Search:
             progress=self._progress,
             **pruner.loss_options,
         )
-        choices, count = Choices(sites, scores, pruner.losses, self.table), len(sites.layers)
         if pruner.losses == "additive":
-            return [Candidate(choices, [(heads, 1.0)] * count) for heads in _HEADS]
-        with evaluating(self._model), torch.no_grad():
+            alike: list[Weights] = [[(heads, 1.0)] * len(sites.layers) for heads in _HEADS]
+            return scores, pruner.losses, alike
+        with torch.no_grad():
             moved = sensitivities(self._model, sites, self._judge, progress=self._progress)
-        return [
-            Candidate(choices, [(attention**power, ffn**power) for attention, ffn in moved])
-            for power in _POWERS
+        weights: list[Weights] = [
+            [(attention**power, ffn**power) for attention, ffn in moved] for power in _POWERS
         ]
+        return scores, pruner.losses, weights
 
-    def meet(self, budget: Budget, effort: str = "quick") -> Compressed:
+    @door
+    def meet(self, budget: Budget | Mapping[str, Any] | str, effort: str = "quick") -> Compressed:
         """What meets a budget of time. Raises as `compress`."""
         start = time.perf_counter()
-        limit = _MARGINS[0] * _limit(budget, self.table.stock)
-        choices, weights = best_of(
-            self._candidates,
-            limit,
+        budget = check_target(budget, effort)
+        with evaluation_mode(self._model):
+            found, trials = self._nearest(budget, effort)
+            if effort == "long":
+                found = self._distilled(found)
+            cosine = fidelity(self._model, found.model, self._judge.batches).mean
+        precision = found.way.precision.name
+        reason = self._reason(trials)
+        plan = replace(
+            found.plan,
+            notes={
+                "method": "compress",
+                "budget": str(budget),
+                "effort": effort,
+                "seed": self._seed,
+                "precision": precision,
+                "why": reason,
+            },
+        )
+        conversion = conversion_of(found.model)
+        conversion.plan = plan
+        conversion.reports.insert(0, SiteReport("precision", precision, reason))
+        return Compressed(
+            model=found.model,
+            recovered=found.recovered,
+            plan=plan,
+            sizes=tuple(found.sizes),
+            precision=precision,
+            trials=tuple(trials),
+            asked=limit_of(budget, found.times.stock),
+            predicted=found.way.table.predict(found.sizes),
+            measured=found.times.ms,
+            spread=found.times.spread,
+            stock=found.times.stock,
+            dense=found.way.table.dense,
+            distance=found.distance,
+            cosine=cosine,
+            seconds=self._seconds + time.perf_counter() - start,
+        )
+
+    def _reason(self, trials: Sequence[Trial]) -> str:
+        """Why a result is in its precision."""
+        if self._precision is None:
+            return "the model's own"
+        if self._precision != AUTO:
+            return "asked for"
+        return f"the nearest to the dense model within the time: {'; '.join(map(str, trials))}"
+
+    def _nearest(self, budget: Budget, effort: str) -> tuple[_Found, list[Trial]]:
+        """The best of what meets a budget in each precision, and all that was tried."""
+        best: _Found | None = None
+        trials: list[Trial] = []
+        refusals: dict[float, Exception] = {}  # by the least time of each
+        for way in self._ways:
+            try:
+                found = self._in_one_way(way, budget, effort)
+            except (BudgetError, BackendError, FamilyError) as error:
+                trials.append(Trial(way.precision.name, refusal=str(error)))
+                refusals[way.table.least] = error
+                continue
+            trials.append(Trial(way.precision.name, found.times.ms, found.distance))
+            if best is None or found.distance < best.distance:
+                best = found
+        if best is None:
+            raise refusals[min(refusals)]
+        left_out = [Trial(name, refusal=refusal) for name, refusal in self._left_out.items()]
+        return best, trials + left_out
+
+    def _in_one_way(self, way: _Way, budget: Budget, effort: str) -> _Found:
+        candidate = best_of(
+            way.candidates,
+            MARGINS[0] * limit_of(budget, way.table.stock),
             partial(self._recover, batches=first(self._fitted, _TRIED)),
             self._judge,
             EFFORTS[effort],
             self._seed,
             self._progress,
         )
-        sizes, times = self._found(budget, choices, weights)
-        plan = choices.plan(sizes)
+        sizes, times = met(budget, candidate, way.table, partial(self._timed, way.precision))
+        plan = candidate.choices.plan(sizes)
         recovered = self._recover(plan, batches=self._fitted)
-        distance = self._judge(apply(recovered, plan))
-        if distance > (unfitted := self._judge(apply(self._model, plan))):
+        if self._judge.under(recovered, plan) > self._judge.under(self._model, plan):
             _LOGGER.warning(
                 "the re-fit is left out: on examples that it does not see, the model is nearer to "
                 "the dense one without it; give more data"
             )
-            recovered, distance = copy.deepcopy(self._model), unfitted
-        if effort == "long":
-            recovered = distill(
-                recovered,
-                plan,
-                self._fitted,
-                teacher=self._model,
-                steps=_STEPS,
-                lr=_RATE,
-                seed=self._seed,
-                progress=self._progress,
-            )
-            distance = self._judge(apply(recovered, plan))
-        fast = self._convert(recovered, plan, batches=self._fitted if self._rounded else None)
-        return Compressed(
-            model=fast,
-            recovered=recovered,
-            plan=plan,
-            sizes=tuple(sizes),
-            asked=_limit(budget, times.stock),
-            predicted=self.table.predict(sizes),
-            measured=times.ms,
-            spread=times.spread,
-            stock=times.stock,
-            dense=self.table.dense,
-            distance=distance,
-            cosine=fidelity(self._model, fast, self._judge.batches).mean,
-            seconds=self._seconds + time.perf_counter() - start,
+            recovered = copy.deepcopy(self._model)
+        return self._converted(_Found(way, sizes, plan, times, recovered, recovered, math.inf))
+
+    def _converted(self, found: _Found) -> _Found:
+        """The same with its model converted, and judged as it runs."""
+        precision = found.way.precision
+        model = precision.converted(
+            precision.copy(found.recovered), found.plan, self._tokens, self._fitted
         )
+        return replace(found, model=model, distance=self._judge(model))
 
-    def _found(
-        self, budget: Budget, choices: Choices, weights: Weights
-    ) -> tuple[list[Size], Times]:
-        """The sizes of least error whose measured time meets the budget.
+    def _distilled(self, found: _Found) -> _Found:
+        recovered = distill(
+            found.recovered,
+            found.plan,
+            self._fitted,
+            teacher=self._model,
+            steps=_STEPS,
+            lr=_RATE,
+            seed=self._seed,
+            progress=self._progress,
+        )
+        return self._converted(replace(found, recovered=recovered))
 
-        Raises BudgetError where none of some rounds meets it, MeasurementError for times that vary
-        too much.
-        """
-        table = self.table
-        ratio, met = 1.0, None
-        tried: dict[tuple[Size, ...], Times] = {}
-        for margin in _MARGINS:
-            try:
-                limit = margin * _limit(budget, table.stock) / ratio
-                sizes = choices.of_least_error(limit, weights)
-            except BudgetError:
-                if not tried:
-                    raise
-                break
-            if tuple(sizes) in tried:
-                break
-            times = tried[tuple(sizes)] = self.timed(choices.plan(sizes))
-            allowed = _limit(budget, times.stock)
-            if times.ms <= allowed and (met is None or times.ms > met[1].ms):
-                met = sizes, times
-            if (1 - _TOLERANCE) * allowed <= times.ms <= allowed or choices.is_whole(sizes):
-                break
-            # How far the prediction is off, each relative to what was allowed when it was made.
-            ratio = times.ms / allowed / (table.predict(sizes) / _limit(budget, table.stock))
-        if met is None:
-            nearest = min(tried.values(), key=lambda times: times.ms / times.stock)
-            raise BudgetError(
-                f"expected {budget} to be met, got {nearest.ms:.3g} ms, "
-                f"{nearest.stock / nearest.ms:.3g} times as fast as it is, as the nearest measured"
-            )
-        return met
-
+    @door
     def timed(self, plan: SparsityPlan) -> Times:
         """The times of the model that a plan leaves. Raises MeasurementError for noise."""
-        times = from_first(lambda: self._times(self._convert(self._model, plan)))
+        with evaluation_mode(self._model):
+            return self._timed(self._ways[0].precision, plan)
+
+    def _timed(self, precision: Precision, plan: SparsityPlan) -> Times:
+        def measured() -> Times:
+            copied = precision.copy(self._model, shares=True)
+            return self._times(precision.converted(copied, plan, self._tokens))
+
+        times = from_first(measured)
         if times.spread > _NOISE * times.ms and not self._force:
             raise MeasurementError(
                 f"expected times that can be trusted, got {times.ms:.3g} ms with a spread of "
@@ -337,55 +394,3 @@ class Search:
             low, high = np.quantile(ours, (0.2, 0.8))
             totals += weight * np.array([np.median(ours), high - low, np.median(stock)])
         return Times(*map(float, totals))
-
-
-@dataclass(frozen=True)
-class Times:
-    """Milliseconds of a converted model and of the stock one, measured in turns."""
-
-    ms: float
-    spread: float
-    stock: float
-
-
-def mixed(shapes: Mapping[Shape, float] | Sequence[Shape]) -> dict[Shape, float]:
-    """Weights of shapes that add up to 1. Raises DataError for none, or a weight that is not
-    above 0."""
-    weights = dict(shapes) if isinstance(shapes, Mapping) else dict.fromkeys(shapes, 1.0)
-    if not weights or not all(0 < weight < math.inf for weight in weights.values()):
-        raise DataError(
-            f"expected shapes with weights above 0, got {brief(dict(weights) or shapes)}"
-        )
-    total = sum(weights.values())
-    return {shape: weight / total for shape, weight in weights.items()}
-
-
-def _split(data: list[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Batches to judge on and batches to fit to; the same where there is only one."""
-    if len(data) == 1:
-        return data, data
-    wanted = min(_JUDGED, max(1, sum(map(batch_size, data)) // 5))
-    judged: list[Batch] = []
-    while len(judged) + 1 < len(data) and sum(map(batch_size, judged)) < wanted:
-        judged.append(data[-1 - len(judged)])
-    return judged, data[: len(data) - len(judged)]
-
-
-def first(batches: Sequence[Batch], examples: int) -> list[Batch]:
-    """As many of the first batches as hold so many examples, at least one."""
-    sizes = np.cumsum([batch_size(batch) for batch in batches])
-    return list(batches[: int((sizes < examples).sum()) + 1])
-
-
-def _limit(budget: Budget, stock: float) -> float:
-    """The milliseconds that a budget allows."""
-    if budget.speedup is not None:
-        return stock / budget.speedup
-    assert isinstance(budget.latency, float)
-    return budget.latency
-
-
-def _tokens(mix: Mapping[Shape, float]) -> int:
-    """The tokens of the call that counts most."""
-    batch, tokens = max(mix, key=lambda shape: mix[shape])
-    return batch * tokens

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateurs.architectures.schema import SubLayer
-from secateurs.architectures.sites import Sites
+from secateurs.architectures.sites import Sites, find_sites
 from secateurs.data.batches import Batch, main_output, run, shown, token_weights, unlabelled
 from secateurs.errors import MethodError
+from secateurs.masking.gates import Gates
 from secateurs.measurement.quality import pooled
+from secateurs.plan import SparsityPlan
 from secateurs.processes import summed
 
 _SHRUNK = 0.5
@@ -52,6 +54,12 @@ class Judge:
         if not math.isfinite(distance):
             raise MethodError("expected finite outputs to compare by, got NaN or infinity")
         return max(0.0, distance / count / self._spread)
+
+    def under(self, model: nn.Module, plan: SparsityPlan) -> float:
+        """The distance of what is left of `model` under `plan`; the model is not changed."""
+        with Gates(model, find_sites(model)) as gates:
+            gates.set_plan(plan)
+            return self(model)
 
     def _distances(self, given: Tensor, dense: Tensor) -> Tensor:
         """The distance of each vector, `[M]`, of `[M, C]`."""

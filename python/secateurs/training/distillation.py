@@ -16,6 +16,7 @@ from secateurs.checks import check_seed, check_weights, door
 from secateurs.data.batches import (
     Batch,
     check_batches,
+    evaluation_mode,
     main_output,
     run,
     shown,
@@ -75,7 +76,6 @@ def distill(
     teacher = model if teacher is None else teacher
     check_weights(teacher)
     student = copy.deepcopy(model).eval()  # evaluation mode: dropout would only blur the target
-    modes = {module: module.training for module in teacher.modules()}
     trainable = [p.requires_grad for p in student.parameters()]
     parameters = [p.requires_grad_() for p in student.get_submodule(sites.path).parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
@@ -86,27 +86,22 @@ def distill(
     )
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
     picked = islice(cycle(order), steps)
-    try:
-        teacher.eval()
-        with Gates(student, sites) as gates:
-            gates.set_plan(plan)
-            for i in shown(picked, steps, "distill", progress):
-                batch = unlabelled(found[i], student)
-                with torch.no_grad():
-                    wanted = _answers(teacher, unlabelled(found[i], teacher))
-                loss = _loss(_answers(student, batch), wanted, batch)
-                if not bool(torch.isfinite(loss)):
-                    raise DataError("expected a finite distillation loss, got NaN or infinity")
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                length = nn.utils.clip_grad_norm_(parameters, 1.0)
-                if not bool(torch.isfinite(length)):
-                    raise DataError("expected finite gradients, got NaN or infinity")
-                optimizer.step()
-                schedule.step()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluation_mode(teacher), Gates(student, sites) as gates:
+        gates.set_plan(plan)
+        for i in shown(picked, steps, "distill", progress):
+            batch = unlabelled(found[i], student)
+            with torch.no_grad():
+                wanted = _answers(teacher, unlabelled(found[i], teacher))
+            loss = _loss(_answers(student, batch), wanted, batch)
+            if not bool(torch.isfinite(loss)):
+                raise DataError("expected a finite distillation loss, got NaN or infinity")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            length = nn.utils.clip_grad_norm_(parameters, 1.0)
+            if not bool(torch.isfinite(length)):
+                raise DataError("expected finite gradients, got NaN or infinity")
+            optimizer.step()
+            schedule.step()
     for parameter, flag in zip(student.parameters(), trainable, strict=True):
         parameter.requires_grad_(flag).grad = None
     return student

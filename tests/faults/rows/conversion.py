@@ -68,6 +68,8 @@ FAULTS = (
          f"{CODES} -k identical"),
         ("levels.scale, dtype", "2 * levels.scale, dtype", f"{CODES} -k levels"),
         ("if form.precision != precision:", "if False:", CODES),
+        ("if isa in WITH_BFLOAT16_PRODUCTS", "if isa",
+         "search/test_precisions.py -k left_out_and_told"),
     ),
     *faults_in(
         f"{CONVERSION}/modules/int8_linear.py",

@@ -48,4 +48,10 @@ FAULTS = (
         ("(2 * last - counts + 1) / 2", "(2 * last - counts) / 2 + counts",
          "data/test_glue.py -k rank_correlation"),
     ),
+    *faults_in(
+        "python/secateurs/data/batches.py",
+        ("            module.training = mode\n", "            pass\n",
+         "kinds/test_training_modes.py -k distillation"),
+        ("parameter.requires_grad_(flag)", "pass", "kinds/test_training_modes.py -k methods"),
+    ),
 )  # fmt: skip

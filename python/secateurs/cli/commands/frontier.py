@@ -11,7 +11,7 @@ from typing import Any
 from secateurs.cli.arguments import (
     SAMPLING,
     above_one,
-    add_precision,
+    add_precisions,
     add_sampling,
     method_name,
     seed,
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FILE", help="read JSON lines with text, maybe text_pair")
     add_task(parser, required=False)
     add_shapes(parser)
-    add_precision(parser)
+    add_precisions(parser)
     parser.add_argument(
         "--effort",
         choices=("quick", "normal", "long"),

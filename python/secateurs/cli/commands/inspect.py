@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> tuple[int, Any]:
-    """Print what each layer keeps, and the decisions of `convert`."""
+    """Print what each layer keeps, how that came to be, and the decisions of `convert`."""
     from dataclasses import asdict
 
     from secateurs.architectures.sites import find_sites
@@ -36,6 +36,9 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     layers = layers_kept(sites, plan)
     print(f"{options.model}: {type(model).__name__}, family {sites.architecture.model_type}\n")
     print(table(layers, LAYER_COLUMNS))
+    if plan.notes:
+        notes = ", ".join(f"{name} {value}" for name, value in plan.notes.items())
+        print(f"\nhow it came to be: {notes}")
     if decisions:
         print(f"\n{decisions}")
     return OK, {

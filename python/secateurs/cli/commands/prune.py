@@ -9,7 +9,6 @@ from typing import Any
 
 from secateurs.cli.arguments import (
     SAMPLING,
-    add_precision,
     add_pruning,
     add_sampling,
     method_options,
@@ -22,6 +21,8 @@ from secateurs.cli.results import write_model
 from secateurs.cli.terminal import OK, quiet
 from secateurs.cli.timed_pruning import (
     TIMED_EXAMPLES,
+    WITHOUT_A_TIME,
+    add_precisions,
     add_target,
     prune_to_a_time,
     shuffled_batches,
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the target, the method, the data it reads, and how the rest recovers."""
     add_pruning(parser, needs_budget=False)
     add_target(parser)
-    add_precision(parser)
+    add_precisions(parser)
     data = parser.add_mutually_exclusive_group()
     data.add_argument(
         "--text", metavar="FILE", help="read plain text, sentence by sentence, to decide what goes"
@@ -108,6 +109,8 @@ def _settle(options: argparse.Namespace, timed: bool, has_data: bool) -> None:
         "max_length": (has_data, "with --text or --data"),
         "lr": (options.distill is not None, "with --distill"),
     }
+    if not timed and options.precision not in (None, *WITHOUT_A_TIME):
+        raise DataError(f"expected --precision {options.precision} only {_TIMED}")
     defaults = {"distill": 0, "no_refit": False, "effort": "quick", "force": False}
     sampling = {**SAMPLING, "examples": TIMED_EXAMPLES} if timed else SAMPLING
     settle(options, {**sampling, **defaults}, effects)
@@ -167,7 +170,9 @@ def _prune_to_a_budget(
     )
     recovered = model
     if calibration and not options.no_refit:
-        recovered = refit(model, plan, calibration, progress=options.progress)
+        # Who distils needs the dense model as its teacher.
+        inplace = not options.distill
+        recovered = refit(model, plan, calibration, inplace=inplace, progress=options.progress)
     if options.distill:
         recovered = distill(
             recovered,
@@ -179,14 +184,15 @@ def _prune_to_a_budget(
             seed=options.seed,
             progress=options.progress,
         )
+    density = find_sites(model).density(plan)
     fast = convert(
         recovered,
         plan,
         precision=options.precision,
         batches=calibration if calibration and options.precision else None,
+        inplace=True,
     )
     write_model(fast, tokenizer, options.model, out)
-    density = find_sites(model).density(plan)
     print_density(density, out)
     return OK, {
         "out": str(out),

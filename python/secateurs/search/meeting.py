@@ -1,0 +1,73 @@
+"""Meeting a time: sizes are chosen by the table, measured, and chosen again where they are off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from secateurs.errors import BudgetError
+from secateurs.plan import SparsityPlan
+from secateurs.pruning import Budget
+from secateurs.search.latency_table import LatencyTable
+from secateurs.search.local_search import Candidate
+from secateurs.search.sizes import Size
+
+_TOLERANCE = 0.05  # of the time asked for, below which a result is not searched again
+# Of the limit, at which to aim, round by round: half of all measurements lie above their median.
+MARGINS = (0.99, 0.98, 0.96, 0.94, 0.92)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of a converted model and of the stock one, measured in turns."""
+
+    ms: float
+    spread: float
+    stock: float
+
+
+def limit_of(budget: Budget, stock: float) -> float:
+    """The milliseconds that a budget allows."""
+    if budget.speedup is not None:
+        return stock / budget.speedup
+    assert isinstance(budget.latency, float)
+    return budget.latency
+
+
+def met(
+    budget: Budget,
+    candidate: Candidate,
+    table: LatencyTable,
+    timed: Callable[[SparsityPlan], Times],
+) -> tuple[list[Size], Times]:
+    """The sizes of least error, as a candidate weighs it, whose measured time meets the budget.
+
+    Raises BudgetError where none of some rounds meets it.
+    """
+    choices, weights = candidate
+    ratio, found = 1.0, None
+    tried: dict[tuple[Size, ...], Times] = {}
+    for margin in MARGINS:
+        try:
+            sizes = choices.of_least_error(margin * limit_of(budget, table.stock) / ratio, weights)
+        except BudgetError:
+            if not tried:
+                raise
+            break
+        if tuple(sizes) in tried:
+            break
+        times = tried[tuple(sizes)] = timed(choices.plan(sizes))
+        allowed = limit_of(budget, times.stock)
+        if times.ms <= allowed and (found is None or times.ms > found[1].ms):
+            found = sizes, times
+        if (1 - _TOLERANCE) * allowed <= times.ms <= allowed or choices.is_whole(sizes):
+            break
+        # How far the prediction is off, each relative to what was allowed when it was made.
+        ratio = times.ms / allowed / (table.predict(sizes) / limit_of(budget, table.stock))
+    if found is None:
+        nearest = min(tried.values(), key=lambda times: times.ms / times.stock)
+        raise BudgetError(
+            f"expected {budget} to be met, got {nearest.ms:.3g} ms, "
+            f"{nearest.stock / nearest.ms:.3g} times as fast as it is, as the nearest measured"
+        )
+    return found

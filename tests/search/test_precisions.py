@@ -1,0 +1,170 @@
+"""Precision as an option of the search: what may be chosen, what is, and that rounding counts."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from support.models import answer, relative
+from support.tiny_models import tiny_model
+from test_compress import SHAPES, data
+
+from secateurs import compress, explain, load, save
+from secateurs.conversion import forms
+from secateurs.conversion.report import conversion_of
+from secateurs.errors import BudgetError, PlanError
+from secateurs.search import LatencyTable
+from secateurs.search import search as module
+from secateurs.search.latency_table import LayerTimes
+from secateurs.search.precisions import asked_for
+from secateurs.search.sizes import heads_kept, neurons_kept
+
+AS_FAST = {"float32": 1.0, "bfloat16": 1.0, "int8": 1.0}
+
+
+@pytest.fixture
+def bert():
+    return tiny_model("bert").eval()
+
+
+def machine(monkeypatch, isa="amx", **factors):
+    """One whose instruction set is `isa`, and on which times of a precision are so much longer."""
+    factors = {**AS_FAST, **factors}
+    info = {"cpu": {**forms.ops.build_info()["cpu"], "isa": isa}}
+    monkeypatch.setattr(forms.ops, "build_info", lambda: info)
+    shape = module.find_sites(tiny_model("bert")).layers[0]
+
+    def table(_, model, mix, *, precision, progress):
+        factor = factors[precision.name]
+        layer = LayerTimes(
+            {kept: factor * (kept - 4.0) for kept in heads_kept(shape)},
+            {kept: factor * (kept / 32 - 3.0) for kept in neurons_kept(shape)},
+            -8.0 * factor,
+        )
+        return LatencyTable(stock=60.0, dense=30.0 * factor, layers=(layer,) * 3)
+
+    def times(search, fast):
+        conversion = conversion_of(fast)
+        factor = factors[conversion.precision or str(fast.dtype).removeprefix("torch.")]
+        ms = 6.0
+        for index in range(3):
+            keep = conversion.sites.keep(conversion.plan, index)
+            stays = float(keep.attention or keep.ffn)
+            ms += stays + int(keep.heads.sum()) + int(keep.neurons.sum()) / 32
+        return module.Times(ms * factor, 0.0, 60.0)
+
+    monkeypatch.setattr(LatencyTable, "measured", classmethod(table))
+    monkeypatch.setattr(module.Search, "_times", times)
+
+
+def found_in(bert, precision, budget="speedup=3"):
+    return compress(bert, data(), budget, shapes=SHAPES, precision=precision, progress=False)
+
+
+def test_a_precision_that_is_not_asked_for_is_never_chosen(bert, monkeypatch):
+    machine(monkeypatch, int8=0.1, bfloat16=0.1)
+    found = found_in(bert, None)
+    assert found.precision == "float32"
+    assert [trial.precision for trial in found.trials] == ["float32"]
+    assert found.model.dtype is torch.float32
+    assert conversion_of(found.model).precision is None
+    assert found.plan.notes["why"] == "the model's own"
+
+
+@pytest.mark.parametrize("fast", ["int8", "bfloat16"])
+def test_the_precision_that_keeps_more_within_the_time_is_chosen(bert, monkeypatch, tmp_path, fast):
+    machine(monkeypatch, **{fast: 0.4})
+    found = found_in(bert, "auto")
+    assert found.precision == fast
+    distances = {trial.precision: trial.distance for trial in found.trials}
+    assert distances.keys() == AS_FAST.keys()
+    assert found.distance == distances[fast] == min(distances.values())
+    assert found.measured <= found.asked
+    assert found.model.dtype is (torch.bfloat16 if fast == "bfloat16" else torch.float32)
+    assert conversion_of(found.model).precision == ("int8" if fast == "int8" else None)
+    (report,) = (row for row in explain(found.model) if row.site == "precision")
+    assert report.action == fast
+    assert all(name in report.reason for name in distances)
+    assert bert.dtype is torch.float32
+    save(found.model, tmp_path / "saved")
+    notes = conversion_of(load(tmp_path / "saved")).plan.notes
+    assert notes["precision"] == fast
+    assert notes["why"] == report.reason
+    assert notes["budget"] == "speedup=3"
+
+
+def test_what_rounding_loses_is_part_of_the_judgement(bert, monkeypatch):
+    """Where nothing need go, only rounding differs."""
+    machine(monkeypatch)
+    found = found_in(bert, "auto", "latency=40")
+    assert not found.plan.masks
+    assert found.precision == "float32"
+    distances = {trial.precision: trial.distance for trial in found.trials}
+    assert distances["float32"] < min(distances["int8"], distances["bfloat16"])
+
+
+def test_one_precision_may_be_named(bert, monkeypatch):
+    machine(monkeypatch)
+    found = found_in(bert, "bfloat16")
+    assert found.precision == "bfloat16"
+    assert found.recovered.dtype is torch.float32
+    batch = data(1)[0]
+    masked = copy.deepcopy(found.recovered).bfloat16()
+    assert relative(answer(found.model, batch).float(), answer(masked, batch).float()) > 0
+    assert found.plan.notes["why"] == "asked for"
+
+
+def test_what_the_machine_has_no_products_for_is_left_out_and_told(bert, monkeypatch):
+    machine(monkeypatch, isa="avx2", int8=0.1, bfloat16=0.1)
+    found = found_in(bert, "auto")
+    assert found.precision == "float32"
+    refusals = {trial.precision: trial.refusal for trial in found.trials if trial.refusal}
+    assert refusals == {
+        "bfloat16": "avx2 has no products of bfloat16",
+        "int8": "avx2 has no products of bytes",
+    }
+    assert "int8 is left out: avx2 has no products of bytes" in found.plan.notes["why"]
+
+
+def test_a_precision_in_which_nothing_runs_is_left_out(monkeypatch):
+    machine(monkeypatch, float64=1.0)
+    found = found_in(tiny_model("bert").eval().double(), "auto")
+    assert found.precision in ("float64", "bfloat16")
+    (trial,) = (trial for trial in found.trials if trial.precision == "int8")
+    assert "float64" in trial.refusal
+
+
+def test_a_time_out_of_reach_in_all_names_what_the_fastest_reaches(bert, monkeypatch):
+    machine(monkeypatch, int8=0.5)
+    with pytest.raises(BudgetError, match="at least 3 ms"):
+        found_in(bert, "auto", "latency=2")
+    assert found_in(bert, "auto", "latency=5").precision == "int8"
+
+
+def test_a_model_of_images_takes_no_bfloat16():
+    vit = tiny_model("vit").eval()
+    with pytest.raises(PlanError, match="takes numbers"):
+        asked_for(vit, "bfloat16")
+    tried, left_out = asked_for(vit, "auto")
+    assert "bfloat16" not in [precision.name for precision in tried]
+    assert "takes numbers" in left_out["bfloat16"]
+
+
+def test_a_model_in_bfloat16_already_is_not_offered_it_twice(bert, monkeypatch):
+    machine(monkeypatch)
+    tried, left_out = asked_for(bert.bfloat16(), "auto")
+    assert [precision.name for precision in tried] == ["bfloat16", "int8"]
+    assert not left_out
+    assert asked_for(bert, "bfloat16")[0] == [tried[0]]
+
+
+def test_a_table_of_another_dtype_leaves_the_model_as_it_was(bert, monkeypatch, tmp_path):
+    monkeypatch.setenv("SECATEURS_CACHE", str(tmp_path))
+    before = copy.deepcopy(bert.state_dict())
+    (precision,), _ = asked_for(bert, "bfloat16")
+    LatencyTable.measured(bert, {(1, 8): 1.0}, precision=precision, seconds=0.0, progress=False)
+    assert all(
+        torch.equal(before[name], value) and value.dtype is before[name].dtype
+        for name, value in bert.state_dict().items()
+    )
