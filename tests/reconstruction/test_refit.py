@@ -293,7 +293,7 @@ def test_it_starts_from_a_plan_of_any_method():
 
 
 def test_a_model_fitted_in_place_is_what_its_copy_becomes(model):
-    batches = data(model, 3)
+    batches = calibration(model, 3)
     wanted = refit(model, PLAN, batches, progress=False).state_dict()
     fitted = refit(model, PLAN, batches, inplace=True, progress=False)
     assert fitted is model
@@ -304,7 +304,7 @@ def test_a_model_of_inference_mode_is_not_fitted_in_place():
     with torch.inference_mode():
         model = tiny_model("bert")
     with pytest.raises(ArgumentError, match="inference_mode"):
-        refit(model, PLAN, data(model, 1), inplace=True, progress=False)
+        refit(model, PLAN, calibration(model, 1), inplace=True, progress=False)
 
 
 def test_in_place_one_layer_more_is_held_at_a_time(monkeypatch):
@@ -321,6 +321,6 @@ def test_in_place_one_layer_more_is_held_at_a_time(monkeypatch):
         before(walk, index, run)
 
     monkeypatch.setattr(walk_module.Walk, "advance", advance)
-    refit(model, PLAN, data(model, 2), inplace=True, progress=False)
+    refit(model, PLAN, calibration(model, 2), inplace=True, progress=False)
     assert len(extra) == 3 * 2
     assert set(extra) == {layer}

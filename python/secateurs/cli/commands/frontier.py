@@ -11,7 +11,6 @@ from typing import Any
 from secateurs.cli.arguments import (
     SAMPLING,
     above_one,
-    add_precisions,
     add_sampling,
     method_name,
     seed,
@@ -24,6 +23,7 @@ from secateurs.cli.terminal import OK, quiet, tell
 from secateurs.cli.timed_pruning import (
     TIMED_EXAMPLES,
     add_force,
+    add_precisions,
     add_shapes,
     figures_of,
     print_figures,
