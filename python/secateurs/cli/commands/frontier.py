@@ -16,6 +16,7 @@ from secateurs.cli.timed_pruning import (
     add_precision,
     add_shapes,
     figures_of,
+    measured_of,
     print_figures,
     shapes_of,
     shuffled_batches,
@@ -94,7 +95,8 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
             continue
         folder = out / f"speedup-{speedup:g}"
         if not options.no_models:
-            write_model(found.model, tokenizer, options.model, folder)
+            measured = measured_of(found, shapes_of(options))
+            write_model(found.model, tokenizer, options.model, folder, measured)
         results.append({"target": speedup, **figures_of(found)})
     if not results:
         raise BudgetError("expected speeds that can be met, got none that is")
