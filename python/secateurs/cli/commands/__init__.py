@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from secateurs.cli.commands import (
     demo,
     env,
+    export,
     frontier,
     inspect,
     measure,
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Command] = {
     "meta-train": meta_train,
     "frontier": frontier,
     "measure": measure,
+    "export": export,
     "inspect": inspect,
     "methods": methods,
     "env": env,
