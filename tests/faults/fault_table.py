@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from door_faults import DOOR_FAULTS
 from family_faults import FAMILY_FAULTS
 from fault import faults_in
 from kernel_faults import KERNEL_FAULTS
@@ -629,4 +630,4 @@ PYTHON += (
     ),
 )
 
-FAULTS = (*PYTHON, *FAMILY_FAULTS, *KERNEL_FAULTS)
+FAULTS = (*PYTHON, *FAMILY_FAULTS, *DOOR_FAULTS, *KERNEL_FAULTS)

@@ -96,6 +96,7 @@ def test_a_runtime_that_computes_something_else_is_refused(tmp_path, monkeypatch
     monkeypatch.setattr(row, "opened", lambda path, output: lambda batch: torch.zeros(1))
     with pytest.raises(CheckpointError, match="expected what the compact model computes"):
         exported.export(folder, "torch", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path):
