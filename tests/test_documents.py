@@ -22,6 +22,7 @@ from secateurs.storage.model_folders import open_model
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+WANTED = {"sentence-transformers": "sentence_transformers", "PEFT": "peft"}
 READ = re.compile(r"""(?:environ(?:\.get\(|\[)\s*["']|\$ENV\{|os\.environ\[")(SECATEURS_\w+)""")
 
 
@@ -67,10 +68,14 @@ def pruned_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("heading", ["transformers", "sentence-transformers", "torch.export"])
+@pytest.mark.parametrize(
+    "heading", ["transformers", "sentence-transformers", "PEFT", "torch.export"]
+)
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # asked by peft
+@pytest.mark.filterwarnings("ignore:.pin_memory. argument:UserWarning")  # without a GPU
 def test_the_examples_of_integrations_run(heading, pruned_folders):
-    if heading == "sentence-transformers":
-        pytest.importorskip("sentence_transformers")
+    if heading in WANTED:
+        pytest.importorskip(WANTED[heading])
     sections = (DOCS / "integrations.md").read_text("utf-8").split("\n## ")[1:]
     (section,) = [text for text in sections if re.match(rf"{heading}\b(?!-)", text)]
     names: dict[str, Any] = {}
@@ -78,6 +83,11 @@ def test_the_examples_of_integrations_run(heading, pruned_folders):
         exec(compile(block, "integrations.md", "exec"), names)
     if heading == "transformers":
         assert explain(names["model"]) == explain(load(pruned_folders / "copy"))
+    elif heading == "PEFT":
+        ids = torch.tensor([[2, 3, 4]])
+        with torch.no_grad():
+            got, wanted = (m(input_ids=ids).logits for m in (load("tuned"), names["tuned"]))
+        assert torch.allclose(got, wanted, atol=1e-6)
     elif heading == "torch.export":
         with torch.no_grad():
             wanted = load("pruned")(**names["batch"]).logits

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from secateurs.storage.checkpoint import load as load
     from secateurs.storage.checkpoint import save as save
     from secateurs.storage.compact_export import export_compact as export_compact
+    from secateurs.storage.compact_import import convert_compact as convert_compact
     from secateurs.storage.dense_export import export_dense as export_dense
     from secateurs.training.distillation import distill as distill
 
@@ -75,6 +76,7 @@ _HOMES = {
     "capture": "integrations.cuda_graphs",
     "compress": "search",
     "convert": "conversion.builder",
+    "convert_compact": "storage.compact_import",
     "distill": "training.distillation",
     "env_report": "measurement.environment",
     "explain": "conversion.report",

@@ -183,6 +183,17 @@ def test_folders_saved_before_transformers_knew_them_still_load(tmp_path, batch)
         AutoModel.from_pretrained(tmp_path)
 
 
+def test_a_state_dict_in_place_of_a_folder_is_refused(tmp_path):
+    """With a folder transformers itself refuses it."""
+    save(convert(tiny_model("bert"), PLAN), tmp_path)
+    weights = tiny_model("bert").state_dict()
+    with pytest.raises(ValueError, match="state_dict"):
+        BertModel.from_pretrained(tmp_path, state_dict=weights)
+    config = AutoConfig.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="expected the folder of a pruned model"):
+        BertModel.from_pretrained(None, config=config, state_dict=weights)
+
+
 def test_files_that_a_hub_has_are_fetched(tmp_path, batch, monkeypatch):
     """A call for a model of a hub has brought the config and the first file, and no other."""
     save(convert(tiny_model("bert"), PLAN), tmp_path / "hub")

@@ -22,6 +22,7 @@ import secateurs as sc
 from secateurs import reading
 from secateurs.errors import CheckpointError, DataError
 from secateurs.storage import model_folders
+from secateurs.storage.model_card import NAME as CARD
 from secateurs.storage.sentinel import NAME as SENTINEL
 
 
@@ -62,7 +63,7 @@ def pruned_folder(path: Path) -> Path:
 
 @pytest.mark.parametrize("make", STRANGE, ids=lambda make: make.__name__)
 def test_no_strange_file_is_waited_for_or_read(tmp_path, make):
-    names = {path.name for path in pruned_folder(tmp_path / "pruned").iterdir()} - {SENTINEL}
+    names = {path.name for path in pruned_folder(tmp_path / "pruned").iterdir()} - {SENTINEL, CARD}
     for name in sorted(names):
         path = pruned_folder(tmp_path / f"pruned-{name}") / name
         path.unlink()

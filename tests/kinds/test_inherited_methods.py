@@ -50,7 +50,7 @@ input_modalities ipu is_activation_checkpointing is_backend_compatible is_custom
 is_distributed_loading_by_transformers is_gradient_checkpointing is_remote_code loss_function
 main_input_name mark_tied_weights_as_initialized maybe_distribute_model model_tags modules mtia
 named_buffers named_children named_modules named_non_persistent_buffers named_parameters
-parameters pp_plan prepare_distribute_model push_to_hub register_backward_hook register_buffer
+parameters pp_plan prepare_distribute_model register_backward_hook register_buffer
 register_forward_hook register_forward_pre_hook register_full_backward_hook
 register_full_backward_pre_hook register_load_state_dict_post_hook
 register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook
@@ -172,20 +172,6 @@ def test_the_trainer_saves_and_does_not_train(tmp_path):
     assert torch.equal(answer(load(tmp_path / "m"), ids), answer(fast, ids))
     with pytest.raises(ConvertedError, match="train the dense model, and convert it again"):
         trainer.train()
-
-
-def test_pushing_uploads_what_save_writes(tmp_path, monkeypatch):
-    fast = convert(tiny_model("bert"), PLAN)
-    pushed = {}
-
-    def push(self, repo_id, *, token=None, **_):
-        pushed[repo_id] = token
-        self.save_pretrained(tmp_path / "pushed", max_shard_size="50GB")
-
-    monkeypatch.setattr(PreTrainedModel, "push_to_hub", push)
-    fast.save_pretrained(tmp_path / "name", push_to_hub=True, token="t", repo_id="me/it")
-    assert pushed == {"me/it": "t"}
-    assert written(tmp_path / "pushed") == written(tmp_path / "name")
 
 
 COPIES = {

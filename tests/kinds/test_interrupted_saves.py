@@ -15,9 +15,11 @@ from support.tiny_models import tiny_model
 
 from secateurs import HeadMask, SparsityPlan, convert, files, load, save
 from secateurs.errors import CheckpointError
+from secateurs.storage.model_card import NAME as CARD
 from secateurs.storage.sentinel import NAME as SENTINEL
 
 HERE = Path(__file__)
+ALWAYS = ("config.json", SENTINEL, CARD)  # files of every saved folder
 FORMAT_1 = HERE.parents[1] / "fixtures" / "format_1"
 IDS = torch.arange(3, 11)[None]
 
@@ -103,7 +105,7 @@ def test_killed_at_every_step(before, tmp_path):
         save(converted["new"], directory)  # goes through, and removes what the dead one left
         assert torch.equal(said(load(directory)), new)
         block = json.loads((directory / "config.json").read_text())["secateurs"]
-        assert {p.name for p in directory.iterdir()} == {"config.json", SENTINEL, *block["sha256"]}
+        assert {p.name for p in directory.iterdir()} == {*ALWAYS, *block["sha256"]}
         if code == 0:
             break
         steps += 1
@@ -124,7 +126,7 @@ def test_two_savers_and_a_reader(tmp_path):
     assert [saver.wait() for saver in savers] == [0, 0]
     assert any(torch.equal(said(load(directory)), want) for want in wanted)
     block = json.loads((directory / "config.json").read_text())["secateurs"]
-    assert {p.name for p in directory.iterdir()} == {"config.json", SENTINEL, *block["sha256"]}
+    assert {p.name for p in directory.iterdir()} == {*ALWAYS, *block["sha256"]}
 
 
 def test_a_reader_whose_files_were_replaced_reads_the_new_ones(tmp_path, monkeypatch):

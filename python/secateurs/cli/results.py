@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secateurs.storage.model_card import Measured
 
 
-def write_model(model: Any, tokenizer: Any, source: str, out: Path) -> None:
-    """Save a converted model to `out`, its tokenizer where there is one, and what a folder of
-    sentence-transformers in `source` has besides."""
+def write_model(
+    model: Any, tokenizer: Any, source: str, out: Path, measured: Measured | None = None
+) -> None:
+    """Save a converted model to `out`, its tokenizer where there is one, what a folder of
+    sentence-transformers in `source` has besides, and a card with what was measured."""
     from secateurs.storage.checkpoint import save
+    from secateurs.storage.model_card import write_card
     from secateurs.storage.model_folders import open_tokenizer
     from secateurs.storage.sentence_folders import is_sentence_folder, keep_modules
 
@@ -19,3 +25,4 @@ def write_model(model: Any, tokenizer: Any, source: str, out: Path) -> None:
         tokenizer = tokenizer or open_tokenizer(source)
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
+    write_card(out, model, measured)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from secateurs.cli.terminal import OK
 
 if TYPE_CHECKING:
     from secateurs.search import Compressed
+    from secateurs.storage.model_card import Measured
 
 TIMED_EXAMPLES = 512
 AUTO = "auto"
@@ -125,7 +126,7 @@ def prune_to_a_time(options: argparse.Namespace, rows: Sequence[Any], out: Path)
         force=options.force,
         progress=options.progress,
     )
-    write_model(found.model, tokenizer, options.model, out)
+    write_model(found.model, tokenizer, options.model, out, measured_of(found, shapes_of(options)))
     density = find_sites(model).density(found.plan)
     figures = figures_of(found)
     print_figures([figures])
@@ -152,6 +153,26 @@ def figures_of(found: Compressed) -> dict[str, Any]:
         "layers": [list(size) for size in found.sizes],
         "seconds": found.seconds,
     }
+
+
+def measured_of(found: Compressed, shapes: Mapping[tuple[int, int], float]) -> Measured:
+    """What was measured of a result, for its card."""
+    from secateurs.measurement.environment import describe_machine
+    from secateurs.storage.model_card import Measured
+
+    calls = ", ".join(
+        f"{batch}x{tokens}" + (f":{weight:g}" if len(shapes) > 1 else "")
+        for (batch, tokens), weight in shapes.items()
+    )
+    row = {
+        "batch x tokens": calls,
+        "transformers, ms": found.stock,
+        "pruned, ms": found.measured,
+        "times as fast": found.speedup,
+        "cosine to the dense model": found.cosine,
+    }
+    (device,) = {parameter.device for parameter in found.model.parameters()}
+    return Measured([row], describe_machine(device))
 
 
 def print_figures(rows: list[dict[str, Any]], scores: Sequence[str] = ()) -> None:

@@ -85,6 +85,13 @@ def save_pretrained(
         model.push_to_hub(token=token, **upload)
 
 
+def push_to_hub(model: Any, repo_id: str, *, max_shard_size: Any = None, **options: Any) -> str:
+    """Upload the folder that `secateurs.save` writes, with its model card."""
+    from secateurs.storage.hub import push
+
+    return push(model, repo_id, **options)
+
+
 def train(model: Any, mode: bool = True) -> Any:
     """Stay in evaluation mode, the only one there is. Raises ConvertedError for any other."""
     if mode:
@@ -181,6 +188,7 @@ RIGHT: dict[str, Callable[..., Any]] = {
     method.__name__: method
     for method in (
         save_pretrained,
+        push_to_hub,
         train,
         num_parameters,
         get_memory_footprint,

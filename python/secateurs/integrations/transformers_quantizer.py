@@ -53,7 +53,12 @@ class SecateursQuantizer(HfQuantizer):
         cannot."""
         from secateurs.storage.checkpoint import described
 
-        files: list[str] = options["checkpoint_files"]
+        files: list[str] | None = options["checkpoint_files"]
+        if files is None:  # in a call with state_dict and this config
+            raise CheckpointError(
+                "expected the folder of a pruned model, whose packed tensors no state_dict holds, "
+                "got a call without one: call from_pretrained with the folder alone"
+            )
         folder, self._dtype = Path(files[0]).parent, model.config.dtype
         values, names = described(folder)
         _check_class(type(model), values["architectures"][0], folder)

@@ -73,6 +73,13 @@ def device_name(device: torch.device) -> str:
     return str(device)
 
 
+def describe_machine(device: torch.device) -> str:
+    """Name a device and the versions that a time was measured with, in one line."""
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    packages = (f"{name} {package_version(name)}" for name in ("torch", "transformers"))
+    return f"{device_name(device)}{threads}; {', '.join(packages)}"
+
+
 def package_version(package: str) -> str | None:
     """The version of an installed package by its metadata; None if it is not there."""
     try:

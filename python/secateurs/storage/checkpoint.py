@@ -6,8 +6,8 @@ other files and says what they cannot), the compact tensors under stock names (a
 as `NAME.values`, `.indptr`, `.indices`; one on levels as its int8 codes; one of a model in int8 as
 its codes, with their scales beside it) and the plan. Files have names made of their content, under
 which stock transformers looks for no weights; where it looks lies a file that ends in a sentence.
-The config is replaced last, at once, so that whenever a directory is read it holds the old model or
-the new one.
+The config is replaced behind them, at once, so that whenever a directory is read it holds the old
+model or the new one; a model card for people comes last.
 Kernels are chosen, and weights packed for them, on the machine that loads.
 """
 
@@ -23,13 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
-from secateurs.architectures.records import ARCHITECTURES
 from secateurs.architectures.sites import find_sites
 from secateurs.checks import door, dtype_name
 from secateurs.conversion.builder import rebuild
@@ -48,7 +46,10 @@ from secateurs.reading import (
     whole,
 )
 from secateurs.storage import manifest
-from secateurs.storage.blueprint import FLOATS, Blueprint, blueprint_of, is_stock, restored_again
+from secateurs.storage.blueprint import FLOATS, Blueprint, blueprint_of, restored_again
+from secateurs.storage.model_card import NAME as CARD
+from secateurs.storage.model_card import write_card
+from secateurs.storage.model_classes import class_of
 from secateurs.storage.sentinel import NAME as SENTINEL
 from secateurs.storage.sentinel import write_sentinel
 from secateurs.storage.skeleton import check_like, named_tensors, outside, ties
@@ -63,7 +64,8 @@ _NAMES = {
     2: (rf"{WEIGHTS}-[0-9a-f]{{16}}\.safetensors", rf"{PLAN}-[0-9a-f]{{16}}\.safetensors"),
 }
 _SCRATCH = re.compile(
-    rf"\.+({WEIGHTS}|{re.escape(CONFIG)}|{re.escape(SENTINEL)}).*{re.escape(PARTIAL)}"
+    rf"\.+({WEIGHTS}|{re.escape(CONFIG)}|{re.escape(SENTINEL)}|{re.escape(CARD)}).*"
+    rf"{re.escape(PARTIAL)}"
 )
 _OPENED_BY_STOCK = re.compile(
     r"(model|pytorch_model|adapter_model)[-.](.*\.)?(safetensors|bin|index\.json)"
@@ -118,6 +120,7 @@ def save(model: nn.Module, directory: str | Path) -> None:
             }
             with written_whole(directory / CONFIG) as scratch:
                 scratch.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            write_card(directory, converted)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write the model to {directory}: {error}") from error
 
@@ -193,7 +196,7 @@ def _load(
     plan = SparsityPlan.load(files[1])
     tensors = load_file(files[0], device=device)
     blueprint = Blueprint(
-        _class(values, model_class, directory),
+        class_of(values, model_class, directory),
         {name: value for name, value in values.items() if name != "secateurs"},
         block.get("arguments", {}),
         _DTYPES[values["dtype"]],
@@ -245,53 +248,6 @@ def _files(block: Mapping[str, Any]) -> list[str]:
     if len(names) != 2 or not all(map(re.fullmatch, patterns, names)):
         raise FormatError(f"expected digests of weights and of a plan, got those of {shown(names)}")
     return names
-
-
-def _class(
-    values: Mapping[str, Any], given: type[nn.Module] | None, directory: Path
-) -> type[nn.Module]:
-    """The class of a saved model: a stock one by its name, an own one that this process has, or the
-    one given."""
-    name = values["architectures"][0]
-    own = values["secateurs"].get("model_class", {"module": "transformers", "name": name})
-    stock = own["module"].partition(".")[0] == "transformers"
-    if given is not None:
-        if not (isinstance(given, type) and issubclass(given, PreTrainedModel)):
-            raise CheckpointError(f"expected a class of models as model_class, got {given!r}")
-        if given.__name__ != own["name"] or is_stock(given) != stock:
-            raise CheckpointError(
-                f"expected {own['module']}.{own['name']} as model_class, the class of the model in "
-                f"{directory}, got {given.__module__}.{given.__name__}"
-            )
-        return given
-    if not stock:
-        known = [cls for cls in _known(PreTrainedModel) if _is_named(cls, own)]
-        if len(known) != 1:
-            raise CheckpointError(
-                f"the model in {directory} is a {own['module']}.{own['name']}, which is not one of "
-                f"transformers' own: load it with model_class={own['name']}"
-            )
-        return known[0]
-    cls: type[Any] | None = getattr(transformers, name, None) if name == own["name"] else None
-    kind = getattr(cls, "config_class", None)
-    if cls is None or kind is None or not issubclass(cls, PreTrainedModel):
-        raise CheckpointError(f"this transformers has no architecture {name}")
-    if kind.model_type not in ARCHITECTURES or kind.model_type != values["model_type"]:
-        raise CheckpointError(
-            f"expected a config of {kind.model_type} for {name}, got {values['model_type']!r}"
-        )
-    return cls
-
-
-def _known(cls: type[nn.Module]) -> Iterator[type[nn.Module]]:
-    """Every class of models that this process has defined or imported; nothing is imported."""
-    for kind in cls.__subclasses__():
-        yield kind
-        yield from _known(kind)
-
-
-def _is_named(cls: type[nn.Module], name: Mapping[str, Any]) -> bool:
-    return (cls.__module__, cls.__name__) == (name["module"], name["name"])
 
 
 def _from_format_1(

@@ -3,7 +3,7 @@ without any kernel of ours."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,18 @@ from torch import Tensor, nn
 from secateurs.architectures.kept import LayerKeep
 from secateurs.architectures.linears import LinearView
 from secateurs.architectures.schema import Linear, Side
+from secateurs.architectures.sites import Sites
 from secateurs.checks import door
 from secateurs.conversion.report import conversion_of
 from secateurs.conversion.slicing import CompactLinear
+from secateurs.errors import PlanError
+from secateurs.plan import SparsityPlan
 from secateurs.storage.dense_export import DenseLinear, dense_linear, stock_model
 
 # What attention modules call the number of their heads, and the width of all of them.
 _HEADS = ("num_heads", "num_attention_heads", "n_heads")
 _WIDTHS = ("split_size", "all_head_size")
+_ORIGIN = "_secateurs_origin"  # of a compact model
 
 
 @door
@@ -28,8 +32,8 @@ def export_compact(model: nn.Module) -> nn.Module:
     attention, of other sizes in each layer.
 
     It computes what the converted model does, and can be trained, and exported by torch.export and
-    torch.onnx. No folder holds it, for its config still says the sizes of the dense model: keep the
-    converted one, or a state dict.
+    torch.onnx; `convert_compact` makes it a converted one again. No folder holds it, for its config
+    still says the sizes of the dense model: keep the converted one, or a state dict.
 
     A sub-layer that lost all of its units keeps one that gives nothing. Where heads share key/value
     heads in groups that are no longer equal, each gets a copy of its own. Layers with a bias by
@@ -42,16 +46,34 @@ def export_compact(model: nn.Module) -> nn.Module:
     sites = conversion.sites
     for i in range(len(sites.layers)):
         _tell_sizes(sites.layer(compact, i), sites.keep(conversion.plan, i))
+    vars(compact)[_ORIGIN] = Origin(conversion.plan, sites)
     return compact
+
+
+class Origin(NamedTuple):
+    """What a compact model came of: the plan, and the sites of the dense model."""
+
+    plan: SparsityPlan
+    sites: Sites
+
+
+def origin_of(model: nn.Module) -> Origin:
+    """What a compact model came of. Raises PlanError for any other."""
+    origin = vars(model).get(_ORIGIN)
+    if not isinstance(origin, Origin):
+        raise PlanError(
+            f"expected a model made by secateurs.export_compact, got {type(model).__name__}"
+        )
+    return origin
 
 
 def _compact_linear(
     view: LinearView, compact: CompactLinear | None, keep: LayerKeep, dtype: torch.dtype
 ) -> DenseLinear:
     """Weight `[N', K']` and bias `[N']` of a linear of a skeleton, in the sizes that are left."""
-    if _keeps_size(view.linear, keep):
+    if _keepssize_of(view.linear, keep):
         return dense_linear(view, compact, keep, dtype)
-    rows, columns = (_size(side, keep) for side in (view.linear.rows, view.linear.columns))
+    rows, columns = (size_of(side, keep) for side in (view.linear.rows, view.linear.columns))
     weight = None if compact is None else _of_own_heads(compact.weight, view.linear, keep)
     bias = None if compact is None or compact.bias is None else compact.bias
     device = "cpu" if compact is None else compact.weight.device
@@ -64,14 +86,14 @@ def _compact_linear(
     return weight, _of_own_heads(bias, view.linear, keep)
 
 
-def _keeps_size(linear: Linear, keep: LayerKeep) -> bool:
+def _keepssize_of(linear: Linear, keep: LayerKeep) -> bool:
     """Whether a linear keeps the size it has in the dense model: where another layer makes the bias
     of its scores, for all heads."""
     attention = keep.shape.architecture.attention
     return attention.relative_bias is not None and linear in attention.linears
 
 
-def _size(side: Side, keep: LayerKeep) -> int:
+def size_of(side: Side, keep: LayerKeep) -> int:
     """The length of one side of a linear; of a side without units, that of one unit."""
     if side == "hidden":
         return keep.shape.hidden
@@ -100,10 +122,10 @@ def _tell_sizes(layer: nn.Module, keep: LayerKeep) -> None:
         else:  # transformers' Conv1D
             module.nx, module.nf = module.weight.shape
     query, key, *_ = architecture.attention.linears
-    if _keeps_size(query, keep):
+    if _keepssize_of(query, keep):
         return
     attention: Any = layer.get_submodule(query.path.rpartition(".")[0])
-    width, kv_width = _size(query.rows, keep), _size(key.rows, keep)
+    width, kv_width = size_of(query.rows, keep), size_of(key.rows, keep)
     told = {
         **dict.fromkeys(_HEADS, width // keep.shape.head_dim),
         **dict.fromkeys(_WIDTHS, width),

@@ -17,6 +17,7 @@ from secateurs.storage.sentence_folders import is_sentence_folder, other_modules
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _ATTENTION = ("eager", "sdpa", "flex_attention")  # all others may be fetched
 _LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _NEW_PARTS = 1 << 24  # weights that a folder need not hold: a new head, buffers of positions
 
 
@@ -98,6 +99,12 @@ def open_image_processor(path: str | Path) -> Any:
         return transformers.AutoImageProcessor.from_pretrained(path, **_LOCAL)
     except Exception as error:  # as of tokenizers
         raise DataError(f"expected an image processor in {path}: {one_line(error)}") from error
+
+
+def copy_tokenizer(path: str | Path, out: Path) -> None:
+    """Write the tokenizer of a model folder to another one; nothing where there is none."""
+    if any((Path(path) / name).exists() for name in _TOKENIZER):
+        open_tokenizer(path).save_pretrained(out)
 
 
 def is_pruned(path: str | Path) -> bool:

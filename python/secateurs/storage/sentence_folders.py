@@ -24,12 +24,25 @@ from secateurs.reading import (
 
 _MODULES, _SETTINGS = "modules.json", "config_sentence_transformers.json"
 _TRANSFORMER = "sentence_*_config.json"  # with one type of model or another in the middle
+_CLASSES = ("SentenceTransformer", "CrossEncoder", "SparseEncoder", "MultiVectorEncoder")
 _REASON = "The model is pruned, and runs on kernels of secateurs: import it before loading."
 
 
 def is_sentence_folder(path: str | Path) -> bool:
     """Whether a model folder is one of sentence-transformers, of any kind of model they have."""
     return (Path(path) / _MODULES).exists()
+
+
+def class_of_folder(path: str | Path) -> str | None:
+    """The name of the class of sentence-transformers that opens a folder; None where none does.
+
+    Raises CheckpointError for a folder that cannot be read.
+    """
+    if not is_sentence_folder(path):
+        return None
+    settings = Path(path) / _SETTINGS
+    named = read_json(settings).get("model_type") if settings.exists() else None
+    return named if named in _CLASSES else _CLASSES[0]
 
 
 def wants_states(path: str | Path) -> bool:

@@ -21,11 +21,26 @@ FAULTS = (
         ("_fetch(folder, name, model.config)", "pass", f"{QUANTIZER} -k hub"),
         ("loaded.generation_config = given", "pass", f"{QUANTIZER} -k how_to_generate"),
         ("model._modules.clear()", "pass", f"{QUANTIZER} -k emptied"),
+        ("if files is None:", "if False:",
+         "integrations/test_transformers_quantizer.py -k state_dict"),
     ),
     *faults_in(
         f"{INTEGRATIONS}/registration.py",
         ("if _REGISTERS in sys.modules:", "if False:", f"{QUANTIZER} -k imported_first"),
         ("return getattr(self._own, name)", "raise AttributeError(name)",
          f"{QUANTIZER} -k imported_first"),
+    ),
+    *faults_in(
+        "python/secateurs/integrations/exported.py",
+        ("if not distance <= allowed:", "if False:",
+         "integrations/test_exported.py -k something_else"),
+        ("shutil.rmtree(out, ignore_errors=True)", "pass",
+         "integrations/test_exported.py -k something_else"),
+        ('if compact.main_input_name != "input_ids":', "if False:",
+         "integrations/test_exported.py -k cannot_be_exported"),
+    ),
+    *faults_in(
+        "python/secateurs/integrations/runtimes/__init__.py",
+        ("    if missing:", "    if False:", "integrations/test_exported.py -k missing"),
     ),
 )  # fmt: skip

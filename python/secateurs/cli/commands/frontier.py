@@ -26,6 +26,7 @@ from secateurs.cli.timed_pruning import (
     add_precisions,
     add_shapes,
     figures_of,
+    measured_of,
     print_figures,
     shapes_of,
     shuffled_batches,
@@ -104,7 +105,8 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
             continue
         folder = out / f"speedup-{speedup:g}"
         if not options.no_models:
-            write_model(found.model, subject.processor, options.model, folder)
+            measured = measured_of(found, shapes_of(options))
+            write_model(found.model, subject.processor, options.model, folder, measured)
         score = subject.score(found.model)
         results.append({"target": speedup, **figures_of(found), **score})
     if not results:
