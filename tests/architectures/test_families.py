@@ -8,7 +8,13 @@ import pytest
 import torch
 from support.models import answer, relative
 from support.plans import PLANS
-from support.tiny_models import RECORD_FAMILIES, TEXT_FAMILIES, tiny_batch, tiny_model
+from support.tiny_models import (
+    RECORD_FAMILIES,
+    TEXT_FAMILIES,
+    TWO_STACKS,
+    tiny_batch,
+    tiny_model,
+)
 from torch import nn
 from transformers import (
     AlbertConfig,
@@ -128,7 +134,7 @@ def test_models_of_sound_are_proven_on_frames_of_which_some_are_padding():
 
 
 def test_every_record_is_that_of_a_tiny_model():
-    kinds = (*TEXT_FAMILIES, "vit", *RECORD_FAMILIES)
+    kinds = (*TEXT_FAMILIES, "vit", *RECORD_FAMILIES, *TWO_STACKS)
     tested = {find_sites(tiny_model(kind)).architecture for kind in kinds}
     known = {record for records in ARCHITECTURES.values() for record in records}
     dinov2 = [DINOV2, EARLIER_DINOV2]  # of one transformers each
@@ -177,7 +183,9 @@ def forget():
     ARCHITECTURES.update(known)
 
 
-@pytest.mark.parametrize(("kind", "like"), [("ernie", "bert"), ("smollm3", "llama")])
+@pytest.mark.parametrize(
+    ("kind", "like"), [("ernie", "bert"), ("smollm3", "llama"), ("marian", "bart")]
+)
 def test_an_unknown_kind_is_registered_as_the_sentence_says(forget, kind, like):
     forget(kind)
     model = tiny_model(kind)
@@ -185,7 +193,7 @@ def test_an_unknown_kind_is_registered_as_the_sentence_says(forget, kind, like):
         find_sites(model)
     register_architecture(kind, like)
     assert find_sites(model).architecture == ARCHITECTURES[like][0].named(kind)
-    convert(model, SparsityPlan(PLANS["uneven"]))
+    convert(model, SparsityPlan())
 
 
 def test_a_record_of_ones_own_is_registered_once(forget):

@@ -7,6 +7,7 @@ from fault import faults_in
 
 ARCHITECTURES, CONVERSION = "python/secateurs/architectures", "python/secateurs/conversion"
 FAMILIES, GATES = "architectures/test_families.py", "masking/test_gates.py"
+STACKS = "architectures/test_two_stacks.py"
 
 FAMILY_FAULTS = (
     *faults_in(
@@ -38,6 +39,11 @@ FAMILY_FAULTS = (
     *faults_in(
         f"{CONVERSION}/modules/layer.py",
         ('elif "output_attentions" in names:', "elif False:", f"{FAMILIES} -k contract and megatron"),
+        ("x = self.cross_attention(self.cross_norm(x), x, *encoded, both)", "pass",
+         f"{STACKS} -k contract and mbart"),
+        ("x = self.cross_norm(self.cross_attention(x, x, *encoded, both))", "pass",
+         f"{STACKS} -k contract and marian"),
+        ("if states is None:", "if False:", f"{STACKS} -k needs_the_states"),
         ("y = residual + scale(part(x, None, *context))", "y = residual + part(x, None, *context)",
          f"{FAMILIES} -k contract and granite"),
     ),
@@ -48,6 +54,12 @@ FAMILY_FAULTS = (
     ),
     *faults_in(
         f"{CONVERSION}/modules/attention.py",
+        ("if causal and (mask is None or mask.dim() == 2):", "if False:",
+         f"{STACKS} -k contract and whole_t5 or contract and whole"),
+        ("num_embeddings // (1 if self.causal else 2)", "num_embeddings // 2",
+         f"{STACKS} -k contract and whole"),
+        ("places = torch.arange(queries, device=device) + before",
+         "places = torch.arange(queries, device=device)", f"{STACKS} -k contract and whole"),
         ("if head_norms is not None:", "if False:", f"{FAMILIES} -k contract and qwen3"),
         ("if rotary is not None and self.rotary:", "if rotary is not None:",
          f"{FAMILIES} -k contract and smollm3"),
@@ -83,7 +95,34 @@ FAMILY_FAULTS = (
     ),
     *faults_in(
         f"{ARCHITECTURES}/sites.py",
-        ('and hasattr(base, "decoder"):', "and False:", "architectures/test_sites.py -k unsuitable"),
+        ('both = getattr(config, "is_encoder_decoder", False)', "both = False",
+         "architectures/test_sites.py -k unsuitable"),
+        ("if len(self.stacks) > 1:", "if False:", f"{STACKS} -k walks_through"),
+        ("return stack, index - stack.first", "return stack, index", f"{STACKS} -k say_which"),
+        ("if architecture.cross else 0", "if False else 0", f"{STACKS} -k say_which"),
+    ),
+    *faults_in(
+        f"{ARCHITECTURES}/kept.py",
+        ('for part, keep in self.units.items() if part != "neurons")',
+         'for part, keep in self.units.items() if part == "heads")', f"{STACKS} -k macs"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/modules/cross_attention.py",
+        ("of_cross is not None and cache.is_updated.get(self.layer_idx)", "False",
+         f"{STACKS} -k contract and mbart"),
+        ('getattr(cache, "self_attention_cache", cache)', "cache", f"{STACKS} -k contract and mbart"),
+    ),
+    *faults_in(
+        "python/secateurs/pruning/activations.py",
+        ('batch.get(MASKS.get(stack.name, "attention_mask"))', 'batch.get("attention_mask")',
+         f"{STACKS} -k own_real_tokens"),
+    ),
+    *faults_in(
+        "python/secateurs/data/batches.py",
+        ('decoded = any(name.startswith("decoder_") for name in batch)', "decoded = False",
+         f"{STACKS} -k own_real_tokens"),
+        ('if read_by_decoder is not None and "labels" in moved', 'if False and "labels" in moved',
+         f"{STACKS} -k from_both_stacks and kprune"),
     ),
     *faults_in(
         "python/secateurs/measurement/inputs.py",
@@ -92,7 +131,7 @@ FAMILY_FAULTS = (
         ("if tokens != made:", "if False:", "measurement/test_quality.py -k one_size"),
     ),
     *faults_in(
-        f"{CONVERSION}/proof.py",
+        f"{CONVERSION}/trial_runs.py",
         ("heard[0, samples[1] :] = 0", "pass", f"{FAMILIES} -k frames"),
     ),
 )  # fmt: skip

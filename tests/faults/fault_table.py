@@ -130,7 +130,7 @@ PYTHON = (
         ("weight.square().mean(0)", "weight.square().sum(0)", f"{KPRUNE} -k energy"),
         ("logits / _TEMPERATURE", "logits", f"{KPRUNE} -k fisher"),
         ("squares / self._examples / 2", "squares / 2", f"{KPRUNE} -k fisher"),
-        (" * (_HEADS if kind == \"heads\" else 1.0)", "", f"{KPRUNE} -k energy"),
+        (" * (_HEADS if site.kind == \"heads\" else 1.0)", "", f"{KPRUNE} -k energy"),
     ),
     *faults_in(
         "python/secateurs/search/knapsack.py",
@@ -481,7 +481,7 @@ PYTHON += (
     ),
     *faults_in(
         f"{CONVERSION}/modules/layer.py",
-        ('elif names[:1] != ["attention_mask"]:', "elif False:", f"{ARGUMENTS} -k another_order"),
+        ('elif names[:1] != ["attention_mask"] or', "elif", f"{ARGUMENTS} -k another_order"),
         (
             "self.relative_bias, self.head_norms = relative_bias, head_norms",
             "self.relative_bias, self.head_norms = None, head_norms",
@@ -537,8 +537,8 @@ PYTHON += (
     *faults_in(
         "python/secateurs/storage/compact_export.py",
         (
-            "attention.relative_bias is not None and linear",
-            "False and linear",
+            "return keep.shape.architecture.attention.relative_bias is not None",
+            "return False",
             f"{COMPACT} -k computes and t5",
         ),
         (

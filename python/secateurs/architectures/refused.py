@@ -75,7 +75,16 @@ def why_unknown(model: nn.Module, known: Iterable[Architecture]) -> FamilyError:
 
 def _has_such_layers(model: nn.Module, record: Architecture) -> bool:
     """Whether the layers of a model are where a record says, and made of what it says."""
-    layers = module_at(getattr(model, "base_model", model), record.layers)
+    base = getattr(model, "base_model", model)
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False) and hasattr(base, "decoder"):
+        stacks = [record, record.decoder]
+        return all(stack is not None and _has_such_stack(base, stack) for stack in stacks)
+    return _has_such_stack(base, record)
+
+
+def _has_such_stack(base: nn.Module, record: Architecture) -> bool:
+    layers = module_at(base, record.layers)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         return False
     named = (*layers[0].named_parameters(), *layers[0].named_buffers())

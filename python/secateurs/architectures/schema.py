@@ -5,11 +5,11 @@ made of. Everything else about a linear is derived from that.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-Side = Literal["hidden", "heads", "kv_heads", "neurons"]
+Side = Literal["hidden", "heads", "kv_heads", "cross_heads", "neurons"]
 
 # Activations that layers call as a function, with the module that computes the same. No path of a
 # module is written so.
@@ -23,7 +23,8 @@ class Linear:
     Attributes:
         role: its name in sites and reports.
         path: of the module that holds it, from the layer.
-        rows: what its outputs are: the width of the model, query heads, key/value heads or neurons.
+        rows: what its outputs are: the width of the model, query heads, key/value heads, heads of
+            cross-attention or neurons.
         columns: what its inputs are.
         part: `(i, n)` where the module holds n linears of equal size, one behind the other: this is
             number i.
@@ -60,6 +61,8 @@ class SubLayer:
             holds a factor for each channel (Touvron et al. 2021, LayerScale), or a number.
     """
 
+    name: ClassVar[str]  # the site of all of it, in a layer
+    units: ClassVar[str]  # the site of what can go one by one
     linears: tuple[Linear, ...]
     norm: str
     scale: str | None = field(default=None, kw_only=True)
@@ -68,6 +71,11 @@ class SubLayer:
     def last(self) -> Linear:
         """The linear whose output is added to the residual."""
         return next(linear for linear in self.linears if linear.rows == "hidden")
+
+    @property
+    def holder(self) -> str:
+        """Path of the module that holds the first linear."""
+        return self.linears[0].path.rpartition(".")[0]
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -87,10 +95,21 @@ class SelfAttention(SubLayer):
             in front of a rotary embedding.
     """
 
+    name = "attention"
+    units = "heads"
     relative_bias: str | None = None
     scores_scale: float | None = None
     queries_scaled: bool = False
     head_norms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CrossAttention(SubLayer):
+    """Attention of a decoder to what the encoder gives: queries are of the layer's states, keys and
+    values of the encoder's. Scores have the scale of self-attention, and no bias."""
+
+    name = "cross_attention"
+    units = "cross_attention.heads"
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,8 @@ class FeedForward(SubLayer):
             name in `FUNCTIONS`.
     """
 
+    name = "ffn"
+    units = "neurons"
     activation: str = ""
 
     @property
@@ -126,6 +147,17 @@ def attention(
         Linear("output", output, columns="heads"),
     )
     return SelfAttention(linears, norm, relative_bias, scores_scale)
+
+
+def cross_attention(query: str, key: str, value: str, output: str, norm: str) -> CrossAttention:
+    """Cross-attention with a linear of its own for each of q, k, v and the output."""
+    linears = (
+        Linear("cross_attention.query", query, rows="cross_heads"),
+        Linear("cross_attention.key", key, rows="cross_heads"),
+        Linear("cross_attention.value", value, rows="cross_heads"),
+        Linear("cross_attention.output", output, columns="cross_heads"),
+    )
+    return CrossAttention(linears, norm)
 
 
 def fused_attention(qkv: str, output: str, norm: str, transposed: bool = False) -> SelfAttention:
@@ -173,7 +205,11 @@ class Architecture:
         norm_offset: added to the weight of every norm: 1 where that is stored as its distance to
             one.
         causal: the model is a decoder.
-        kv_heads: the config attribute that says how many key/value heads there are.
+        heads: the config attribute that says how many heads a layer has.
+        kv_heads: the same of key/value heads.
+        count: the same of layers.
+        cross: the sub-layer between the two others that attends to another stack's states.
+        decoder: of the second stack of layers, in models that have one.
         when: an attribute of the config and its value in models built so; None: all are.
     """
 
@@ -185,7 +221,11 @@ class Architecture:
     rms_norm: bool = False
     norm_offset: float = 0.0
     causal: bool = False
+    heads: str = "num_attention_heads"
     kv_heads: str = "num_attention_heads"
+    count: str = "num_hidden_layers"
+    cross: CrossAttention | None = None
+    decoder: Architecture | None = None
     when: tuple[str, Any] | None = None
 
     def fits(self, config: Any) -> bool:
@@ -194,16 +234,17 @@ class Architecture:
 
     @property
     def sublayers(self) -> tuple[SubLayer, ...]:
-        return (self.attention, self.ffn)
+        """Those of a layer, in the order in which it runs them."""
+        return tuple(filter(None, (self.attention, self.cross, self.ffn)))
 
     @property
     def linears(self) -> tuple[Linear, ...]:
         """Every linear of a layer."""
-        return (*self.attention.linears, *self.ffn.linears)
+        return tuple(linear for sublayer in self.sublayers for linear in sublayer.linears)
 
     @property
-    def norms(self) -> tuple[str, str]:
-        return (self.attention.norm, self.ffn.norm)
+    def norms(self) -> tuple[str, ...]:
+        return tuple(sublayer.norm for sublayer in self.sublayers)
 
     @property
     def lent(self) -> tuple[str, ...]:
@@ -223,4 +264,5 @@ class Architecture:
 
     def named(self, model_type: str) -> Architecture:
         """The same architecture under the name of another kind of model."""
-        return replace(self, model_type=model_type)
+        decoder = self.decoder and self.decoder.named(model_type)
+        return replace(self, model_type=model_type, decoder=decoder)

@@ -8,15 +8,17 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from secateurs.architectures import schema
 from secateurs.architectures.kept import LayerKeep
 from secateurs.architectures.linears import module_at
-from secateurs.architectures.schema import Architecture
+from secateurs.architectures.sites import Sites
 from secateurs.architectures.stock import behaviour, scale_of
 from secateurs.conversion.cost import FormPicker
 from secateurs.conversion.forms import Stack, choices
 from secateurs.conversion.modules import (
     Attention,
     Constant,
+    CrossAttention,
     FeedForward,
     Layer,
     Norm,
@@ -81,7 +83,7 @@ class LayerBuilder:
 
     def __init__(
         self,
-        architecture: Architecture,
+        sites: Sites,
         index: int,
         keep: LayerKeep,
         weights: Mapping[str, CompactLinear],
@@ -89,8 +91,9 @@ class LayerBuilder:
         template: nn.Module,
         packed: bool = False,
     ) -> None:
-        self.architecture, self.index = architecture, index
-        self.behaviour = behaviour(architecture, template, keep.shape.head_dim)
+        self.sites, self.index = sites, index
+        self.architecture = sites.layers[index].architecture
+        self.behaviour = behaviour(self.architecture, template, keep.shape.head_dim)
         self.keep, self.weights, self.picker, self.packed = keep, weights, picker, packed
         self.reports: list[SiteReport] = []
         self.forms: dict[str, str] = {}
@@ -98,25 +101,36 @@ class LayerBuilder:
 
     def _build(self, template: nn.Module) -> Layer:
         stock: Any = type(template)  # no class of modules is hashable to mypy
-        attention_norm, ffn_norm = (self._norm(template, path) for path in self.architecture.norms)
-        head_norms = [self._norm(template, path) for path in self.architecture.attention.head_norms]
+        attention, cross, ffn = (
+            self.architecture.attention,
+            self.architecture.cross,
+            self.architecture.ffn,
+        )
+        head_norms = [self._norm(template, path) for path in attention.head_norms]
         attention_scale, ffn_scale = (
             Scale(scale) if isinstance(scale, (int, float)) else scale
-            for scale in (scale_of(template, part) for part in self.architecture.sublayers)
+            for scale in (scale_of(template, part) for part in (attention, ffn))
         )
         layer = layer_class(stock)(
             self._attention(),
             self._ffn(),
-            attention_norm,
-            ffn_norm,
+            self._norm(template, attention.norm),
+            self._norm(template, ffn.norm),
             self.architecture.norm_first,
-            self.index,
+            self._place,
             self._relative_bias(template),
             nn.ModuleList(head_norms) if head_norms else None,
             attention_scale,
             ffn_scale,
+            None if cross is None else self._cross_attention(cross),
+            None if cross is None else self._norm(template, cross.norm),
         )
         return layer.eval()
+
+    @property
+    def _place(self) -> int:
+        """The number of the layer in its stack, which is its number in a cache."""
+        return self.sites.place(self.index)[1]
 
     def _norm(self, template: nn.Module, path: str) -> nn.Module:
         architecture = self.architecture
@@ -130,7 +144,8 @@ class LayerBuilder:
         if embedding is None or path is None:
             return None
         attention: Any = template.get_submodule(path.rpartition(".")[0])
-        return RelativeBias(embedding, attention.relative_attention_max_distance)
+        distance = attention.relative_attention_max_distance
+        return RelativeBias(embedding, distance, self.behaviour.causal)
 
     def _attention(self) -> Attention | Constant | Skip:
         keep, shape, record = self.keep, self.keep.shape, self.architecture.attention
@@ -157,10 +172,33 @@ class LayerBuilder:
             None if keep.grouped else keep.kv_of.to(device),
             self.behaviour.causal,
             self.behaviour.scale,
-            self.index,
+            self._place,
             keep.heads.nonzero()[:, 0].to(device) if biased and heads < shape.heads else None,
             rules,
             self.behaviour.rotary,
+        )
+
+    def _cross_attention(self, record: schema.CrossAttention) -> CrossAttention | Constant | Skip:
+        keep, shape = self.keep, self.keep.shape
+        if not keep.stays[record.name]:
+            return self.report(record.name, Skip(), "removed", "the plan removes the sub-layer")
+        query, key, value, output = record.roles
+        heads = int(keep.units[record.units].sum())
+        if not heads:
+            left = Constant(self.weights[output].bias)
+            return self.report(
+                record.name, left, "removed", "no heads are left; the output bias stays"
+            )
+        action = "dense" if heads == shape.cross_heads else "sliced"
+        self.report(record.units, None, action, f"{heads} of {shape.cross_heads} heads stay")
+        return CrossAttention(
+            self._linear((query,)),
+            self._linear((key, value)),
+            self._linear((output,)),
+            heads,
+            shape.head_dim,
+            self.behaviour.scale,
+            self._place,
         )
 
     def _told(self, rules: Sequence[Rule]) -> str:
@@ -195,8 +233,9 @@ class LayerBuilder:
     def _linear(self, roles: tuple[str, ...], activation: str = "none") -> Linear:
         """The linears of `roles`, which read the same input, as one product."""
         stack = Stack(roles, [self.weights[role] for role in roles], self.keep, activation)
-        made, name = choices(stack, self.picker.precision), "+".join(roles)
-        site, ours = f"layers.{self.index}.{name}", made.whole if self.packed else None
+        made, others = choices(stack, self.picker.precision), roles[1:]
+        name = "+".join((roles[0], *(role.rpartition(".")[2] for role in others)))
+        site, ours = self.sites.name(self.index, name), made.whole if self.packed else None
         lasts = [sublayer.last.role for sublayer in self.architecture.sublayers]
         form, why = self.picker.pick(
             site, made.modules, with_residual=roles[0] in lasts, among=ours
@@ -215,5 +254,5 @@ class LayerBuilder:
         return [f"values{whose} on {sizes}"]
 
     def report(self, part: str, module: Part, action: str, reason: str) -> Part:
-        self.reports.append(SiteReport(f"layers.{self.index}.{part}", action, reason))
+        self.reports.append(SiteReport(self.sites.name(self.index, part), action, reason))
         return module

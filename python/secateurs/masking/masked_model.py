@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def apply(model: nn.Module, plan: SparsityPlan, *, inplace: bool = False) -> nn.
         )
     sites = find_sites(model)
     plan.validate(sites, sites.fingerprint())
-    check_finite(model, sites.path)
+    check_finite(model, sites.paths)
     check_rules(model, sites, plan)
     if not inplace:
         model = copy.deepcopy(model)
@@ -53,12 +54,8 @@ def apply(model: nn.Module, plan: SparsityPlan, *, inplace: bool = False) -> nn.
             rows, _ = keep.sides(role)
             if linear.bias is not None:
                 linear.bias.mul_(rows.to(linear.bias))
-        architecture = sites.architecture
-        for stays, sublayer in (
-            (keep.attention, architecture.attention),
-            (keep.ffn, architecture.ffn),
-        ):
-            if not stays:
+        for sublayer in keep.shape.architecture.sublayers:
+            if not keep.stays[sublayer.name]:
                 last = sites.linear(model, i, sublayer.last.role)
                 last.weight.zero_()
                 if last.bias is not None:
@@ -78,10 +75,11 @@ def _refuse_to_save(*_: Any, **__: Any) -> None:
     )
 
 
-def check_finite(model: nn.Module, path: str) -> None:
-    """Raise PlanError if a weight of the layers holds NaN or infinity: no score or product of it
-    can be trusted. Raises ArgumentError for a model on the meta device."""
+def check_finite(model: nn.Module, paths: Iterable[str]) -> None:
+    """Raise PlanError if a weight of the layers at `paths` holds NaN or infinity: no score or
+    product of it can be trusted. Raises ArgumentError for a model on the meta device."""
     check_weights(model)
-    for name, parameter in model.get_submodule(path).named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise PlanError(f"expected finite weights, but {path}.{name} holds NaN or infinity")
+    for path in paths:
+        for name, parameter in model.get_submodule(path).named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise PlanError(f"expected finite weights, but {path}.{name} holds NaN or infinity")

@@ -56,6 +56,7 @@ def refit(
         progress: show a progress bar over the layers.
 
     Raises:
+        FamilyError: the model has an encoder and a decoder.
         DataError: no batches, or some that the model does not take.
         PlanError: a plan of another model, or weights that are not finite.
         MethodError: a negative ridge, activations that are not finite, a singular system.
@@ -63,7 +64,7 @@ def refit(
     batches = check_batches(batches)
     if not ridge >= 0:
         raise MethodError(f"expected a ridge of at least 0, got {ridge}")
-    sites, pruned = find_sites(model), apply(model, plan).eval()
+    sites, pruned = find_sites(model).of_one_stack("refit"), apply(model, plan).eval()
     walk, fitted = Walk(sites, model, pruned), copy.deepcopy(model)
     fit = _Fit(walk, plan, fitted, ridge)
     with evaluating(model), torch.no_grad():

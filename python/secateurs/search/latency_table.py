@@ -103,7 +103,7 @@ class LatencyTable:
 
         Raises MeasurementError for times that cannot be, on a machine that does other work.
         """
-        sites = find_sites(model)
+        sites = find_sites(model).of_one_stack("a table of times")
         path = _path(model, sites, mix, precision)
         kept = _read(files.read_table(path), len(sites.layers))
         if kept is not None:

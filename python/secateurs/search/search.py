@@ -188,7 +188,7 @@ class Search:
         self._convert = partial(convert, tokens=_tokens(self.mix), precision=precision)
         check_seed(seed)
         judged, self._fitted = _split(check_batches(batches))
-        sites = find_sites(model)
+        sites = find_sites(model).of_one_stack("compress")
         self._model, self._force, self._seed, self._progress = model, force, seed, progress
         model.eval()
         # One process measures while the others wait: all must decide by the same times.

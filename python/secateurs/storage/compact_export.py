@@ -67,8 +67,9 @@ def _compact_linear(
 def _keeps_size(linear: Linear, keep: LayerKeep) -> bool:
     """Whether a linear keeps the size it has in the dense model: where another layer makes the bias
     of its scores, for all heads."""
-    attention = keep.shape.architecture.attention
-    return attention.relative_bias is not None and linear in attention.linears
+    if linear in keep.shape.architecture.ffn.linears:
+        return False
+    return keep.shape.architecture.attention.relative_bias is not None
 
 
 def _size(side: Side, keep: LayerKeep) -> int:
@@ -77,6 +78,8 @@ def _size(side: Side, keep: LayerKeep) -> int:
         return keep.shape.hidden
     if side == "neurons":
         return max(1, int(keep.neurons.sum()))
+    if side == "cross_heads":
+        return max(1, int(keep.units["cross_attention.heads"].sum())) * keep.shape.head_dim
     apart = side == "heads" or not keep.grouped
     return max(1, int((keep.heads if apart else keep.kv_heads).sum())) * keep.shape.head_dim
 
@@ -99,14 +102,15 @@ def _tell_sizes(layer: nn.Module, keep: LayerKeep) -> None:
             module.out_features, module.in_features = module.weight.shape
         else:  # transformers' Conv1D
             module.nx, module.nf = module.weight.shape
-    query, key, *_ = architecture.attention.linears
-    if _keeps_size(query, keep):
-        return
-    attention: Any = layer.get_submodule(query.path.rpartition(".")[0])
-    width, kv_width = _size(query.rows, keep), _size(key.rows, keep)
-    told = {
-        **dict.fromkeys(_HEADS, width // keep.shape.head_dim),
-        **dict.fromkeys(_WIDTHS, width),
-        "num_key_value_groups": width // kv_width,
-    }
-    vars(attention).update({name: told[name] for name in told.keys() & vars(attention).keys()})
+    for sublayer in filter(None, (architecture.attention, architecture.cross)):
+        query, key, *_ = sublayer.linears
+        if _keeps_size(query, keep):
+            continue
+        attention: Any = layer.get_submodule(sublayer.holder)
+        width, kv_width = _size(query.rows, keep), _size(key.rows, keep)
+        told = {
+            **dict.fromkeys(_HEADS, width // keep.shape.head_dim),
+            **dict.fromkeys(_WIDTHS, width),
+            "num_key_value_groups": width // kv_width,
+        }
+        vars(attention).update({name: told[name] for name in told.keys() & vars(attention).keys()})

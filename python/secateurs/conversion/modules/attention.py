@@ -101,6 +101,11 @@ class Attention(nn.Module):
                 check_all_keys(k.shape[2], tokens)
         causal = self.causal if is_causal is None else is_causal
         if scores_bias is not None:
+            if causal and (mask is None or mask.dim() == 2):  # else the mask says it
+                later = ~torch.ones_like(scores_bias[0, 0], dtype=torch.bool).tril(
+                    k.shape[2] - q.shape[2]
+                )
+                scores_bias = scores_bias.masked_fill(later, -math.inf)
             if self.kept_heads is not None and scores_bias.shape[1] > 1:  # else one for all heads
                 scores_bias = scores_bias[:, self.kept_heads]
             mask = biased(scores_bias.to(q.dtype), mask)
@@ -118,26 +123,30 @@ class RelativeBias(nn.Module):
     Args:
         embedding: `[buckets, H]`, one row for each bucket; the upper half is for later positions.
         max_distance: from which on all positions share the last bucket.
+        causal: no position sees a later one, and all buckets are for earlier ones.
     """
 
-    def __init__(self, embedding: nn.Embedding, max_distance: int) -> None:
+    def __init__(self, embedding: nn.Embedding, max_distance: int, causal: bool) -> None:
         super().__init__()
-        self.embedding, self.max_distance = embedding, max_distance
+        self.embedding, self.max_distance, self.causal = embedding, max_distance, causal
 
-    def forward(self, tokens: int) -> Tensor:
-        """`[1, H, tokens, tokens]`, from queries to keys."""
-        places = torch.arange(tokens, device=self.embedding.weight.device)
-        distance = places[None, :] - places[:, None]
+    def forward(self, queries: int, keys: int, before: int | Tensor = 0) -> Tensor:
+        """`[1, H, queries, keys]`: from queries, the first of them behind `before` keys, to
+        keys."""
+        device = self.embedding.weight.device
+        places = torch.arange(queries, device=device) + before
+        distance = torch.arange(keys, device=device)[None, :] - places[:, None]
         bias: Tensor = self.embedding(self._bucket(distance))
         return bias.permute(2, 0, 1)[None]
 
     def _bucket(self, distance: Tensor) -> Tensor:
-        one_side = self.embedding.num_embeddings // 2
+        one_side = self.embedding.num_embeddings // (1 if self.causal else 2)
         exact = one_side // 2
-        far = distance.abs()
+        far = (-distance).clamp_min(0) if self.causal else distance.abs()
         growth = torch.log(far.float() / exact) / math.log(self.max_distance / exact)
         shared = (exact + (growth * (one_side - exact)).long()).clamp(max=one_side - 1)
-        return torch.where(far < exact, far, shared) + one_side * (distance > 0)
+        bucket = torch.where(far < exact, far, shared)
+        return bucket if self.causal else bucket + one_side * (distance > 0)
 
 
 class Scale(nn.Module):
