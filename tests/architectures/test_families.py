@@ -29,9 +29,12 @@ from transformers import (
 )
 
 from secateurs import (
+    BlockMask,
+    Gates,
     SparsityPlan,
     apply,
     convert,
+    export_compact,
     export_dense,
     find_sites,
     load,
@@ -84,6 +87,22 @@ def test_a_family_keeps_the_whole_contract(kind, tmp_path):
     assert sum(off[1::2]) < sum(off[::2])
     want = answer(apply(fitted, chosen), batch)
     assert relative(answer(convert(fitted, chosen), batch), want) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["mpnet", "modernbert"])
+def test_what_is_left_of_fused_and_biased_layers_is_exported_small(kind):
+    model = tiny_model(kind)
+    grid = torch.ones(6, 4).bool()
+    grid[::2, 1:] = False
+    plan = SparsityPlan({**PLANS["uneven"], "layers.1.up": BlockMask(grid, (16, 16))})
+    batch = tiny_batch(model)
+    want, fast = answer(apply(model, plan), batch), convert(model, plan)
+    with Gates(model, find_sites(model)) as gates:
+        gates.set_plan(plan)
+        assert relative(answer(model, batch), want) < 1e-5
+    assert relative(answer(fast, batch), want) < 1e-5
+    assert relative(answer(export_compact(fast), batch), want) < 1e-5
+    assert relative(answer(fast.to(torch.bfloat16).float(), batch), want) < 0.1
 
 
 def test_a_fit_counts_the_factors_of_channels():

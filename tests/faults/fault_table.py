@@ -537,7 +537,7 @@ PYTHON += (
     *faults_in(
         "python/secateurs/storage/compact_export.py",
         (
-            "return keep.shape.architecture.attention.relative_bias is not None",
+            "return keep.shape.architecture.attention.biased",
             "return False",
             f"{COMPACT} -k computes and t5",
         ),

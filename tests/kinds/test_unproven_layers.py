@@ -34,6 +34,8 @@ from secateurs.architectures.records import (
     GRANITE,
     LLAMA,
     MBART,
+    MODERNBERT,
+    MPNET,
     POST_NORM_OPT,
     QWEN3,
     STABLE_WAV2VEC2,
@@ -310,6 +312,12 @@ WRONG_RECORDS = {
     "a bias by relative position left out": (
         "t5",
         replace(T5, attention=replace(T5.attention, relative_bias=None)),
+    ),
+    "gate and up of one module swapped": ("modernbert", swapped(MODERNBERT, "gate", "up")),
+    "a kind of attention that is not told": ("modernbert", replace(MODERNBERT, told=())),
+    "a bias from outside left out": (
+        "mpnet",
+        replace(MPNET, attention=replace(MPNET.attention, outer_bias=False)),
     ),
     "factors of channels left out": ("dinov2", unscaled(DINOV2)),
     "factors of channels of the other sub-layer": (

@@ -62,7 +62,8 @@ def _besides(record: Architecture) -> list[str]:
             record.kv_heads != record.heads
         ),
         "q, k and v in one linear": any(linear.shares for linear in attention.linears),
-        "bias by relative position": attention.relative_bias is not None,
+        "gate and up in one linear": any(linear.shares for linear in record.ffn.linears),
+        "bias by relative position": attention.biased,
         "norms of queries and keys": bool(attention.head_norms),
         "factors of sub-layers": attention.scale is not None,
         "norms store their distance to one": bool(record.norm_offset),

@@ -15,6 +15,7 @@ from secateurs.architectures.schema import (
     cross_attention,
     feed_forward,
     fused_attention,
+    fused_feed_forward,
 )
 from secateurs.checks import door
 from secateurs.errors import FamilyError
@@ -63,6 +64,29 @@ XLM_ROBERTA_XL = replace(
     attention=replace(BERT.attention, norm="attention.self_attn_layer_norm"),
     ffn=replace(BERT.ffn, norm="LayerNorm"),
     norm_first=True,
+)
+
+MPNET = replace(
+    BERT.named("mpnet"),
+    attention=replace(
+        attention(
+            "attention.attn.q",
+            "attention.attn.k",
+            "attention.attn.v",
+            "attention.attn.o",
+            norm="attention.LayerNorm",
+        ),
+        outer_bias=True,
+    ),
+)
+
+MODERNBERT = Architecture(
+    "modernbert",
+    "layers",
+    fused_attention("attn.Wqkv", "attn.Wo", norm="attn_norm"),
+    fused_feed_forward("mlp.Wi", "mlp.Wo", activation="mlp.act", norm="mlp_norm"),
+    norm_first=True,
+    told=("attention_type",),
 )
 
 DISTILBERT = Architecture(
@@ -352,7 +376,9 @@ ARCHITECTURES: dict[str, tuple[Architecture, ...]] = _by_type(
     XLM_ROBERTA_XL,
     ESM,
     MEGATRON_BERT,
+    MPNET,
     DISTILBERT,
+    MODERNBERT,
     EUROBERT,
     NOMIC_BERT,
     T5,

@@ -22,7 +22,6 @@ _FUSED = "its linears are fused in an order of their own"
 _HALF_TURNED = "its rotary embedding turns only a part of each head"
 _ALL_HEADS = "it normalises queries and keys over all heads at once, and a head cannot go alone"
 _SHARED = "its layers share one set of weights, and could not lose different parts"
-_RELATIVE = "its bias by relative position is made outside the layers"
 _TWO_STACKS = "it has two stacks of layers: prune its text model and its vision model on their own"
 
 # What is in the way, by kind of model.
@@ -35,8 +34,6 @@ IN_THE_WAY: dict[str, str] = {
     "deberta-v2": _DISENTANGLED,
     "gpt_neox": _FUSED,
     "longformer": "its attention has linears of its own for global tokens",
-    "modernbert": _FUSED,
-    "mpnet": _RELATIVE,
     "olmo2": _ALL_HEADS,
     "olmo3": _ALL_HEADS,
     "phi": _HALF_TURNED,

@@ -89,6 +89,7 @@ class SelfAttention(SubLayer):
     Attributes:
         relative_bias: path of an embedding `[buckets, H]` that is added to the scores by relative
             position (Raffel et al. 2020, section 2.1); the first layer holds it for all.
+        outer_bias: the model hands a bias of the scores of each head to every layer.
         scores_scale: of the scores, where the module does not say; None: `head_dim ** -0.5`.
         queries_scaled: queries are multiplied by `head_dim ** -0.5` before the module's scale.
         head_norms: paths of the norms of the queries and of the keys of each head, over its width,
@@ -101,6 +102,12 @@ class SelfAttention(SubLayer):
     scores_scale: float | None = None
     queries_scaled: bool = False
     head_norms: tuple[str, ...] = ()
+    outer_bias: bool = False
+
+    @property
+    def biased(self) -> bool:
+        """Whether scores get a bias for each head, wherever that is made."""
+        return self.outer_bias or self.relative_bias is not None
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,16 @@ def feed_forward(
     return FeedForward(linears, norm, activation)
 
 
+def fused_feed_forward(gate_up: str, down: str, activation: str, norm: str) -> FeedForward:
+    """A gated feed-forward network whose gate and up are equal parts of one module."""
+    linears = (
+        Linear("up", gate_up, rows="neurons", part=(1, 2)),
+        Linear("down", down, columns="neurons"),
+        Linear("gate", gate_up, rows="neurons", part=(0, 2)),
+    )
+    return FeedForward(linears, norm, activation=activation)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """How one kind of model is built. Paths of sub-layers are relative to the layer.
@@ -210,6 +227,7 @@ class Architecture:
         count: the same of layers.
         cross: the sub-layer between the two others that attends to another stack's states.
         decoder: of the second stack of layers, in models that have one.
+        told: attributes of a layer by which the model chooses what to hand to it.
         when: an attribute of the config and its value in models built so; None: all are.
     """
 
@@ -226,6 +244,7 @@ class Architecture:
     count: str = "num_hidden_layers"
     cross: CrossAttention | None = None
     decoder: Architecture | None = None
+    told: tuple[str, ...] = ()
     when: tuple[str, Any] | None = None
 
     def fits(self, config: Any) -> bool:
@@ -258,6 +277,11 @@ class Architecture:
     def described(self) -> tuple[str, ...]:
         """Paths of all that a layer may hold tensors in."""
         return (*dict.fromkeys(linear.path for linear in self.linears), *self.lent)
+
+    def held_at(self, path: str) -> list[Linear]:
+        """The linears that the module at `path` holds, in its order."""
+        held = (linear for linear in self.linears if linear.path == path)
+        return sorted(held, key=lambda linear: linear.part)
 
     def linear(self, role: str) -> Linear:
         return next(linear for linear in self.linears if linear.role == role)

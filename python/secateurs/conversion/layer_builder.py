@@ -125,6 +125,8 @@ class LayerBuilder:
             None if cross is None else self._cross_attention(cross),
             None if cross is None else self._norm(template, cross.norm),
         )
+        for name in self.architecture.told:
+            setattr(layer, name, getattr(template, name, None))
         return layer.eval()
 
     @property
@@ -162,7 +164,7 @@ class LayerBuilder:
         rules = keep.kept_rules
         if rules is not None:
             self.report("attention_rules", None, "restricted", self._told(rules))
-        device, biased = self.weights["query"].weight.device, bool(record.relative_bias)
+        device, biased = self.weights["query"].weight.device, record.biased
         return Attention(
             self._linear(("query", "key", "value")),
             self._linear(("output",)),
@@ -176,6 +178,7 @@ class LayerBuilder:
             keep.heads.nonzero()[:, 0].to(device) if biased and heads < shape.heads else None,
             rules,
             self.behaviour.rotary,
+            biased,
         )
 
     def _cross_attention(self, record: schema.CrossAttention) -> CrossAttention | Constant | Skip:

@@ -150,5 +150,5 @@ def _whole(linear: Linear) -> Held:
 
 
 def _no_columns(layer: Layer, bias: Tensor | None) -> tuple[Tensor, Tensor | None, None]:
-    norm = layer.attention_norm.get_parameter("weight")
+    norm = layer.ffn_norm.get_parameter("weight")  # some first layers have none of attention
     return (norm if bias is None else bias).new_zeros(len(norm), 0), bias, None

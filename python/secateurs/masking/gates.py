@@ -238,11 +238,9 @@ class Gates(Mapping[str, Tensor]):
         view = self._sites.linear(self._model, site.layer, site.part)
         weight = self._weights.get(view.module)
         if weight is None:
-            mine = [
-                LinearView(view.module, linear)
-                for linear in self._sites.layers[site.layer].architecture.linears
-                if linear.path == view.linear.path
-            ]
+            architecture = self._sites.layers[site.layer].architecture
+            held = architecture.held_at(view.linear.path)
+            mine = [LinearView(view.module, linear) for linear in held]
             weight = self._weights[view.module] = _GatedWeight(mine)
             self._opened().enter_context(weight)
         weight.gates[view.linear.role] = lambda held: self._gated(name, held, self._gates[name])

@@ -139,14 +139,22 @@ class Blueprint:
         of the config."""
         made = self.skeleton()
         names = named_tensors(made).keys() - made.state_dict().keys()
+        try:
+            real = self._with_layers(0)  # the layers have none of them
+        except ZeroDivisionError:  # a class that scales what it draws by the number of layers
+            real = self._with_layers(1)
+        return {name: real[name] for name in outside(find_sites(made).paths, names)}
+
+    def _with_layers(self, count: int) -> dict[str, Tensor]:
+        """The tensors of the model as the constructor makes them, with so many layers in each
+        stack."""
         config = self.config()
-        for stack in find_sites(made).stacks:  # the layers have none of them
-            setattr(config, stack.architecture.count, 0)
+        for stack in find_sites(self.skeleton()).stacks:
+            setattr(config, stack.architecture.count, count)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # A head that reads something of every layer has no inputs then.
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-            real = named_tensors(self.cls(config, **self.arguments).to(self.dtype))
-        return {name: real[name] for name in outside(find_sites(made).paths, names)}
+            return named_tensors(self.cls(config, **self.arguments).to(self.dtype))
 
     def of_stock(self) -> Blueprint:
         """The blueprint of a model that stock transformers saves and reads as it is: with what the

@@ -65,11 +65,11 @@ def _compact_linear(
 
 
 def _keeps_size(linear: Linear, keep: LayerKeep) -> bool:
-    """Whether a linear keeps the size it has in the dense model: where another layer makes the bias
-    of its scores, for all heads."""
+    """Whether a linear keeps the size it has in the dense model: where the bias of its scores is
+    made elsewhere, for all heads."""
     if linear in keep.shape.architecture.ffn.linears:
         return False
-    return keep.shape.architecture.attention.relative_bias is not None
+    return keep.shape.architecture.attention.biased
 
 
 def _size(side: Side, keep: LayerKeep) -> int:

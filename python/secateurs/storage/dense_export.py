@@ -67,10 +67,9 @@ def stock_model(model: nn.Module, make: MakeLinear) -> Any:
     for i, layer in enumerate(restored.layers):
         keep = restored.sites.keep(plan, i)
         path = restored.sites.layer_path(i)
-        modules: dict[str, list[Linear]] = {}
-        for linear in keep.shape.architecture.linears:
-            modules.setdefault(linear.path, []).append(linear)
-        for linears in modules.values():
+        architecture = keep.shape.architecture
+        for module in dict.fromkeys(linear.path for linear in architecture.linears):
+            linears = architecture.held_at(module)
             parts = [
                 make(
                     view(layer, linear),

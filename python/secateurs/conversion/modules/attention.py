@@ -45,6 +45,7 @@ class Attention(nn.Module):
             scores for each of those comes from outside; None: all of them.
         rules: which keys each head sees; None: all.
         rotary: whether queries and keys are turned where the model has a rotary embedding.
+        biased: whether a bias of the scores comes from outside.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Attention(nn.Module):
         kept_heads: Tensor | None = None,
         rules: tuple[Rule, ...] | None = None,
         rotary: bool = True,
+        biased: bool = False,
     ) -> None:
         super().__init__()
         if kv_of is not None and not (0 <= int(kv_of.min()) <= int(kv_of.max()) < kv_heads):
@@ -72,7 +74,7 @@ class Attention(nn.Module):
         self.kv_of = None if kv_of is None else nn.Buffer(kv_of)
         self.causal, self.scale, self.layer_idx = causal, scale, layer_idx
         self.kept_heads = None if kept_heads is None else nn.Buffer(kept_heads)
-        self.rules, self.rotary = rules, rotary
+        self.rules, self.rotary, self.biased = rules, rotary, biased
 
     def forward(
         self,

@@ -144,6 +144,8 @@ class Layer(Mixed, nn.Module):
             return f"no kernel computes it in {self.dtype}"
         if isinstance(attention, Attention) and attention.rules is not None:
             return "no kernel computes a whole layer under attention rules"
+        if isinstance(attention, Attention) and attention.biased:
+            return "its scores have a bias by position"
         if isinstance(attention, Attention) and attention.causal:
             return "its attention is causal"
         if isinstance(attention, Attention) and attention.scale != attention.head_dim**-0.5:
@@ -266,7 +268,9 @@ def layer_class(stock: type[nn.Module]) -> type[Layer]:
         "maker": layer_class,
     }
     names = list(inspect.signature(stock.forward).parameters)[2:]
-    if "position_bias" in names:
+    if "position_bias" in names and "output_attentions" in names:
+        about["forward"] = _forward_with_outer_bias(names)
+    elif "position_bias" in names:
         about["forward"] = _forward_with_bias(names)
     elif "output_attentions" in names:
         about["forward"] = _forward_in_a_tuple(names)
@@ -294,6 +298,22 @@ def _forward_in_a_tuple(names: Sequence[str]) -> Callable[..., tuple[Tensor]]:
 
     def forward(layer: Layer, *args: Any, **named: Any) -> tuple[Tensor]:
         return (by_names(layer, *args, **named),)
+
+    return forward
+
+
+def _forward_with_outer_bias(names: Sequence[str]) -> Callable[..., tuple[Tensor]]:
+    """`forward` of a layer that is handed a bias of its scores, and returns its states in a
+    tuple."""
+    in_a_tuple = _forward_in_a_tuple(names)
+
+    def forward(
+        layer: Layer, hidden_states: Tensor, *positional: Any, **named: Any
+    ) -> tuple[Tensor]:
+        named |= dict(zip(names, positional, strict=False))
+        return in_a_tuple(
+            layer, hidden_states, scores_bias=named.pop("position_bias", None), **named
+        )
 
     return forward
 
