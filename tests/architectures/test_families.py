@@ -25,6 +25,7 @@ from transformers import (
     LiltModel,
     LongformerConfig,
     MixtralConfig,
+    StableLmConfig,
     SwinConfig,
 )
 
@@ -191,6 +192,12 @@ def test_layers_with_more_parts_than_those_of_a_family_are_not_like_them():
         model = LiltModel(LiltConfig(**sizes))
     with pytest.raises(FamilyError, match="'lilt': its layers are made of other parts"):
         find_sites(model)
+
+
+def test_a_config_that_asks_for_other_layers_is_refused_by_name():
+    config = StableLmConfig(use_parallel_residual=True, hidden_size=48, num_attention_heads=2)
+    with pytest.raises(FamilyError, match=r"stablelm with config\.use_parallel_residual=False, g"):
+        find_sites(Bare(config))
 
 
 @pytest.fixture

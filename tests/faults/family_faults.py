@@ -58,6 +58,7 @@ FAMILY_FAULTS = (
     ),
     *faults_in(
         f"{CONVERSION}/modules/attention.py",
+        ("if width < x.shape[-1]:", "if False:", f"{FAMILIES} -k contract and stablelm"),
         ("self.rules, self.rotary, self.biased = rules, rotary, biased",
          "self.rules, self.rotary, self.biased = rules, rotary, False", f"{FAMILIES} -k contract and mpnet"),
         ("if causal and (mask is None or mask.dim() == 2):", "if False:",
@@ -108,6 +109,7 @@ FAMILY_FAULTS = (
     ),
     *faults_in(
         f"{ARCHITECTURES}/sites.py",
+        ("if not fitting:", "if False:", f"{FAMILIES} -k refused_by_name"),
         ('both = getattr(config, "is_encoder_decoder", False)', "both = False",
          "architectures/test_sites.py -k unsuitable"),
         ("if len(self.stacks) > 1:", "if False:", f"{STACKS} -k walks_through"),

@@ -150,6 +150,7 @@ RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "opt": ("OPTConfig", "OPTForCausalLM", _OPT),
     "post-norm opt": ("OPTConfig", "OPTForCausalLM", {**_OPT, "do_layer_norm_before": False}),
     "biogpt": ("BioGptConfig", "BioGptForCausalLM", _ENDS),
+    "stablelm": ("StableLmConfig", "StableLmForCausalLM", {**_PAIRS, **_ENDS}),
     "starcoder2": ("Starcoder2Config", "Starcoder2ForCausalLM", _PAIRS),
 }
 

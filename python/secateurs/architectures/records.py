@@ -208,6 +208,8 @@ GRANITE = replace(
 
 GEMMA = replace(LLAMA.named("gemma"), norm_offset=1.0)
 
+STABLELM = replace(LLAMA.named("stablelm"), rms_norm=False, when=("use_parallel_residual", False))
+
 EUROBERT = replace(LLAMA.named("eurobert"), causal=False)
 
 NOMIC_BERT = replace(
@@ -417,6 +419,7 @@ ARCHITECTURES: dict[str, tuple[Architecture, ...]] = _by_type(
     QWEN3,
     GRANITE,
     GEMMA,
+    STABLELM,
     STARCODER2,
     GPT2,
     OPT,

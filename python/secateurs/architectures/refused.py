@@ -19,7 +19,6 @@ _DISENTANGLED = (
 )
 _EXPERTS = "its feed-forward networks are a mixture of experts, of which each token takes some"
 _FUSED = "its linears are fused in an order of their own"
-_HALF_TURNED = "its rotary embedding turns only a part of each head"
 _ALL_HEADS = "it normalises queries and keys over all heads at once, and a head cannot go alone"
 _SHARED = "its layers share one set of weights, and could not lose different parts"
 _TWO_STACKS = "it has two stacks of layers: prune its text model and its vision model on their own"
@@ -36,10 +35,9 @@ IN_THE_WAY: dict[str, str] = {
     "longformer": "its attention has linears of its own for global tokens",
     "olmo2": _ALL_HEADS,
     "olmo3": _ALL_HEADS,
-    "phi": _HALF_TURNED,
+    "phi": "its attention and its feed-forward network stand side by side behind one norm",
     "phi3": _FUSED,
     "siglip": _TWO_STACKS,
-    "stablelm": _HALF_TURNED,
     "swin": _WINDOWS,
     "swinv2": _WINDOWS,
 }

@@ -209,7 +209,7 @@ def find_sites(model: nn.Module) -> Sites:
     if known is None or config is None:
         raise why_unknown(model, chain.from_iterable(ARCHITECTURES.values()))
     name = next(name for name, module in model.named_modules() if module is base)
-    layers, architecture = _layers_of(base, [a for a in known if a.fits(config)] or known)
+    layers, architecture = _layers_of(base, _fitting(known, config))
     both = getattr(config, "is_encoder_decoder", False) and hasattr(base, "decoder")
     if both and architecture.decoder is None:
         raise FamilyError(
@@ -237,6 +237,19 @@ def find_sites(model: nn.Module) -> Sites:
             raise FamilyError(f"expected neurons in every layer, got none in layer {index}")
     _check_unshared(sites, model)
     return sites
+
+
+def _fitting(known: Sequence[Architecture], config: Any) -> list[Architecture]:
+    """The records by which models of this config are built. Raises FamilyError if there are
+    none."""
+    fitting = [architecture for architecture in known if architecture.fits(config)]
+    if not fitting:
+        (attribute, wanted), *_ = [a.when for a in known if a.when is not None]
+        raise FamilyError(
+            f"expected {known[0].model_type} with config.{attribute}={wanted}, got "
+            f"{getattr(config, attribute, None)}"
+        )
+    return fitting
 
 
 def _layers_of(

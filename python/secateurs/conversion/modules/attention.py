@@ -175,8 +175,11 @@ def biased(bias: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of `x` `[B, T, H, D]` by `cos`, `sin` `[B, T, D]` (halves rotated
-    as pairs)."""
-    half = x.shape[-1] // 2
+    """Rotary position embedding of `x` `[B, T, H, D]` by `cos`, `sin` `[B, T, R]` (halves rotated
+    as pairs): of the first R channels of each head; the others stay as they are."""
+    width = cos.shape[-1]
+    if width < x.shape[-1]:
+        return torch.cat((rotate(x[..., :width], cos, sin), x[..., width:]), dim=-1)
+    half = width // 2
     turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
     return x * cos.unsqueeze(2) + turned * sin.unsqueeze(2)
