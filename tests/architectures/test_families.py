@@ -8,7 +8,13 @@ import pytest
 import torch
 from support.models import answer, relative
 from support.plans import PLANS
-from support.tiny_models import RECORD_FAMILIES, TEXT_FAMILIES, tiny_batch, tiny_model
+from support.tiny_models import (
+    RECORD_FAMILIES,
+    TEXT_FAMILIES,
+    TWO_STACKS,
+    tiny_batch,
+    tiny_model,
+)
 from torch import nn
 from transformers import (
     AlbertConfig,
@@ -19,13 +25,17 @@ from transformers import (
     LiltModel,
     LongformerConfig,
     MixtralConfig,
+    StableLmConfig,
     SwinConfig,
 )
 
 from secateurs import (
+    BlockMask,
+    Gates,
     SparsityPlan,
     apply,
     convert,
+    export_compact,
     export_dense,
     find_sites,
     load,
@@ -80,6 +90,22 @@ def test_a_family_keeps_the_whole_contract(kind, tmp_path):
     assert relative(answer(convert(fitted, chosen), batch), want) < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["mpnet", "modernbert"])
+def test_what_is_left_of_fused_and_biased_layers_is_exported_small(kind):
+    model = tiny_model(kind)
+    grid = torch.ones(6, 4).bool()
+    grid[::2, 1:] = False
+    plan = SparsityPlan({**PLANS["uneven"], "layers.1.up": BlockMask(grid, (16, 16))})
+    batch = tiny_batch(model)
+    want, fast = answer(apply(model, plan), batch), convert(model, plan)
+    with Gates(model, find_sites(model)) as gates:
+        gates.set_plan(plan)
+        assert relative(answer(model, batch), want) < 1e-5
+    assert relative(answer(fast, batch), want) < 1e-5
+    assert relative(answer(export_compact(fast), batch), want) < 1e-5
+    assert relative(answer(fast.to(torch.bfloat16).float(), batch), want) < 0.1
+
+
 def test_a_fit_counts_the_factors_of_channels():
     """Whether a factor, negative or nothing for some channels, stands behind a projection or is
     multiplied into it, the fitted models compute the same."""
@@ -128,7 +154,7 @@ def test_models_of_sound_are_proven_on_frames_of_which_some_are_padding():
 
 
 def test_every_record_is_that_of_a_tiny_model():
-    kinds = (*TEXT_FAMILIES, "vit", *RECORD_FAMILIES)
+    kinds = (*TEXT_FAMILIES, "vit", *RECORD_FAMILIES, *TWO_STACKS)
     tested = {find_sites(tiny_model(kind)).architecture for kind in kinds}
     known = {record for records in ARCHITECTURES.values() for record in records}
     dinov2 = [DINOV2, EARLIER_DINOV2]  # of one transformers each
@@ -168,6 +194,12 @@ def test_layers_with_more_parts_than_those_of_a_family_are_not_like_them():
         find_sites(model)
 
 
+def test_a_config_that_asks_for_other_layers_is_refused_by_name():
+    config = StableLmConfig(use_parallel_residual=True, hidden_size=48, num_attention_heads=2)
+    with pytest.raises(FamilyError, match=r"stablelm with config\.use_parallel_residual=False, g"):
+        find_sites(Bare(config))
+
+
 @pytest.fixture
 def forget():
     """A function that takes a kind's record away; all are back afterwards, in their order."""
@@ -177,7 +209,9 @@ def forget():
     ARCHITECTURES.update(known)
 
 
-@pytest.mark.parametrize(("kind", "like"), [("ernie", "bert"), ("smollm3", "llama")])
+@pytest.mark.parametrize(
+    ("kind", "like"), [("ernie", "bert"), ("smollm3", "llama"), ("marian", "bart")]
+)
 def test_an_unknown_kind_is_registered_as_the_sentence_says(forget, kind, like):
     forget(kind)
     model = tiny_model(kind)
@@ -185,7 +219,7 @@ def test_an_unknown_kind_is_registered_as_the_sentence_says(forget, kind, like):
         find_sites(model)
     register_architecture(kind, like)
     assert find_sites(model).architecture == ARCHITECTURES[like][0].named(kind)
-    convert(model, SparsityPlan(PLANS["uneven"]))
+    convert(model, SparsityPlan())
 
 
 def test_a_record_of_ones_own_is_registered_once(forget):

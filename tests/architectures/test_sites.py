@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.tiny_models import tiny_model
 from torch import nn
-from transformers import BertConfig, BertModel, GPTNeoXConfig, GPTNeoXModel, T5Config, T5Model
+from transformers import BertConfig, BertModel, GPTNeoXConfig, GPTNeoXModel
 
 from secateurs import BlockMask, HeadMask, ModuleMask, NeuronMask, SparsityPlan, convert, find_sites
+from secateurs.architectures.records import ARCHITECTURES, BART
 from secateurs.errors import FamilyError
 
 
@@ -72,13 +75,14 @@ def test_blocks_and_heads_are_not_counted_twice():
     assert sites.keep(both, 0).parameters() == sites.keep(heads, 0).parameters()
 
 
-def test_unknown_and_unsuitable_models_are_refused():
+def test_unknown_and_unsuitable_models_are_refused(monkeypatch):
     tiny = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     with pytest.raises(FamilyError, match="got 'gpt_neox'"):
         find_sites(GPTNeoXModel(GPTNeoXConfig(**tiny)))
-    sizes = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 8, "num_layers": 1, "num_heads": 2}
-    with pytest.raises(FamilyError, match="got T5Model, which has both"):
-        find_sites(T5Model(T5Config(**sizes)))
+    with monkeypatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "bart", (replace(BART, decoder=None),))
+        with pytest.raises(FamilyError, match="got BartForConditionalGeneration, which has both"):
+            find_sites(tiny_model("bart"))
     with pytest.raises(FamilyError, match="got 'Linear'"):
         find_sites(nn.Linear(2, 2))
     config = BertConfig(

@@ -68,7 +68,7 @@ def test_converted_layers_use_it(kind, dtype, ours):
     model = tiny_model(kind).to(dtype)
     sites = find_sites(model)
     converted = convert(model, SparsityPlan({}, sites.fingerprint()))
-    for layer in converted.get_submodule(sites.path):
+    for layer in converted.get_submodule(sites.paths[0]):
         assert isinstance(layer.attention_norm, Norm) == ours
         assert isinstance(layer.ffn_norm, Norm) == ours
 

@@ -287,5 +287,5 @@ def test_sites_name_what_holds_the_linears_of_a_subclassed_attention():
         pass
 
     model = Own(BertConfig(hidden_size=64, num_attention_heads=4, intermediate_size=96))
-    assert find_sites(model).path == "encoder.layer"
+    assert find_sites(model).paths == ("encoder.layer",)
     convert(model, SparsityPlan())

@@ -14,6 +14,7 @@ from support.tiny_models import tiny_model
 from secateurs import SparsityPlan, convert
 from secateurs.architectures.records import (
     ARCHITECTURES,
+    BART,
     BERT,
     DINOV2,
     ESM,
@@ -22,13 +23,14 @@ from secateurs.architectures.records import (
     GPT2,
     GRANITE,
     LLAMA,
+    MBART,
+    MODERNBERT,
     POST_NORM_OPT,
     QWEN3,
     STABLE_WAV2VEC2,
+    T5,
     WAV2VEC2,
-    WHISPER_ENCODER,
 )
-from secateurs.architectures.records import T5_ENCODER as T5
 from secateurs.errors import FamilyError
 
 
@@ -79,6 +81,25 @@ def with_head_norms(record, paths):
     return replace(record, attention=replace(record.attention, head_norms=paths))
 
 
+def halves_swapped(record):
+    """Gate and up in the other order, where one module holds both."""
+    linears = record.ffn.linears
+    moved = (replace(x, part=(1 - x.part[0], 2)) if x.shares else x for x in linears)
+    return replace(record, ffn=replace(record.ffn, linears=tuple(moved)))
+
+
+def of_decoder(record, **changes):
+    return replace(record, decoder=replace(record.decoder, **changes))
+
+
+def cross_with(record, order):
+    """The cross-attention of its decoder, its linears at the paths of others."""
+    linears = record.decoder.cross.linears
+    paths = (linears[i].path for i in order)
+    moved = (replace(own, path=path) for own, path in zip(linears, paths, strict=True))
+    return replace(record.decoder.cross, linears=tuple(moved))
+
+
 WRONG_RECORDS = {
     "norms in front": ("bert", replace(BERT, norm_first=True)),
     "query and key swapped": ("bert", swapped(BERT, "query", "key")),
@@ -105,6 +126,8 @@ WRONG_RECORDS = {
         "t5",
         replace(T5, attention=replace(T5.attention, relative_bias=None)),
     ),
+    "gate and up of one module swapped": ("modernbert", halves_swapped(MODERNBERT)),
+    "a kind of attention that is not told": ("modernbert", replace(MODERNBERT, told=())),
     "factors of channels left out": ("dinov2", unscaled(DINOV2)),
     "factors of channels of the other sub-layer": (
         "dinov2",
@@ -132,7 +155,26 @@ WRONG_RECORDS = {
         replace(EUROBERT, ffn=replace(EUROBERT.ffn, activation="gelu()")),
     ),
     "an OPT with norms behind": ("opt", replace(POST_NORM_OPT, when=None)),
-    "a Whisper of BERT's order": ("whisper", replace(WHISPER_ENCODER, norm_first=False)),
+    "a Whisper of BERT's order": ("whisper", replace(MBART.named("whisper"), norm_first=False)),
+    "a BART with norms in front": ("bart", replace(MBART.named("bart"))),
+    "a decoder with norms in front": ("bart", replace(BART, decoder=MBART.decoder)),
+    "a decoder that ignores the encoder": ("bart", of_decoder(BART, cross=None)),
+    "query and key of cross-attention swapped": (
+        "bart",
+        of_decoder(BART, cross=cross_with(BART, (1, 0, 2, 3))),
+    ),
+    "key and value of cross-attention swapped": (
+        "bart",
+        of_decoder(BART, cross=cross_with(BART, (0, 2, 1, 3))),
+    ),
+    "cross-attention with the norm of the FFN": (
+        "mbart",
+        of_decoder(MBART, cross=replace(MBART.decoder.cross, norm=MBART.decoder.ffn.norm)),
+    ),
+    "a decoder without its bias by relative position": (
+        "whole t5",
+        of_decoder(T5, attention=replace(T5.decoder.attention, relative_bias=None)),
+    ),
     "the other order of norms": ("wav2vec2", replace(STABLE_WAV2VEC2, when=None)),
     "the other order of norms, stable": ("stable wav2vec2", replace(WAV2VEC2, when=None)),
 }

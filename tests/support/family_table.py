@@ -41,7 +41,7 @@ def _row(record: Architecture) -> str:
     place = "in front" if record.norm_first else "behind"
     cells = (
         f"`{record.model_type}`",
-        "decoder" if record.causal else "encoder",
+        _kind(record),
         f"{kind} {place}",
         "gated" if record.ffn.gated else "plain",
         "; ".join(_besides(record)),
@@ -49,14 +49,21 @@ def _row(record: Architecture) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _kind(record: Architecture) -> str:
+    if record.decoder is not None:
+        return "encoder and decoder, or an encoder"
+    return "decoder" if record.causal else "encoder"
+
+
 def _besides(record: Architecture) -> list[str]:
     attention = record.attention
     facts = {
         "fewer heads of keys and values, where the config says so": (
-            record.kv_heads != "num_attention_heads"
+            record.kv_heads != record.heads
         ),
         "q, k and v in one linear": any(linear.shares for linear in attention.linears),
-        "bias by relative position": attention.relative_bias is not None,
+        "gate and up in one linear": any(linear.shares for linear in record.ffn.linears),
+        "bias by relative position": attention.biased,
         "norms of queries and keys": bool(attention.head_norms),
         "factors of sub-layers": attention.scale is not None,
         "norms store their distance to one": bool(record.norm_offset),

@@ -77,6 +77,30 @@ RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"position_embedding_type": "rotary", "pad_token_id": 0, "mask_token_id": 1},
     ),
     "megatron-bert": ("MegatronBertConfig", "MegatronBertModel", {}),
+    "mpnet": ("MPNetConfig", "MPNetModel", {"relative_attention_num_buckets": 32}),
+    "modernbert": (
+        "ModernBertConfig",
+        "ModernBertModel",
+        {
+            **_ENDS,
+            "local_attention": 4,
+            "global_attn_every_n_layers": 2,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
+        },
+    ),
+    "biased modernbert": (
+        "ModernBertConfig",
+        "ModernBertForMaskedLM",
+        {
+            **_ENDS,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "norm_bias": True,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
+        },
+    ),
     "xlm-roberta": ("XLMRobertaConfig", "XLMRobertaModel", {}),
     "roberta-prelayernorm": ("RobertaPreLayerNormConfig", "RobertaPreLayerNormModel", {}),
     "eurobert": ("EuroBertConfig", "EuroBertModel", {**_PAIRS, **_ENDS}),
@@ -126,7 +150,52 @@ RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "opt": ("OPTConfig", "OPTForCausalLM", _OPT),
     "post-norm opt": ("OPTConfig", "OPTForCausalLM", {**_OPT, "do_layer_norm_before": False}),
     "biogpt": ("BioGptConfig", "BioGptForCausalLM", _ENDS),
+    "stablelm": ("StableLmConfig", "StableLmForCausalLM", {**_PAIRS, **_ENDS}),
     "starcoder2": ("Starcoder2Config", "Starcoder2ForCausalLM", _PAIRS),
+}
+
+
+_LONG = {**_ENDS, "decoder_start_token_id": 2, "max_position_embeddings": 32}
+_STACKS = {
+    **_LONG,
+    "d_model": 64,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 96,
+    "decoder_layers": 3,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 80,
+    "forced_eos_token_id": None,
+}
+_T5 = {
+    **_ENDS,
+    "decoder_start_token_id": 0,
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 96,
+    "num_layers": 3,  # no fewer than in the decoder, or stock T5 does not generate
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 10,
+}
+_GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+# Families with an encoder and a decoder, whose stacks differ in their sizes.
+TWO_STACKS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "bart": ("BartConfig", "BartForConditionalGeneration", _STACKS),
+    "mbart": ("MBartConfig", "MBartForConditionalGeneration", _STACKS),
+    "marian": ("MarianConfig", "MarianMTModel", _STACKS),
+    "m2m_100": ("M2M100Config", "M2M100ForConditionalGeneration", _STACKS),
+    "pegasus": ("PegasusConfig", "PegasusForConditionalGeneration", _STACKS),
+    "whole whisper": (
+        "WhisperConfig",
+        "WhisperForConditionalGeneration",
+        {**_STACKS, "num_mel_bins": 8, "max_source_positions": 9, "max_target_positions": 32},
+    ),
+    "whole t5": ("T5Config", "T5ForConditionalGeneration", _T5),
+    "whole gated t5": ("T5Config", "T5ForConditionalGeneration", {**_T5, **_GATED}),
+    "mt5": ("MT5Config", "MT5ForConditionalGeneration", {**_T5, "feed_forward_proj": "relu"}),
+    "gated mt5": ("MT5Config", "MT5ForConditionalGeneration", {**_T5, **_GATED}),
 }
 
 
@@ -135,7 +204,11 @@ def tiny_model(kind: str, **changes: object) -> nn.Module:
     of a family that this transformers does not have."""
     torch.manual_seed(0)
     sizes = {**SIZES, **changes}
-    if kind in RECORD_FAMILIES:
+    if kind in TWO_STACKS:
+        config, made, more = TWO_STACKS[kind]
+        sizes = {"vocab_size": 100, **more, **changes}
+        model = getattr(transformers, made)(getattr(transformers, config)(**sizes))
+    elif kind in RECORD_FAMILIES:
         config, made, more = RECORD_FAMILIES[kind]
         if not hasattr(transformers, made):
             pytest.skip(f"this transformers has no {made}")
@@ -176,8 +249,11 @@ def tiny_model(kind: str, **changes: object) -> nn.Module:
         model = MistralForCausalLM(MistralConfig(**{**window, **sizes}))
     else:
         model = LlamaForCausalLM(LlamaConfig(**{"num_key_value_heads": 2, **sizes}))
+    computed = {*(getattr(model, "_keys_to_ignore_on_save", None) or ())}
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
+            if name in computed:  # stock models write no other values of it
+                continue
             if parameter.dim() == 1:
                 parameter.add_(0.2 * torch.randn(parameter.shape))
             else:
@@ -187,8 +263,15 @@ def tiny_model(kind: str, **changes: object) -> nn.Module:
 
 def tiny_batch(model: nn.Module, size: int = 3, seed: int = 1) -> dict[str, Tensor]:
     """What a tiny model takes: images, waveforms, spectrograms, or sequences of nine tokens, some
-    of them padded."""
+    of them padded, and seven for a decoder behind an encoder."""
     random = torch.Generator().manual_seed(seed)
+    if model.config.is_encoder_decoder and model.can_generate():
+        ids = torch.randint(3, 100, (size, 7), generator=random)
+        return {**_encoder_batch(model, size, random), "decoder_input_ids": ids}
+    return _encoder_batch(model, size, random)
+
+
+def _encoder_batch(model: nn.Module, size: int, random: torch.Generator) -> dict[str, Tensor]:
     if model.main_input_name == "pixel_values":
         return {"pixel_values": torch.randn(size, 3, 24, 24, generator=random)}
     if model.main_input_name == "input_values":

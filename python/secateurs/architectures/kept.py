@@ -17,7 +17,7 @@ from secateurs.plan.quantization import Levels
 @dataclass(frozen=True)
 class LayerShape:
     """Sizes of one layer: query heads, key/value heads, width of a head, FFN neurons, width of the
-    model; and how it is built."""
+    model, heads of cross-attention; and how it is built."""
 
     heads: int
     kv_heads: int
@@ -25,6 +25,19 @@ class LayerShape:
     neurons: int
     hidden: int
     architecture: Architecture
+    cross_heads: int = 0
+
+    @property
+    def sizes(self) -> list[int]:
+        """What a plan remembers of the layer."""
+        cross = [self.cross_heads] if self.architecture.cross else []
+        return [self.heads, self.kv_heads, self.head_dim, self.neurons, *cross]
+
+    def units(self) -> dict[str, int]:
+        """How many units of each site of units there are, in the order of the sub-layers."""
+        counts = {"heads": self.heads, "neurons": self.neurons}
+        counts["cross_attention.heads"] = self.cross_heads
+        return {sublayer.units: counts[sublayer.units] for sublayer in self.architecture.sublayers}
 
     @property
     def group(self) -> int:
@@ -42,6 +55,7 @@ class LayerShape:
             "hidden": self.hidden,
             "heads": self.heads * self.head_dim,
             "kv_heads": self.kv_heads * self.head_dim,
+            "cross_heads": self.cross_heads * self.head_dim,
             "neurons": self.neurons,
         }
         return {
@@ -52,18 +66,40 @@ class LayerShape:
 
 @dataclass(frozen=True, eq=False)
 class LayerKeep:
-    """What a plan leaves of one layer: bool vectors, masks and levels of weights by role, and the
-    rules of its attention. A removed module keeps nothing."""
+    """What a plan leaves of one layer: whether each sub-layer stays, by its name; a bool vector of
+    its units, by their site; masks and levels of weights, by role; and the rules of its attention.
+    A removed sub-layer keeps nothing."""
 
     shape: LayerShape
-    attention: bool
-    ffn: bool
-    heads: Tensor  # [H]
-    neurons: Tensor  # [F]
+    stays: Mapping[str, bool]
+    units: Mapping[str, Tensor]
     blocks: Mapping[str, BlockMask]
     patterns: Mapping[str, PatternMask]
     levels: Mapping[str, Levels]
     rules: tuple[Rule, ...] | None  # of all H heads
+
+    @property
+    def attention(self) -> bool:
+        return self.stays["attention"]
+
+    @property
+    def ffn(self) -> bool:
+        return self.stays["ffn"]
+
+    @property
+    def heads(self) -> Tensor:
+        """Bool `[H]`: those of self-attention that stay."""
+        return self.units["heads"]
+
+    @property
+    def neurons(self) -> Tensor:
+        """Bool `[F]`: those that stay."""
+        return self.units["neurons"]
+
+    @property
+    def all_heads(self) -> int:
+        """How many heads stay, those of cross-attention counted too."""
+        return sum(int(keep.sum()) for part, keep in self.units.items() if part != "neurons")
 
     @property
     def kept_rules(self) -> tuple[Rule, ...] | None:
@@ -119,8 +155,8 @@ class LayerKeep:
 
     def macs(self, seq_len: int) -> int:
         """Multiply-accumulates per token in a sequence of `seq_len` tokens: linears, scores and
-        weighted sums, of the keys that rules allow."""
-        pairs = seq_len * seq_len * int(self.heads.sum())
+        weighted sums, of the keys that rules allow. An encoder's sequence is as long."""
+        pairs = seq_len * seq_len * self.all_heads
         if self.kept_rules is not None:
             pairs = sum(allowed_pairs(rule, seq_len) for rule in self.kept_rules)
         return self.parameters() + 2 * self.shape.head_dim * pairs // max(1, seq_len)
@@ -137,5 +173,8 @@ class LayerKeep:
             return torch.ones(self.shape.hidden, dtype=torch.bool)
         if side == "neurons":
             return self.neurons
-        heads = self.heads if side == "heads" else self.kv_heads
+        if side == "kv_heads":
+            heads = self.kv_heads
+        else:
+            heads = self.units["heads" if side == "heads" else "cross_attention.heads"]
         return heads.repeat_interleave(self.shape.head_dim)

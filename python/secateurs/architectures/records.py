@@ -12,8 +12,10 @@ from dataclasses import replace
 from secateurs.architectures.schema import (
     Architecture,
     attention,
+    cross_attention,
     feed_forward,
     fused_attention,
+    fused_feed_forward,
 )
 from secateurs.checks import door
 from secateurs.errors import FamilyError
@@ -62,6 +64,29 @@ XLM_ROBERTA_XL = replace(
     attention=replace(BERT.attention, norm="attention.self_attn_layer_norm"),
     ffn=replace(BERT.ffn, norm="LayerNorm"),
     norm_first=True,
+)
+
+MPNET = replace(
+    BERT.named("mpnet"),
+    attention=replace(
+        attention(
+            "attention.attn.q",
+            "attention.attn.k",
+            "attention.attn.v",
+            "attention.attn.o",
+            norm="attention.LayerNorm",
+        ),
+        outer_bias=True,
+    ),
+)
+
+MODERNBERT = Architecture(
+    "modernbert",
+    "layers",
+    fused_attention("attn.Wqkv", "attn.Wo", norm="attn_norm"),
+    fused_feed_forward("mlp.Wi", "mlp.Wo", activation="mlp.act", norm="mlp_norm"),
+    norm_first=True,
+    told=("attention_type",),
 )
 
 DISTILBERT = Architecture(
@@ -183,6 +208,8 @@ GRANITE = replace(
 
 GEMMA = replace(LLAMA.named("gemma"), norm_offset=1.0)
 
+STABLELM = replace(LLAMA.named("stablelm"), rms_norm=False, when=("use_parallel_residual", False))
+
 EUROBERT = replace(LLAMA.named("eurobert"), causal=False)
 
 NOMIC_BERT = replace(
@@ -218,8 +245,37 @@ OPT = Architecture(
     causal=True,
     when=("do_layer_norm_before", True),
 )
-WHISPER_ENCODER = replace(OPT.named("whisper"), layers="encoder.layers", causal=False, when=None)
 POST_NORM_OPT = replace(OPT, norm_first=False, when=("do_layer_norm_before", False))
+
+_BART_DECODER = replace(
+    POST_NORM_OPT.named("bart"),
+    when=None,
+    heads="decoder_attention_heads",
+    kv_heads="decoder_attention_heads",
+    count="decoder_layers",
+    cross=cross_attention(
+        "encoder_attn.q_proj",
+        "encoder_attn.k_proj",
+        "encoder_attn.v_proj",
+        "encoder_attn.out_proj",
+        norm="encoder_attn_layer_norm",
+    ),
+)
+BART = replace(
+    _BART_DECODER,
+    layers="encoder.layers",
+    causal=False,
+    heads="encoder_attention_heads",
+    kv_heads="encoder_attention_heads",
+    count="encoder_layers",
+    cross=None,
+    decoder=_BART_DECODER,
+)
+MBART = replace(
+    BART.named("mbart"),
+    norm_first=True,
+    decoder=replace(_BART_DECODER.named("mbart"), norm_first=True),
+)
 
 BIOGPT = replace(OPT.named("biogpt"), layers="layers", when=None)
 
@@ -232,43 +288,69 @@ GPT2 = Architecture(
     causal=True,
 )
 
-_T5_ATTENTION = attention(
-    "layer.0.SelfAttention.q",
-    "layer.0.SelfAttention.k",
-    "layer.0.SelfAttention.v",
-    "layer.0.SelfAttention.o",
-    norm="layer.0.layer_norm",
-    relative_bias="layer.0.SelfAttention.relative_attention_bias",
-    scores_scale=1.0,
-)
-
-T5_ENCODER = Architecture(
+_T5_DECODER = Architecture(
     "t5",
-    "encoder.block",
-    _T5_ATTENTION,
+    "decoder.block",
+    attention(
+        "layer.0.SelfAttention.q",
+        "layer.0.SelfAttention.k",
+        "layer.0.SelfAttention.v",
+        "layer.0.SelfAttention.o",
+        norm="layer.0.layer_norm",
+        relative_bias="layer.0.SelfAttention.relative_attention_bias",
+        scores_scale=1.0,
+    ),
     feed_forward(
+        "layer.2.DenseReluDense.wi",
+        "layer.2.DenseReluDense.wo",
+        activation="layer.2.DenseReluDense.act",
+        norm="layer.2.layer_norm",
+    ),
+    norm_first=True,
+    rms_norm=True,
+    causal=True,
+    count="num_decoder_layers",
+    cross=cross_attention(
+        "layer.1.EncDecAttention.q",
+        "layer.1.EncDecAttention.k",
+        "layer.1.EncDecAttention.v",
+        "layer.1.EncDecAttention.o",
+        norm="layer.1.layer_norm",
+    ),
+)
+T5 = replace(
+    _T5_DECODER,
+    layers="encoder.block",
+    ffn=feed_forward(
         "layer.1.DenseReluDense.wi",
         "layer.1.DenseReluDense.wo",
         activation="layer.1.DenseReluDense.act",
         norm="layer.1.layer_norm",
     ),
-    norm_first=True,
-    rms_norm=True,
+    causal=False,
+    count="num_hidden_layers",
+    cross=None,
+    decoder=_T5_DECODER,
 )
-
-GATED_T5_ENCODER = Architecture(
-    "t5",
-    "encoder.block",
-    _T5_ATTENTION,
-    feed_forward(
+GATED_T5 = replace(
+    T5,
+    ffn=feed_forward(
         "layer.1.DenseReluDense.wi_1",
         "layer.1.DenseReluDense.wo",
         activation="layer.1.DenseReluDense.act",
         norm="layer.1.layer_norm",
         gate="layer.1.DenseReluDense.wi_0",
     ),
-    norm_first=True,
-    rms_norm=True,
+    decoder=replace(
+        _T5_DECODER,
+        ffn=feed_forward(
+            "layer.2.DenseReluDense.wi_1",
+            "layer.2.DenseReluDense.wo",
+            activation="layer.2.DenseReluDense.act",
+            norm="layer.2.layer_norm",
+            gate="layer.2.DenseReluDense.wi_0",
+        ),
+    ),
 )
 
 
@@ -296,11 +378,15 @@ ARCHITECTURES: dict[str, tuple[Architecture, ...]] = _by_type(
     XLM_ROBERTA_XL,
     ESM,
     MEGATRON_BERT,
+    MPNET,
     DISTILBERT,
+    MODERNBERT,
     EUROBERT,
     NOMIC_BERT,
-    T5_ENCODER,
-    GATED_T5_ENCODER,
+    T5,
+    GATED_T5,
+    T5.named("mt5"),
+    GATED_T5.named("mt5"),
     CLIP,
     CLIP.named("siglip_text_model"),
     CLIP.named("clip_vision_model"),
@@ -319,7 +405,12 @@ ARCHITECTURES: dict[str, tuple[Architecture, ...]] = _by_type(
     WAV2VEC2.named("hubert"),
     STABLE_WAV2VEC2.named("hubert"),
     replace(WAV2VEC2.named("data2vec-audio"), when=None),
-    WHISPER_ENCODER,
+    BART,
+    BART.named("marian"),
+    MBART,
+    MBART.named("m2m_100"),
+    MBART.named("pegasus"),
+    MBART.named("whisper"),
     LLAMA,
     LLAMA.named("qwen2"),
     LLAMA.named("mistral"),
@@ -328,6 +419,7 @@ ARCHITECTURES: dict[str, tuple[Architecture, ...]] = _by_type(
     QWEN3,
     GRANITE,
     GEMMA,
+    STABLELM,
     STARCODER2,
     GPT2,
     OPT,

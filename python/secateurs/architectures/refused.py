@@ -19,10 +19,8 @@ _DISENTANGLED = (
 )
 _EXPERTS = "its feed-forward networks are a mixture of experts, of which each token takes some"
 _FUSED = "its linears are fused in an order of their own"
-_HALF_TURNED = "its rotary embedding turns only a part of each head"
 _ALL_HEADS = "it normalises queries and keys over all heads at once, and a head cannot go alone"
 _SHARED = "its layers share one set of weights, and could not lose different parts"
-_RELATIVE = "its bias by relative position is made outside the layers"
 _TWO_STACKS = "it has two stacks of layers: prune its text model and its vision model on their own"
 
 # What is in the way, by kind of model.
@@ -35,14 +33,11 @@ IN_THE_WAY: dict[str, str] = {
     "deberta-v2": _DISENTANGLED,
     "gpt_neox": _FUSED,
     "longformer": "its attention has linears of its own for global tokens",
-    "modernbert": _FUSED,
-    "mpnet": _RELATIVE,
     "olmo2": _ALL_HEADS,
     "olmo3": _ALL_HEADS,
-    "phi": _HALF_TURNED,
+    "phi": "its attention and its feed-forward network stand side by side behind one norm",
     "phi3": _FUSED,
     "siglip": _TWO_STACKS,
-    "stablelm": _HALF_TURNED,
     "swin": _WINDOWS,
     "swinv2": _WINDOWS,
 }
@@ -75,7 +70,16 @@ def why_unknown(model: nn.Module, known: Iterable[Architecture]) -> FamilyError:
 
 def _has_such_layers(model: nn.Module, record: Architecture) -> bool:
     """Whether the layers of a model are where a record says, and made of what it says."""
-    layers = module_at(getattr(model, "base_model", model), record.layers)
+    base = getattr(model, "base_model", model)
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False) and hasattr(base, "decoder"):
+        stacks = [record, record.decoder]
+        return all(stack is not None and _has_such_stack(base, stack) for stack in stacks)
+    return _has_such_stack(base, record)
+
+
+def _has_such_stack(base: nn.Module, record: Architecture) -> bool:
+    layers = module_at(base, record.layers)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         return False
     named = (*layers[0].named_parameters(), *layers[0].named_buffers())

@@ -5,11 +5,11 @@ made of. Everything else about a linear is derived from that.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-Side = Literal["hidden", "heads", "kv_heads", "neurons"]
+Side = Literal["hidden", "heads", "kv_heads", "cross_heads", "neurons"]
 
 # Activations that layers call as a function, with the module that computes the same. No path of a
 # module is written so.
@@ -23,7 +23,8 @@ class Linear:
     Attributes:
         role: its name in sites and reports.
         path: of the module that holds it, from the layer.
-        rows: what its outputs are: the width of the model, query heads, key/value heads or neurons.
+        rows: what its outputs are: the width of the model, query heads, key/value heads, heads of
+            cross-attention or neurons.
         columns: what its inputs are.
         part: `(i, n)` where the module holds n linears of equal size, one behind the other: this is
             number i.
@@ -60,6 +61,8 @@ class SubLayer:
             holds a factor for each channel (Touvron et al. 2021, LayerScale), or a number.
     """
 
+    name: ClassVar[str]  # the site of all of it, in a layer
+    units: ClassVar[str]  # the site of what can go one by one
     linears: tuple[Linear, ...]
     norm: str
     scale: str | None = field(default=None, kw_only=True)
@@ -68,6 +71,11 @@ class SubLayer:
     def last(self) -> Linear:
         """The linear whose output is added to the residual."""
         return next(linear for linear in self.linears if linear.rows == "hidden")
+
+    @property
+    def holder(self) -> str:
+        """Path of the module that holds the first linear."""
+        return self.linears[0].path.rpartition(".")[0]
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -81,16 +89,34 @@ class SelfAttention(SubLayer):
     Attributes:
         relative_bias: path of an embedding `[buckets, H]` that is added to the scores by relative
             position (Raffel et al. 2020, section 2.1); the first layer holds it for all.
+        outer_bias: the model hands a bias of the scores of each head to every layer.
         scores_scale: of the scores, where the module does not say; None: `head_dim ** -0.5`.
         queries_scaled: queries are multiplied by `head_dim ** -0.5` before the module's scale.
         head_norms: paths of the norms of the queries and of the keys of each head, over its width,
             in front of a rotary embedding.
     """
 
+    name = "attention"
+    units = "heads"
     relative_bias: str | None = None
     scores_scale: float | None = None
     queries_scaled: bool = False
     head_norms: tuple[str, ...] = ()
+    outer_bias: bool = False
+
+    @property
+    def biased(self) -> bool:
+        """Whether scores get a bias for each head, wherever that is made."""
+        return self.outer_bias or self.relative_bias is not None
+
+
+@dataclass(frozen=True)
+class CrossAttention(SubLayer):
+    """Attention of a decoder to what the encoder gives: queries are of the layer's states, keys and
+    values of the encoder's. Scores have the scale of self-attention, and no bias."""
+
+    name = "cross_attention"
+    units = "cross_attention.heads"
 
 
 @dataclass(frozen=True)
@@ -102,6 +128,8 @@ class FeedForward(SubLayer):
             name in `FUNCTIONS`.
     """
 
+    name = "ffn"
+    units = "neurons"
     activation: str = ""
 
     @property
@@ -126,6 +154,17 @@ def attention(
         Linear("output", output, columns="heads"),
     )
     return SelfAttention(linears, norm, relative_bias, scores_scale)
+
+
+def cross_attention(query: str, key: str, value: str, output: str, norm: str) -> CrossAttention:
+    """Cross-attention with a linear of its own for each of q, k, v and the output."""
+    linears = (
+        Linear("cross_attention.query", query, rows="cross_heads"),
+        Linear("cross_attention.key", key, rows="cross_heads"),
+        Linear("cross_attention.value", value, rows="cross_heads"),
+        Linear("cross_attention.output", output, columns="cross_heads"),
+    )
+    return CrossAttention(linears, norm)
 
 
 def fused_attention(qkv: str, output: str, norm: str, transposed: bool = False) -> SelfAttention:
@@ -161,6 +200,16 @@ def feed_forward(
     return FeedForward(linears, norm, activation)
 
 
+def fused_feed_forward(gate_up: str, down: str, activation: str, norm: str) -> FeedForward:
+    """A gated feed-forward network whose gate and up are equal parts of one module."""
+    linears = (
+        Linear("up", gate_up, rows="neurons", part=(1, 2)),
+        Linear("down", down, columns="neurons"),
+        Linear("gate", gate_up, rows="neurons", part=(0, 2)),
+    )
+    return FeedForward(linears, norm, activation=activation)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """How one kind of model is built. Paths of sub-layers are relative to the layer.
@@ -173,7 +222,12 @@ class Architecture:
         norm_offset: added to the weight of every norm: 1 where that is stored as its distance to
             one.
         causal: the model is a decoder.
-        kv_heads: the config attribute that says how many key/value heads there are.
+        heads: the config attribute that says how many heads a layer has.
+        kv_heads: the same of key/value heads.
+        count: the same of layers.
+        cross: the sub-layer between the two others that attends to another stack's states.
+        decoder: of the second stack of layers, in models that have one.
+        told: attributes of a layer by which the model chooses what to hand to it.
         when: an attribute of the config and its value in models built so; None: all are.
     """
 
@@ -185,7 +239,12 @@ class Architecture:
     rms_norm: bool = False
     norm_offset: float = 0.0
     causal: bool = False
+    heads: str = "num_attention_heads"
     kv_heads: str = "num_attention_heads"
+    count: str = "num_hidden_layers"
+    cross: CrossAttention | None = None
+    decoder: Architecture | None = None
+    told: tuple[str, ...] = ()
     when: tuple[str, Any] | None = None
 
     def fits(self, config: Any) -> bool:
@@ -194,16 +253,17 @@ class Architecture:
 
     @property
     def sublayers(self) -> tuple[SubLayer, ...]:
-        return (self.attention, self.ffn)
+        """Those of a layer, in the order in which it runs them."""
+        return tuple(filter(None, (self.attention, self.cross, self.ffn)))
 
     @property
     def linears(self) -> tuple[Linear, ...]:
         """Every linear of a layer."""
-        return (*self.attention.linears, *self.ffn.linears)
+        return tuple(linear for sublayer in self.sublayers for linear in sublayer.linears)
 
     @property
-    def norms(self) -> tuple[str, str]:
-        return (self.attention.norm, self.ffn.norm)
+    def norms(self) -> tuple[str, ...]:
+        return tuple(sublayer.norm for sublayer in self.sublayers)
 
     @property
     def lent(self) -> tuple[str, ...]:
@@ -218,9 +278,15 @@ class Architecture:
         """Paths of all that a layer may hold tensors in."""
         return (*dict.fromkeys(linear.path for linear in self.linears), *self.lent)
 
+    def held_at(self, path: str) -> list[Linear]:
+        """The linears that the module at `path` holds, in its order."""
+        held = (linear for linear in self.linears if linear.path == path)
+        return sorted(held, key=lambda linear: linear.part)
+
     def linear(self, role: str) -> Linear:
         return next(linear for linear in self.linears if linear.role == role)
 
     def named(self, model_type: str) -> Architecture:
         """The same architecture under the name of another kind of model."""
-        return replace(self, model_type=model_type)
+        decoder = self.decoder and self.decoder.named(model_type)
+        return replace(self, model_type=model_type, decoder=decoder)

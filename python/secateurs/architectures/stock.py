@@ -39,7 +39,7 @@ class Behaviour:
 def behaviour(architecture: Architecture, layer: nn.Module, head_dim: int) -> Behaviour:
     """Read the behaviour of a stock layer. Raises FamilyError if its activation is no module."""
     record = architecture.attention
-    attention = layer.get_submodule(record.linears[0].path.rpartition(".")[0])
+    attention = layer.get_submodule(record.holder)
     holder, _, name = architecture.ffn.activation.rpartition(".")
     if name in FUNCTIONS:
         activation: Any = FUNCTIONS[name]()
@@ -85,7 +85,7 @@ def check_stock(model: nn.Module, sites: Sites) -> None:
                     f"expected a stock module at {f'{path}.{name}'.rstrip('.')}, but {why}; "
                     "convert would lose it"
                 )
-        described = sites.architecture.described
+        described = sites.layers[index].architecture.described
         for name, _ in (*layer.named_parameters(), *layer.named_buffers()):
             if name.rpartition(".")[0] not in described:
                 raise FamilyError(

@@ -78,7 +78,7 @@ def convert(
     """
     sites = find_sites(model)
     plan.validate(sites, sites.fingerprint())
-    check_finite(model, sites.path)
+    check_finite(model, sites.paths)
     check_stock(model, sites)
     if precision is not None and precision not in PRECISIONS:
         raise PlanError(f"expected precision None or {' or '.join(PRECISIONS)}, got {precision!r}")
@@ -102,7 +102,7 @@ def convert(
         if batches is not None:
             masked = apply(model, plan).eval()
             layers = decide(masked, sites, plan, stock, compact, batches, alpha, max_error)
-            picker.take([layer.stays for layer in layers], [layer.notes for layer in layers])
+            picker.take(sites, [layer.stays for layer in layers], [layer.notes for layer in layers])
             stock, exact, compact = map(
                 list,
                 zip(*((layer.stock, layer.exact, layer.linears) for layer in layers), strict=True),
@@ -122,21 +122,23 @@ def convert(
 @contextmanager
 def _undone_on_error(model: Any, sites: Sites) -> Iterator[None]:
     """Give `model` its stock layers, mode and attention back if the block raises."""
-    layers, attention = model.get_submodule(sites.path), model.config._attn_implementation
+    lists = [model.get_submodule(path) for path in sites.paths]
+    attention = model.config._attn_implementation
     modes = {module: module.training for module in model.modules()}
     try:
         yield
     except BaseException:
         disown(model)
-        _set_layers(model, sites, layers)
+        for path, layers in zip(sites.paths, lists, strict=True):
+            _set_layers(model, path, layers)
         model.set_attn_implementation(attention)
         for module, training in modes.items():
             module.training = training
         raise
 
 
-def _set_layers(model: nn.Module, sites: Sites, layers: nn.Module) -> None:
-    parent, _, name = sites.path.rpartition(".")
+def _set_layers(model: nn.Module, path: str, layers: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, layers)
 
 
@@ -161,7 +163,7 @@ def rebuild(
     layers = []
     for i, (template, weights) in enumerate(zip(templates, compact, strict=True)):
         keep, before = sites.keep(plan, i), None if exact is None else exact[i]
-        make = partial(LayerBuilder, sites.architecture, i, keep, weights, picker, template, before)
+        make = partial(LayerBuilder, sites, i, keep, weights, picker, template, before)
         # Where only the norms have data (a model that is read, or made again), one of theirs.
         like = max(template.parameters(), key=lambda tensor: tensor.device.type != "meta")
         built = fastest(make, like)
@@ -169,7 +171,9 @@ def rebuild(
         conversion.reports += built.reports
         conversion.forms |= built.forms
         conversion.stays |= built.stays
-    _set_layers(model, sites, nn.ModuleList(layers))
+    for stack in sites.stacks:
+        own = layers[stack.first : stack.first + len(stack.layers)]
+        _set_layers(model, stack.path, nn.ModuleList(own))
     forget_recording(model)
     adopt(model, conversion)
     model.set_attn_implementation(transformers_attention.NAME)

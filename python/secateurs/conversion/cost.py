@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs import files, ops
+from secateurs.architectures.sites import Sites
 from secateurs.errors import PlanError
 from secateurs.measurement.environment import device_name, package_version
 from secateurs.measurement.graph_recording import Recording
@@ -196,13 +197,14 @@ class FormPicker:
 
     def take(
         self,
+        sites: Sites,
         stays: Sequence[Mapping[str, str]],
         notes: Sequence[Mapping[str, list[str]]],
     ) -> None:
         """Take over what data decided for each layer, by role."""
         for index, (own_stays, own_notes) in enumerate(zip(stays, notes, strict=True)):
-            self.stays |= {f"layers.{index}.{role}": why for role, why in own_stays.items()}
-            self.notes |= {f"layers.{index}.{role}": told for role, told in own_notes.items()}
+            self.stays |= {sites.name(index, role): why for role, why in own_stays.items()}
+            self.notes |= {sites.name(index, role): told for role, told in own_notes.items()}
 
     def why_slower(
         self, rounded: Mapping[str, Any], exact: Mapping[str, Any], with_residual: bool

@@ -226,8 +226,7 @@ def adopt(model: nn.Module, conversion: Any) -> None:
             names = [name for name in (*RIGHT, *REFUSED) if hasattr(type(part), name)]
             vars(part).update({name: Method(part, name) for name in names})
             part.register_forward_pre_hook(_WithoutProbabilities(part), with_kwargs=True)
-    path = conversion.sites.architecture.layers
-    base._conversion = replace(conversion, sites=replace(conversion.sites, path=path))
+    base._conversion = replace(conversion, sites=conversion.sites.within(""))
 
 
 def disown(model: nn.Module) -> None:
@@ -258,8 +257,7 @@ def record_of(model: nn.Module) -> Any:
     record = getattr(base, "__dict__", {}).get("_conversion")
     if record is None or base is model:
         return record
-    path = f"{model.base_model_prefix}.{record.sites.path}"
-    return replace(record, sites=replace(record.sites, path=path))
+    return replace(record, sites=record.sites.within(model.base_model_prefix))
 
 
 def stock_class(module: nn.Module) -> type[nn.Module]:

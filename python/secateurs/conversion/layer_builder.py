@@ -8,15 +8,17 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from secateurs.architectures import schema
 from secateurs.architectures.kept import LayerKeep
 from secateurs.architectures.linears import module_at
-from secateurs.architectures.schema import Architecture
+from secateurs.architectures.sites import Sites
 from secateurs.architectures.stock import behaviour, scale_of
 from secateurs.conversion.cost import FormPicker
 from secateurs.conversion.forms import Stack, choices
 from secateurs.conversion.modules import (
     Attention,
     Constant,
+    CrossAttention,
     FeedForward,
     Layer,
     Norm,
@@ -84,7 +86,7 @@ class LayerBuilder:
 
     def __init__(
         self,
-        architecture: Architecture,
+        sites: Sites,
         index: int,
         keep: LayerKeep,
         weights: Mapping[str, CompactLinear],
@@ -93,8 +95,9 @@ class LayerBuilder:
         exact: Mapping[str, CompactLinear] | None = None,
         packed: bool = False,
     ) -> None:
-        self.architecture, self.index = architecture, index
-        self.behaviour = behaviour(architecture, template, keep.shape.head_dim)
+        self.sites, self.index = sites, index
+        self.architecture = sites.layers[index].architecture
+        self.behaviour = behaviour(self.architecture, template, keep.shape.head_dim)
         self.keep, self.weights, self.picker, self.packed = keep, weights, picker, packed
         self.exact = exact
         self.reports: list[SiteReport] = []
@@ -104,25 +107,38 @@ class LayerBuilder:
 
     def _build(self, template: nn.Module) -> Layer:
         stock: Any = type(template)  # no class of modules is hashable to mypy
-        attention_norm, ffn_norm = (self._norm(template, path) for path in self.architecture.norms)
-        head_norms = [self._norm(template, path) for path in self.architecture.attention.head_norms]
+        attention, cross, ffn = (
+            self.architecture.attention,
+            self.architecture.cross,
+            self.architecture.ffn,
+        )
+        head_norms = [self._norm(template, path) for path in attention.head_norms]
         attention_scale, ffn_scale = (
             Scale(scale) if isinstance(scale, (int, float)) else scale
-            for scale in (scale_of(template, part) for part in self.architecture.sublayers)
+            for scale in (scale_of(template, part) for part in (attention, ffn))
         )
         layer = layer_class(stock)(
             self._attention(),
             self._ffn(),
-            attention_norm,
-            ffn_norm,
+            self._norm(template, attention.norm),
+            self._norm(template, ffn.norm),
             self.architecture.norm_first,
-            self.index,
+            self._place,
             self._relative_bias(template),
             nn.ModuleList(head_norms) if head_norms else None,
             attention_scale,
             ffn_scale,
+            None if cross is None else self._cross_attention(cross),
+            None if cross is None else self._norm(template, cross.norm),
         )
+        for name in self.architecture.told:
+            setattr(layer, name, getattr(template, name, None))
         return layer.eval()
+
+    @property
+    def _place(self) -> int:
+        """The number of the layer in its stack, which is its number in a cache."""
+        return self.sites.place(self.index)[1]
 
     def _norm(self, template: nn.Module, path: str) -> nn.Module:
         architecture = self.architecture
@@ -136,7 +152,8 @@ class LayerBuilder:
         if embedding is None or path is None:
             return None
         attention: Any = template.get_submodule(path.rpartition(".")[0])
-        return RelativeBias(embedding, attention.relative_attention_max_distance)
+        distance = attention.relative_attention_max_distance
+        return RelativeBias(embedding, distance, self.behaviour.causal)
 
     def _attention(self) -> Attention | Constant | Skip:
         keep, shape, record = self.keep, self.keep.shape, self.architecture.attention
@@ -153,7 +170,7 @@ class LayerBuilder:
         rules = keep.kept_rules
         if rules is not None:
             self.report("attention_rules", None, "restricted", self._told(rules))
-        device, biased = self.weights["query"].weight.device, bool(record.relative_bias)
+        device, biased = self.weights["query"].weight.device, record.biased
         return Attention(
             self._linear(("query", "key", "value")),
             self._linear(("output",)),
@@ -163,10 +180,34 @@ class LayerBuilder:
             None if keep.grouped else keep.kv_of.to(device),
             self.behaviour.causal,
             self.behaviour.scale,
-            self.index,
+            self._place,
             keep.heads.nonzero()[:, 0].to(device) if biased and heads < shape.heads else None,
             rules,
             self.behaviour.rotary,
+            biased,
+        )
+
+    def _cross_attention(self, record: schema.CrossAttention) -> CrossAttention | Constant | Skip:
+        keep, shape = self.keep, self.keep.shape
+        if not keep.stays[record.name]:
+            return self.report(record.name, Skip(), "removed", "the plan removes the sub-layer")
+        query, key, value, output = record.roles
+        heads = int(keep.units[record.units].sum())
+        if not heads:
+            left = Constant(self.weights[output].bias)
+            return self.report(
+                record.name, left, "removed", "no heads are left; the output bias stays"
+            )
+        action = "dense" if heads == shape.cross_heads else "sliced"
+        self.report(record.units, None, action, f"{heads} of {shape.cross_heads} heads stay")
+        return CrossAttention(
+            self._linear((query,)),
+            self._linear((key, value)),
+            self._linear((output,)),
+            heads,
+            shape.head_dim,
+            self.behaviour.scale,
+            self._place,
         )
 
     def _told(self, rules: Sequence[Rule]) -> str:
@@ -201,8 +242,9 @@ class LayerBuilder:
     def _linear(self, roles: tuple[str, ...], activation: str = "none") -> Linear:
         """The linears of `roles`, which read the same input, as one product."""
         lasts = [sublayer.last.role for sublayer in self.architecture.sublayers]
-        name, with_residual = "+".join(roles), roles[0] in lasts
-        site, sites = f"layers.{self.index}.{name}", [f"layers.{self.index}.{r}" for r in roles]
+        name = "+".join((roles[0], *(role.rpartition(".")[2] for role in roles[1:])))
+        site, with_residual = self.sites.name(self.index, name), roles[0] in lasts
+        sites = [self.sites.name(self.index, role) for role in roles]
         precision, picker = self.picker.precision, self.picker
         notes = [note for part in sites for note in picker.notes.get(part, ())]
         why_not = next((picker.stays[part] for part in sites if part in picker.stays), None)
@@ -237,5 +279,5 @@ class LayerBuilder:
         return [f"values{whose} on {sizes}"]
 
     def report(self, part: str, module: Part, action: str, reason: str) -> Part:
-        self.reports.append(SiteReport(f"layers.{self.index}.{part}", action, reason))
+        self.reports.append(SiteReport(self.sites.name(self.index, part), action, reason))
         return module

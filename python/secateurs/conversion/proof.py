@@ -7,7 +7,6 @@ nothing is copied.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,12 +18,11 @@ from torch import Tensor, nn
 from secateurs.architectures.calls import states_behind, states_of, with_states
 from secateurs.architectures.sites import Sites
 from secateurs.conversion import transformers_attention
+from secateurs.conversion.trial_runs import Run, runs_of
 from secateurs.errors import FamilyError, SecateursError
 from secateurs.masking.gates import Gates
-from secateurs.measurement.inputs import pair, samples_of, spectrogram_of
 from secateurs.plan import SparsityPlan
 
-BATCH, TOKENS, PADDING = 2, 6, 2
 # How far the update of a layer, what it adds to its states, may be off: relative to its largest
 # entry, for what rounding differently on the way adds up to.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -33,18 +31,6 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torc
 ROUNDED = {"int8": 0.25}
 # States that the norm in front scales up again are small, so that their own rounding hides little.
 SCALE = {True: 0.1, False: 1.0}  # by whether the norms come first
-
-Step = Callable[[nn.Module], None]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One way to call the model: its steps, which tokens count, whether gradients are recorded."""
-
-    name: str
-    step: Step
-    visible: Tensor | None = None  # bool [B, T]
-    gradients: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +77,7 @@ def observe(model: Any, sites: Sites, plan: SparsityPlan) -> Evidence:
 
     Raises FamilyError if the model cannot be run so.
     """
-    runs = tuple(_runs(model, sites))
+    runs = tuple(runs_of(model, sites))
     dtypes = {p.dtype for p in model.base_model.parameters() if p.is_floating_point()}
     dtype, mixed = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps), len(dtypes) > 1
     with (
@@ -170,77 +156,13 @@ def _largest(x: Tensor) -> float:
     return float(x.abs().max()) if x.numel() else 0.0
 
 
-def _runs(model: Any, sites: Sites) -> Iterator[Run]:
-    """The ways a model of this kind is called. Raises FamilyError for one that takes neither
-    tokens, pixels nor sound."""
-    base, like = model.base_model, next(model.parameters())
-    takes = inspect.signature(base.forward).parameters
-    generator = torch.Generator().manual_seed(0)
-    constant = {"use_cache": False} if "use_cache" in takes else {}
-    if base.main_input_name == "pixel_values":
-        pixels = torch.randn(BATCH, *_image(base.config, takes), generator=generator).to(like)
-        if "interpolate_pos_encoding" in takes:
-            constant["interpolate_pos_encoding"] = True
-        yield Run("plain", lambda model: model(pixel_values=pixels, **constant), gradients=True)
-        return
-    if base.main_input_name in ("input_values", "input_features"):
-        yield from _runs_of_sound(base, generator, like)
-        return
-    if base.main_input_name != "input_ids":
-        raise FamilyError(
-            "expected a model of tokens, pixels or sound to compare layers on, "
-            f"{type(base).__name__} takes {base.main_input_name}"
-        )
-    ids = torch.randint(base.config.vocab_size, (BATCH, TOKENS), generator=generator)
-    ids = ids.to(like.device)
-    visible = torch.ones(BATCH, TOKENS, dtype=torch.bool, device=like.device)
-    visible[0, :PADDING] = False  # in front: behind, causality would hide it anyway
-    padded = {"input_ids": ids, "attention_mask": visible.long(), **constant}
-    yield Run("plain", lambda model: model(input_ids=ids, **constant))
-    yield Run("padded", lambda model: model(**padded), visible, gradients=True)
-    if sites.architecture.causal and "use_cache" in takes:
-        name = "cache" if "cache" in takes else "past_key_values"
-
-        def in_two_steps(model: nn.Module) -> None:
-            seen = model(input_ids=ids[:, :-PADDING], use_cache=True)
-            model(input_ids=ids[:, -PADDING:], use_cache=True, **{name: getattr(seen, name)})
-
-        yield Run("with a cache", in_two_steps)
-
-
-def _runs_of_sound(base: Any, generator: torch.Generator, like: Tensor) -> Iterator[Run]:
-    """Calls of a model of spectrograms, or of one that makes frames of a waveform itself."""
-    config = base.config
-    if not hasattr(config, "conv_stride"):
-        shape = BATCH, *spectrogram_of(config, base.main_input_name)
-        named = {base.main_input_name: torch.randn(shape, generator=generator).to(like)}
-        yield Run("plain", lambda model: model(**named), gradients=True)
-        return
-    samples = [samples_of(config, tokens) for tokens in (TOKENS, TOKENS - PADDING)]
-    sound = torch.randn(BATCH, samples[0], generator=generator).to(like)
-    heard = torch.ones(BATCH, samples[0], dtype=torch.long, device=like.device)
-    heard[0, samples[1] :] = 0
-    visible = torch.ones(BATCH, TOKENS, dtype=torch.bool, device=like.device)
-    visible[0, -PADDING:] = False
-    padded = {"input_values": sound, "attention_mask": heard}
-    yield Run("plain", lambda model: model(input_values=sound))
-    yield Run("padded", lambda model: model(**padded), visible, gradients=True)
-
-
-def _image(config: Any, takes: Any) -> tuple[int, int, int]:
-    """Channels, height and width of a small image, the model's own size where it takes no other."""
-    size = config.image_size
-    if "interpolate_pos_encoding" in takes:
-        height, width = pair(config.patch_size)
-        return config.num_channels, 2 * height, 2 * width
-    return (config.num_channels, *pair(size))
-
-
 def _updates(model: Any, sites: Sites, run: Run, gradients: bool = False) -> list[list[Update]]:
     """What each layer does to random states that stand in for those of the layer before it, by
     layer, in the order of its calls. Raises FamilyError if the model does not run."""
-    scale = SCALE[sites.architecture.norm_first]
-    watchers = [_Watcher(index, scale) for index in range(len(sites.layers))]
+    watchers = [
+        _Watcher(index, SCALE[shape.architecture.norm_first])
+        for index, shape in enumerate(sites.layers)
+    ]
     with ExitStack() as stack, torch.set_grad_enabled(gradients):
         for index, watcher in enumerate(watchers):
             stack.callback(watcher.watch(sites.layer(model, index)))

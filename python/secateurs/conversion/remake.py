@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -10,10 +12,21 @@ from secateurs.architectures.schema import Architecture
 from secateurs.architectures.sites import Sites
 from secateurs.conversion.builder import rebuild
 from secateurs.conversion.cost import FormPicker
-from secateurs.conversion.modules import Attention, Constant, FeedForward, Layer, Scale, again
+from secateurs.conversion.modules import (
+    Attention,
+    Constant,
+    CrossAttention,
+    FeedForward,
+    Layer,
+    Scale,
+    again,
+)
 from secateurs.conversion.modules.part import Linear
 from secateurs.conversion.report import conversion_of
 from secateurs.conversion.slicing import CompactLinear, compact_blocks
+
+# Weight, bias and scales of a linear.
+Held = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @torch.no_grad()
@@ -26,7 +39,8 @@ def remake(model: nn.Module) -> nn.Module:
     layers = [converted_layer(model, sites, i) for i in numbers]
     compact = [compact_linears(layers[i], sites.keep(plan, i)) for i in numbers]
     templates = [
-        stock_husk(layers[i], conversion.husks[i], sites.architecture, True) for i in numbers
+        stock_husk(layers[i], conversion.husks[i], sites.layers[i].architecture, True)
+        for i in numbers
     ]
     picker = FormPicker(
         tokens=conversion.tokens, precision=conversion.precision, stays=conversion.stays
@@ -47,21 +61,23 @@ def converted_layer(model: nn.Module, sites: Sites, index: int) -> Layer:
 
 def compact_linears(layer: Layer, keep: LayerKeep) -> dict[str, CompactLinear]:
     """The linears of a converted layer by role, as slicing made them: q, k and v apart again."""
-    found: dict[str, tuple[Tensor, Tensor | None, Tensor | None]] = {}
+    found: dict[str, Held] = {}
     if isinstance(layer.attention, Attention):
         attention = layer.attention
         sizes = [attention.heads, attention.kv_heads, attention.kv_heads]
         rows = [size * attention.head_dim for size in sizes]
-        weights = attention.qkv.dense().split(rows)
-        biases, scales = (
-            (None,) * 3 if held is None else held.split(rows)
-            for held in (attention.qkv.bias, attention.qkv.scales)
-        )
-        parts = zip(weights, biases, scales, strict=True)
-        found |= dict(zip(("query", "key", "value"), parts, strict=True))
+        found |= _split(attention.qkv, ("query", "key", "value"), rows)
         found["output"] = _whole(attention.output)
     elif isinstance(layer.attention, Constant):
         found["output"] = _no_columns(layer, layer.attention.bias)
+    if isinstance(layer.cross_attention, CrossAttention):
+        cross = layer.cross_attention
+        rows = [cross.heads * cross.head_dim] * 2
+        found["cross_attention.query"] = _whole(cross.query)
+        found |= _split(cross.kv, ("cross_attention.key", "cross_attention.value"), rows)
+        found["cross_attention.output"] = _whole(cross.output)
+    elif isinstance(layer.cross_attention, Constant):
+        found["cross_attention.output"] = _no_columns(layer, layer.cross_attention.bias)
     if isinstance(layer.ffn, FeedForward):
         for role in ("gate", "up", "down"):
             linear = getattr(layer.ffn, role)
@@ -97,10 +113,11 @@ def stock_husk(
 def lent_modules(layer: Layer, architecture: Architecture) -> dict[str, nn.Module]:
     """Return the modules that a converted layer took unchanged from its stock layer, by their path
     there: norms, a bias by relative position, and scales that are modules."""
-    attention, ffn = architecture.sublayers
+    attention, cross, ffn = architecture.attention, architecture.cross, architecture.ffn
     lent: dict[str | None, nn.Module | None] = {
         attention.norm: layer.attention_norm,
         ffn.norm: layer.ffn_norm,
+        None if cross is None else cross.norm: layer.cross_norm,
         attention.scale: layer.attention_scale,
         ffn.scale: layer.ffn_scale,
         **dict(zip(architecture.attention.head_norms, layer.head_norms or (), strict=True)),
@@ -119,11 +136,21 @@ def eps_names(norm: nn.Module) -> list[str]:
     return [name for name in ("eps", "variance_epsilon") if name in vars(norm)]
 
 
-def _whole(linear: Linear) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _split(linear: Linear, roles: Sequence[str], rows: Sequence[int]) -> dict[str, Held]:
+    """Return weights, biases and scales of linears stacked by rows, by role."""
+    weights = linear.dense().split(rows)
+    biases, scales = (
+        (None,) * len(rows) if held is None else held.split(rows)
+        for held in (linear.bias, linear.scales)
+    )
+    return dict(zip(roles, zip(weights, biases, scales, strict=True), strict=True))
+
+
+def _whole(linear: Linear) -> Held:
     """Return weight, bias and scales of a linear of one role."""
     return linear.dense(), linear.bias, linear.scales
 
 
 def _no_columns(layer: Layer, bias: Tensor | None) -> tuple[Tensor, Tensor | None, None]:
-    norm = layer.attention_norm.get_parameter("weight")
+    norm = layer.ffn_norm.get_parameter("weight")  # some first layers have none of attention
     return (norm if bias is None else bias).new_zeros(len(norm), 0), bias, None

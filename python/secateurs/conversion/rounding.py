@@ -87,7 +87,7 @@ def decide(
         compact: what `plan` leaves of the linears of each layer, by role.
         alpha, max_error: as `convert` takes them.
     """
-    calibration, layers = Calibration(masked, sites, batches), []
+    calibration, layers = Calibration(masked, sites.of_one_stack("calibration"), batches), []
     for index, (template, linears) in enumerate(zip(stock, compact, strict=True)):
         keep, read = sites.keep(plan, index), calibration.layer(index)
         inputs = {role: x[:, keep.sides(role)[1].to(x.device)] for role, x in read.items()}

@@ -73,8 +73,14 @@ def to_device(batch: Batch, model: nn.Module) -> dict[str, Tensor]:
 
 
 def unlabelled(batch: Batch, model: nn.Module) -> dict[str, Tensor]:
-    """`batch` without its labels, on the device of `model`."""
-    return {name: v for name, v in to_device(batch, model).items() if not is_label(name)}
+    """`batch` without its labels, on the device of `model`; what its decoder would read of them, if
+    it has one, stays."""
+    moved = to_device(batch, model)
+    inputs = {name: value for name, value in moved.items() if not is_label(name)}
+    read_by_decoder = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if read_by_decoder is not None and "labels" in moved and "decoder_input_ids" not in moved:
+        inputs["decoder_input_ids"] = read_by_decoder(labels=moved["labels"])
+    return inputs
 
 
 def made_for_gradients(model: nn.Module) -> nn.Module:
@@ -148,7 +154,8 @@ def class_logits(output: Any) -> Tensor:
 def token_weights(output: Tensor, batch: Batch) -> Tensor:
     """Ones, or zeros where `output` `[B, T, ...]` stands at padding: what a comparison of outputs
     should count."""
-    mask = batch.get("attention_mask")
+    decoded = any(name.startswith("decoder_") for name in batch)
+    mask = batch.get("decoder_attention_mask" if decoded else "attention_mask")
     if mask is not None and mask.dim() == 3:  # of choices [B, C, T], which a model runs as B * C
         mask = mask.flatten(0, 1)
     if mask is None or output.dim() < 3 or mask.shape != output.shape[:2]:

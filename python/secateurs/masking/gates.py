@@ -42,6 +42,8 @@ class Gates(Mapping[str, Tensor]):
     - `layers.I.neurons`: `[F]` or `[B, F]`, on the activations of the FFN.
     - `layers.I.attention`, `layers.I.ffn`: `[]` or `[B]`, on the sub-layer's output, bias included.
     - `layers.I.query` and the other linears: `[N, K]`, on the weight.
+
+    Those of an encoder and a decoder, and of cross-attention, likewise under their names.
     """
 
     @door
@@ -49,7 +51,6 @@ class Gates(Mapping[str, Tensor]):
         if find_sites(model).fingerprint() != sites.fingerprint():
             raise PlanError(f"expected the sites of this {type(model).__name__}, got another's")
         self._model, self._sites = model, sites
-        self._by_name = {site.name: site for site in sites}
         self._gates: dict[str, Tensor] = {}
         self._straight_through: set[str] = set()
         self._levels: dict[str, Levels] = {}
@@ -119,13 +120,12 @@ class Gates(Mapping[str, Tensor]):
         like = next(self._model.parameters())
         for i in range(len(self._sites.layers)):
             keep = self._sites.keep(plan, i)
-            gates: dict[str, Tensor] = {"heads": keep.heads, "neurons": keep.neurons}
-            gates["attention"] = torch.tensor(keep.attention)
-            gates["ffn"] = torch.tensor(keep.ffn)
+            gates: dict[str, Tensor] = dict(keep.units)
+            gates |= {part: torch.tensor(stays) for part, stays in keep.stays.items()}
             gates |= {role: keep.elements(role) for role in keep.weights}
             for part, mask in gates.items():
                 if not bool(mask.all()):
-                    self[f"layers.{i}.{part}"] = mask.to(like)
+                    self[self._sites.name(i, part)] = mask.to(like)
         for name, levels in plan.levels.items():
             self.set_levels(name, levels)
         for i in ruled_layers(self._sites, plan):
@@ -155,7 +155,7 @@ class Gates(Mapping[str, Tensor]):
         if site.kind in ("module", "heads", "neurons"):
             linear, before = self._behind(site)
         else:
-            view, before = self._sites.linear(self._model, site.layer, _part(name)), True
+            view, before = self._sites.linear(self._model, site.layer, site.part), True
             linear = view.module
         sizes: list[torch.Size] = []
 
@@ -181,7 +181,7 @@ class Gates(Mapping[str, Tensor]):
         one afterwards."""
         site = self._site(name)
         gate = self._gates[name]
-        weight = self._sites.linear(self._model, site.layer, _part(name)).weight
+        weight = self._sites.linear(self._model, site.layer, site.part).weight
         weight.copy_(self._gated(name, weight, gate))
         self.set(name, torch.ones_like(gate))
 
@@ -192,8 +192,8 @@ class Gates(Mapping[str, Tensor]):
 
     def _site(self, name: str) -> Site:
         self._opened()
-        site = self._by_name.get(name)
-        if site is None or name.endswith(".layer"):
+        site = self._sites.by_name.get(name)
+        if site is None or site.part == "layer":
             raise PlanError(f"no gate can stand at {name!r}: the model has no such site")
         if site.kind == "attention_rules":
             raise PlanError(f"no gate can stand at {name!r}: rules are set by set_plan")
@@ -201,9 +201,7 @@ class Gates(Mapping[str, Tensor]):
 
     def _behind(self, site: Site) -> tuple[nn.Module, bool]:
         """The linear whose input (True) or output (False) a gate at `site` multiplies."""
-        architecture, part = self._sites.architecture, _part(site.name)
-        sublayer = architecture.attention if part in ("heads", "attention") else architecture.ffn
-        role = sublayer.last.role
+        role = self._sites.sublayer(site).last.role
         return self._sites.linear(self._model, site.layer, role).module, site.kind != "module"
 
     def _open(self, name: str, site: Site) -> None:
@@ -235,14 +233,12 @@ class Gates(Mapping[str, Tensor]):
         stack.callback(hook.remove)
 
     def _open_weight(self, name: str, site: Site) -> None:
-        view = self._sites.linear(self._model, site.layer, _part(name))
+        view = self._sites.linear(self._model, site.layer, site.part)
         weight = self._weights.get(view.module)
         if weight is None:
-            mine = [
-                LinearView(view.module, linear)
-                for linear in self._sites.architecture.linears
-                if linear.path == view.linear.path
-            ]
+            architecture = self._sites.layers[site.layer].architecture
+            held = architecture.held_at(view.linear.path)
+            mine = [LinearView(view.module, linear) for linear in held]
             weight = self._weights[view.module] = _GatedWeight(mine)
             self._opened().enter_context(weight)
         weight.gates[view.linear.role] = lambda held: self._gated(name, held, self._gates[name])
@@ -278,10 +274,6 @@ def _of_choices(gate: Tensor, rows: int) -> Tensor:
     if rows % max(gate.shape[0], 1):
         raise PlanError(f"expected gates for a batch of {rows} rows, got {gate.shape[0]}")
     return gate.repeat_interleave(rows // gate.shape[0], 0)
-
-
-def _part(name: str) -> str:
-    return name.rsplit(".", 1)[1]
 
 
 class _GatedWeight(AbstractContextManager["_GatedWeight"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def apply(model: nn.Module, plan: SparsityPlan, *, inplace: bool = False) -> nn.
 
 def mask_layer(model: nn.Module, sites: Sites, plan: SparsityPlan, index: int) -> None:
     """Do to one layer of a live model what `apply` does to all."""
-    keep, architecture = sites.keep(plan, index), sites.architecture
+    keep = sites.keep(plan, index)
     for role in keep.shape.linears():
         linear = sites.linear(model, index, role)
         linear.weight.mul_(keep.elements(role).to(linear.weight))
@@ -57,11 +58,8 @@ def mask_layer(model: nn.Module, sites: Sites, plan: SparsityPlan, index: int) -
         rows, _ = keep.sides(role)
         if linear.bias is not None:
             linear.bias.mul_(rows.to(linear.bias))
-    for stays, sublayer in (
-        (keep.attention, architecture.attention),
-        (keep.ffn, architecture.ffn),
-    ):
-        if not stays:
+    for sublayer in keep.shape.architecture.sublayers:
+        if not keep.stays[sublayer.name]:
             last = sites.linear(model, index, sublayer.last.role)
             last.weight.zero_()
             if last.bias is not None:
@@ -74,7 +72,7 @@ def check_plan(model: nn.Module, sites: Sites, plan: SparsityPlan) -> None:
     """Raise PlanError for a plan that does not fit or weights that are not finite, FamilyError for
     a model that cannot follow the plan's attention rules."""
     plan.validate(sites, sites.fingerprint())
-    check_finite(model, sites.path)
+    check_finite(model, sites.paths)
     check_rules(model, sites, plan)
 
 
@@ -93,10 +91,11 @@ def _refuse_to_save(*_: Any, **__: Any) -> None:
     )
 
 
-def check_finite(model: nn.Module, path: str) -> None:
-    """Raise PlanError if a weight of the layers holds NaN or infinity: no score or product of it
-    can be trusted. Raises ArgumentError for a model on the meta device."""
+def check_finite(model: nn.Module, paths: Iterable[str]) -> None:
+    """Raise PlanError if a weight of the layers at `paths` holds NaN or infinity: no score or
+    product of it can be trusted. Raises ArgumentError for a model on the meta device."""
     check_weights(model)
-    for name, parameter in model.get_submodule(path).named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise PlanError(f"expected finite weights, but {path}.{name} holds NaN or infinity")
+    for path in paths:
+        for name, parameter in model.get_submodule(path).named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise PlanError(f"expected finite weights, but {path}.{name} holds NaN or infinity")

@@ -62,11 +62,10 @@ class RuledAttention:
 
     def install(self, model: nn.Module, sites: Sites, index: int) -> Callable[[], None]:
         """Restrict layer `index` of `model` until the function returned is called."""
-        attention = sites.architecture.attention
-        path = attention.linears[0].path.rpartition(".")[0]
+        attention = sites.layers[index].architecture.attention
         hooks = (
             sites.layer(model, index)
-            .get_submodule(path)
+            .get_submodule(attention.holder)
             .register_forward_pre_hook(self.restrict, with_kwargs=True),
             sites.linear(model, index, attention.last.role).module.register_forward_pre_hook(
                 self.silence

@@ -14,20 +14,32 @@ Shape = tuple[int, int]  # examples, tokens
 
 
 def token_inputs(model: nn.Module, shape: Shape, seed: int = 0) -> dict[str, Tensor]:
-    """Random token ids of a (batch, tokens) shape, all of them real tokens; or random pixels or
-    sound for a model of those. Raises DataError for other tokens than the model makes of its input,
-    where it takes inputs of one size only."""
+    """Random token ids of a (batch, tokens) shape, all of them real tokens, as many for a decoder
+    behind an encoder; or random pixels or sound for a model of those. Raises DataError for other
+    tokens than the model makes of its input, where it takes inputs of one size only, and for a
+    decoder behind an encoder of sound."""
     generator, config = torch.Generator().manual_seed(seed), cast(Any, model).config
     name, (batch, tokens) = getattr(model, "main_input_name", "input_ids"), shape
     if name == "input_ids":
         ids = torch.randint(0, config.vocab_size, shape, generator=generator)
-        return to_device({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, model)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if _has_decoder(model):
+            inputs["decoder_input_ids"] = ids
+        return to_device(inputs, model)
     signal = torch.randn(batch, *_signal(config, name, tokens), generator=generator)
     inputs = to_device({name: signal.to(cast(Any, model).dtype)}, model)
+    if _has_decoder(model):
+        raise DataError(f"expected a model of one stack of layers, got {type(model).__name__}")
     made = _tokens(model, {name: inputs[name][:1]})
     if tokens != made:
         raise DataError(f"expected {made} tokens, those of an input of its size, got {tokens}")
     return inputs
+
+
+def _has_decoder(model: nn.Module) -> bool:
+    """Whether a model has a decoder behind an encoder, which takes tokens of its own."""
+    both = getattr(cast(Any, model).config, "is_encoder_decoder", False)
+    return both and hasattr(getattr(model, "base_model", model), "decoder")
 
 
 def samples_of(config: Any, frames: int) -> int:

@@ -233,12 +233,13 @@ def _check_fingerprint(model: Mapping[str, Any], where: str) -> None:
     only(model, {"model_type", "hidden_size", "layers"}, where)
     member(model, "model_type", "a name", is_label, where)
     member(model, "hidden_size", "a whole number", whole, where)
-    member(model, "layers", "a list of four sizes for each layer", _is_sizes, where)
+    member(model, "layers", "a list of four or five sizes for each layer", _is_sizes, where)
 
 
 def _is_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(sizes, list) and len(sizes) == 4 and all(map(whole, sizes)) for sizes in value
+        isinstance(sizes, list) and len(sizes) in (4, 5) and all(map(whole, sizes))
+        for sizes in value
     )
 
 

@@ -12,13 +12,14 @@ from secateurs.architectures.linears import LinearView
 from secateurs.architectures.sites import Sites
 from secateurs.data.batches import Batch
 
+# What batches call the mask of the tokens of a stack that is not the first.
+MASKS = {"decoder": "decoder_attention_mask"}
+
 
 def reader(model: nn.Module, sites: Sites, name: str) -> LinearView:
-    """The linear that reads the units of a site `layers.I.heads` or `layers.I.neurons`."""
-    _, layer, kind = name.split(".")
-    architecture = sites.architecture
-    sublayer = architecture.attention if kind == "heads" else architecture.ffn
-    return sites.linear(model, int(layer), sublayer.last.role)
+    """The linear that reads the units of a site of heads or neurons."""
+    site = sites.by_name[name]
+    return sites.linear(model, site.layer, sites.sublayer(site).last.role)
 
 
 @contextmanager
@@ -31,9 +32,10 @@ def units_read(
 ) -> Iterator[None]:
     """Hand to `keep`, with the site's name, what the units of each site give for the real tokens of
     `batch`, `[M, K]`, whenever the model runs inside the block."""
-    mask = batch.get("attention_mask")
 
     def hand_on(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        stack, _place = sites.place(sites.by_name[name].layer)
+        mask = batch.get(MASKS.get(stack.name, "attention_mask"))
         states = args[0].detach().flatten(0, -2)
         real = None if mask is None or mask.numel() != len(states) else mask.bool().flatten()
         keep(name, states if real is None else states[real])

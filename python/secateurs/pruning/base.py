@@ -190,7 +190,7 @@ class Pruner:
         for site in self.sites:
             if site.kind in ("heads", "neurons") and site.kind in kinds:
                 shapes[site.name] = site.shape
-            if site.kind == "module" and "modules" in kinds and not site.name.endswith(".layer"):
+            if site.kind == "module" and "modules" in kinds and site.part != "layer":
                 shapes[site.name] = site.shape
             if site.kind == "linear" and kinds & set(Budget.OF_LINEARS):
                 bn, bk = self._tile()
@@ -210,8 +210,7 @@ class Pruner:
         """The weight of every linear, by site."""
         found: dict[str, nn.Parameter] = {}
         for site in self.sites.of_kind("linear"):
-            role = site.name.rsplit(".", 1)[1]
-            weight = self.sites.linear(self.model, site.layer, role).weight
+            weight = self.linear_weight(site.layer, site.part)
             if not isinstance(weight, nn.Parameter):
                 raise MethodError(
                     f"expected linears that hold their weight alone, to train what is in it, but "
@@ -222,17 +221,18 @@ class Pruner:
 
     def one_per_head(self) -> Tensor:
         """Uniform start of one number per head of the model, `[heads]`, float64, after Xavier for
-        the matrix of layers by heads (Glorot and Bengio 2010)."""
-        sizes = [shape.heads for shape in self.sites.layers]
+        the matrix of attentions by heads (Glorot and Bengio 2010)."""
+        sizes = [site.shape[0] for site in self.sites.of_kind("heads")]
         bound = (6 / (len(sizes) + sizes[0])) ** 0.5
         start = torch.rand(sum(sizes), generator=self.generator, dtype=torch.float64)
         device = next(self.model.parameters()).device
         return start.mul_(2).sub_(1).mul_(bound).to(device)
 
     def heads_by_site(self, values: Tensor) -> dict[str, Tensor]:
-        """One number per head of the model, `[heads]`, as one tensor per layer."""
-        sizes = [shape.heads for shape in self.sites.layers]
-        return {f"layers.{i}.heads": part for i, part in enumerate(torch.split(values, sizes))}
+        """One number per head of the model, `[heads]`, as one tensor per site of heads."""
+        found = self.sites.of_kind("heads")
+        parts = torch.split(values, [site.shape[0] for site in found])
+        return {site.name: part for site, part in zip(found, parts, strict=True)}
 
     def _tile(self) -> tuple[int, int]:
         if self.budget.patterns is not None:

@@ -61,6 +61,7 @@ def refit(
         progress: show a progress bar over the layers.
 
     Raises:
+        FamilyError: the model has an encoder and a decoder.
         DataError: no batches, or some that the model does not take.
         PlanError: a plan of another model, or weights that are not finite.
         MethodError: a negative ridge, activations that are not finite, a singular system.
@@ -70,7 +71,7 @@ def refit(
         raise MethodError(f"expected a ridge of at least 0, got {ridge}")
     if inplace:
         check_changeable(model)
-    sites = find_sites(model)
+    sites = find_sites(model).of_one_stack("refit")
     check_plan(model, sites, plan)
     fitted = model if inplace else copy.deepcopy(model)
     fit = _Fit(Walk(sites, model, shell_of(model).eval()), plan, fitted, ridge)

@@ -109,7 +109,8 @@ class LatencyTable:
 
         Raises MeasurementError for times that cannot be, on a machine that does other work.
         """
-        sites, precision = find_sites(model), precision or own(model)
+        sites = find_sites(model).of_one_stack("a table of times")
+        precision = precision or own(model)
         path = _path(model, sites, mix, precision)
         kept = _read(files.read_table(path), len(sites.layers))
         if kept is not None:

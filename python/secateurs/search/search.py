@@ -181,7 +181,7 @@ class Search:
         self._tokens = tokens_of(self.mix)
         check_seed(seed)
         judged, self._fitted = split(check_batches(batches))
-        sites = find_sites(model)
+        sites = find_sites(model).of_one_stack("compress")
         self._precision = precision
         precisions, self._left_out = asked_for(model, precision)
         self._model, self._force, self._seed, self._progress = model, force, seed, progress

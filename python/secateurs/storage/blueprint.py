@@ -143,7 +143,7 @@ class Blueprint:
             ).read()
             for i, layer in enumerate(layers)
         ]
-        fill(model, left, self.tied, sites.path, self.dtype_of)
+        fill(model, left, self.tied, sites.paths, self.dtype_of)
         return Restored(model, sites, layers, compact)
 
     def unsaved(self) -> dict[str, Tensor]:
@@ -151,13 +151,22 @@ class Blueprint:
         of the config."""
         made = self.skeleton()
         names = named_tensors(made).keys() - made.state_dict().keys()
+        try:
+            real = self._with_layers(0)  # the layers have none of them
+        except ZeroDivisionError:  # a class that scales what it draws by the number of layers
+            real = self._with_layers(1)
+        return {name: real[name] for name in outside(find_sites(made).paths, names)}
+
+    def _with_layers(self, count: int) -> dict[str, Tensor]:
+        """The tensors of the model as the constructor makes them, with so many layers in each
+        stack."""
         config = self.config()
-        config.num_hidden_layers = 0  # the layers have none of them
+        for stack in find_sites(self.skeleton()).stacks:
+            setattr(config, stack.architecture.count, count)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # A head that reads something of every layer has no inputs then.
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-            real = named_tensors(self.cls(config, **self.arguments).to(self.dtype))
-        return {name: real[name] for name in outside(find_sites(made).path, names)}
+            return named_tensors(self.cls(config, **self.arguments).to(self.dtype))
 
     def of_stock(self) -> Blueprint:
         """The blueprint of a model that stock transformers saves and reads as it is: with what the
@@ -229,7 +238,7 @@ def blueprint_of(model: Any) -> tuple[Blueprint, dict[str, Tensor]]:
         raise CheckpointError(f"expected a model with data, but {min(without)} is on meta")
     if getattr(model.config, "quantization_config", None) is not None:
         raise CheckpointError("expected a model that is not quantised, got a quantization_config")
-    outer = {name: held[name] for name in outside(sites.path, held)}
+    outer = {name: held[name] for name in outside(sites.paths, held)}
     layers = {
         name: tensor
         for i in range(len(sites.layers))
@@ -242,13 +251,13 @@ def blueprint_of(model: Any) -> tuple[Blueprint, dict[str, Tensor]]:
     tied = ties(outer)
     blueprint = Blueprint(
         cls,
-        {**_values(model.config), _layer_count(model.config): len(sites.layers)},
+        {**_values(model.config), **_layer_counts(model.config, sites)},
         {},
         model.dtype,
         {name: dtype for name, dtype in dtypes.items() if dtype != model.dtype},
         tied,
     )
-    arguments = arguments_for(cls, blueprint.config(), outer, sites.path)
+    arguments = arguments_for(cls, blueprint.config(), outer, sites.paths)
     blueprint = replace(blueprint, arguments=arguments)
     settings = _settings(model, blueprint.skeleton(), sites, conversion.husks)
     stored = {name: tensor for name, tensor in outer.items() if name not in tied}
@@ -266,14 +275,14 @@ def _settings(
 ) -> dict[str, float]:
     """The settings in which a converted model differs from a skeleton. Raises CheckpointError
     where it differs in more."""
-    changed = changed_settings(model, made, layers=sites.path)
-    made_layers = list(made.get_submodule(sites.path).children())
+    changed = changed_settings(model, made, layers=sites.paths)
+    made_layers = [layer for path in sites.paths for layer in made.get_submodule(path).children()]
     if len(made_layers) != len(husks):
         raise CheckpointError(f"expected {len(made_layers)} layers, got {len(husks)}")
     for i, husk in enumerate(husks):
         path = sites.layer_path(i)
         layer = converted_layer(model, sites, i)
-        ours, theirs = stock_husk(layer, husk, sites.architecture), made_layers[i]
+        ours, theirs = stock_husk(layer, husk, sites.layers[i].architecture), made_layers[i]
         has, makes = (
             {n: tuple(t.shape) for n, t in named_tensors(m).items()} for m in (ours, theirs)
         )
@@ -292,14 +301,15 @@ def _layer_tensors(
 ) -> dict[str, Tensor]:
     """The tensors of one converted layer under stock names, its linears sliced but dense."""
     layer, path = converted_layer(model, sites, index), sites.layer_path(index)
+    architecture = sites.layers[index].architecture
     tensors = {
         f"{path}.{name}.{leaf}": tensor
-        for name, module in lent_modules(layer, sites.architecture).items()
+        for name, module in lent_modules(layer, architecture).items()
         for leaf, tensor in named_tensors(module).items()
     }
     keep = sites.keep(conversion.plan, index)
     for role, linear in compact_linears(layer, keep).items():
-        stock = view(conversion.husks[index], sites.architecture.linear(role))
+        stock = view(conversion.husks[index], architecture.linear(role))
         name = stock.linear.name
         tensors[f"{path}.{name}.weight"] = linear.weight
         if linear.scales is not None and role not in keep.levels:
@@ -316,7 +326,7 @@ def _coded(tensors: dict[str, Tensor], sites: Sites, plan: SparsityPlan) -> dict
     coded = dict(tensors)
     for i in range(len(sites.layers)):
         keep = sites.keep(plan, i)
-        for linear in sites.architecture.linears:
+        for linear in keep.shape.architecture.linears:
             role, path = linear.role, f"{sites.layer_path(i)}.{linear.name}"
             name, scales = f"{path}.weight", coded.get(f"{path}.{SCALES}")
             if name not in coded:
@@ -353,6 +363,8 @@ def _values(config: Any) -> dict[str, Any]:
     return values
 
 
-def _layer_count(config: Any) -> str:
-    """The name under which a config says how many layers there are."""
-    return str(config.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
+def _layer_counts(config: Any, sites: Sites) -> dict[str, int]:
+    """How many layers each stack has, under the name by which the config says it."""
+    names = (stack.architecture.count for stack in sites.stacks)
+    counts = (len(stack.layers) for stack in sites.stacks)
+    return {config.attribute_map.get(n, n): count for n, count in zip(names, counts, strict=True)}

@@ -258,7 +258,7 @@ def _from_format_1(
     model = blueprint.skeleton()
     made, state = named_tensors(model), model.state_dict().keys()
     tied = {name: first for name, first in ties(made).items() if name not in tensors}
-    for name in outside(find_sites(model).path, made):
+    for name in outside(find_sites(model).paths, made):
         # Sizes are compared before any tensor is made for real.
         if name in tensors:
             check_like(name, tensors[name], made[name], tensors[name].dtype)

@@ -71,7 +71,7 @@ def _compact_linear(
     view: LinearView, compact: CompactLinear | None, keep: LayerKeep, dtype: torch.dtype
 ) -> DenseLinear:
     """Weight `[N', K']` and bias `[N']` of a linear of a skeleton, in the sizes that are left."""
-    if _keepssize_of(view.linear, keep):
+    if _keeps_size(view.linear, keep):
         return dense_linear(view, compact, keep, dtype)
     rows, columns = (size_of(side, keep) for side in (view.linear.rows, view.linear.columns))
     weight = None if compact is None else _of_own_heads(compact.weight, view.linear, keep)
@@ -86,11 +86,12 @@ def _compact_linear(
     return weight, _of_own_heads(bias, view.linear, keep)
 
 
-def _keepssize_of(linear: Linear, keep: LayerKeep) -> bool:
-    """Whether a linear keeps the size it has in the dense model: where another layer makes the bias
-    of its scores, for all heads."""
-    attention = keep.shape.architecture.attention
-    return attention.relative_bias is not None and linear in attention.linears
+def _keeps_size(linear: Linear, keep: LayerKeep) -> bool:
+    """Whether a linear keeps the size it has in the dense model: where the bias of its scores is
+    made elsewhere, for all heads."""
+    if linear in keep.shape.architecture.ffn.linears:
+        return False
+    return keep.shape.architecture.attention.biased
 
 
 def size_of(side: Side, keep: LayerKeep) -> int:
@@ -99,6 +100,8 @@ def size_of(side: Side, keep: LayerKeep) -> int:
         return keep.shape.hidden
     if side == "neurons":
         return max(1, int(keep.neurons.sum()))
+    if side == "cross_heads":
+        return max(1, int(keep.units["cross_attention.heads"].sum())) * keep.shape.head_dim
     apart = side == "heads" or not keep.grouped
     return max(1, int((keep.heads if apart else keep.kv_heads).sum())) * keep.shape.head_dim
 
@@ -121,14 +124,15 @@ def _tell_sizes(layer: nn.Module, keep: LayerKeep) -> None:
             module.out_features, module.in_features = module.weight.shape
         else:  # transformers' Conv1D
             module.nx, module.nf = module.weight.shape
-    query, key, *_ = architecture.attention.linears
-    if _keepssize_of(query, keep):
-        return
-    attention: Any = layer.get_submodule(query.path.rpartition(".")[0])
-    width, kv_width = size_of(query.rows, keep), size_of(key.rows, keep)
-    told = {
-        **dict.fromkeys(_HEADS, width // keep.shape.head_dim),
-        **dict.fromkeys(_WIDTHS, width),
-        "num_key_value_groups": width // kv_width,
-    }
-    vars(attention).update({name: told[name] for name in told.keys() & vars(attention).keys()})
+    for sublayer in filter(None, (architecture.attention, architecture.cross)):
+        query, key, *_ = sublayer.linears
+        if _keeps_size(query, keep):
+            continue
+        attention: Any = layer.get_submodule(sublayer.holder)
+        width, kv_width = size_of(query.rows, keep), size_of(key.rows, keep)
+        told = {
+            **dict.fromkeys(_HEADS, width // keep.shape.head_dim),
+            **dict.fromkeys(_WIDTHS, width),
+            "num_key_value_groups": width // kv_width,
+        }
+        vars(attention).update({name: told[name] for name in told.keys() & vars(attention).keys()})

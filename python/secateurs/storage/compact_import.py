@@ -45,8 +45,9 @@ def dense_again(model: Any) -> tuple[nn.Module, Origin]:
     """The stock model with zeros where a compact one has nothing, and what that one came of. Raises
     PlanError as `convert_compact` does."""
     origin = origin_of(model)
-    sites = origin.sites
-    layers = skeleton(type(model), model.config, {}).get_submodule(sites.path)
+    sites = origin.sites.of_one_stack("what takes a compact model back")
+    (path,) = sites.paths
+    layers = skeleton(type(model), model.config, {}).get_submodule(path)
     dense = copy.deepcopy(model)
     for i, made in enumerate(layers.children()):
         layer, keep = sites.layer(dense, i), sites.keep(origin.plan, i)
@@ -62,7 +63,7 @@ def dense_again(model: Any) -> tuple[nn.Module, Origin]:
         for name, tensor in named_tensors(layer).items():
             if name.rpartition(".")[0] not in modules:
                 place(made, name, tensor)
-    parent, _, name = sites.path.rpartition(".")
+    parent, _, name = path.rpartition(".")
     setattr(dense.get_submodule(parent), name, layers)
     return dense.eval(), origin
 

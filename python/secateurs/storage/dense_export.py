@@ -47,8 +47,9 @@ def stock_model(model: nn.Module, make: MakeLinear) -> Any:
     for i in range(len(sites.layers)):
         if sites.keep(plan, i).kept_rules is not None:
             raise CheckpointError(
-                f"expected a model whose weights say it all, but layers.{i}.attention_rules hides "
-                "keys, which no stock model can: secateurs.apply runs the dense model under them"
+                "expected a model whose weights say it all, but "
+                f"{sites.name(i, 'attention_rules')} hides keys, which no stock model can: "
+                "secateurs.apply runs the dense model under them"
             )
     blueprint, tensors = blueprint_of(converted)
     stock = blueprint.of_stock()
@@ -66,10 +67,9 @@ def stock_model(model: nn.Module, make: MakeLinear) -> Any:
     for i, layer in enumerate(restored.layers):
         keep = restored.sites.keep(plan, i)
         path = restored.sites.layer_path(i)
-        modules: dict[str, list[Linear]] = {}
-        for linear in restored.sites.architecture.linears:
-            modules.setdefault(linear.path, []).append(linear)
-        for linears in modules.values():
+        architecture = keep.shape.architecture
+        for module in dict.fromkeys(linear.path for linear in architecture.linears):
+            linears = architecture.held_at(module)
             parts = [
                 make(
                     view(layer, linear),

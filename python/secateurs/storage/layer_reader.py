@@ -37,7 +37,7 @@ class LayerReader:
 
     def read(self) -> dict[str, CompactLinear]:
         """Fill what the layer holds besides its linears, and return these by role."""
-        for path in self.sites.architecture.lent:
+        for path in self.keep.shape.architecture.lent:
             module = module_at(self.layer, path)
             for leaf, made in named_tensors(module).items() if module is not None else ():
                 place(self.layer, f"{path}.{leaf}", self._taken(f"{path}.{leaf}", made))
@@ -48,25 +48,21 @@ class LayerReader:
         only the bias of its last projection."""
         keep = self.keep
         stored: list[str] = []
-        for stays, units, sublayer in zip(
-            (keep.attention, keep.ffn),
-            (keep.heads, keep.neurons),
-            self.sites.architecture.sublayers,
-            strict=True,
-        ):
-            if stays:
-                stored += sublayer.roles if bool(units.any()) else [sublayer.last.role]
+        for sublayer in keep.shape.architecture.sublayers:
+            if keep.stays[sublayer.name]:
+                units = bool(keep.units[sublayer.units].any())
+                stored += sublayer.roles if units else [sublayer.last.role]
         return stored
 
     def _linear(self, role: str) -> CompactLinear:
-        linear, keep = self.sites.architecture.linear(role), self.keep
+        linear, keep = self.keep.shape.architecture.linear(role), self.keep
         made, path = view(self.layer, linear), linear.name
         rows, columns = keep.sides(role)
         shape = (int(rows.sum()), int(columns.sum()))
         grid, block = compact_blocks(keep, role)
         name, levels = f"{path}.weight", keep.levels.get(role)
         dtype = self.dtype_of(self._name(name))
-        unrounded = f"layers.{self.index}.{role}" in self.unrounded
+        unrounded = self.sites.name(self.index, role) in self.unrounded
         # What has no columns is not multiplied.
         coded = self.precision == "int8" and shape[1] > 0 and not unrounded
         stored = torch.int8 if levels is not None or coded else dtype

@@ -97,10 +97,13 @@ _CONFIG: dict[str, tuple[str, Callable[[Any], bool]]] = {
 _SWITCHES = ("add_cross_attention", "is_decoder", "output_attentions", "output_hidden_states",
              "return_dict", "tie_word_embeddings", "torchscript", "use_cache")  # fmt: skip
 _UNITS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
-          "head_dim", "dim", "hidden_dim", "n_heads")  # fmt: skip
+          "head_dim", "dim", "hidden_dim", "n_heads", "num_heads", "d_model", "d_kv", "d_ff",
+          "encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim",
+          "decoder_ffn_dim")  # fmt: skip
+_LAYERS = ("num_hidden_layers", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers",
+           "decoder_layers")  # fmt: skip
 _COUNTED = {
-    "num_hidden_layers": MOST_LAYERS,
-    "n_layers": MOST_LAYERS,
+    **dict.fromkeys(_LAYERS, MOST_LAYERS),
     "num_labels": MOST_LABELS,
     **dict.fromkeys(_UNITS, MOST_UNITS),
 }

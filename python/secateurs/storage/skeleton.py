@@ -7,7 +7,7 @@ import copy
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -31,7 +31,7 @@ def skeleton(cls: type[nn.Module], config: Any, arguments: Mapping[str, bool]) -
 
 
 def arguments_for(
-    cls: type[nn.Module], config: Any, names: Iterable[str], layers: str
+    cls: type[nn.Module], config: Any, names: Iterable[str], layers: Sequence[str]
 ) -> dict[str, bool]:
     """The yes-or-no arguments of its constructor (`add_pooling_layer`, `use_mask_token`) with which
     `cls` makes tensors of these names outside `layers`; none where no choice of them does."""
@@ -47,9 +47,10 @@ def arguments_for(
     return {}
 
 
-def outside(layers: str, names: Iterable[str]) -> Iterator[str]:
-    """Those `names` of tensors or modules that do not lie in `layers`."""
-    return (name for name in names if not f"{name}.".startswith(f"{layers}."))
+def outside(layers: Sequence[str], names: Iterable[str]) -> Iterator[str]:
+    """Those `names` of tensors or modules that do not lie in any of `layers`."""
+    within = tuple(f"{path}." for path in layers)
+    return (name for name in names if not f"{name}.".startswith(within))
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -95,7 +96,7 @@ def fill(
     model: nn.Module,
     tensors: Mapping[str, Tensor],
     tied: Mapping[str, str],
-    layers: str,
+    layers: Sequence[str],
     dtype_of: Callable[[str], torch.dtype],
 ) -> None:
     """Give a skeleton its data outside `layers`.
@@ -136,7 +137,7 @@ def check_like(name: str, tensor: Tensor, made: Tensor, floating: torch.dtype) -
 
 
 def changed_settings(
-    model: nn.Module, made: nn.Module, layers: str | None = None, path: str = ""
+    model: nn.Module, made: nn.Module, layers: Sequence[str] = (), path: str = ""
 ) -> dict[str, float]:
     """The numbers of SETTINGS that differ from those of a skeleton, by name.
 
@@ -150,7 +151,7 @@ def changed_settings(
     changed: dict[str, float] = {}
     mine, theirs = (dict(m.named_modules(remove_duplicate=False)) for m in (model, made))
     names = sorted(mine.keys() | theirs.keys())
-    for name in names if layers is None else outside(layers, names):
+    for name in outside(layers, names):
         ours, stock = mine.get(name), theirs.get(name)
         where = f"{path}.{name}".strip(".")
         if (ours is None or isinstance(ours, _IDLE)) and (

@@ -77,7 +77,8 @@ def distill(
     check_weights(teacher)
     student = copy.deepcopy(model).eval()  # evaluation mode: dropout would only blur the target
     trainable = [p.requires_grad for p in student.parameters()]
-    parameters = [p.requires_grad_() for p in student.get_submodule(sites.path).parameters()]
+    layers = [sites.layer(student, index) for index in range(len(sites.layers))]
+    parameters = [p.requires_grad_() for layer in layers for p in layer.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     warmup = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(

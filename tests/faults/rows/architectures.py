@@ -17,6 +17,9 @@ FAULTS = (
          "self.rules[: int(self.heads.sum())]", f"{RULED_LAYERS} -k sliced_take"),
         ("sum(allowed_pairs(rule, seq_len) for rule in self.kept_rules)", "pairs",
          f"{RULED} -k keys_that_are_seen"),
+        ('for part, keep in self.units.items() if part != "neurons")',
+         'for part, keep in self.units.items() if part == "heads")',
+         "architectures/test_two_stacks.py -k macs"),
     ),
     *faults_in(
         f"{ARCHITECTURES}/linears.py",
@@ -31,6 +34,11 @@ FAULTS = (
          f"{FAMILIES} -k contract and dinov2"),
         ("(*self.norms, *attention.head_norms, *filter", "(*self.norms, *filter",
          f"{FAMILIES} -k contract and qwen3"),
+        ("return sorted(held, key=lambda linear: linear.part)", "return [*held]",
+         "architectures/test_families.py -k exported_small and modernbert"),
+        ("return self.outer_bias or self.relative_bias is not None",
+         "return self.relative_bias is not None",
+         "architectures/test_families.py -k exported_small and mpnet"),
     ),
     *faults_in(
         f"{ARCHITECTURES}/stock.py",
@@ -54,8 +62,15 @@ FAULTS = (
     ),
     *faults_in(
         f"{ARCHITECTURES}/sites.py",
-        ('and hasattr(base, "decoder"):', "and False:",
+        ("if not fitting:", "if False:", "architectures/test_families.py -k refused_by_name"),
+        ('both = getattr(config, "is_encoder_decoder", False)', "both = False",
          "architectures/test_sites.py -k unsuitable"),
+        ("if len(self.stacks) > 1:", "if False:",
+         "architectures/test_two_stacks.py -k walks_through"),
+        ("return stack, index - stack.first", "return stack, index",
+         "architectures/test_two_stacks.py -k say_which"),
+        ("if architecture.cross else 0", "if False else 0",
+         "architectures/test_two_stacks.py -k say_which"),
     ),
     *faults_in(
         "python/secateurs/architectures/shells.py",

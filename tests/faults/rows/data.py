@@ -53,5 +53,10 @@ FAULTS = (
         ("            module.training = mode\n", "            pass\n",
          "kinds/test_training_modes.py -k distillation"),
         ("parameter.requires_grad_(flag)", "pass", "kinds/test_training_modes.py -k methods"),
+        ('decoded = any(name.startswith("decoder_") for name in batch)', "decoded = False",
+         "architectures/test_two_stacks.py -k own_real_tokens"),
+        ('if read_by_decoder is not None and "labels" in moved',
+         'if False and "labels" in moved',
+         "architectures/test_two_stacks.py -k from_both_stacks and kprune"),
     ),
 )  # fmt: skip

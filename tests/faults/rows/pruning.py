@@ -116,6 +116,8 @@ FAULTS = (
         f"{PRUNING}/activations.py",
         ("states if real is None else states[real]", "states", f"{OBS} -k padding"),
         ("mask.numel() != len(states)", "True", f"{GATES} -k units_are_read"),
+        ('batch.get(MASKS.get(stack.name, "attention_mask"))', 'batch.get("attention_mask")',
+         "architectures/test_two_stacks.py -k own_real_tokens"),
     ),
     *faults_in(
         f"{METHODS}/obs.py",
@@ -130,7 +132,8 @@ FAULTS = (
         ("weight.square().mean(0)", "weight.square().sum(0)", f"{KPRUNE} -k energy"),
         ("logits / _TEMPERATURE", "logits", f"{KPRUNE} -k fisher"),
         ("squares / self._examples / 2", "squares / 2", f"{KPRUNE} -k fisher"),
-        (" * (_HEADS if kind == \"heads\" else 1.0)", "", f"{KPRUNE} -k energy"),
+        (' * (_HEADS if site.kind == "heads" else 1.0)', "",
+         "pruning/methods/test_kprune.py -k energy"),
     ),
     *faults_in(
         f"{METHODS}/magnitude.py",

@@ -13,6 +13,7 @@ from secateurs.conversion.modules.attention import (
     Skip,
     rotate,
 )
+from secateurs.conversion.modules.cross_attention import CrossAttention
 from secateurs.conversion.modules.feed_forward import FeedForward
 from secateurs.conversion.modules.int8_linear import Int8Linear
 from secateurs.conversion.modules.layer import Layer, Mixed, again, husk, layer_class
@@ -23,6 +24,7 @@ from secateurs.conversion.modules.pattern_linear import PatternLinear
 __all__ = [
     "Attention",
     "Constant",
+    "CrossAttention",
     "DenseLinear",
     "FeedForward",
     "Int8Linear",

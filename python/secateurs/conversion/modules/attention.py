@@ -45,6 +45,7 @@ class Attention(nn.Module):
             scores for each of those comes from outside; None: all of them.
         rules: which keys each head sees; None: all.
         rotary: whether queries and keys are turned where the model has a rotary embedding.
+        biased: whether a bias of the scores comes from outside.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Attention(nn.Module):
         kept_heads: Tensor | None = None,
         rules: tuple[Rule, ...] | None = None,
         rotary: bool = True,
+        biased: bool = False,
     ) -> None:
         super().__init__()
         if kv_of is not None and not (0 <= int(kv_of.min()) <= int(kv_of.max()) < kv_heads):
@@ -72,7 +74,7 @@ class Attention(nn.Module):
         self.kv_of = None if kv_of is None else nn.Buffer(kv_of)
         self.causal, self.scale, self.layer_idx = causal, scale, layer_idx
         self.kept_heads = None if kept_heads is None else nn.Buffer(kept_heads)
-        self.rules, self.rotary = rules, rotary
+        self.rules, self.rotary, self.biased = rules, rotary, biased
 
     def forward(
         self,
@@ -101,6 +103,11 @@ class Attention(nn.Module):
                 check_all_keys(k.shape[2], tokens)
         causal = self.causal if is_causal is None else is_causal
         if scores_bias is not None:
+            if causal and (mask is None or mask.dim() == 2):  # else the mask says it
+                later = ~torch.ones_like(scores_bias[0, 0], dtype=torch.bool).tril(
+                    k.shape[2] - q.shape[2]
+                )
+                scores_bias = scores_bias.masked_fill(later, -math.inf)
             if self.kept_heads is not None and scores_bias.shape[1] > 1:  # else one for all heads
                 scores_bias = scores_bias[:, self.kept_heads]
             mask = biased(scores_bias.to(q.dtype), mask)
@@ -118,26 +125,30 @@ class RelativeBias(nn.Module):
     Args:
         embedding: `[buckets, H]`, one row for each bucket; the upper half is for later positions.
         max_distance: from which on all positions share the last bucket.
+        causal: no position sees a later one, and all buckets are for earlier ones.
     """
 
-    def __init__(self, embedding: nn.Embedding, max_distance: int) -> None:
+    def __init__(self, embedding: nn.Embedding, max_distance: int, causal: bool) -> None:
         super().__init__()
-        self.embedding, self.max_distance = embedding, max_distance
+        self.embedding, self.max_distance, self.causal = embedding, max_distance, causal
 
-    def forward(self, tokens: int) -> Tensor:
-        """`[1, H, tokens, tokens]`, from queries to keys."""
-        places = torch.arange(tokens, device=self.embedding.weight.device)
-        distance = places[None, :] - places[:, None]
+    def forward(self, queries: int, keys: int, before: int | Tensor = 0) -> Tensor:
+        """`[1, H, queries, keys]`: from queries, the first of them behind `before` keys, to
+        keys."""
+        device = self.embedding.weight.device
+        places = torch.arange(queries, device=device) + before
+        distance = torch.arange(keys, device=device)[None, :] - places[:, None]
         bias: Tensor = self.embedding(self._bucket(distance))
         return bias.permute(2, 0, 1)[None]
 
     def _bucket(self, distance: Tensor) -> Tensor:
-        one_side = self.embedding.num_embeddings // 2
+        one_side = self.embedding.num_embeddings // (1 if self.causal else 2)
         exact = one_side // 2
-        far = distance.abs()
+        far = (-distance).clamp_min(0) if self.causal else distance.abs()
         growth = torch.log(far.float() / exact) / math.log(self.max_distance / exact)
         shared = (exact + (growth * (one_side - exact)).long()).clamp(max=one_side - 1)
-        return torch.where(far < exact, far, shared) + one_side * (distance > 0)
+        bucket = torch.where(far < exact, far, shared)
+        return bucket if self.causal else bucket + one_side * (distance > 0)
 
 
 class Scale(nn.Module):
@@ -164,8 +175,11 @@ def biased(bias: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of `x` `[B, T, H, D]` by `cos`, `sin` `[B, T, D]` (halves rotated
-    as pairs)."""
-    half = x.shape[-1] // 2
+    """Rotary position embedding of `x` `[B, T, H, D]` by `cos`, `sin` `[B, T, R]` (halves rotated
+    as pairs): of the first R channels of each head; the others stay as they are."""
+    width = cos.shape[-1]
+    if width < x.shape[-1]:
+        return torch.cat((rotate(x[..., :width], cos, sin), x[..., width:]), dim=-1)
+    half = width // 2
     turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
     return x * cos.unsqueeze(2) + turned * sin.unsqueeze(2)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.conversion.modules.attention import Attention, Constant, RelativeBias, Skip
+from secateurs.conversion.modules.cross_attention import CrossAttention, cache_of_own_states
 from secateurs.conversion.modules.feed_forward import FeedForward
 from secateurs.conversion.modules.int8_linear import Int8Linear
 from secateurs.conversion.modules.linears import PackedLinear
@@ -18,6 +19,7 @@ from secateurs.conversion.modules.norm import Norm
 from secateurs.conversion.modules.part import Part
 from secateurs.conversion.modules.prepared_layer import PreparedLayer
 from secateurs.conversion.transformers_attention import refuse_unknown
+from secateurs.errors import OperandError
 from secateurs.ops._backends.cpu import DTYPES
 
 
@@ -33,6 +35,9 @@ def _in_own_dtypes(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         cast = device != "meta" and torch.is_autocast_enabled(device)
         if not (layer.mixed or cast):
             return forward(layer, hidden_states, *args, **options)
+        encoded = options.get("encoder_hidden_states")
+        if encoded is not None:
+            options["encoder_hidden_states"] = encoded.to(layer.dtype)
         rotary = options.get("position_embeddings")
         if rotary is not None:
             options["position_embeddings"] = tuple(turn.to(layer.dtype) for turn in rotary)
@@ -61,8 +66,8 @@ def _made_again(maker: Callable[[type], type], stock: type, *arguments: Any) -> 
 
 
 class Layer(Mixed, nn.Module):
-    """One Transformer layer: attention and FFN around their residuals, the norm behind or in front
-    of each."""
+    """One Transformer layer: attention, maybe to another stack too, and FFN around their residuals,
+    the norm behind or in front of each."""
 
     def __init__(
         self,
@@ -76,6 +81,8 @@ class Layer(Mixed, nn.Module):
         head_norms: nn.ModuleList | None = None,
         attention_scale: nn.Module | None = None,
         ffn_scale: nn.Module | None = None,
+        cross_attention: CrossAttention | Constant | Skip | None = None,
+        cross_norm: nn.Module | None = None,
     ) -> None:
         # Not super(): `layer_class` mixes this class with a stock layer whose constructor must not
         # run.
@@ -85,6 +92,7 @@ class Layer(Mixed, nn.Module):
         self.norm_first, self.layer_idx = norm_first, layer_idx
         self.relative_bias, self.head_norms = relative_bias, head_norms
         self.attention_scale, self.ffn_scale = attention_scale, ffn_scale
+        self.cross_attention, self.cross_norm = cross_attention, cross_norm
         self.mixed = len(set(self._dtypes())) > 1
         for part in self.modules():
             if isinstance(part, Part):
@@ -128,12 +136,16 @@ class Layer(Mixed, nn.Module):
         attention, ffn = self.attention, self.ffn
         if self.norm_first:
             return "its norms come before the sub-layers"
+        if self.cross_attention is not None:
+            return "it attends to another stack of layers"
         if self.mixed:
             return "its parts are of several dtypes"
         if self.dtype not in DTYPES:
             return f"no kernel computes it in {self.dtype}"
         if isinstance(attention, Attention) and attention.rules is not None:
             return "no kernel computes a whole layer under attention rules"
+        if isinstance(attention, Attention) and attention.biased:
+            return "its scores have a bias by position"
         if isinstance(attention, Attention) and attention.causal:
             return "its attention is causal"
         if isinstance(attention, Attention) and attention.scale != attention.head_dim**-0.5:
@@ -164,14 +176,28 @@ class Layer(Mixed, nn.Module):
                 return f"{' and '.join(others)} in another form"
         return None
 
-    def bias_of(self, hidden_states: Tensor) -> Tensor:
+    def bias_of(self, hidden_states: Tensor, cache: Any = None) -> Tensor:
         """The bias of the scores by relative position that this layer makes, zeros where it makes
-        none, `[1, H or 1, T, T]`."""
+        none, `[1, H or 1, T, Tk]`."""
         tokens = hidden_states.shape[1]
+        before, keys = 0, tokens
+        if cache is not None:
+            before = cache.get_seq_length(self.layer_idx)
+            keys, _ = cache.get_mask_sizes(tokens, self.layer_idx)
         if self.relative_bias is None:
-            return hidden_states.new_zeros(1, 1, tokens, tokens)
-        bias: Tensor = self.relative_bias(tokens)
+            return hidden_states.new_zeros(1, 1, tokens, keys)
+        bias: Tensor = self.relative_bias(tokens, keys, before)
         return bias
+
+    def _encoded(self, named: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """The states of an encoder `[B, Te, d]` and their mask, taken out of the arguments."""
+        states = named.pop("encoder_hidden_states", None)
+        if states is None:
+            raise OperandError(
+                f"expected the states of an encoder in a converted {type(self).stock.__name__}, "
+                "got none"
+            )
+        return states, named.pop("encoder_attention_mask", None)
 
     @_in_own_dtypes
     def forward(
@@ -183,12 +209,14 @@ class Layer(Mixed, nn.Module):
         cache: Any = None,
         past_key_values: Any = None,  # the name of `cache` before transformers 5.24
         is_causal: bool | None = None,
-        scores_bias: Tensor | None = None,  # [1, H, T, T], of all heads of the dense layer
+        scores_bias: Tensor | None = None,  # [1, H, T, Tk], of all heads of the dense layer
         **named: Any,
     ) -> Tensor:
+        encoded = () if self.cross_attention is None else self._encoded(named)
         if positional or named:
             refuse_unknown(type(self).stock, positional, named)
-        cache = past_key_values if cache is None else cache
+        both = past_key_values if cache is None else cache
+        cache = cache_of_own_states(both)
         if cache is not None and not isinstance(self.attention, Attention):
             # The cache counts the tokens it has seen by the states it holds: a layer without heads
             # still counts.
@@ -209,8 +237,12 @@ class Layer(Mixed, nn.Module):
         )
         if self.norm_first:
             x = _added(self.attention, self.attention_norm(x), x, self.attention_scale, *context)
+            if self.cross_attention is not None and self.cross_norm is not None:
+                x = self.cross_attention(self.cross_norm(x), x, *encoded, both)
             return _added(self.ffn, self.ffn_norm(x), x, self.ffn_scale)
         x = self.attention_norm(_added(self.attention, x, x, self.attention_scale, *context))
+        if self.cross_attention is not None and self.cross_norm is not None:
+            x = self.cross_norm(self.cross_attention(x, x, *encoded, both))
         y: Tensor = self.ffn_norm(_added(self.ffn, x, x, self.ffn_scale))
         return y
 
@@ -236,11 +268,13 @@ def layer_class(stock: type[nn.Module]) -> type[Layer]:
         "maker": layer_class,
     }
     names = list(inspect.signature(stock.forward).parameters)[2:]
-    if "position_bias" in names:
+    if "position_bias" in names and "output_attentions" in names:
+        about["forward"] = _forward_with_outer_bias(names)
+    elif "position_bias" in names:
         about["forward"] = _forward_with_bias(names)
     elif "output_attentions" in names:
         about["forward"] = _forward_in_a_tuple(names)
-    elif names[:1] != ["attention_mask"]:
+    elif names[:1] != ["attention_mask"] or "encoder_hidden_states" in names:
         about["forward"] = _forward_by_names(names)
     return type(f"Converted{stock.__name__}", (Layer, stock), about)
 
@@ -268,6 +302,22 @@ def _forward_in_a_tuple(names: Sequence[str]) -> Callable[..., tuple[Tensor]]:
     return forward
 
 
+def _forward_with_outer_bias(names: Sequence[str]) -> Callable[..., tuple[Tensor]]:
+    """`forward` of a layer that is handed a bias of its scores, and returns its states in a
+    tuple."""
+    in_a_tuple = _forward_in_a_tuple(names)
+
+    def forward(
+        layer: Layer, hidden_states: Tensor, *positional: Any, **named: Any
+    ) -> tuple[Tensor]:
+        named |= dict(zip(names, positional, strict=False))
+        return in_a_tuple(
+            layer, hidden_states, scores_bias=named.pop("position_bias", None), **named
+        )
+
+    return forward
+
+
 def _forward_with_bias(names: Sequence[str]) -> Callable[..., tuple[Tensor, Tensor, None]]:
     """`forward` of a layer that hands a bias by relative position on to the next ones: the first
     one makes it, and all return it behind their states."""
@@ -279,7 +329,8 @@ def _forward_with_bias(names: Sequence[str]) -> Callable[..., tuple[Tensor, Tens
         named |= dict(zip(names, positional, strict=False))
         bias = named.pop("position_bias", None)
         if bias is None:
-            bias = layer.bias_of(hidden_states)
+            cache = named.get("cache", named.get("past_key_values"))
+            bias = layer.bias_of(hidden_states, cache_of_own_states(cache))
         return by_names(layer, hidden_states, scores_bias=bias, **named), bias, None
 
     return forward

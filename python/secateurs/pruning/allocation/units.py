@@ -38,7 +38,7 @@ def removed(fraction: float, total: int) -> int:
 def kept_heads(sites: Sites, fraction: float) -> int:
     """Count the attention heads that stay when `fraction` goes. Raises BudgetError if that is
     none, or all."""
-    total = sum(shape.heads for shape in sites.layers)
+    total = sum(site.shape[0] for site in sites.of_kind("heads"))
     kept = total - removed(fraction, total)
     if not 0 < kept < total:
         raise BudgetError(

@@ -105,24 +105,18 @@ class KPrunePruner(Pruner):
 
     def _score(self, name: str, squares: Tensor) -> Tensor:
         """The mixed score of the units of one site, `[units]`."""
-        _, layer, kind = name.split(".")
-        shape = self.sites.layers[int(layer)]
+        site = self.sites.by_name[name]
+        shape, roles = self.sites.layers[site.layer], self.sites.sublayer(site).roles
         weight = reader(self.model, self.sites, name).weight.detach().double().cpu()
         energy = self._energies[name] / self._tokens[name] * weight.square().mean(0)
         added = energy.view(len(squares), -1).sum(1)
         said = squares / self._examples / 2
         macs = sum(
-            rows * columns
-            for role, (rows, columns) in shape.linears().items()
-            if role in self._roles(kind)
+            rows * columns for role, (rows, columns) in shape.linears().items() if role in roles
         ) / len(squares)
         mixed = self.predictive * said + self.representation * added
-        weighed = mixed * (_HEADS if kind == "heads" else 1.0)
+        weighed = mixed * (_HEADS if site.kind == "heads" else 1.0)
         return weighed / macs if self.per_operation else weighed
-
-    def _roles(self, kind: str) -> tuple[str, ...]:
-        architecture = self.sites.architecture
-        return (architecture.attention if kind == "heads" else architecture.ffn).roles
 
     def _target(self, output: Any, batch: Batch) -> Tensor:
         """The log-likelihood of drawn classes, or the output along a direction."""

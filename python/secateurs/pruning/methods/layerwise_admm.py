@@ -78,7 +78,7 @@ class LayerwiseAdmmPruner(Pruner):
         self._levels: dict[str, Levels] = {}
 
     def start(self, model: nn.Module, sites: Sites, budget: Budget, seed: int) -> None:
-        super().start(model, sites, budget, seed)
+        super().start(model, sites.of_one_stack("layer-wise ADMM"), budget, seed)
         self._removed = self._shares()
         self.rounds = 4 * len(sites.layers)  # one for each group of linears that read one input
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from secateurs.plan import Site
 from secateurs.pruning.base import Needs, Pruner
 
 
@@ -29,44 +30,41 @@ class MagnitudePruner(Pruner):
     def scores(self) -> Mapping[str, Tensor]:
         scores = {}
         for name, shape in self.units().items():
-            _, index, part = name.split(".")
-            if part == "heads":
-                scores[name] = self._heads(int(index))
-            elif part == "neurons":
-                scores[name] = self._neurons(int(index))
-            elif part in ("attention", "ffn"):
-                scores[name] = self._module(int(index), part)
+            site = self.sites.by_name[name]
+            if site.kind == "heads":
+                scores[name] = self._heads(site)
+            elif site.kind == "neurons":
+                scores[name] = self._neurons(site.layer)
+            elif site.kind == "module":
+                scores[name] = self._module(site)
             elif self.budget.blocks is not None:
-                scores[name] = self._blocks(int(index), part, shape)
+                scores[name] = self._blocks(site.layer, site.part, shape)
             else:
-                scores[name] = self._squares(int(index), part)
+                scores[name] = self._squares(site.layer, site.part)
         return scores
 
     def _squares(self, index: int, role: str) -> Tensor:
         return self.linear_weight(index, role).double().square().contiguous()
 
-    def _heads(self, index: int) -> Tensor:
-        shape = self.sites.layers[index]
-        query = self._squares(index, "query").view(shape.heads, -1).mean(1)
-        output = self._squares(index, "output").T.reshape(shape.heads, -1).mean(1)
-        shared = [
-            self._squares(index, role)
-            .view(shape.kv_heads, -1)
-            .mean(1)
-            .repeat_interleave(shape.group)
-            for role in ("key", "value")
-        ]
-        return torch.stack([query, output, *shared]).mean(0).sqrt()
+    def _heads(self, site: Site) -> Tensor:
+        (heads,) = site.shape
+        parts = []
+        for linear in self.sites.sublayer(site).linears:
+            squares = self._squares(site.layer, linear.role)
+            owned = squares if linear.columns == "hidden" else squares.T
+            count = self.sites.layers[site.layer].kv_heads if linear.rows == "kv_heads" else heads
+            parts.append(owned.reshape(count, -1).mean(1).repeat_interleave(heads // count))
+        return torch.stack(parts).mean(0).sqrt()
 
     def _neurons(self, index: int) -> Tensor:
         roles = ("up", "gate") if self.sites.layers[index].gated else ("up",)
         parts = [self._squares(index, role).mean(1) for role in roles]
         return torch.stack([*parts, self._squares(index, "down").mean(0)]).mean(0).sqrt()
 
-    def _module(self, index: int, part: str) -> Tensor:
-        roles = self.sites.layers[index].linears()
-        own = [r for r in roles if (r in ("up", "gate", "down")) == (part == "ffn")]
-        return torch.cat([self._squares(index, role).flatten() for role in own]).mean().sqrt()
+    def _module(self, site: Site) -> Tensor:
+        roles = self.sites.sublayer(site).roles
+        own = [self._squares(site.layer, role).flatten() for role in roles]
+        return torch.cat(own).mean().sqrt()
 
     def _blocks(self, index: int, role: str, shape: tuple[int, ...]) -> Tensor:
         squares = self._squares(index, role)

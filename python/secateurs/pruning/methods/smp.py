@@ -292,7 +292,7 @@ class SMPPruner(Pruner):
         self._examples = 0
 
     def start(self, model: nn.Module, sites: Sites, budget: Budget, seed: int) -> None:
-        super().start(model, sites, budget, seed)
+        super().start(model, sites.of_one_stack("SMP"), budget, seed)
         fraction = budget.asked()["heads"]
         kept_heads(sites, fraction)
         if self.allocator is type(self).allocator:

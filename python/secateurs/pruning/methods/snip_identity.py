@@ -39,13 +39,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from secateurs.architectures.sites import Sites
 from secateurs.errors import MethodError
 from secateurs.masking.gates import Gates
 from secateurs.plan import HeadMask, ModuleMask, SparsityPlan
 from secateurs.plan.masks import KeepMask
 from secateurs.processes import averaged
+from secateurs.pruning.allocation.budget import Budget
 from secateurs.pruning.base import Needs, Pruner
 from secateurs.pruning.schedules import Schedule
 
@@ -122,6 +124,9 @@ class SnipIdentityPruner(Pruner):
         self._alive: dict[str, Tensor] = {}
         self._schedule: Schedule | None = None
         self._removed = 0
+
+    def start(self, model: nn.Module, sites: Sites, budget: Budget, seed: int) -> None:
+        super().start(model, sites.of_one_stack("SNIP"), budget, seed)
 
     def open(self, gates: Gates) -> None:
         super().open(gates)
@@ -299,9 +304,8 @@ class SnipIdentityPruner(Pruner):
     def _start_spectral(self) -> None:
         sigmas = []
         for site in self.sites.of_kind("linear"):
-            role = site.name.rsplit(".", 1)[1]
-            if role in NORMALISED:
-                weight = self.linear_weight(site.layer, role).detach().float()
+            if site.part in NORMALISED:
+                weight = self.linear_weight(site.layer, site.part).detach().float()
                 start = torch.randn(site.shape[0], generator=self.generator).to(weight)
                 self._u[site.name] = power_iteration(weight, start, WARM_UP)
                 sigmas.append(spectral_norm(weight, self._u[site.name]))
