@@ -72,13 +72,13 @@ class NormalEquations:
         Raises MethodError for sums that are not finite, and for a system that has no one solution,
         as one without a ridge may.
         """
-        damped, product = self.damped(ridge), self.product
+        factor, failed = torch.linalg.cholesky_ex(self.damped(ridge))
+        product = self.product
         if self.with_bias:  # solved for by centring: c takes what is left of the means
             mean = self.feature_sum / max(self.count, 1)
             product = product - mean[:, None] * self.error_sum
         if not bool(self.gram.diagonal().any()):  # no features, or nothing but zeros
             return torch.zeros_like(product).T
-        factor, failed = torch.linalg.cholesky_ex(damped)
         if int(failed):
             raise MethodError(
                 f"expected features that do not depend on each other, or a ridge above {ridge}"
