@@ -19,10 +19,20 @@ class Weight(Protocol):
     """A weight `[N, K]` as the blocks that are kept, as `secateurs.formats.BlockSparseWeight`
     describes."""
 
-    values: Tensor  # [nnz, bk, bn], or in pairs of inputs [nnz, bk / 2, bn, 2]
-    indptr: Tensor  # int32 [rows + 1]
-    indices: Tensor  # int32 [nnz]
-    shape: tuple[int, int]
+    @property
+    def values(self) -> Tensor:
+        """`[nnz, bk, bn]`, or in pairs of inputs `[nnz, bk / 2, bn, 2]`."""
+
+    @property
+    def indptr(self) -> Tensor:
+        """int32 `[rows + 1]`."""
+
+    @property
+    def indices(self) -> Tensor:
+        """int32 `[nnz]`."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
 
 
 def block_sparse_linear(

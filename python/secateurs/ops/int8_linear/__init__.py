@@ -17,10 +17,20 @@ from secateurs.ops.int8_linear.operands import Operands, check, flops
 class Weight(Protocol):
     """A weight `[N, K]` in codes, as `secateurs.formats.Int8Weight` describes."""
 
-    values: Tensor  # uint8 [nnz, bk / 4, bn, 4]
-    indptr: Tensor  # int32 [rows + 1]
-    indices: Tensor  # int32 [nnz]
-    shape: tuple[int, int]
+    @property
+    def values(self) -> Tensor:
+        """uint8 `[nnz, bk / 4, bn, 4]`."""
+
+    @property
+    def indptr(self) -> Tensor:
+        """int32 `[rows + 1]`."""
+
+    @property
+    def indices(self) -> Tensor:
+        """int32 `[nnz]`."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
 
     @property
     def scales(self) -> Tensor:
