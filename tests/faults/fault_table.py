@@ -19,6 +19,7 @@ OBS, KPRUNE = "pruning/methods/test_obs.py", "pruning/methods/test_kprune.py"
 RANKING, SESSION = "pruning/test_ranking.py", "pruning/test_session.py"
 RULED, RULED_LAYERS = "masking/test_ruled_attention.py", "conversion/test_ruled_layers.py"
 INT8, CODES = "ops/test_int8_linear.py", "conversion/test_int8.py"
+ROUNDING = "conversion/test_rounding.py"
 
 PYTHON = (
     *faults_in(
@@ -621,6 +622,59 @@ PYTHON += (
     *faults_in(
         f"{CONVERSION}/modules/int8_linear.py",
         ("weight.scales.view(torch.int32)", "weight.scales", f"{CODES} -k cast"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/calibration.py",
+        (
+            "real = mask.flatten().nonzero()[:, 0]",
+            "real = torch.arange(mask.numel())",
+            f"{ROUNDING} -k padding",
+        ),
+        ("if not bool(whole.isfinite().all()):", "if False:", f"{ROUNDING} -k not_finite"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/error_feedback.py",
+        ("left[:, stop:] -= errors", "left[:, stop:] += errors", f"{ROUNDING} -k less_error"),
+        ("column * kept[:, j]", "column", f"{ROUNDING} -k less_error"),
+        ("out[:, order.argsort()]", "out", f"{ROUNDING} -k less_error"),
+        ("if not bool(squares.any()):", "if False:", f"{ROUNDING} -k without_inputs"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/smoothing.py",
+        ("steps.round()", "steps", f"{ROUNDING} -k powers_of_two"),
+        ("steps - steps[used].mean()", "steps", f"{ROUNDING} -k powers_of_two"),
+        (
+            "linear.bias / divisor.to(linear.bias)",
+            "linear.bias",
+            f"{ROUNDING} -k 'nothing_but and bert'",
+        ),
+        (
+            'f"{path}.weight", f"{path}.bias"',
+            'f"{path}.weight",',
+            f"{ROUNDING} -k 'nothing_but and gpt2'",
+        ),
+    ),
+    *faults_in(
+        f"{CONVERSION}/rounding.py",
+        (
+            "errors - shift, bias - shift",
+            "errors - shift, bias + shift",
+            f"{ROUNDING} -k each_decision",
+        ),
+        ("if error > max_error:", "if False:", f"{ROUNDING} -k past_the_bound"),
+        ("layer.linears[role] = layer.exact[role]", "pass", f"{ROUNDING} -k stay_together"),
+        ("if not len(learn):", "if False:", f"{ROUNDING} -k one_token"),
+        ("not any(role in self.keep.levels for role in roles)", "True", f"{ROUNDING} -k levels"),
+        ("heads[:, None] * width", "heads[:, None] * 0", f"{ROUNDING} -k nothing_but"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/layer_builder.py",
+        ("made = made if why_not is None else unrounded", "pass", f"{ROUNDING} -k slower"),
+        ("self.stays |= dict.fromkeys(sites, why_not)", "pass", f"{ROUNDING} -k 'bound or slower'"),
+    ),
+    *faults_in(
+        "python/secateurs/storage/blueprint.py",
+        ("        if strange:\n", "        if False:\n", f"{ROUNDING} -k other_linears"),
     ),
     *faults_in(
         "python/secateurs/storage/layer_reader.py",
