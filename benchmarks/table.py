@@ -32,6 +32,7 @@ OTHERS = {
 METHODS = "methods.jsonl"
 ONE_SHOT = "one_shot.jsonl"
 FRONTIER = "frontier.jsonl"
+ROUNDING = "rounding.jsonl"
 
 LINEARS = "layers' linears"
 
@@ -55,6 +56,8 @@ def main() -> None:
     parts += [how_fitted(rows), one_shot_table(rows)]
     rows = [json.loads(line) for line in (RESULTS / FRONTIER).read_text().splitlines()]
     parts += frontier_parts(rows)
+    rows = [json.loads(line) for line in (RESULTS / ROUNDING).read_text().splitlines()]
+    parts += [how_rounded(rows), rounding_table(rows)]
     body = "\n\n".join([BEGIN, *parts, END])
     page.write_text(before + body + after, encoding="utf-8")
 
@@ -309,6 +312,38 @@ def frontier_table(rows: list[Row]) -> str:
         lines.append([*cells, f"{median(row['seconds'] for row in found):.0f}"])
     heads = ["task, kept", "by", "seeds", "dense", "pruned", "points lost", "ms asked", "ms"]
     return _markdown([*heads, "speed", "over dense peer", "s"], lines)
+
+
+def how_rounded(rows: list[Row]) -> str:
+    """What all rows of models in other precisions have in common."""
+    for key in ("model", "device", "isa", "torch", "commit"):
+        if len({str(row[key]) for row in rows}) != 1:
+            raise SystemExit(f"expected one {key} in all rows of {ROUNDING}, to name it once")
+    first = rows[0]
+    examples = max(row["examples"] for row in rows)
+    return (
+        f"In other precisions, nothing pruned and nothing trained further, {first['model']}, "
+        f"{first['device']} ({first['isa']}), torch {first['torch']}, commit {first['commit']}; "
+        f"the data are {examples} training examples without labels:"
+    )
+
+
+def rounding_table(rows: list[Row]) -> str:
+    """One line per task and precision."""
+    lines = [
+        [
+            f"{row['task']} {row['metric']}, {row['judged']} examples",
+            row["way"],
+            f"{row['dense']:.4f}",
+            f"{row['score']:.4f}",
+            f"{100 * (row['dense'] - row['score']):.2f}",
+            f"{row['cosine']:.5f}",
+            f"{row['cosine_least']:.5f}",
+        ]
+        for row in rows
+    ]
+    heads = ["task", "in", "fp32", "score", "points lost", "cosine, mean", "least"]
+    return _markdown(heads, lines)
 
 
 def _method(row: Row) -> str:

@@ -76,6 +76,39 @@ def test_the_largest_products_do_not_saturate(isa, x, w):
     assert torch.equal(y, torch.full((7, 32), float(x * w * k)))
 
 
+def test_more_inputs_than_sums_of_32_bits_hold(isa):
+    """127 * 127 times more than 2^17 inputs is beyond 2^31."""
+    k = 2**17 + 96
+    weight = code_weight(16, k)
+    weight.values.fill_(255)
+    weight.values[:, k // 4 :] = 128
+    weight.scales.fill_(1)
+    y = int8_linear(torch.full((2, k), 127.0), weight)
+    assert y.double() == pytest.approx(torch.full((2, 16), 127.0 * 127 * k).double(), rel=1e-4)
+
+
+def test_an_outlier_costs_its_own_group_alone(isa):
+    """All others of its 64 inputs round to zero beside it; no other group feels it."""
+    x, weight = torch.randn(5, 256), code_weight(40, 256)
+    clean = x.clone()
+    x[:, 70], clean[:, 64:128] = 1e4, 0
+    y = int8_linear(x, weight) - int8_linear(clean, weight)
+    rounded = (x[:, 64:128] / (1e4 / 127)).round() * (1e4 / 127)
+    want = rounded @ torch.from_numpy(oracles.dense_codes(weight)).float()[:, 64:128].T
+    assert oracles.relative_error(y, (want * weight.scales).double().numpy()) < 1e-5
+
+
+def test_weights_and_rows_of_zeros_give_zeros(isa):
+    for block in (None, (32, 64)):
+        keep = None if block is None else torch.ones(2, 2).bool()
+        zeros = torch.zeros(64, 128)
+        weight = (
+            Int8Weight.pack_dense(zeros) if keep is None else Int8Weight.pack(zeros, keep, block)
+        )
+        assert not bool(int8_linear(torch.randn(3, 128), weight).any())
+    assert not bool(int8_linear(torch.zeros(3, 128), code_weight(64, 128)).any())
+
+
 @pytest.mark.parametrize("m", [0, 1, 3, 4, 5, 6, 7, 12, 13, 33, 127])
 @pytest.mark.parametrize("block", [None, (16, 32), (32, 32), (64, 64), (32, 192)])
 def test_any_number_of_rows(isa, m, block):
