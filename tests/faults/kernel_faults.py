@@ -6,7 +6,7 @@ from __future__ import annotations
 from fault import faults_in
 
 KERNELS = "csrc/cpu/kernels"
-INT8 = "ops/test_int8_linear.py"
+INT8, LAYER = "ops/test_int8_linear.py", "ops/test_encoder_layer.py"
 LINEAR, NORM = "ops/test_block_sparse_linear.py", "ops/test_add_norm.py"
 
 KERNEL_FAULTS = (
@@ -67,5 +67,8 @@ KERNEL_FAULTS = (
     *faults_in(
         "csrc/cpu/encoder_layer.cpp",
         ("problem.scales = w.scales;", "problem.scales = w.scales + 1;", "ops/test_int8_layer.py -k parts"),
+        ("call.key_mask + first * call.tokens", "call.key_mask", f"{LAYER} -k in_turn"),
+        ("call.x + first * tokens * call.x_stride", "call.x + first * tokens", f"{LAYER} -k in_turn"),
+        ("      x = Chunk<T>(", "      Chunk<T>(", f"{LAYER} -k in_turn"),
     ),
 )  # fmt: skip
