@@ -369,6 +369,7 @@ PYTHON = (
 )  # fmt: skip
 
 REFIT, CONVERT = "reconstruction/test_refit.py", "conversion/test_convert.py"
+STACK = "conversion/test_stack.py"
 WHOLE, QUANTIZER = "conversion/test_whole_layer.py", "integrations/test_transformers_quantizer.py"
 ADMM, ADMM_MASKS = "reconstruction/test_admm.py", "pruning/methods/test_layerwise_admm.py"
 PROOF, ARGUMENTS = "kinds/test_unproven_layers.py", "kinds/test_foreign_arguments.py"
@@ -496,6 +497,37 @@ PYTHON += (
         ("== self._settings\n            and", "!= []\n            and", f"{WHOLE} -k norm"),
         ("for m, n in owners] == self._settings", "for m, n in owners] != []", f"{WHOLE} -k copy"),
         ('"_bound": None}', '"_x": None}', f"{WHOLE} -k copy_remembers"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/modules/stack.py",
+        ("layer._forward_hooks\n        or", "", f"{STACK} -k every_layer"),
+        ("or layer._forward_pre_hooks", "", f"{STACK} -k every_layer"),
+        ("or every_module._global_forward_hooks", "", f"{STACK} -k all_modules"),
+        ("or every_module._global_forward_pre_hooks", "", f"{STACK} -k all_modules"),
+        ('or "forward" in vars(layer)', "", f"{STACK} -k replaced_forward"),
+        ("torch.is_grad_enabled() or", "", f"{STACK} -k gradients"),
+        ('or torch.is_autocast_enabled("cpu")', "", f"{STACK} -k autocast"),
+        ("for value in told", "for value in []", f"{STACK} -k refuses"),
+        ("args[0] if args else None", "None", f"{STACK} -k one_call"),
+    ),
+    *faults_in(
+        "python/secateurs/architectures/plain_loop.py",
+        ("len(loop.body) != 1 or", "", f"{STACK} -k left_alone"),
+        ("len(loops) != 1 or", "", f"{STACK} -k left_alone"),
+        ("id(node) not in inside", "False", f"{STACK} -k left_alone"),
+        ('if node.id == "self"', "if False", f"{STACK} -k left_alone"),
+        ("if sum(node.attr == layers for node in read) == 1", "if True", f"{STACK} -k left_alone"),
+        ("call.args[0]) == states.id", "call.args[0]) != states", f"{STACK} -k left_alone"),
+        ("all(isinstance(other, ast.Name) for other in others)", "True", f"{STACK} -k left_alone"),
+    ),
+    *faults_in(
+        "python/secateurs/ops/encoder_layer/__init__.py",
+        ("and len(bound) == len(layers)", "", "ops/test_encoder_layer.py -k not_bound"),
+        (
+            "x = encoder_layer(x, *layer",
+            "y = encoder_layer(x, *layer",
+            "ops/test_encoder_layer.py -k not_bound",
+        ),
     ),
     *faults_in(
         f"{CONVERSION}/modules/layer.py", ("self.whole.forget()", "pass", f"{WHOLE} -k go_with")
