@@ -9,10 +9,10 @@ namespace secateurs::cpu {
 
 namespace {
 
-// Sequences go through the layer together as long as they have this many tokens: enough for the
-// products to run at their rate, few enough for what lies between them to stay in a cache and for
-// the memory kept between calls to be small.
-constexpr std::int64_t tokens_together = 1024;
+// Sequences go through the layer together as long as every thread has this many tokens of them, and
+// all threads at most so many: enough for the products to run at their rate, few enough for what lies
+// between them to stay in the threads' own caches and for the memory kept between calls to be small.
+constexpr std::int64_t tokens_of_a_thread = 128, tokens_together = 1024;
 
 void run(const Kernels& k, const BlockSparseLinear<float>& p) { k.block_sparse_linear(p); }
 void run(const Kernels& k, const BlockSparseLinear<bf16>& p) { k.block_sparse_linear_bf16(p); }
@@ -29,18 +29,20 @@ struct Rows {
   std::int64_t stride;
 };
 
-// The layer over the sequences of one chunk.
+// A layer over the sequences of one chunk.
 template <class T>
 class Chunk {
  public:
-  Chunk(const Kernels& kernels, const EncoderLayer<T>& layer, std::int64_t first,
-        std::int64_t batch, T* memory)
+  Chunk(const Kernels& kernels, const EncoderLayers<T>& call, const EncoderLayer<T>& layer,
+        std::int64_t first, std::int64_t batch, T* memory)
       : kernels_(kernels),
         l_(layer),
         batch_(batch),
-        m_(batch * layer.tokens),
-        key_mask_(layer.key_mask ? layer.key_mask + first * layer.tokens : nullptr),
-        y_(layer.y + first * layer.tokens * layer.d) {
+        tokens_(call.tokens),
+        m_(batch * call.tokens),
+        threads_(call.threads),
+        key_mask_(call.key_mask ? call.key_mask + first * call.tokens : nullptr),
+        y_(call.y + first * call.tokens * layer.d) {
     wide_ = memory;
     context_ = wide_ + m_ * wide(layer);
     between_ = context_ + m_ * layer.heads * layer.dim;
@@ -52,11 +54,12 @@ class Chunk {
     return wide(l) + l.heads * l.dim + 2 * l.d;
   }
 
-  void run_on(Rows<T> x) {
+  // x may lie where y is written: that is the last step, which does not read x.
+  Rows<T> run_on(Rows<T> x) {
     if (l_.qkv.n) x = attend(x, between_);
     x = norm(x, l_.attention_norm, state_);
     if (l_.up.n) x = feed_forward(x, between_);
-    norm(x, l_.ffn_norm, y_);
+    return norm(x, l_.ffn_norm, y_);
   }
 
  private:
@@ -67,7 +70,7 @@ class Chunk {
   Rows<T> attend(Rows<T> x, T* y) {
     const std::int64_t d = l_.dim, width = l_.qkv.n, q = l_.heads * d, kv = l_.kv_heads * d;
     linear(x, l_.qkv, Activation::none, {nullptr, 0}, wide_);
-    const Strides strides{l_.tokens * width, d, width};
+    const Strides strides{tokens_ * width, d, width};
     Attention<T> problem{};
     problem.q = wide_;
     problem.k = wide_ + q;
@@ -75,13 +78,13 @@ class Chunk {
     problem.q_stride = problem.k_stride = problem.v_stride = strides;
     problem.batch = batch_;
     problem.heads = l_.heads;
-    problem.queries = problem.keys = l_.tokens;
+    problem.queries = problem.keys = tokens_;
     problem.dim = d;
     problem.kv_of = l_.kv_of;
     problem.key_mask = key_mask_;
     problem.scale = 1 / std::sqrt(static_cast<float>(d));
     problem.out = context_;
-    problem.threads = l_.threads;
+    problem.threads = threads_;
     run(kernels_, problem);
     return linear({context_, q}, l_.output, Activation::none, x, y);
   }
@@ -121,7 +124,7 @@ class Chunk {
     problem.residual = residual.data;
     problem.residual_stride = residual.stride;
     problem.y = y;
-    problem.threads = l_.threads;
+    problem.threads = threads_;
     run(kernels_, problem);
     return {y, w.n};
   }
@@ -136,39 +139,47 @@ class Chunk {
     problem.bias = n.bias;
     problem.eps = n.eps;
     problem.y = y;
-    problem.threads = l_.threads;
+    problem.threads = threads_;
     run(kernels_, problem);
     return {y, l_.d};
   }
 
   const Kernels& kernels_;
   const EncoderLayer<T>& l_;
-  std::int64_t batch_, m_;
+  std::int64_t batch_, tokens_, m_;
+  int threads_;
   const bool* key_mask_;
   T *y_, *wide_, *context_, *between_, *state_;
 };
 
+// Every chunk goes through all layers before the next one begins.
 template <class T>
-void chunks(const Kernels& kernels, const EncoderLayer<T>& l) {
-  if (!l.batch || !l.tokens) return;
-  const std::int64_t most = std::clamp<std::int64_t>(tokens_together / l.tokens, 1, l.batch);
-  const std::int64_t parts = (l.batch + most - 1) / most, together = (l.batch + parts - 1) / parts;
-  const std::size_t elements = together * l.tokens * Chunk<T>::per_token(l);
+void chunks(const Kernels& kernels, const EncoderLayers<T>& call) {
+  const std::int64_t batch = call.batch, tokens = call.tokens;
+  if (!batch || !tokens || call.layers.empty()) return;
+  const std::int64_t rows = std::min(tokens_of_a_thread * call.threads, tokens_together);
+  const std::int64_t most = std::clamp<std::int64_t>(rows / tokens, 1, batch);
+  const std::int64_t parts = (batch + most - 1) / most, together = (batch + parts - 1) / parts;
+  std::size_t elements = 0;
+  for (const EncoderLayer<T>& layer : call.layers)
+    elements = std::max<std::size_t>(elements, together * tokens * Chunk<T>::per_token(layer));
   auto* memory =
       reinterpret_cast<T*>(scratch(layer_slot, (elements * sizeof(T) + 3) / sizeof(float)));
-  for (std::int64_t first = 0; first < l.batch; first += together) {
-    Chunk<T> chunk(kernels, l, first, std::min(together, l.batch - first), memory);
-    chunk.run_on({l.x + first * l.tokens * l.x_stride, l.x_stride});
+  for (std::int64_t first = 0; first < batch; first += together) {
+    Rows<T> x{call.x + first * tokens * call.x_stride, call.x_stride};
+    for (const EncoderLayer<T>& layer : call.layers)
+      x = Chunk<T>(kernels, call, layer, first, std::min(together, batch - first), memory)
+              .run_on(x);
   }
 }
 
 }  // namespace
 
-void encoder_layer(const Kernels& kernels, const EncoderLayer<float>& layer) {
-  chunks(kernels, layer);
+void encoder_layers(const Kernels& kernels, const EncoderLayers<float>& call) {
+  chunks(kernels, call);
 }
-void encoder_layer(const Kernels& kernels, const EncoderLayer<bf16>& layer) {
-  chunks(kernels, layer);
+void encoder_layers(const Kernels& kernels, const EncoderLayers<bf16>& call) {
+  chunks(kernels, call);
 }
 
 }  // namespace secateurs::cpu

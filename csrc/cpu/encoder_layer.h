@@ -1,5 +1,7 @@
-// One layer of a Transformer encoder as one call: a chain of the kernels of an instruction set.
+// Layers of a Transformer encoder as one call: a chain of the kernels of an instruction set.
 #pragma once
+
+#include <vector>
 
 #include "cpu/kernel_table.h"
 
@@ -26,19 +28,26 @@ struct Norm {
 // no attention, one without up nothing to a.
 template <class T>
 struct EncoderLayer {
-  const T* x;  // [batch, tokens, d], rows x_stride apart
-  std::int64_t x_stride, batch, tokens, d;
+  std::int64_t d;
   PackedLinear<T> qkv, output, up, down;  // n of qkv: (heads + 2 kv_heads) dim
   Norm<T> attention_norm, ffn_norm;
   std::int64_t heads, kv_heads, dim;
   const std::int32_t* kv_of;  // [heads]
-  const bool* key_mask;       // [batch, tokens], true: may be attended; or null
   Activation activation;
-  T* y;  // [batch, tokens, d], contiguous
+};
+
+// Layers of the same d, each of which reads what the one before it computed.
+template <class T>
+struct EncoderLayers {
+  std::vector<EncoderLayer<T>> layers;
+  const T* x;  // [batch, tokens, d], rows x_stride apart
+  std::int64_t x_stride, batch, tokens;
+  const bool* key_mask;  // [batch, tokens], true: may be attended; or null
+  T* y;                  // [batch, tokens, d], contiguous
   int threads;
 };
 
-void encoder_layer(const Kernels& kernels, const EncoderLayer<float>& layer);
-void encoder_layer(const Kernels& kernels, const EncoderLayer<bf16>& layer);
+void encoder_layers(const Kernels& kernels, const EncoderLayers<float>& call);
+void encoder_layers(const Kernels& kernels, const EncoderLayers<bf16>& call);
 
 }  // namespace secateurs::cpu

@@ -21,6 +21,7 @@ from secateurs.ops import (
     attention,
     block_sparse_linear,
     encoder_layer,
+    encoder_layers,
     explain_choice,
     prepare_encoder_layer,
     use_backend,
@@ -246,6 +247,46 @@ def test_a_prepared_layer_asks_which_backend_is_forced():
         assert torch.equal(call(x, None), encoder_layer(x, *parts))
     with use_backend("triton"), pytest.raises(BackendError, match="no such kernel"):
         call(x, None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 9), (9, 40), (2, 150)])
+def test_layers_in_turn_give_what_each_gives(isa, dtype, batch, length):
+    """More than one chunk of sequences, layers of several sizes, and states that lie apart."""
+    x = tokens(batch, 2 * length, dtype=dtype)[:, ::2]
+    mask = torch.rand(batch, length) < 0.7
+    some = [
+        layer(dtype=dtype),
+        layer(heads=2, kv_heads=1, neurons=160, dtype=dtype),
+        layer(dtype=dtype),
+    ]
+    some[2][0] = None
+    expected = x
+    for parts in some:
+        expected = encoder_layer(expected, *parts, mask)
+    before = x.clone()
+    y = encoder_layers([prepare_encoder_layer(x, *parts) for parts in some], x, mask)
+    assert torch.equal(y, expected)
+    assert torch.equal(x, before)
+
+
+def test_layers_in_turn_of_which_one_is_not_bound():
+    x, some = tokens(2, 9), [layer(), layer()]
+    some[1][1].bias = torch.randn(48, 2)[:, 0]
+    expected = encoder_layer(encoder_layer(x, *some[0]), *some[1])
+    calls = [prepare_encoder_layer(x, *parts) for parts in some]
+    assert [call.bound is None for call in calls] == [False, True]
+    assert torch.equal(encoder_layers(calls, x, None), expected)
+
+
+def test_layers_in_turn_fit_together():
+    x = tokens(2, 9)
+    for other in (layer(d=64), layer(dtype=torch.bfloat16)):
+        calls = [prepare_encoder_layer(x, *layer())]
+        wide = tokens(2, 9, other[1].weight.shape[0], other[1].weight.dtype)
+        calls.append(prepare_encoder_layer(wide, *other))
+        with pytest.raises(OperandError, match="layers of one dtype and one d"):
+            encoder_layers(calls, x, None)
 
 
 def test_weights_that_lie_apart_are_read_at_each_call():

@@ -1,4 +1,4 @@
-// A whole encoder layer on the CPU: bound to its weights once, called with what changes.
+// Whole encoder layers on the CPU: bound to their weights once, called with what changes.
 #include "cpu/encoder_layer.h"
 
 #include <variant>
@@ -10,6 +10,7 @@ namespace secateurs::bindings {
 namespace {
 
 using cpu::EncoderLayer;
+using cpu::EncoderLayers;
 using cpu::Norm;
 using cpu::PackedLinear;
 using Address = std::uintptr_t;
@@ -19,7 +20,7 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// The weights of one layer, in the dtype they are of; x, y, key_mask and their sizes are not set.
+// The weights of one layer, in the dtype they are of.
 struct Weights {
   std::variant<EncoderLayer<float>, EncoderLayer<bf16>> layer;
 };
@@ -80,8 +81,8 @@ Weights weights(int dtype, std::int64_t d, const PackedLinear<void>& qkv,
   return dtype == static_cast<int>(Dtype::float32) ? make(float{}) : make(bf16{});
 }
 
-struct LayerCall {
-  PyObject* layer;
+struct LayersCall {
+  PyObject* layers;
   int isa;
   const void* x;
   std::int64_t x_stride, batch, tokens;
@@ -90,10 +91,24 @@ struct LayerCall {
   int threads;
 };
 
-py::object encoder_layer(const Arguments& arguments) {
-  using C = LayerCall;
+// The layers of a call, copied: other threads may be in a call of their own.
+template <class T>
+std::vector<EncoderLayer<T>> layers_of(const py::sequence& known) {
+  std::vector<EncoderLayer<T>> layers;
+  for (const py::handle each : known) {
+    const auto* layer = std::get_if<EncoderLayer<T>>(&each.cast<const Weights&>().layer);
+    if (!layer || (!layers.empty() && layer->d != layers[0].d))
+      throw std::invalid_argument("expected layers of one dtype and one d");
+    check_heads(layer->kv_of, layer->heads, layer->kv_heads);
+    layers.push_back(*layer);
+  }
+  return layers;
+}
+
+py::object encoder_layers(const Arguments& arguments) {
+  using C = LayersCall;
   static const Fields fields(std::array{
-      Field<C>{"layer", [](C& call, PyObject* value) { call.layer = value; }},
+      Field<C>{"layers", [](C& call, PyObject* value) { call.layers = value; }},
       field<C, &C::isa>("isa"),
       field<C, &C::x>("x"),
       field<C, &C::x_stride>("x_stride"),
@@ -106,22 +121,18 @@ py::object encoder_layer(const Arguments& arguments) {
   const C call = arguments.fill(fields);
   if (call.batch < 0 || call.tokens < 0 || call.threads < 1)
     throw std::invalid_argument("expected sizes of zero or more");
+  const auto known = py::handle(call.layers).cast<py::sequence>();
+  if (!known.size()) throw std::invalid_argument("expected one layer or more");
   const cpu::Kernels& chosen = kernels(call.isa);
-  const auto& known = py::handle(call.layer).cast<const Weights&>();
-  const auto run = [&](auto layer) {  // a copy: other threads may be in a call of their own
-    using T = std::remove_pointer_t<decltype(layer.y)>;
-    check_heads(layer.kv_of, layer.heads, layer.kv_heads);
-    layer.x = static_cast<const T*>(call.x);
-    layer.x_stride = call.x_stride;
-    layer.batch = call.batch;
-    layer.tokens = call.tokens;
-    layer.key_mask = call.key_mask;
-    layer.y = static_cast<T*>(call.y);
-    layer.threads = call.threads;
+  const auto run = [&](const auto& first) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(first.qkv.bias)>>;
+    const EncoderLayers<T> problem{
+        layers_of<T>(known), static_cast<const T*>(call.x), call.x_stride, call.batch, call.tokens,
+        call.key_mask,       static_cast<T*>(call.y),       call.threads};
     const py::gil_scoped_release released;
-    cpu::encoder_layer(chosen, layer);
+    cpu::encoder_layers(chosen, problem);
   };
-  std::visit(run, known.layer);
+  std::visit(run, known[0].cast<const Weights&>().layer);
   return py::str(chosen.name);
 }
 
@@ -156,8 +167,8 @@ void register_encoder_layer(py::module_& m) {
       .def(py::init(&weights), py::kw_only(), "dtype"_a, "d"_a, "qkv"_a, "output"_a, "up"_a,
            "down"_a, "attention_norm"_a, "ffn_norm"_a, "heads"_a, "kv_heads"_a, "dim"_a, "kv_of"_a,
            "activation"_a);
-  def<encoder_layer>(m, "encoder_layer",
-                     "Runs an EncoderLayer, whose tensors must still be there.");
+  def<encoder_layers>(m, "encoder_layers",
+                      "Runs EncoderLayers in turn, whose tensors must still be there.");
 }
 
 }  // namespace secateurs::bindings

@@ -17,9 +17,9 @@ from secateurs.checks import door
 from secateurs.conversion import transformers_attention
 from secateurs.conversion.cost import Costs, FormPicker
 from secateurs.conversion.forms import PRECISIONS
-from secateurs.conversion.inherited import adopt, disown
+from secateurs.conversion.inherited import adopt, disown, stock_class
 from secateurs.conversion.layer_builder import LayerBuilder, fastest
-from secateurs.conversion.modules import husk
+from secateurs.conversion.modules import Layer, husk, stack_class
 from secateurs.conversion.proof import observe, prove
 from secateurs.conversion.report import Conversion, SiteReport, conversion_of
 from secateurs.conversion.rounding import decide
@@ -138,8 +138,14 @@ def _undone_on_error(model: Any, sites: Sites) -> Iterator[None]:
 
 
 def _set_layers(model: nn.Module, path: str, layers: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, layers)
+    """Put `layers` in place, and the class that suits them on the module that loops over them."""
+    holder, _, name = path.rpartition(".")
+    stack = model.get_submodule(holder)
+    setattr(stack, name, layers)
+    if stack is not model:
+        stock: Any = stock_class(stack)  # no class of modules is hashable to mypy
+        whole = (isinstance(each, Layer) and each.whole is not None for each in layers.children())
+        stack.__class__ = stack_class(stock) if all(whole) else stock
 
 
 def rebuild(

@@ -16,7 +16,8 @@ from secateurs.ops._core.tuning import autotune
 from secateurs.ops.add_norm import add_norm, sum_and_norm
 from secateurs.ops.attention import attention
 from secateurs.ops.block_sparse_linear import block_sparse_linear, read_in_pairs
-from secateurs.ops.encoder_layer import encoder_layer
+from secateurs.ops.encoder_layer import Prepared as PreparedEncoderLayer
+from secateurs.ops.encoder_layer import encoder_layer, encoder_layers
 from secateurs.ops.encoder_layer import prepare as prepare_encoder_layer
 from secateurs.ops.int8_linear import int8_linear
 from secateurs.ops.pattern_linear import (
@@ -28,12 +29,14 @@ from secateurs.ops.pattern_linear import (
 __all__ = [
     "ACTIVATIONS",
     "Choice",
+    "PreparedEncoderLayer",
     "add_norm",
     "attention",
     "autotune",
     "block_sparse_linear",
     "build_info",
     "encoder_layer",
+    "encoder_layers",
     "explain_choice",
     "inputs_together",
     "int8_linear",

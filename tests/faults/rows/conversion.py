@@ -164,4 +164,17 @@ FAULTS = (
         ("heads[:, None] * width", "heads[:, None] * 0",
          "conversion/test_rounding.py -k nothing_but"),
     ),
+    *faults_in(
+        "python/secateurs/conversion/modules/stack.py",
+        ("layer._forward_hooks\n        or", "", "conversion/test_stack.py -k every_layer"),
+        ("or layer._forward_pre_hooks", "", "conversion/test_stack.py -k every_layer"),
+        ("or every_module._global_forward_hooks", "", "conversion/test_stack.py -k all_modules"),
+        ("or every_module._global_forward_pre_hooks", "",
+         "conversion/test_stack.py -k all_modules"),
+        ('or "forward" in vars(layer)', "", "conversion/test_stack.py -k replaced_forward"),
+        ("torch.is_grad_enabled() or", "", "conversion/test_stack.py -k gradients"),
+        ('or torch.is_autocast_enabled("cpu")', "", "conversion/test_stack.py -k autocast"),
+        ("for value in told", "for value in []", "conversion/test_stack.py -k refuses"),
+        ("args[0] if args else None", "None", "conversion/test_stack.py -k one_call"),
+    ),
 )  # fmt: skip

@@ -17,4 +17,10 @@ FAULTS = (
          f"{INT8} -k reference_ignores"),
         ("(smooth - smooth.detach())", "0", f"{INT8} -k gradients"),
     ),
+    *faults_in(
+        "python/secateurs/ops/encoder_layer/__init__.py",
+        ("and len(bound) == len(layers)", "", "ops/test_encoder_layer.py -k not_bound"),
+        ("x = encoder_layer(x, *layer", "y = encoder_layer(x, *layer",
+         "ops/test_encoder_layer.py -k not_bound"),
+    ),
 )  # fmt: skip

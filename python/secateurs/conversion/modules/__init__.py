@@ -20,6 +20,7 @@ from secateurs.conversion.modules.layer import Layer, Mixed, again, husk, layer_
 from secateurs.conversion.modules.linears import DenseLinear, PackedLinear
 from secateurs.conversion.modules.norm import Norm
 from secateurs.conversion.modules.pattern_linear import PatternLinear
+from secateurs.conversion.modules.stack import stack_class
 
 __all__ = [
     "Attention",
@@ -40,4 +41,5 @@ __all__ = [
     "husk",
     "layer_class",
     "rotate",
+    "stack_class",
 ]

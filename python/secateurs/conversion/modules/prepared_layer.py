@@ -58,6 +58,12 @@ class PreparedLayer:
             return None
         if ops.recording() or not (ops.plain(x) and ops.plain(mask)):
             return ops.encoder_layer(x, *self._parts, mask) if self._intact() else None
+        call = self.bound(x)
+        return None if call is None else call(x, mask)
+
+    def bound(self, x: Tensor) -> ops.PreparedEncoderLayer | None:
+        """Return the call bound to the tensors of this moment, for states like `x`; None where the
+        modules are no longer those it was made of."""
         bound = self._bound
         if bound is None or not bound.holds():
             self._bound = None
@@ -66,7 +72,7 @@ class PreparedLayer:
             call = ops.prepare_encoder_layer(x, *self._parts)
             bound = _Bound(call, self._modules, self._trees, self._owners, self._names)
             self._bound = bound
-        return bound.call(x, mask)
+        return bound.call
 
     def forget(self) -> None:
         """Release the bound tensors. The next call binds the tensors of that moment."""
@@ -97,7 +103,7 @@ class _Bound:
 
     def __init__(
         self,
-        call: Callable[[Tensor, Tensor | None], Tensor],
+        call: ops.PreparedEncoderLayer,
         modules: list[nn.Module],
         trees: list[dict[str, Any]],
         owners: list[nn.Module],

@@ -1,13 +1,13 @@
 """One layer of a Transformer encoder as one operation: packed products, attention, residuals and
-norms.
+norms; or several layers in turn.
 
 Calling small operations one after the other costs as much as computing them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -129,13 +129,23 @@ def _check_inputs(x: Tensor, attention: SelfAttention | None, ffn: FeedForward |
             raise OperandError(f"expected {name} of K = {k} inputs, got {weight.shape[1]}")
 
 
+class Prepared(NamedTuple):
+    """`encoder_layer` of bound weights, as a function of `x` and `key_mask`."""
+
+    parts: tuple[SelfAttention | None, LayerNorm, FeedForward | None, LayerNorm]
+    bound: cpu.BoundLayer | None  # None: the kernels do not take it
+
+    def __call__(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
+        return encoder_layers([self], x, key_mask)
+
+
 def prepare(
     x: Tensor,
     attention: SelfAttention | None,
     attention_norm: LayerNorm,
     ffn: FeedForward | None,
     ffn_norm: LayerNorm,
-) -> Callable[[Tensor, Tensor | None], Tensor]:
+) -> Prepared:
     """Return `encoder_layer` of weights that are checked and bound once, as a function of `x` and
     `key_mask`, for callers who record nothing (`recording`), gradients neither, and pass torch's
     own tensors (`plain`).
@@ -147,14 +157,19 @@ def prepare(
     parts = (attention, attention_norm, ffn, ffn_norm)
     operands = arguments(x, *parts)
     check(operands)
-    bound = cpu.bind(operands)
+    return Prepared(parts, cpu.bind(operands))
 
-    def run(x: Tensor, key_mask: Tensor | None) -> Tensor:
-        if bound is not None and forced_backend() in (AUTO, cpu.BACKEND.name):
-            return bound(x, key_mask)
-        return encoder_layer(x, *parts, key_mask)
 
-    return run
+def encoder_layers(layers: Sequence[Prepared], x: Tensor, key_mask: Tensor | None) -> Tensor:
+    """Compute prepared layers one after the other, the first one of `x`: as one call where the
+    kernels take all of them, with no Python in between. Who may call it, and until when, `prepare`
+    tells."""
+    bound = [layer.bound for layer in layers if layer.bound is not None]
+    if bound and len(bound) == len(layers) and forced_backend() in (AUTO, cpu.BACKEND.name):
+        return cpu.run_bound(bound, x, key_mask)
+    for layer in layers:
+        x = encoder_layer(x, *layer.parts, key_mask)
+    return x
 
 
 OP = Op("encoder_layer", check, cpu.BACKEND, reference.BACKEND)

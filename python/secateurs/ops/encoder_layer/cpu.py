@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class BoundLayer:
 
     def __init__(self, operands: Operands) -> None:
         x, _, _, heads, kv_heads, kv_of, _, activation, *eps = operands
-        self._dtype, self._d = x.dtype, x.shape[2]
+        self.dtype, self.d = x.dtype, x.shape[2]
         layer = operands.layer()
         dim = layer.qkv.out_features // max(heads + 2 * kv_heads, 1)
         self._heads = key_value_heads(heads, kv_heads) if kv_of is None else kv_of
@@ -34,12 +35,12 @@ class BoundLayer:
             cpu.kernels.Norm(weight=address(weight), bias=address(bias), eps=each)
             for (weight, bias), each in norms
         )
-        self._layer = cpu.kernels.EncoderLayer(
+        self.bound = cpu.kernels.EncoderLayer(
             dtype=cpu.DTYPES[x.dtype],
-            d=self._d,
-            qkv=_linear(layer.qkv, self._d),
+            d=self.d,
+            qkv=_linear(layer.qkv, self.d),
             output=_linear(layer.output, heads * dim),
-            up=_linear(layer.up, self._d),
+            up=_linear(layer.up, self.d),
             down=_linear(layer.down, layer.up.out_features),
             attention_norm=attention_norm,
             ffn_norm=ffn_norm,
@@ -50,35 +51,37 @@ class BoundLayer:
             activation=cpu.ACTIVATIONS[activation],
         )
 
-    def __call__(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
-        """Run the layer on `x` `[B, T, d]` under `key_mask` `[B, T]`."""
-        batch, tokens, d = x.shape if x.dim() == 3 else (0, 0, -1)
-        if d != self._d or x.dtype != self._dtype or x.device.type != "cpu":
-            raise OperandError(
-                f"expected x [B, T, {self._d}] of {self._dtype} on the CPU, got {tuple(x.shape)} "
-                f"of {x.dtype} on {x.device}"
-            )
-        if key_mask is not None and key_mask.device != x.device:
-            raise OperandError(f"expected key_mask on {x.device} like x, got {key_mask.device}")
-        check_key_mask(key_mask, batch, tokens)
-        y = x.new_empty(x.shape)
-        rows = rows_of(x)
-        key_mask = contiguous(key_mask)
-        try:
-            cpu.kernels.encoder_layer(
-                layer=self._layer,
-                isa=cpu.isa_number(),
-                x=rows.data_ptr(),
-                x_stride=rows.stride(0),
-                batch=batch,
-                tokens=tokens,
-                key_mask=address(key_mask),
-                y=y.data_ptr(),
-                threads=torch.get_num_threads(),
-            )
-        except ValueError as error:
-            raise OperandError(str(error)) from None
-        return y
+
+def run_bound(layers: Sequence[BoundLayer], x: Tensor, key_mask: Tensor | None) -> Tensor:
+    """Run the layers in turn, the first one on `x` `[B, T, d]`, all under `key_mask` `[B, T]`."""
+    first = layers[0]
+    batch, tokens, d = x.shape if x.dim() == 3 else (0, 0, -1)
+    if d != first.d or x.dtype != first.dtype or x.device.type != "cpu":
+        raise OperandError(
+            f"expected x [B, T, {first.d}] of {first.dtype} on the CPU, got {tuple(x.shape)} "
+            f"of {x.dtype} on {x.device}"
+        )
+    if key_mask is not None and key_mask.device != x.device:
+        raise OperandError(f"expected key_mask on {x.device} like x, got {key_mask.device}")
+    check_key_mask(key_mask, batch, tokens)
+    y = x.new_empty(x.shape)
+    rows = rows_of(x)
+    key_mask = contiguous(key_mask)
+    try:
+        cpu.kernels.encoder_layers(
+            layers=[layer.bound for layer in layers],
+            isa=cpu.isa_number(),
+            x=rows.data_ptr(),
+            x_stride=rows.stride(0),
+            batch=batch,
+            tokens=tokens,
+            key_mask=address(key_mask),
+            y=y.data_ptr(),
+            threads=torch.get_num_threads(),
+        )
+    except ValueError as error:
+        raise OperandError(str(error)) from None
+    return y
 
 
 def _refuse(operands: Operands) -> str | None:
@@ -102,7 +105,7 @@ def _refuse(operands: Operands) -> str | None:
 def _run(operands: Operands) -> Tensor:
     weights = [contiguous(w) for w in operands.weights]
     held = operands._replace(weights=weights, kv_of=contiguous(operands.kv_of))
-    return BoundLayer(held)(operands.x, operands.key_mask)
+    return run_bound([BoundLayer(held)], operands.x, operands.key_mask)
 
 
 def bind(operands: Operands) -> BoundLayer | None:
