@@ -240,6 +240,11 @@ def test_a_decided_plan_stays_while_the_rest_recovers():
         ("dsp", "heads=0.5", {"cooldown": 20}, MethodError, "expected a cooldown that ends before"),
         ("voita", "heads=0.99", {}, BudgetError, "keeps 0"),
         ("voita", "heads=0.5", {"lr": 0}, MethodError, "lr above 0"),
+        ("platon", "weights=0.5", {"decay": 1}, MethodError, "decay from 0 to below 1"),
+        ("platon", "weights=0.5", {"window": -1}, MethodError, "a window of at least 0 steps"),
+        ("platon", "weights=0.5", {"window": 7}, MethodError, "after 2 windows of 7 .* step 14"),
+        ("platon", "weights=0.5", {"end": 1.2}, MethodError, "ends at step 24"),
+        ("platon", "blocks=0.5,block=48", {}, BudgetError, "does not divide"),
         ("seven", "weights=0.5", {"end": 1.2}, MethodError, "ends at step 24"),
         ("seven", "weights=0.5", {"decay": 1}, MethodError, "below 1"),
         ("seven", "weights=0.5", {"every": 0}, MethodError, "at least one step"),
@@ -297,7 +302,7 @@ def test_a_family_we_do_not_know_is_refused():
 @pytest.mark.parametrize("method", TRAINED)
 def test_every_family_can_be_trained(method, family, model, batch):
     """Only gates and weights of sites are used, so the loss may be anything."""
-    if family == "gpt2" and method in ("seven", "admm_pattern"):
+    if family == "gpt2" and method in ("seven", "platon", "admm_pattern"):
         with (
             pytest.raises(MethodError, match=r"layers\.0\.query is a part of a larger one"),
             Session(model, method, budget=TRAINED[method][0], steps=STEPS),

@@ -16,6 +16,7 @@ BUDGETS = {
     "dsp": "heads=0.5",
     "voita": "heads=0.5",
     "snip_identity": "modules=0.5",
+    "platon": "weights=0.5",
     "seven": "weights=0.5",
     "admm_pattern": "patterns=0.5,vector=16",
 }

@@ -14,7 +14,7 @@ import pytest
 import torch
 from support.models import answer, relative
 from support.tiny_models import tiny_model
-from support.training import STEPS, classifier, labelled, trainer
+from support.training import STEPS, TRAINED, classifier, labelled, trainer
 from torch.nn import functional as F
 
 from secateurs import apply, convert
@@ -44,10 +44,9 @@ def test_training_by_trainer_decides_and_saves_stock_names(tmp_path):
     assert set(reloaded.state_dict()) == names
 
 
-@pytest.mark.parametrize("method", ["dsp", "snip_identity", "seven", "admm_pattern"])
+@pytest.mark.parametrize("method", TRAINED)
 def test_resuming_goes_on_exactly(method, tmp_path):
-    budget = {"dsp": "heads=0.5", "snip_identity": "modules=0.5", "seven": "weights=0.6"}
-    budget = budget.get(method, "patterns=0.5,vector=16")
+    budget = TRAINED[method][0]
     saving = {"save_strategy": "steps", "save_steps": 3}
     results = []
     for checkpoint in (None, tmp_path / "checkpoint-3"):

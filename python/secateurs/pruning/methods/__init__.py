@@ -24,6 +24,7 @@ from secateurs.pruning.methods.kprune import KPrunePruner
 from secateurs.pruning.methods.layerwise_admm import LayerwiseAdmmPruner
 from secateurs.pruning.methods.magnitude import MagnitudePruner
 from secateurs.pruning.methods.obs import ObsPruner
+from secateurs.pruning.methods.platon import PlatonPruner
 from secateurs.pruning.methods.random import RandomPruner
 from secateurs.pruning.methods.seven import SevenPrePruner, SevenPruner
 from secateurs.pruning.methods.smp import SMPPruner
@@ -85,6 +86,7 @@ METHODS: dict[str, Method] = {
         Method("snip_identity", SnipIdentityPruner, "heads or sub-layers whose outputs stay small"),
         Method("smp", SMPPruner, "heads whose attention maps a trained network scores low"),
         Method("admm_pattern", AdmmPatternPruner, "weights off a pattern the loss is drawn to"),
+        Method("platon", PlatonPruner, "weights neither important nor uncertain; they may return"),
         Method("seven", SevenPruner, "weights without a steady say in the loss, while training"),
         Method("seven_pre", SevenPrePruner, "the same before training, weights frozen"),
     )
