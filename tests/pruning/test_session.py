@@ -52,7 +52,8 @@ def test_the_budget_is_met_and_the_gated_model_is_the_masked_and_the_converted_o
     plan, sites = session.plan, find_sites(model)
     plan.validate(sites, sites.fingerprint())
     for kind, fraction in Budget.parse(budget).asked().items():
-        ends = {"heads": (".heads",), "modules": (".attention", ".ffn")}.get(kind, "")
+        ends = {"modules": (".attention", ".ffn")}.get(kind, f".{kind}")
+        ends = "" if kind in Budget.OF_LINEARS else ends
         masks = [mask for name, mask in plan.masks.items() if name.endswith(ends)]
         gone = sum(int((~mask.keep).sum()) for mask in masks)
         assert gone
@@ -245,6 +246,10 @@ def test_a_decided_plan_stays_while_the_rest_recovers():
         ("platon", "weights=0.5", {"window": 7}, MethodError, "after 2 windows of 7 .* step 14"),
         ("platon", "weights=0.5", {"end": 1.2}, MethodError, "ends at step 24"),
         ("platon", "blocks=0.5,block=48", {}, BudgetError, "does not divide"),
+        ("sensi_bert", "heads=0.5", {"order": "size"}, MethodError, "sensitivity, magnitude"),
+        ("sensi_bert", "heads=0.5", {"rounds": 0}, MethodError, "one round or more"),
+        ("sensi_bert", "heads=0.5", {"trim": 0.9}, MethodError, "at most the whole training"),
+        ("sensi_bert", "heads=0.5", {"rounds": 7}, MethodError, "7 removals, got one of 20 steps"),
         ("seven", "weights=0.5", {"end": 1.2}, MethodError, "ends at step 24"),
         ("seven", "weights=0.5", {"decay": 1}, MethodError, "below 1"),
         ("seven", "weights=0.5", {"every": 0}, MethodError, "at least one step"),

@@ -27,6 +27,7 @@ TRAINED = {
     "admm_pattern": ["patterns=0.5,vector=16", "patterns=0.5,pattern=2:4",
                      "patterns=0.25,pattern=library"],
     "platon": ["weights=0.7", "blocks=0.5,block=16", "patterns=0.75,vector=16"],
+    "sensi_bert": ["heads=0.5", "heads=0.25,neurons=0.6"],
     "seven": ["weights=0.7", "blocks=0.5,block=16", "patterns=0.75,vector=16"],
 }  # fmt: skip
 assert TRAINED.keys() == {n for n, row in METHODS.items() if Needs.TRAINING in row.needs}

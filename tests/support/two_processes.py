@@ -17,6 +17,7 @@ BUDGETS = {
     "voita": "heads=0.5",
     "snip_identity": "modules=0.5",
     "platon": "weights=0.5",
+    "sensi_bert": "heads=0.25,neurons=0.5",
     "seven": "weights=0.5",
     "admm_pattern": "patterns=0.5,vector=16",
 }

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from secateurs.pruning.base import Needs, Pruner
+from secateurs.pruning.magnitudes import head_magnitudes, neuron_magnitudes, squares
 
 
 class MagnitudePruner(Pruner):
@@ -31,9 +32,9 @@ class MagnitudePruner(Pruner):
         for name, shape in self.units().items():
             _, index, part = name.split(".")
             if part == "heads":
-                scores[name] = self._heads(int(index))
+                scores[name] = head_magnitudes(self.model, self.sites, int(index))
             elif part == "neurons":
-                scores[name] = self._neurons(int(index))
+                scores[name] = neuron_magnitudes(self.model, self.sites, int(index))
             elif part in ("attention", "ffn"):
                 scores[name] = self._module(int(index), part)
             elif self.budget.blocks is not None:
@@ -43,25 +44,7 @@ class MagnitudePruner(Pruner):
         return scores
 
     def _squares(self, index: int, role: str) -> Tensor:
-        return self.linear_weight(index, role).double().square().contiguous()
-
-    def _heads(self, index: int) -> Tensor:
-        shape = self.sites.layers[index]
-        query = self._squares(index, "query").view(shape.heads, -1).mean(1)
-        output = self._squares(index, "output").T.reshape(shape.heads, -1).mean(1)
-        shared = [
-            self._squares(index, role)
-            .view(shape.kv_heads, -1)
-            .mean(1)
-            .repeat_interleave(shape.group)
-            for role in ("key", "value")
-        ]
-        return torch.stack([query, output, *shared]).mean(0).sqrt()
-
-    def _neurons(self, index: int) -> Tensor:
-        roles = ("up", "gate") if self.sites.layers[index].gated else ("up",)
-        parts = [self._squares(index, role).mean(1) for role in roles]
-        return torch.stack([*parts, self._squares(index, "down").mean(0)]).mean(0).sqrt()
+        return squares(self.model, self.sites, index, role)
 
     def _module(self, index: int, part: str) -> Tensor:
         roles = self.sites.layers[index].linears()
