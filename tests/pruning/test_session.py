@@ -27,6 +27,7 @@ from secateurs.errors import (
     MethodError,
     PlanError,
 )
+from secateurs.plan.masks import TiledMask
 from secateurs.pruning.session import Session
 
 STEPS = 20
@@ -53,8 +54,11 @@ def test_the_budget_is_met_and_the_gated_model_is_the_masked_and_the_converted_o
     plan.validate(sites, sites.fingerprint())
     for kind, fraction in Budget.parse(budget).asked().items():
         ends = {"modules": (".attention", ".ffn")}.get(kind, f".{kind}")
-        ends = "" if kind in Budget.OF_LINEARS else ends
-        masks = [mask for name, mask in plan.masks.items() if name.endswith(ends)]
+        masks = [
+            mask
+            for name, mask in plan.masks.items()
+            if (isinstance(mask, TiledMask) if kind in Budget.OF_LINEARS else name.endswith(ends))
+        ]
         gone = sum(int((~mask.keep).sum()) for mask in masks)
         assert gone
         assert abs(gone - fraction * sum(mask.keep.numel() for mask in masks)) <= 0.5
@@ -241,6 +245,12 @@ def test_a_decided_plan_stays_while_the_rest_recovers():
         ("dsp", "heads=0.5", {"cooldown": 20}, MethodError, "expected a cooldown that ends before"),
         ("voita", "heads=0.99", {}, BudgetError, "keeps 0"),
         ("voita", "heads=0.5", {"lr": 0}, MethodError, "lr above 0"),
+        ("mlpruning", "heads=0.5", {"lr": 0}, MethodError, "lr above 0"),
+        ("mlpruning", "heads=0.5", {"whole": 0.9}, MethodError, "at most the whole training"),
+        ("mlpruning", "heads=0.5", {"whole": 0.01, "tiled": 0.01}, MethodError, "of some steps"),
+        ("mlpruning", "blocks=0.5,block=48", {}, BudgetError, "does not divide"),
+        ("mlpruning", "heads=0.5,blocks=0.9,block=32", {}, BudgetError, "heads as wide as blocks"),
+        ("mlpruning", "neurons=0.9,blocks=0.2,block=16", {}, BudgetError, "keeps 269 of 208"),
         ("platon", "weights=0.5", {"decay": 1}, MethodError, "decay from 0 to below 1"),
         ("platon", "weights=0.5", {"window": -1}, MethodError, "a window of at least 0 steps"),
         ("platon", "weights=0.5", {"window": 7}, MethodError, "after 2 windows of 7 .* step 14"),

@@ -24,6 +24,7 @@ from secateurs.pruning.methods.gradient import GradientPruner
 from secateurs.pruning.methods.kprune import KPrunePruner
 from secateurs.pruning.methods.layerwise_admm import LayerwiseAdmmPruner
 from secateurs.pruning.methods.magnitude import MagnitudePruner
+from secateurs.pruning.methods.mlpruning import MLPruner
 from secateurs.pruning.methods.obs import ObsPruner
 from secateurs.pruning.methods.platon import PlatonPruner
 from secateurs.pruning.methods.random import RandomPruner
@@ -89,6 +90,7 @@ METHODS: dict[str, Method] = {
         Method("snip_identity", SnipIdentityPruner, "heads or sub-layers whose outputs stay small"),
         Method("sensi_bert", SensiBertPruner, "units of sub-layers the loss hangs on least"),
         Method("smp", SMPPruner, "heads whose attention maps a trained network scores low"),
+        Method("mlpruning", MLPruner, "heads and neurons, then blocks, by shares that are learnt"),
         Method("admm_pattern", AdmmPatternPruner, "weights off a pattern the loss is drawn to"),
         Method("platon", PlatonPruner, "weights neither important nor uncertain; they may return"),
         Method("seven", SevenPruner, "weights without a steady say in the loss, while training"),
