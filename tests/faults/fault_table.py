@@ -169,6 +169,8 @@ PYTHON = (
     ),
     *faults_in(
         f"{METHODS}/smp.py",
+        ("            norm.momentum = None  # a plain mean\n", "",
+         "pruning/methods/test_smp.py -k last_batches"),
         ("    allocator = PerLayer()\n", "", "pruning/methods/test_smp.py -k as_many_heads"),
         ("scores * size if self._sums is None else self._sums + scores * size",
          "scores if self._sums is None else self._sums + scores",
@@ -216,6 +218,18 @@ PYTHON = (
          f"{SESSION} -k to_the_bit and platon"),
     ),
     *faults_in(
+        f"{METHODS}/dcil.py",
+        ("weight * (1 - gate)", "weight", "pruning/methods/test_dcil.py -k paths_it_is_in"),
+        ("target = target.detach()", "pass", "pruning/methods/test_dcil.py -k divergence"),
+        ("dict(self._copies)\n", "{}\n", "pruning/methods/test_dcil.py -k paths_it_is_in"),
+        ("self.gates[name] = gate.new_ones(()).expand(gate.shape)", "pass",
+         "pruning/methods/test_dcil.py -k paths_it_is_in"),
+        ("or id(parameter) not in inside", "", "pruning/methods/test_dcil.py -k head_of_its_own"),
+        ("return dict(self.gates)", "pass", f"{SESSION} -k masked_and_the_converted and dcil-weights"),
+        ("                averaged(copy.grad)\n", "                pass\n",
+         "training/test_trainer.py -k two_processes"),
+    ),
+    *faults_in(
         f"{PRUNING}/learnable_top_k.py",
         ("(gradient * mask).sum()", "gradient.sum()", "pruning/methods/test_mlpruning.py -k by_hand"),
         ("gradient * left, (", "gradient * mask, (", "pruning/methods/test_mlpruning.py -k by_hand"),
@@ -261,6 +275,10 @@ PYTHON = (
         ("max(scores[ranking])", "len(scores[ranking])",
          "pruning/methods/test_cross_lingual.py -k one_by_one or several"),
         ("(counts - 1) / 2", "(counts - 1)", "pruning/methods/test_cross_lingual.py -k correlation"),
+    ),
+    *faults_in(
+        f"{PRUNING}/session.py",
+        ("{**of_model, **group}", "group", "pruning/methods/test_dcil.py -k rate_of_the_model"),
     ),
     *faults_in(
         f"{PRUNING}/run.py",

@@ -23,6 +23,7 @@ from secateurs import Budget, HeadMask, SparsityPlan, apply, convert, find_sites
 from secateurs.errors import (
     BudgetError,
     CheckpointError,
+    DataError,
     FamilyError,
     MethodError,
     PlanError,
@@ -245,6 +246,8 @@ def test_a_decided_plan_stays_while_the_rest_recovers():
         ("dsp", "heads=0.5", {"cooldown": 20}, MethodError, "expected a cooldown that ends before"),
         ("voita", "heads=0.99", {}, BudgetError, "keeps 0"),
         ("voita", "heads=0.5", {"lr": 0}, MethodError, "lr above 0"),
+        ("dcil", "weights=0.5", {"every": 0}, MethodError, "at least one step"),
+        ("dcil", "weights=0.5", {"end": 1.2}, MethodError, "ends at step 24"),
         ("mlpruning", "heads=0.5", {"lr": 0}, MethodError, "lr above 0"),
         ("mlpruning", "heads=0.5", {"whole": 0.9}, MethodError, "at most the whole training"),
         ("mlpruning", "heads=0.5", {"whole": 0.01, "tiled": 0.01}, MethodError, "of some steps"),
@@ -317,7 +320,7 @@ def test_a_family_we_do_not_know_is_refused():
 @pytest.mark.parametrize("method", TRAINED)
 def test_every_family_can_be_trained(method, family, model, batch):
     """Only gates and weights of sites are used, so the loss may be anything."""
-    if family == "gpt2" and method in ("seven", "platon", "admm_pattern"):
+    if family == "gpt2" and method in ("seven", "platon", "dcil", "admm_pattern"):
         with (
             pytest.raises(MethodError, match=r"layers\.0\.query is a part of a larger one"),
             Session(model, method, budget=TRAINED[method][0], steps=STEPS),
@@ -326,6 +329,11 @@ def test_every_family_can_be_trained(method, family, model, batch):
         return
     with Session(model, method, budget=TRAINED[method][0], steps=STEPS) as session:
         adam = optimizer(session)
+        if method == "dcil":  # its second path has a loss of its own
+            model(**batch)
+            with pytest.raises(DataError, match="expected labels among the model's keyword inputs"):
+                session.penalty()
+            return
         for _ in range(8):
             model.train()
             (model(**batch)[0].square().mean() + session.penalty()).backward()

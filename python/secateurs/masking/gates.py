@@ -149,6 +149,12 @@ class Gates(Mapping[str, Tensor]):
         stack.callback(hook.remove)
 
     @door
+    def on_output(self, callback: Callable[[Any], None]) -> None:
+        """Call `callback` with the model's output after each forward pass of it."""
+        hook = self._model.register_forward_hook(lambda _, args, output: callback(output))
+        self._opened().callback(hook.remove)
+
+    @door
     def watch(self, name: str, callback: Callable[[Tensor], None]) -> None:
         """Call `callback` in each forward pass with what the gate at `name` multiplies, before it
         does: head contexts `[B, T, H * D]`, activations `[B, T, F]`, the output of a sub-layer

@@ -19,6 +19,7 @@ from secateurs.pruning.allocation import (
 from secateurs.pruning.base import Needs, Pruner
 from secateurs.pruning.methods.admm_pattern import AdmmPatternPruner
 from secateurs.pruning.methods.cross_lingual import CrossLingualPruner
+from secateurs.pruning.methods.dcil import DCILPruner
 from secateurs.pruning.methods.dsp import DSPPruner
 from secateurs.pruning.methods.gradient import GradientPruner
 from secateurs.pruning.methods.kprune import KPrunePruner
@@ -93,6 +94,7 @@ METHODS: dict[str, Method] = {
         Method("mlpruning", MLPruner, "heads and neurons, then blocks, by shares that are learnt"),
         Method("admm_pattern", AdmmPatternPruner, "weights off a pattern the loss is drawn to"),
         Method("platon", PlatonPruner, "weights neither important nor uncertain; they may return"),
+        Method("dcil", DCILPruner, "small weights, which learn from a dense path and may return"),
         Method("seven", SevenPruner, "weights without a steady say in the loss, while training"),
         Method("seven_pre", SevenPrePruner, "the same before training, weights frozen"),
     )

@@ -17,8 +17,9 @@ and, every `every` steps, a ranking. State: three float32 per weight.
 Defaults: a = 0.8, b = 0.9 of the authors' code; 100 batches before training there, here as many as
 are given; the span of the schedule is given there in steps per task, here as shares of the training
 (ours). Departures: only linears of the layers are pruned, not the pooler; equal scores go by
-position; the last mask meets the budget exactly (there a little more is kept); gradients are read
-before they are clipped; `seven_pre` is rebuilt from its description, its code is not public.
+position; a mask is made every 5 steps (there in each), and the last one meets the budget exactly
+(there a little more is kept); gradients are read before they are clipped; `seven_pre` is rebuilt
+from its description, its code is not public.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class SevenPruner(_Seven):
         signed: bool = False,
         begin: float = 0.1,
         end: float = 0.7,
-        every: int = 1,
+        every: int = 5,
     ) -> None:
         super().__init__(decay, decay_square, signed)
         if every < 1:
