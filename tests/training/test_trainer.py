@@ -180,6 +180,17 @@ def test_each_training_of_a_model_has_its_own_precision(tmp_path):
     assert seen == wanted
 
 
+@pytest.mark.parametrize("method", ["platon", "sensi_bert", "mlpruning", "dcil"])
+def test_methods_train_in_bfloat16_on_accumulated_gradients(method, tmp_path):
+    model, batch = classifier(), labelled(1)[0]
+    halves = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    with Session(model, method, budget=TRAINED[method][0]) as session:
+        trainer(model, tmp_path, session, bf16=True, **halves).train()
+        gated = answer(model.eval(), batch)
+    assert session.step == STEPS
+    assert relative(gated, answer(apply(model, session.plan), batch)) < 1e-5
+
+
 def test_bfloat16_autocast(tmp_path):
     model = classifier()
     with Session(model, "snip_identity", budget="modules=0.5") as session:
