@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from secateurs.pruning import Budget as Budget
     from secateurs.pruning import Needs as Needs
     from secateurs.pruning import Session as Session
+    from secateurs.pruning import best_heads as best_heads
     from secateurs.pruning import prune as prune
+    from secateurs.pruning import score as score
     from secateurs.reconstruction import refit as refit
     from secateurs.search import compress as compress
     from secateurs.storage.checkpoint import load as load
@@ -73,6 +75,7 @@ _HOMES = {
     "Session": "pruning",
     "SparsityPlan": "plan",
     "apply": "masking.masked_model",
+    "best_heads": "pruning",
     "capture": "integrations.cuda_graphs",
     "compress": "search",
     "convert": "conversion.builder",
@@ -89,6 +92,7 @@ _HOMES = {
     "refit": "reconstruction",
     "register_architecture": "architectures.records",
     "save": "storage.checkpoint",
+    "score": "pruning",
     "use_backend": "ops",
 }
 

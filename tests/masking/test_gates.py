@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from support.models import answer, relative
-from support.tiny_models import tiny_model
+from support.tiny_models import tiny_batch, tiny_model
 
 from secateurs import (
     AttentionRuleMask,
@@ -234,6 +234,26 @@ def test_folding_leaves_the_function_and_opens_the_gate(batch):
         gates.fold("layers.1.down")
         assert torch.equal(weight, 0.25 * before)
         assert relative(answer(model, batch), want) < 1e-6
+    assert relative(answer(model, batch), want) < 1e-6
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_gates_of_units_fold_into_what_they_feed(family):
+    model = tiny_model(family)
+    batch = tiny_batch(model)
+    with Gates(model, find_sites(model)) as gates:
+        gates["layers.1.heads"] = torch.tensor([0.5, 1.0, 0.0, 2.0])
+        gates["layers.0.neurons"] = torch.linspace(0, 1, 96)
+        want = answer(model, batch)
+        for name in list(gates):
+            gates.fold(name)
+            assert bool((gates[name] == 1).all())
+        assert relative(answer(model, batch), want) < 1e-6
+        gates["layers.1.attention"] = torch.tensor(0.5)
+        gates["layers.1.heads"] = torch.ones(3, 4)
+        for name in ("layers.1.attention", "layers.1.heads"):
+            with pytest.raises(PlanError, match=f"one for all examples, got that of {name}"):
+                gates.fold(name)
     assert relative(answer(model, batch), want) < 1e-6
 
 

@@ -16,6 +16,10 @@ BUDGETS = {
     "dsp": "heads=0.5",
     "voita": "heads=0.5",
     "snip_identity": "modules=0.5",
+    "dcil": "weights=0.5",
+    "mlpruning": "heads=0.25,neurons=0.5,blocks=0.7,block=16",
+    "platon": "weights=0.5",
+    "sensi_bert": "heads=0.25,neurons=0.5",
     "seven": "weights=0.5",
     "admm_pattern": "patterns=0.5,vector=16",
 }

@@ -138,6 +138,7 @@ def run(*arguments: object) -> int:
         ("dsp", "heads=0.5", ["--dense-epochs", 1, "--imitate"]),
         ("gradient", "neurons=0.5", ["--dense-epochs", 0]),
         ("seven", "blocks=0.5,block=16", ["--option", "every=2"]),
+        ("mlpruning", "heads=0.5,neurons=0.5,blocks=0.8,block=16", ["--imitate"]),
     ],
 )
 def test_the_command_prunes_on_a_task_and_saves_what_it_says(
@@ -149,7 +150,7 @@ def test_the_command_prunes_on_a_task_and_saves_what_it_says(
     chosen = ["--method", method, "--budget", budget, "--json", told]
     assert run("prune-task", *common, *chosen, *epochs, *more) == cli.OK
     result = json.loads(told.read_text())
-    assert result["density"]["heads"] == (0.5 if method == "dsp" else 1.0)
+    assert result["density"]["heads"] == (0.5 if "heads" in budget else 1.0)
     assert set(result["metrics"]) == {"dense", "pruned", "saved"}
     assert result["metrics"]["saved"]["accuracy"] == result["metrics"]["pruned"]["accuracy"]
     phases = {"prune", "recover"} if method == "gradient" else {"dense", "prune", "recover"}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from support.models import answer, relative
 from support.tiny_models import tiny_model
-from support.training import STEPS, classifier, labelled, trainer
+from support.training import STEPS, TRAINED, classifier, labelled, trainer
 from torch.nn import functional as F
 
 from secateurs import apply, convert
@@ -44,10 +44,9 @@ def test_training_by_trainer_decides_and_saves_stock_names(tmp_path):
     assert set(reloaded.state_dict()) == names
 
 
-@pytest.mark.parametrize("method", ["dsp", "snip_identity", "seven", "admm_pattern"])
+@pytest.mark.parametrize("method", TRAINED)
 def test_resuming_goes_on_exactly(method, tmp_path):
-    budget = {"dsp": "heads=0.5", "snip_identity": "modules=0.5", "seven": "weights=0.6"}
-    budget = budget.get(method, "patterns=0.5,vector=16")
+    budget = TRAINED[method][0]
     saving = {"save_strategy": "steps", "save_steps": 3}
     results = []
     for checkpoint in (None, tmp_path / "checkpoint-3"):
@@ -179,6 +178,17 @@ def test_each_training_of_a_model_has_its_own_precision(tmp_path):
     for dtype in wanted:
         trainer(model, tmp_path, max_steps=1, bf16=dtype == torch.bfloat16).train()
     assert seen == wanted
+
+
+@pytest.mark.parametrize("method", ["platon", "sensi_bert", "mlpruning", "dcil"])
+def test_methods_train_in_bfloat16_on_accumulated_gradients(method, tmp_path):
+    model, batch = classifier(), labelled(1)[0]
+    halves = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    with Session(model, method, budget=TRAINED[method][0]) as session:
+        trainer(model, tmp_path, session, bf16=True, **halves).train()
+        gated = answer(model.eval(), batch)
+    assert session.step == STEPS
+    assert relative(gated, answer(apply(model, session.plan), batch)) < 1e-5
 
 
 def test_bfloat16_autocast(tmp_path):

@@ -147,6 +147,12 @@ class Gates(Mapping[str, Tensor]):
         stack.callback(hook.remove)
 
     @door
+    def on_output(self, callback: Callable[[Any], None]) -> None:
+        """Call `callback` with the model's output after each forward pass of it."""
+        hook = self._model.register_forward_hook(lambda _, args, output: callback(output))
+        self._opened().callback(hook.remove)
+
+    @door
     def watch(self, name: str, callback: Callable[[Tensor], None]) -> None:
         """Call `callback` in each forward pass with what the gate at `name` multiplies, before it
         does: head contexts `[B, T, H * D]`, activations `[B, T, F]`, the output of a sub-layer
@@ -177,12 +183,21 @@ class Gates(Mapping[str, Tensor]):
     @door
     @torch.no_grad()
     def fold(self, name: str) -> None:
-        """Let the weight of a linear be what its gate and levels make of it, for good; the gate is
-        one afterwards."""
-        site = self._site(name)
-        gate = self._gates[name]
-        weight = self._sites.linear(self._model, site.layer, site.part).weight
-        weight.copy_(self._gated(name, weight, gate))
+        """Let the weight of a linear be what its gate and levels make of it, or what heads and
+        neurons feed be what theirs do, for good; the gate is one afterwards. Raises PlanError for
+        gates of single examples, and of sub-layers."""
+        site, gate = self._site(name), self._gates[name]
+        if site.kind == "module" or gate.shape != site.shape:
+            raise PlanError(
+                f"expected a gate of a linear, heads or neurons to fold, one for all examples, got "
+                f"that of {name} of shape {tuple(gate.shape)}"
+            )
+        if site.kind == "linear":
+            weight = self._sites.linear(self._model, site.layer, site.part).weight
+            weight.copy_(self._gated(name, weight, gate))
+        else:
+            weight = self._fed_by(site).weight
+            weight.mul_(gate.to(weight.dtype).repeat_interleave(self._width(site)))
         self.set(name, torch.ones_like(gate))
 
     def _opened(self) -> ExitStack:
@@ -201,8 +216,16 @@ class Gates(Mapping[str, Tensor]):
 
     def _behind(self, site: Site) -> tuple[nn.Module, bool]:
         """The linear whose input (True) or output (False) a gate at `site` multiplies."""
+        return self._fed_by(site).module, site.kind != "module"
+
+    def _fed_by(self, site: Site) -> LinearView:
+        """The last linear of the sub-layer that `site` is of."""
         role = self._sites.sublayer(site).last.role
-        return self._sites.linear(self._model, site.layer, role).module, site.kind != "module"
+        return self._sites.linear(self._model, site.layer, role)
+
+    def _width(self, site: Site) -> int:
+        """Channels that one entry of a gate at `site` multiplies."""
+        return self._sites.layers[site.layer].head_dim if site.kind == "heads" else 1
 
     def _open(self, name: str, site: Site) -> None:
         stack = self._opened()
@@ -210,7 +233,7 @@ class Gates(Mapping[str, Tensor]):
             self._open_weight(name, site)
             return
         linear, before = self._behind(site)
-        width = self._sites.layers[site.layer].head_dim if site.kind == "heads" else 1
+        width = self._width(site)
 
         def scale(x: Tensor) -> Tensor:
             """Multiply `x` `[B, T, C]`, or `[B * T, C]`, by the gate, each entry over its `width`

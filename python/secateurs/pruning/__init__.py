@@ -3,6 +3,7 @@
 from secateurs.pruning.allocation import ALLOCATORS, Allocator, Price
 from secateurs.pruning.allocation.budget import Budget
 from secateurs.pruning.base import Needs, Pruner
+from secateurs.pruning.head_trials import best_heads
 from secateurs.pruning.methods import (
     METHODS,
     Method,
@@ -11,7 +12,7 @@ from secateurs.pruning.methods import (
     make_pruner,
     option_owner,
 )
-from secateurs.pruning.run import prune
+from secateurs.pruning.run import prune, score
 from secateurs.pruning.session import Session
 
 __all__ = [
@@ -24,9 +25,11 @@ __all__ = [
     "Price",
     "Pruner",
     "Session",
+    "best_heads",
     "check_option_names",
     "check_options",
     "make_pruner",
     "option_owner",
     "prune",
+    "score",
 ]

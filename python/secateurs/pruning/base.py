@@ -65,6 +65,9 @@ class Pruner:
     """Whether a larger budget removes all that a smaller one removes."""
     whole_layers: ClassVar[bool] = False
     """Whether every layer must lose the same whole number of units."""
+    grouped: ClassVar[bool] = False
+    """Whether its batches may come in groups, as `{"en": [...], "de": [...]}`; the name of the one
+    that is observed is then `group`."""
     chooses: ClassVar[bool] = False
     """Whether the method itself decides how much each layer loses, so that it takes no
     allocator."""
@@ -91,6 +94,8 @@ class Pruner:
     rounds: int = 1
     batches: int = 1
     """Batches of one round of a method that observes."""
+    group: str = ""
+    """Of the batch that is observed."""
     trains_model: bool = True
     """Whether the model's own parameters are trained beside what the method trains."""
 

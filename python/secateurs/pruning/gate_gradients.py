@@ -13,8 +13,11 @@ from secateurs.data.batches import (
     Batch,
     batch_size,
     evaluating,
+    is_label,
+    loss_of,
     main_output,
     run,
+    to_device,
     token_weights,
 )
 from secateurs.errors import MethodError
@@ -56,6 +59,33 @@ def gate_gradients(
         if not bool(torch.isfinite(gradient).all()):
             raise MethodError(f"expected finite gradients, got NaN or infinity at {name}")
     return found
+
+
+def importance_sums(
+    model: nn.Module,
+    sites: Sites,
+    units: Mapping[str, tuple[int, ...]],
+    gone: SparsityPlan,
+    batch: Batch,
+    generator: torch.Generator,
+) -> tuple[dict[str, Tensor], int]:
+    """Sums over the examples of `batch` of |dL/d gate|, float64 on the CPU by site, and 1; without
+    labels, of the squared derivatives along a direction, and 2, their power.
+
+    Args as of `gate_gradients`; `generator` draws the directions.
+    """
+    batch = to_device(batch, model)
+    labelled = any(map(is_label, batch))
+    power = 1 if labelled else 2
+
+    def target(output: Any) -> Tensor:
+        if labelled:  # the loss is the batch mean: size times it, per example
+            return loss_of(output).sum() * batch_size(batch)
+        return along_a_direction(output, batch, generator)
+
+    gradients = gate_gradients(model, sites, units, gone, batch, target)
+    sums = {n: gradient.double().abs().pow(power).sum(0).cpu() for n, gradient in gradients.items()}
+    return sums, power
 
 
 def along_a_direction(output: Any, batch: Batch, generator: torch.Generator) -> Tensor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.architectures.sites import find_sites
-from secateurs.checks import check_seed, check_weights, door
+from secateurs.checks import check_seed, check_weights, door, fit
 from secateurs.data.batches import (
     Batch,
     check_batches,
@@ -19,7 +19,7 @@ from secateurs.data.batches import (
     made_for_gradients,
     shown,
 )
-from secateurs.errors import MethodError
+from secateurs.errors import DataError, MethodError
 from secateurs.plan import SparsityPlan
 from secateurs.pruning.allocation import Allocator, Price, described
 from secateurs.pruning.allocation.budget import Budget
@@ -31,7 +31,7 @@ from secateurs.pruning.methods import check_options, make_pruner
 @torch.enable_grad()
 def prune(
     model: nn.Module,
-    batches: Iterable[Batch] | None = None,
+    batches: Iterable[Batch] | Mapping[str, Iterable[Batch]] | None = None,
     *,
     method: str = "gradient",
     budget: Budget | Mapping[str, Any] | str,
@@ -46,7 +46,7 @@ def prune(
     Args:
         model: a transformers model of a supported family.
         batches: dicts of tensors as the model takes them, for methods that read data; `labels` are
-            optional.
+            optional. For a method that is `grouped`, such lists by name.
         method: a name in METHODS.
         budget: what must go, such as `Budget(heads=0.5, neurons=0.5)`, the same as a dict, or
             `"heads=0.5,neurons=0.5"`.
@@ -77,7 +77,7 @@ def prune(
 @torch.enable_grad()
 def score(
     model: nn.Module,
-    batches: Iterable[Batch] | None = None,
+    batches: Iterable[Batch] | Mapping[str, Iterable[Batch]] | None = None,
     *,
     method: str,
     budget: Budget | Mapping[str, Any] | str,
@@ -98,7 +98,7 @@ def _observe(
     pruner: Pruner,
     method: str,
     model: nn.Module,
-    batches: Iterable[Batch] | None,
+    batches: Iterable[Batch] | Mapping[str, Iterable[Batch]] | None,
     budget: Budget,
     seed: int,
     progress: bool,
@@ -115,11 +115,27 @@ def _observe(
     pruner.start(model, find_sites(model), budget, seed)
     if not reads_data:
         return
-    data = check_batches(batches)
-    check_labels(data)
+    data = _named(batches, pruner.grouped)
+    check_labels(batch for _, batch in data)
     pruner.batches = len(data)
     for number in range(pruner.rounds):
         label = f"{method} {number + 1}/{pruner.rounds}" if pruner.rounds > 1 else method
-        for batch in shown(data, len(data), label, progress):
+        for pruner.group, batch in shown(data, len(data), label, progress):
             pruner.observe(batch)
         pruner.end_round()
+
+
+def _named(
+    batches: Iterable[Batch] | Mapping[str, Iterable[Batch]] | None, grouped: bool
+) -> list[tuple[str, Batch]]:
+    """Every batch with the name of its group, which is empty where there are none."""
+    if not (grouped and isinstance(batches, Mapping)):
+        return [("", batch) for batch in check_batches(cast("Iterable[Batch] | None", batches))]
+    found: list[tuple[str, Batch]] = []
+    for name, group in batches.items():
+        some = list(fit(f"batches of {name}", group, Iterable, DataError))
+        if not some:
+            raise DataError(f"expected batches of each group, got none of {name!r}")
+        found += [(name, batch) for batch in check_batches(some)]
+    check_batches([batch for _, batch in found])
+    return found

@@ -144,10 +144,11 @@ class Session:
 
     def parameter_groups(self, **of_model: Any) -> list[dict[str, Any]]:
         """Groups for an optimizer: the model's parameters that are trained, with the settings
-        `of_model`, and the method's own with theirs."""
+        `of_model`, and the method's own with theirs, and `of_model` where it has none."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         of_the_model = [{"params": parameters, **of_model}] if parameters else []
-        return [*of_the_model, *self.pruner.parameter_groups()]
+        own = [{**of_model, **group} for group in self.pruner.parameter_groups()]
+        return [*of_the_model, *own]
 
     def penalty(self) -> Tensor | float:
         """Return what the method adds to the loss of the forward pass just made."""

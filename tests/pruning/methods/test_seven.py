@@ -79,7 +79,7 @@ def test_what_is_gone_scores_nothing_and_all_else_something():
 @pytest.mark.parametrize("budget", ["weights=0.7", "blocks=0.75,block=16", "patterns=0.5,vector=8"])
 def test_the_share_removed_follows_the_schedule_and_nothing_comes_back(budget):
     count = 20
-    with Session(classifier(), "seven", budget=budget, steps=count) as session:
+    with Session(classifier(), "seven", budget=budget, steps=count, every=1) as session:
         before = None
         target = next(iter(session.budget.asked().values()))
         for i in steps(session, optimizer(session), labelled(), count):

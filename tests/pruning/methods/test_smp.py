@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.tiny_models import tiny_model
 from support.training import labelled
+from torch.nn import functional as F
 
 from secateurs import Budget, find_sites, prune
 from secateurs.errors import BudgetError, CheckpointError, DataError, MethodError
@@ -129,6 +130,32 @@ def test_meta_training_moves_the_scorer_and_not_the_model():
     statistics = [n for n in start if n.endswith("running_mean")]
     assert len(statistics) == 4
     assert not any(torch.equal(meta.scorer.state_dict()[n], start[n]) for n in statistics)
+
+
+def test_a_trained_scorer_has_the_statistics_of_its_last_batches():
+    """Means over whole batches of what its first norm reads, by a convolution of our own."""
+    meta = training(tiny_model("bert"))
+    for batch in unlabelled():
+        meta.step(batch, pair=False)
+    meta.settle()
+    assert not meta.scorer.training
+    means, variances = [], []
+    first, second = (meta.scorer.layers[i].weight.detach().double() for i in (0, 2))
+    for batch in unlabelled():
+        maps, mask, _ = attend(meta.model, batch, pair=False)
+        squares = torch.cat([square_maps(m, mask).flatten(0, 1) for m in maps])[:, None].double()
+        x = F.conv2d(F.leaky_relu(F.conv2d(squares, first, stride=2, padding=1), 0.2), second,
+                     stride=2, padding=1)  # fmt: skip
+        means.append(x.mean((0, 2, 3)))
+        variances.append(x.transpose(0, 1).flatten(1).var(1))
+    norm = meta.scorer.layers[3]
+    assert norm.momentum == 0.1
+    torch.testing.assert_close(
+        norm.running_mean.double(), torch.stack(means).mean(0), rtol=1e-3, atol=1e-9
+    )
+    torch.testing.assert_close(
+        norm.running_var.double(), torch.stack(variances).mean(0), rtol=1e-3, atol=1e-12
+    )
 
 
 def test_a_step_forgets_the_gradients_of_the_last():
@@ -299,8 +326,8 @@ def test_a_saved_scorer_prunes_by_one_pass_and_other_models_too(tmp_path):
     pruner.start(model, find_sites(model), Budget(heads=0.5), seed=0)
     for batch in batches:
         pruner.observe(batch)
-    save_scorer(pruner.scorer, saved)
     pruner.end_round()
+    save_scorer(pruner.scorer, saved)
     passes = []
     hook = model.register_forward_pre_hook(lambda *_: passes.append(1))
     again = prune(model, batches, method="smp", budget="heads=0.5", artifact=saved, progress=False)

@@ -18,13 +18,18 @@ from secateurs.pruning.allocation import (
 )
 from secateurs.pruning.base import Needs, Pruner
 from secateurs.pruning.methods.admm_pattern import AdmmPatternPruner
+from secateurs.pruning.methods.cross_lingual import CrossLingualPruner
+from secateurs.pruning.methods.dcil import DCILPruner
 from secateurs.pruning.methods.dsp import DSPPruner
 from secateurs.pruning.methods.gradient import GradientPruner
 from secateurs.pruning.methods.kprune import KPrunePruner
 from secateurs.pruning.methods.layerwise_admm import LayerwiseAdmmPruner
 from secateurs.pruning.methods.magnitude import MagnitudePruner
+from secateurs.pruning.methods.mlpruning import MLPruner
 from secateurs.pruning.methods.obs import ObsPruner
+from secateurs.pruning.methods.platon import PlatonPruner
 from secateurs.pruning.methods.random import RandomPruner
+from secateurs.pruning.methods.sensi_bert import SensiBertPruner
 from secateurs.pruning.methods.seven import SevenPrePruner, SevenPruner
 from secateurs.pruning.methods.smp import SMPPruner
 from secateurs.pruning.methods.snip_identity import SnipIdentityPruner
@@ -73,6 +78,7 @@ METHODS: dict[str, Method] = {
             GradientPruner,
             "units the loss, or the distance to the dense model, is least sensitive to",
         ),
+        Method("cross_lingual", CrossLingualPruner, "heads that the loss of no language hangs on"),
         Method("kprune", KPrunePruner, "units that add little to predictions and to the output"),
         Method("obs", ObsPruner, "units whose part of the output the rest can take over"),
         Method(
@@ -83,8 +89,12 @@ METHODS: dict[str, Method] = {
         Method("dsp", DSPPruner, "a differentiable choice of exactly k heads"),
         Method("voita", VoitaPruner, "heads whose stochastic gates close under an L0 penalty"),
         Method("snip_identity", SnipIdentityPruner, "heads or sub-layers whose outputs stay small"),
+        Method("sensi_bert", SensiBertPruner, "units of sub-layers the loss hangs on least"),
         Method("smp", SMPPruner, "heads whose attention maps a trained network scores low"),
+        Method("mlpruning", MLPruner, "heads and neurons, then blocks, by shares that are learnt"),
         Method("admm_pattern", AdmmPatternPruner, "weights off a pattern the loss is drawn to"),
+        Method("platon", PlatonPruner, "weights neither important nor uncertain; they may return"),
+        Method("dcil", DCILPruner, "small weights, which learn from a dense path and may return"),
         Method("seven", SevenPruner, "weights without a steady say in the loss, while training"),
         Method("seven_pre", SevenPrePruner, "the same before training, weights frozen"),
     )

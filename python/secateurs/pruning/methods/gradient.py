@@ -17,18 +17,17 @@ calibration batches. Defaults: one round; per-layer norm, as in the paper.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from secateurs.data.batches import Batch, batch_size, is_label, loss_of, to_device
+from secateurs.data.batches import Batch
 from secateurs.errors import DataError, MethodError
 from secateurs.plan import SparsityPlan
 from secateurs.plan.masks import KeepMask
 from secateurs.processes import summed
 from secateurs.pruning.base import Needs, Pruner
-from secateurs.pruning.gate_gradients import along_a_direction, gate_gradients
+from secateurs.pruning.gate_gradients import importance_sums
 
 
 class GradientPruner(Pruner):
@@ -55,18 +54,10 @@ class GradientPruner(Pruner):
         self._last: dict[str, Tensor] = {}
 
     def observe(self, batch: Batch) -> None:
-        batch = to_device(batch, self.model)
-        labelled = any(map(is_label, batch))
-        self._power = 1 if labelled else 2
-
-        def target(output: Any) -> Tensor:
-            if labelled:  # the loss is the batch mean: size times it, per example
-                return loss_of(output).sum() * batch_size(batch)
-            return along_a_direction(output, batch, self.generator)
-
-        gradients = gate_gradients(self.model, self.sites, self.units(), self._gone, batch, target)
-        for name, gradient in gradients.items():
-            total = gradient.double().abs().pow(self._power).sum(0).cpu()
+        sums, self._power = importance_sums(
+            self.model, self.sites, self.units(), self._gone, batch, self.generator
+        )
+        for name, total in sums.items():
             self._sums[name] = self._sums.get(name, 0) + total
 
     def end_round(self) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from secateurs.plan import Site
 from secateurs.pruning.base import Needs, Pruner
+from secateurs.pruning.magnitudes import head_magnitudes, neuron_magnitudes, squares
 
 
 class MagnitudePruner(Pruner):
@@ -32,9 +33,9 @@ class MagnitudePruner(Pruner):
         for name, shape in self.units().items():
             site = self.sites.by_name[name]
             if site.kind == "heads":
-                scores[name] = self._heads(site)
+                scores[name] = head_magnitudes(self.model, self.sites, site)
             elif site.kind == "neurons":
-                scores[name] = self._neurons(site.layer)
+                scores[name] = neuron_magnitudes(self.model, self.sites, site)
             elif site.kind == "module":
                 scores[name] = self._module(site)
             elif self.budget.blocks is not None:
@@ -44,22 +45,7 @@ class MagnitudePruner(Pruner):
         return scores
 
     def _squares(self, index: int, role: str) -> Tensor:
-        return self.linear_weight(index, role).double().square().contiguous()
-
-    def _heads(self, site: Site) -> Tensor:
-        (heads,) = site.shape
-        parts = []
-        for linear in self.sites.sublayer(site).linears:
-            squares = self._squares(site.layer, linear.role)
-            owned = squares if linear.columns == "hidden" else squares.T
-            count = self.sites.layers[site.layer].kv_heads if linear.rows == "kv_heads" else heads
-            parts.append(owned.reshape(count, -1).mean(1).repeat_interleave(heads // count))
-        return torch.stack(parts).mean(0).sqrt()
-
-    def _neurons(self, index: int) -> Tensor:
-        roles = ("up", "gate") if self.sites.layers[index].gated else ("up",)
-        parts = [self._squares(index, role).mean(1) for role in roles]
-        return torch.stack([*parts, self._squares(index, "down").mean(0)]).mean(0).sqrt()
+        return squares(self.model, self.sites, index, role)
 
     def _module(self, site: Site) -> Tensor:
         roles = self.sites.sublayer(site).roles

@@ -17,13 +17,13 @@ and, every `every` steps, a ranking. State: three float32 per weight.
 Defaults: a = 0.8, b = 0.9 of the authors' code; 100 batches before training there, here as many as
 are given; the span of the schedule is given there in steps per task, here as shares of the training
 (ours). Departures: only linears of the layers are pruned, not the pooler; equal scores go by
-position; the last mask meets the budget exactly (there a little more is kept); gradients are read
-before they are clipped; `seven_pre` is rebuilt from its description, its code is not public.
+position; a mask is made every 5 steps (there in each), and the last one meets the budget exactly
+(there a little more is kept); gradients are read before they are clipped; `seven_pre` is rebuilt
+from its description, its code is not public.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,8 +33,9 @@ from torch import Tensor
 from secateurs.data.batches import Batch, evaluating, is_label, loss_of, run, to_device
 from secateurs.errors import DataError, MethodError
 from secateurs.masking.gates import Gates
-from secateurs.pruning.base import Needs, Pruner
+from secateurs.pruning.base import Needs
 from secateurs.pruning.schedules import Schedule
+from secateurs.pruning.weight_scores import WeightPruner
 
 EPSILON = 1e-9
 GONE = 0.0  # the score of what is gone; all else scores at least LEAST
@@ -80,8 +81,7 @@ class Sensitivity:
             self.score.masked_fill_(keep == 0, GONE)
 
 
-class _Seven(Pruner):
-    produces = frozenset({"weights", "blocks", "patterns"})
+class _Seven(WeightPruner):
     labelled = True
     seeded = False
 
@@ -105,28 +105,11 @@ class _Seven(Pruner):
 
     def _mask(self, gates: Gates, fraction: float) -> None:
         """Shut the gates of the `fraction` that scores least."""
-        (kind,) = self.budget.kinds()
-        if kind == "patterns":
-            size = 16 if self.budget.pattern == "library" else 4
-            ones = max(math.ceil(size * (1 - fraction) - 1e-9), 1)
-            if ones == size:
-                return
-            if self.budget.pattern == "2:4" and ones != 2:
-                return
-            fraction = 1 - ones / size
-        for name, mask in self.allocated({kind: fraction}).masks.items():
-            weight = self._sensitivities[name].weight
-            gates[name] = mask.elements().to(weight)  # type: ignore[attr-defined]
+        for name, keep in self.kept_at(fraction).items():
+            gates[name] = keep.to(self._sensitivities[name].weight)
 
-    def scores(self) -> Mapping[str, Tensor]:
-        scores = {name: s.score for name, s in self._sensitivities.items()}
-        if self.budget.blocks is None:
-            return scores
-        b = self.budget.block
-        return {
-            name: score.view(score.shape[0] // b, b, -1, b).sum((1, 3))
-            for name, score in scores.items()
-        }
+    def weight_scores(self) -> Mapping[str, Tensor]:
+        return {name: s.score for name, s in self._sensitivities.items()}
 
 
 class SevenPruner(_Seven):
@@ -148,7 +131,7 @@ class SevenPruner(_Seven):
         signed: bool = False,
         begin: float = 0.1,
         end: float = 0.7,
-        every: int = 1,
+        every: int = 5,
     ) -> None:
         super().__init__(decay, decay_square, signed)
         if every < 1:

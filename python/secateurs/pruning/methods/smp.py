@@ -26,13 +26,15 @@ outputs, 2 sigmoid), its start, SGD with learning rate 0.02 and gradients clippe
 updates, the sampling of half the heads whatever the budget, and the loss. Departures: their
 reshaping of scores by the number of layers where the number of heads is meant is right here; an
 update sees one batch (there 8 of 60 examples), whose odd example is left out; without an artifact
-the network has seen one task (there seven); a model without a pooler takes its first token; maps
-beyond 128 tokens are cropped, equal scores go by position.
+the network has seen one task (there seven); the statistics of a
+trained network are taken anew from its last 16 batches; a model without a pooler takes its first
+token; maps beyond 128 tokens are cropped, equal scores go by position.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,6 +71,7 @@ CHANNELS = 8
 LR = 0.02
 FEATURES_DROPPED = 0.8
 SHARPNESS = 10.0
+SETTLING = 16  # batches that a trained scorer's statistics are of
 SINGLE_SCALE = 10.0  # of the loss of single sentences
 
 
@@ -176,7 +179,8 @@ def meta_train(
     for task in shown(chosen, steps, "meta-training", progress):
         training.step(next(endless[task]), tasks[task].pair)
     training.check()
-    return scorer.eval()
+    training.settle()
+    return scorer
 
 
 def task_odds(sizes: Tensor) -> Tensor:
@@ -219,6 +223,7 @@ class MetaTraining:
     ) -> None:
         self.model, self.sites, self.scorer, self.generator = model, sites, scorer, generator
         self._optimizer = torch.optim.SGD(scorer.parameters(), lr=LR)
+        self._recent: deque[tuple[Batch, bool]] = deque(maxlen=SETTLING)
         self.batches = self.updates = 0
 
     def step(self, batch: Batch, pair: bool) -> float:
@@ -229,6 +234,7 @@ class MetaTraining:
             return float("nan")
         self.batches += 1
         batch = {name: value[:even] for name, value in unlabelled(batch, self.model).items()}
+        self._recent.append((batch, pair))
         with torch.no_grad():
             maps, mask, unpruned = attend(self.model, batch, pair)
         self.scorer.train()
@@ -252,6 +258,23 @@ class MetaTraining:
             self._optimizer.step()
             self.updates += 1
         return float(loss.detach())
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Take the statistics of the scorer's norms anew, as means over the last batches: the ones
+        gathered on the way begin at 1, which some hundred updates do not forget."""
+        norms = [m for m in self.scorer.modules() if isinstance(m, nn.BatchNorm2d)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean
+        self.scorer.train()
+        for batch, pair in self._recent:
+            maps, mask, _ = attend(self.model, batch, pair)
+            head_scores(self.scorer, maps, mask, pair)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        self.scorer.eval()
 
     def check(self) -> None:
         """Raise DataError if there was no batch to train the scorer on, MethodError if it learnt
@@ -323,6 +346,8 @@ class SMPPruner(Pruner):
         self._round += 1
         if self._round < self.rounds:
             self._training.check()
+            if self._round == self.rounds - 1:
+                self._training.settle()
         elif self._sums is not None:
             self._sums, self._examples = summed(self._sums), int(total(self._examples))
 
