@@ -119,6 +119,11 @@ def _from_folder(
     that came with it, and without room for more weights than it holds."""
     _check_attention(found, path)
     _check_labels_and_layers(found, path)
+    if found.get("pruned_heads"):
+        raise CheckpointError(
+            f"expected whole heads in {path}, got a model that transformers 4 removed heads of: "
+            "open it with secateurs.open_pruned_heads"
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(path, **_LOCAL, **settings)
         with torch.device("meta"):
