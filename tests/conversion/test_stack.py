@@ -205,6 +205,24 @@ class Collecting(nn.Module):
         return states, every
 
 
+class Summing(nn.Module):
+    def forward(self, states):
+        total = 0
+        for layer in self.layers:
+            states = layer(states)
+            total = total + states
+        return total
+
+
+class WithOthers(nn.Module):
+    def forward(self, states):
+        for layer in self.layers:
+            states = layer(states)
+        for other in self.others:
+            states = other(states) + states
+        return states
+
+
 class Keeping(nn.Module):
     def forward(self, states):
         first = states
@@ -262,7 +280,19 @@ def test_a_plain_loop_is_read_from_the_code():
 
 @pytest.mark.parametrize(
     "stack",
-    [Numbered, Collecting, Keeping, Stepping, Looking, Twice, Telling, Repeating, PartOfThem],
+    [
+        Numbered,
+        Collecting,
+        Summing,
+        WithOthers,
+        Keeping,
+        Stepping,
+        Looking,
+        Twice,
+        Telling,
+        Repeating,
+        PartOfThem,
+    ],
 )
 def test_any_other_loop_is_left_alone(stack):
     assert plain_loop(stack) is None
