@@ -43,7 +43,10 @@ def main(folder: Path) -> None:
                 else {}
             )
         masks = {name: mask.keep for name, mask in session.plan.masks.items()}
-        results[method] = {**scores, **masks, **model.state_dict()}
+        groups = session.pruner.parameter_groups()
+        own = [parameter.detach() for group in groups for parameter in group["params"]]
+        learnt = {f"parameter {i} of the method": value for i, value in enumerate(own)}
+        results[method] = {**scores, **masks, **learnt, **model.state_dict()}
     mean = averaged(torch.tensor([1.0, 3.0]) * dist.get_rank())
     torch.save({"mean": mean, "seen": seen, "results": results}, folder / f"{dist.get_rank()}.pt")
 
