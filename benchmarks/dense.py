@@ -22,7 +22,7 @@ from transformers.utils import logging
 from secateurs.data.batches import unlabelled
 from secateurs.data.tasks import find_task
 from secateurs.measurement.environment import device_name, git_commit
-from secateurs.measurement.timing import append_rows
+from secateurs.measurement.rows import append_rows
 from secateurs.ops import build_info
 from secateurs.storage.model_folders import (
     open_classifier,

@@ -30,7 +30,8 @@ from torch.nn import functional as F
 from secateurs import ops
 from secateurs.formats import BlockSparseWeight
 from secateurs.measurement.environment import env_report
-from secateurs.measurement.timing import Measurement, Timing, append_rows, measure, row
+from secateurs.measurement.rows import append_rows, row
+from secateurs.measurement.timing import Measurement, Timing, measure
 
 DEVICE = torch.device("cuda")
 DTYPE = torch.bfloat16

@@ -42,7 +42,8 @@ from transformers import BertConfig, BertModel
 import secateurs as sc
 from secateurs import ops
 from secateurs.formats import BlockSparseWeight
-from secateurs.measurement.timing import measure, row
+from secateurs.measurement.rows import row
+from secateurs.measurement.timing import measure
 from secateurs.ops._core.tuning import Config, trial
 from secateurs.plan import BlockMask
 from secateurs.plan.attention_rules import Local, Rule, Sinks, Strided, layout

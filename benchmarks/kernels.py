@@ -26,7 +26,8 @@ from benchmarks.peak import Peak, measure_peak
 from torch import Tensor
 
 from secateurs import ops
-from secateurs.measurement.timing import append_rows, measure, relative_error, row
+from secateurs.measurement.rows import append_rows, row
+from secateurs.measurement.timing import measure, relative_error
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ALL_DTYPES = (torch.float32, torch.bfloat16)

@@ -45,7 +45,8 @@ from benchmarks.dense import (
 import secateurs as sc
 from secateurs.measurement.inputs import token_inputs
 from secateurs.measurement.quality import backend_of
-from secateurs.measurement.timing import measure, row
+from secateurs.measurement.rows import row
+from secateurs.measurement.timing import measure
 from secateurs.training.task_recipe import Outcome, Settings, prune_on_task
 
 HEADS = ("random", "magnitude", "gradient", "smp", "voita", "dsp")

@@ -45,13 +45,12 @@ import secateurs as sc
 from secateurs.cli.demo import model_folder
 from secateurs.measurement.inputs import token_inputs
 from secateurs.measurement.quality import backend_of, pooled
+from secateurs.measurement.rows import append_rows, row
 from secateurs.measurement.timing import (
     Measurement,
     alternate,
-    append_rows,
     measure,
     relative_error,
-    row,
     sampler,
     summarised,
 )

@@ -31,7 +31,7 @@ from secateurs.data.batches import unlabelled
 from secateurs.data.glue import find_task
 from secateurs.measurement.environment import device_name, git_commit
 from secateurs.measurement.quality import embeddings
-from secateurs.measurement.timing import append_rows
+from secateurs.measurement.rows import append_rows
 from secateurs.ops import build_info
 from secateurs.storage.model_folders import open_classifier, open_tokenizer
 from secateurs.training.task_recipe import Settings, TaskData, evaluate

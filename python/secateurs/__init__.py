@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from secateurs.storage.compact_export import export_compact as export_compact
     from secateurs.storage.compact_import import convert_compact as convert_compact
     from secateurs.storage.dense_export import export_dense as export_dense
+    from secateurs.storage.pruned_heads import open_pruned_heads as open_pruned_heads
+    from secateurs.storage.pruned_heads import prune_heads as prune_heads
     from secateurs.training.distillation import distill as distill
 
 __version__ = "0.1.0"

@@ -44,7 +44,9 @@ from secateurs import (
     register_architecture,
     save,
 )
-from secateurs.architectures.records import ARCHITECTURES, BERT, DINOV2, EARLIER_DINOV2
+from secateurs.architectures.records import ARCHITECTURES
+from secateurs.architectures.records.bert import BERT
+from secateurs.architectures.records.vision import DINOV2, EARLIER_DINOV2
 from secateurs.conversion.proof import observe
 from secateurs.errors import FamilyError
 

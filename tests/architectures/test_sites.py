@@ -9,7 +9,8 @@ from torch import nn
 from transformers import BertConfig, BertModel, GPTNeoXConfig, GPTNeoXModel
 
 from secateurs import BlockMask, HeadMask, ModuleMask, NeuronMask, SparsityPlan, convert, find_sites
-from secateurs.architectures.records import ARCHITECTURES, BART
+from secateurs.architectures.records import ARCHITECTURES
+from secateurs.architectures.records.seq2seq import BART
 from secateurs.errors import FamilyError
 
 

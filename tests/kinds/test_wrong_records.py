@@ -12,25 +12,13 @@ import torch
 from support.tiny_models import tiny_model
 
 from secateurs import SparsityPlan, convert
-from secateurs.architectures.records import (
-    ARCHITECTURES,
-    BART,
-    BERT,
-    DINOV2,
-    ESM,
-    EUROBERT,
-    GEMMA,
-    GPT2,
-    GRANITE,
-    LLAMA,
-    MBART,
-    MODERNBERT,
-    POST_NORM_OPT,
-    QWEN3,
-    STABLE_WAV2VEC2,
-    T5,
-    WAV2VEC2,
-)
+from secateurs.architectures.records import ARCHITECTURES
+from secateurs.architectures.records.bert import BERT, ESM, MODERNBERT
+from secateurs.architectures.records.gpt import GPT2, POST_NORM_OPT
+from secateurs.architectures.records.llama import EUROBERT, GEMMA, GRANITE, LLAMA, QWEN3
+from secateurs.architectures.records.seq2seq import BART, MBART, T5
+from secateurs.architectures.records.sound import STABLE_WAV2VEC2, WAV2VEC2
+from secateurs.architectures.records.vision import DINOV2
 from secateurs.errors import FamilyError
 
 

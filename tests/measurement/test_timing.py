@@ -9,13 +9,8 @@ import torch
 from torch import nn
 
 from secateurs.errors import DataError
-from secateurs.measurement.timing import (
-    append_rows,
-    max_relative_difference,
-    measure,
-    relative_error,
-    row,
-)
+from secateurs.measurement.rows import append_rows, row
+from secateurs.measurement.timing import max_relative_difference, measure, relative_error
 
 ROW_KEYS = {
     "backend", "isa", "dtype", "shape", "block", "density", "ms", "ms_p20", "ms_p80", "baseline",

@@ -23,7 +23,8 @@ from secateurs.data.batches import (
 from secateurs.data.text import most_tokens
 from secateurs.errors import DataError
 from secateurs.measurement.inputs import Shape, token_inputs
-from secateurs.measurement.timing import Measurement, measure, row
+from secateurs.measurement.rows import row
+from secateurs.measurement.timing import Measurement, measure
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ FAULTS = (
         ("record.causal != causal", "0", f"{FAMILIES} -k sentence_says"),
     ),
     *faults_in(
-        f"{ARCHITECTURES}/records.py",
+        f"{ARCHITECTURES}/records/__init__.py",
         ("if not model_type or model_type in ARCHITECTURES:", "if False:",
          f"{FAMILIES} -k ones_own"),
         ("record.named(model_type) for record in records", "records",

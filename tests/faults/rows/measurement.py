@@ -14,9 +14,12 @@ FAULTS = (
          "measurement/test_timing.py -k median_speedup"),
         ("            return math.nan\n", "            continue\n",
          "measurement/test_timing.py -k nan_on_one_side"),
-        ("error <= tolerance,", "True,", "measurement/test_timing.py -k wrong_output"),
         ("position = q * (len(ordered) - 1)", "position = q * len(ordered) - 1",
          "measurement/test_timing.py -k quantiles"),
+    ),
+    *faults_in(
+        "python/secateurs/measurement/rows.py",
+        ("error <= tolerance,", "True,", "measurement/test_timing.py -k wrong_output"),
     ),
     *faults_in(
         "python/secateurs/measurement/quality.py",

@@ -190,8 +190,8 @@ FAULTS = (
     ),
     *faults_in(
         "python/secateurs/pruning/magnitudes.py",
-        ('squares(model, sites, index, "down").mean(0)',
-         'squares(model, sites, index, "up").mean(1)',
+        ('squares(model, sites, site.layer, "down").mean(0)',
+         'squares(model, sites, site.layer, "up").mean(1)',
          "pruning/test_pruning.py -k unit_owns"),
     ),
     *faults_in(
