@@ -646,12 +646,12 @@ PYTHON += (
         (
             "linear.bias / divisor.to(linear.bias)",
             "linear.bias",
-            f"{ROUNDING} -k 'nothing_but and bert'",
+            f"{ROUNDING} -k nothing_but and bert",
         ),
         (
             'f"{path}.weight", f"{path}.bias"',
             'f"{path}.weight",',
-            f"{ROUNDING} -k 'nothing_but and gpt2'",
+            f"{ROUNDING} -k nothing_but and gpt2",
         ),
     ),
     *faults_in(
@@ -670,7 +670,7 @@ PYTHON += (
     *faults_in(
         f"{CONVERSION}/layer_builder.py",
         ("made = made if why_not is None else unrounded", "pass", f"{ROUNDING} -k slower"),
-        ("self.stays |= dict.fromkeys(sites, why_not)", "pass", f"{ROUNDING} -k 'bound or slower'"),
+        ("self.stays |= dict.fromkeys(sites, why_not)", "pass", f"{ROUNDING} -k bound or slower"),
     ),
     *faults_in(
         "python/secateurs/storage/blueprint.py",
