@@ -29,7 +29,7 @@ def test_reload_is_identical_to_the_bit(model, batch, name, tmp_path):
     assert actions[0] == [("layers", "proven"), *actions[1]]
     names = sorted(p.name for p in (tmp_path / "m").iterdir())
     files = [weights(tmp_path / "m").name, plan(tmp_path / "m").name]
-    assert names == sorted(["config.json", SENTINEL, *files])
+    assert names == sorted(["README.md", "config.json", SENTINEL, *files])
 
 
 def weights(directory):
