@@ -238,6 +238,8 @@ def test_debug_shows_the_traceback(tmp_path):
         ["prune-task", *COMMAND[1:]],
         ["prune-task", *COMMAND[1:], "--task", "sst2", "--data", "t"],
         ["methods", "wishful"],
+        ["inspect", "a", "--picture", "kept.txt"],
+        ["report", "a"],
         ["prune", "--model", "a", "--out", "b", "--budget", "heads=0.5", "--option", "rounds"],
     ],
 )

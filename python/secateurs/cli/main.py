@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from secateurs import __version__
 from secateurs.cli.commands import COMMANDS
-from secateurs.cli.paths import check_json
+from secateurs.cli.paths import check_file
 from secateurs.cli.terminal import BAD_INPUT, FAILED, INTERRUPTED, OK, tell
 from secateurs.errors import SecateursError
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = _forwarded([*(sys.argv[1:] if arguments is None else arguments)])
     options = parser().parse_args(words)
     try:
-        check_json(options.json)
+        check_file("--json", options.json)
         status, result = options.run(options)
         if options.json:
             from secateurs.cli.tables import write_json

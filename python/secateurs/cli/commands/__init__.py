@@ -17,6 +17,7 @@ from secateurs.cli.commands import (
     methods,
     prune,
     prune_task,
+    report,
 )
 
 
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Command] = {
     "measure": measure,
     "export": export,
     "inspect": inspect,
+    "report": report,
     "methods": methods,
     "doctor": doctor,
     "env": env,
