@@ -53,6 +53,35 @@ def test_a_model_of_images_is_pruned_and_measured(tmp_path):
     assert [row["shape"] for row in json.loads(told.read_text())["rows"]] == [[2, 10]] * 2
 
 
+@pytest.mark.parametrize("kind", ["pruned", "stock"])
+def test_a_profile_needs_no_baseline(folder, tmp_path, capsys, kind):
+    model, told = folder, tmp_path / "told.json"
+    if kind == "pruned":
+        model = tmp_path / "pruned"
+        assert prune(folder, model, "--method", "magnitude") == 0
+    options = ["--profile", "--shapes", "1x4", "--min-time", "0"]
+    assert run("measure", model, *options, "--json", told) == 0
+    rows = json.loads(told.read_text())["profile"]
+    parts = {row["part"]: row["ms"] for row in rows}
+    inside = {"attention", "ffn"} if kind == "pruned" else {"attention", "intermediate", "output"}
+    assert {"layers", "embeddings", "whole", *(f"layers: {part}" for part in inside)} <= {*parts}
+    assert all(parts[name] > 0 for name in parts if name != "all else")
+    assert "Each part is timed in calls of its own" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "expected --baseline, --profile or both, got neither"),
+        (["--profile", "--text", "t"], "expected --text only with --baseline"),
+        (["--profile", "--task", "sst2"], "expected --task only with --baseline"),
+    ],
+)
+def test_what_only_a_baseline_gives_is_refused_without_one(folder, capsys, options, words):
+    assert run("measure", folder, *options) == cli.BAD_INPUT
+    assert words in capsys.readouterr().err
+
+
 def test_the_saved_model_is_what_the_library_makes(folder, tmp_path):
     assert prune(folder, tmp_path / "out", "--method", "magnitude") == 0
     dense = open_model(folder)

@@ -52,6 +52,12 @@ FAULTS = (
         ('    check_file("--html", options.html)\n', "", "cli/test_report.py -k before_the_work"),
     ),
     *faults_in(
+        "python/secateurs/cli/commands/measure.py",
+        ("if options.baseline is None and not options.profile:", "if False:",
+         "cli/test_cli.py -k only_a_baseline"),
+        (', "text": against', "", "cli/test_cli.py -k only_a_baseline"),
+    ),
+    *faults_in(
         "python/secateurs/cli/commands/inspect.py",
         ('    check_file("--picture", options.picture)\n', "", "cli/test_tables.py -k kept_parts"),
     ),
