@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from support.tiny_models import tiny_model
 
 import secateurs
 from secateurs.cli import main as cli
+from secateurs.cli.commands import COMMANDS
 from secateurs.storage.model_folders import open_model, open_tokenizer
 
 COMMAND = ["prune", "--model", "a", "--out", "b", "--budget", "heads=0.5"]
@@ -238,6 +242,40 @@ def test_texts_beyond_the_positions_are_cut_and_that_is_told_once(tmp_path, text
     shapes = ["--shapes", "1x4", "1x63", "--min-time", "0"]
     assert run("measure", tmp_path / "out", "--baseline", dense, *shapes) == cli.BAD_INPUT
     assert "shapes of at most 62 tokens, got 1x63" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_with_an_example_that_can_be_read(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    example = COMMANDS[name].EXAMPLE
+    assert told.endswith(f"example:\n  {example}\n")
+    program, *words = shlex.split(example)
+    assert program == "secateurs"
+    assert cli.parser().parse_args(words).command == name
+
+
+def test_help_tells_every_exit_status(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    told = capsys.readouterr().out.partition("exit status:")[2]
+    for status in (cli.OK, cli.FAILED, cli.BAD_INPUT, cli.INTERRUPTED):
+        assert re.search(rf"^  {status} ", told, re.MULTILINE)
+
+
+def test_a_shell_that_asks_what_comes_next_is_answered(monkeypatch):
+    asked = []
+    answers = SimpleNamespace(autocomplete=lambda parser: asked.append(parser.prog))
+    monkeypatch.setitem(sys.modules, "argcomplete", answers)
+    assert cli.main(["methods"]) == 0
+    assert asked == []
+    monkeypatch.setenv("_ARGCOMPLETE", "1")
+    assert cli.main(["methods"]) == 0
+    assert asked == ["secateurs"]
+    monkeypatch.setitem(sys.modules, "argcomplete", None)  # not installed
+    assert cli.main(["methods"]) == 0
 
 
 def test_debug_shows_the_traceback(tmp_path):
