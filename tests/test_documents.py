@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from support.word_folders import saved
 from transformers import AutoTokenizer
 
 from secateurs import METHODS, HeadMask, SparsityPlan, convert, explain, load, save
+from secateurs.cli.main import parser
 from secateurs.pruning import ALLOCATORS, Needs
 from secateurs.storage.model_folders import open_model
 
@@ -39,6 +41,16 @@ def test_the_readme_is_short_and_gives_both_commands():
     commands = dict(zip(block[::2], block[1::2], strict=True))
     assert commands["# demo"].endswith("secateurs demo")
     assert commands["# test"].endswith("pytest")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_command_lines_can_be_read(page):
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    for line in lines:
+        program, *words = shlex.split(line, comments=True) or [""]
+        if program == "secateurs":
+            parser().parse_args(words)
 
 
 def test_the_example_of_attention_rules_runs(capsys):

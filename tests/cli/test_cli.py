@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from support.tiny_models import tiny_model
 
 import secateurs
 from secateurs.cli import main as cli
+from secateurs.cli.commands import COMMANDS
 from secateurs.storage.model_folders import open_model, open_tokenizer
 
 COMMAND = ["prune", "--model", "a", "--out", "b", "--budget", "heads=0.5"]
@@ -51,6 +55,35 @@ def test_a_model_of_images_is_pruned_and_measured(tmp_path):
     options = ["--shapes", "2x10", "--min-time", "0.01", "--json", told]
     assert run("measure", out, "--baseline", dense, *options) == 0
     assert [row["shape"] for row in json.loads(told.read_text())["rows"]] == [[2, 10]] * 2
+
+
+@pytest.mark.parametrize("kind", ["pruned", "stock"])
+def test_a_profile_needs_no_baseline(folder, tmp_path, capsys, kind):
+    model, told = folder, tmp_path / "told.json"
+    if kind == "pruned":
+        model = tmp_path / "pruned"
+        assert prune(folder, model, "--method", "magnitude") == 0
+    options = ["--profile", "--shapes", "1x4", "--min-time", "0"]
+    assert run("measure", model, *options, "--json", told) == 0
+    rows = json.loads(told.read_text())["profile"]
+    parts = {row["part"]: row["ms"] for row in rows}
+    inside = {"attention", "ffn"} if kind == "pruned" else {"attention", "intermediate", "output"}
+    assert {"layers", "embeddings", "whole", *(f"layers: {part}" for part in inside)} <= {*parts}
+    assert all(parts[name] > 0 for name in parts if name != "all else")
+    assert "Each part is timed in calls of its own" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "expected --baseline, --profile or both, got neither"),
+        (["--profile", "--text", "t"], "expected --text only with --baseline"),
+        (["--profile", "--task", "sst2"], "expected --task only with --baseline"),
+    ],
+)
+def test_what_only_a_baseline_gives_is_refused_without_one(folder, capsys, options, words):
+    assert run("measure", folder, *options) == cli.BAD_INPUT
+    assert words in capsys.readouterr().err
 
 
 def test_the_saved_model_is_what_the_library_makes(folder, tmp_path):
@@ -211,6 +244,40 @@ def test_texts_beyond_the_positions_are_cut_and_that_is_told_once(tmp_path, text
     assert "shapes of at most 62 tokens, got 1x63" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_with_an_example_that_can_be_read(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    example = COMMANDS[name].EXAMPLE
+    assert told.endswith(f"example:\n  {example}\n")
+    program, *words = shlex.split(example)
+    assert program == "secateurs"
+    assert cli.parser().parse_args(words).command == name
+
+
+def test_help_tells_every_exit_status(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    told = capsys.readouterr().out.partition("exit status:")[2]
+    for status in (cli.OK, cli.FAILED, cli.BAD_INPUT, cli.INTERRUPTED):
+        assert re.search(rf"^  {status} ", told, re.MULTILINE)
+
+
+def test_a_shell_that_asks_what_comes_next_is_answered(monkeypatch):
+    asked = []
+    answers = SimpleNamespace(autocomplete=lambda parser: asked.append(parser.prog))
+    monkeypatch.setitem(sys.modules, "argcomplete", answers)
+    assert cli.main(["methods"]) == 0
+    assert asked == []
+    monkeypatch.setenv("_ARGCOMPLETE", "1")
+    assert cli.main(["methods"]) == 0
+    assert asked == ["secateurs"]
+    monkeypatch.setitem(sys.modules, "argcomplete", None)  # not installed
+    assert cli.main(["methods"]) == 0
+
+
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(secateurs.SecateursError):
         run("inspect", tmp_path / "missing", "--debug")
@@ -238,6 +305,8 @@ def test_debug_shows_the_traceback(tmp_path):
         ["prune-task", *COMMAND[1:]],
         ["prune-task", *COMMAND[1:], "--task", "sst2", "--data", "t"],
         ["methods", "wishful"],
+        ["inspect", "a", "--picture", "kept.txt"],
+        ["report", "a"],
         ["prune", "--model", "a", "--out", "b", "--budget", "heads=0.5", "--option", "rounds"],
     ],
 )

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from cli.conftest import run
 from support.tiny_models import tiny_model
 
 from secateurs import HeadMask, NeuronMask, PatternMask, SparsityPlan, find_sites
@@ -75,3 +76,15 @@ def test_the_picture_is_a_png(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(DataError, match="cannot write"):
         draw(tmp_path / "missing" / "report.png", "title", [("dense", 1.0, 1.0)], layers)
+
+
+def test_kept_parts_are_a_picture_of_their_own(folder, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "kept.svg"
+    assert run("inspect", folder, "--picture", path) == 0
+    assert f"drawn in {path}" in capsys.readouterr().out
+    assert "<svg" in path.read_text()
+    for wrong in (tmp_path / "missing" / "kept.png", tmp_path / "a.png"):
+        (tmp_path / "a.png").mkdir(exist_ok=True)
+        assert run("inspect", folder, "--picture", wrong) == 2
+        assert "expected --picture" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from support.tiny_models import tiny_model
 
 from secateurs import HeadMask, NeuronMask, SparsityPlan, convert, load, save
-from secateurs.storage.model_card import Measured, card, hub_name, write_card
+from secateurs.storage.model_card import Measured, card, hub_name, measured_in, write_card
 
 PLAN = SparsityPlan(
     {
@@ -84,6 +84,26 @@ def test_a_card_of_somebody_else_stays_and_one_of_ours_is_renewed(fast, tmp_path
         assert not write_card(tmp_path, fast, MEASURED)
         save(fast, tmp_path)
         assert path.read_bytes() == theirs
+
+
+def test_figures_of_our_card_are_read_back_as_they_are_shown(fast, tmp_path):
+    save(fast, tmp_path)
+    assert measured_in(tmp_path) is None
+    rows = [{"calls": "8x128", "pruned, ms": 12.5}, {"calls": "1x32", "pruned, ms": None}]
+    write_card(tmp_path, fast, Measured(rows, "a CPU; torch 2.13.0"))
+    shown = [{"calls": "8x128", "pruned, ms": "12.50"}, {"calls": "1x32", "pruned, ms": "-"}]
+    assert measured_in(tmp_path) == Measured(shown, "a CPU; torch 2.13.0")
+    path = tmp_path / "README.md"
+    path.write_text(path.read_text().replace("12.50", "1.25"))
+    assert measured_in(tmp_path) is None
+    path.unlink()
+    assert measured_in(tmp_path) is None
+
+
+def test_a_row_that_does_not_fit_its_headings_is_no_figure(fast, tmp_path):
+    save(fast, tmp_path)
+    write_card(tmp_path, fast, Measured([{"calls": "8 | 9", "ms": 1.5}], "a CPU"))
+    assert measured_in(tmp_path) is None
 
 
 class Hub:

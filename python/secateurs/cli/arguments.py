@@ -12,6 +12,7 @@ from secateurs.errors import DataError
 LARGEST = 10**9  # of whole numbers: larger ones are typing errors, and overflow
 # What sampling arguments are where they are left out: None until then, for none is passed over.
 SAMPLING: dict[str, Any] = {"examples": 256, "batch_size": 16, "max_length": 128}
+PICTURES = (".png", ".svg", ".pdf")
 Effects = Mapping[str, tuple[bool, str]]
 
 
@@ -180,6 +181,15 @@ def weighted_shape(text: str) -> tuple[tuple[int, int], float]:
     name, colon, weight = text.partition(":")
     fits = _number(weight, lambda number: 0 < number < 1e6, "a weight above 0") if colon else 1.0
     return shape(name), fits
+
+
+def picture(text: str) -> str:
+    """Read the name of a picture, whose ending says what it is written as."""
+    if not text.lower().endswith(PICTURES):
+        raise argparse.ArgumentTypeError(
+            f"expected a name that ends in {', '.join(PICTURES)}, got {text[-40:]!r}"
+        )
+    return text
 
 
 def name_and_value(text: str) -> tuple[str, str]:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from secateurs import __version__
 from secateurs.cli.commands import COMMANDS
-from secateurs.cli.paths import check_json
+from secateurs.cli.paths import check_file
 from secateurs.cli.terminal import BAD_INPUT, FAILED, INTERRUPTED, OK, tell
 from secateurs.errors import SecateursError
 
 __all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "OK", "main", "parser"]
+
+EXIT_STATUSES = f"""exit status:
+  {OK:<5}the work was done, and what it checked is right
+  {FAILED:<5}it was done, and a check failed: of the demo, or a problem that the doctor found
+  {BAD_INPUT:<5}the command line or its input cannot be used, as one sentence says
+  {INTERRUPTED:<5}interrupted
+
+`secateurs COMMAND --help` tells what a command takes, with an example."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="secateurs",
         description="Prune trained Transformers and run them faster.",
+        epilog=EXIT_STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"secateurs {__version__}")
@@ -37,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
             parents=[common],
             help=command.SUMMARY,
             description=command.SUMMARY,
+            epilog=f"example:\n  {command.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
         command.add_arguments(added)
@@ -47,9 +61,12 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 only on success."""
     words = _forwarded([*(sys.argv[1:] if arguments is None else arguments)])
-    options = parser().parse_args(words)
+    commands = parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
+        _complete(commands)
+    options = commands.parse_args(words)
     try:
-        check_json(options.json)
+        check_file("--json", options.json)
         status, result = options.run(options)
         if options.json:
             from secateurs.cli.tables import write_json
@@ -71,6 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     return int(status)
+
+
+def _complete(commands: argparse.ArgumentParser) -> None:
+    """Answer the shell, which ends the process; where argcomplete is missing, do nothing."""
+    with suppress(ImportError):
+        import argcomplete
+
+        argcomplete.autocomplete(commands)
 
 
 def _forwarded(words: list[str]) -> list[str]:

@@ -44,14 +44,14 @@ def check_room(option: str, path: Path) -> None:
         raise DataError(f"expected {option} where a directory can be made, got {path}")
 
 
-def check_json(path: str | None) -> None:
-    """Raise DataError unless a JSON file can be written to `path`."""
+def check_file(option: str, path: str | None) -> None:
+    """Raise DataError unless a file can be written to, or replaced at, `path`."""
     if path is None:
         return
     if not may_write(Path(path).absolute().parent):
-        raise DataError(f"expected --json in an existing folder that can be written, got {path}")
+        raise DataError(f"expected {option} in an existing folder that can be written, got {path}")
     if Path(path).is_dir():
-        raise DataError(f"expected --json to be a file, got the folder {path}")
+        raise DataError(f"expected {option} to be a file, got the folder {path}")
 
 
 def may_write(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""A picture of a result: speed against fidelity, and what is left of each layer."""
+"""Pictures of results: speed against fidelity, and what is left of each layer."""
 
 from __future__ import annotations
 
@@ -28,15 +28,7 @@ def draw(
     figure = _figure(10, title)
     speed, parts = figure.subplots(1, 2)
     _speed_against_quality(speed, points, COSINE)
-
-    places = range(len(layers))
-    for part, shift in (("heads", -0.2), ("neurons", 0.2)):
-        shares = [100 * layer[part] / max(1, layer[f"{part}_of"]) for layer in layers]
-        bars = parts.bar([p + shift for p in places], shares, 0.38, label=part)
-        parts.bar_label(bars, [str(layer[part]) for layer in layers], fontsize=7)
-    parts.set(xlabel="layer", ylabel="% kept", title="kept heads and neurons", ylim=(0, 125))
-    parts.set_xticks(list(places))
-    parts.legend(loc="upper center", ncols=2)
+    _kept_parts(parts, layers)
     _save(figure, path)
 
 
@@ -50,6 +42,13 @@ def frontier(
     each point."""
     figure = _figure(6, title)
     _speed_against_quality(figure.subplots(), points, quality)
+    _save(figure, path)
+
+
+def kept_parts(path: str | Path, title: str, layers: Sequence[Mapping[str, Any]]) -> None:
+    """Draw what is left of each layer alone. Args and errors as of `draw`."""
+    figure = _figure(max(6.0, 0.45 * len(layers)), title)
+    _kept_parts(figure.subplots(), layers)
     _save(figure, path)
 
 
@@ -78,6 +77,17 @@ def _speed_against_quality(
         title="speed against fidelity" if quality == COSINE else "speed against score",
     )
     axes.margins(0.2)
+
+
+def _kept_parts(axes: Any, layers: Sequence[Mapping[str, Any]]) -> None:
+    places = range(len(layers))
+    for part, shift in (("heads", -0.2), ("neurons", 0.2)):
+        shares = [100 * layer[part] / max(1, layer[f"{part}_of"]) for layer in layers]
+        bars = axes.bar([p + shift for p in places], shares, 0.38, label=part)
+        axes.bar_label(bars, [str(layer[part]) for layer in layers], fontsize=7)
+    axes.set(xlabel="layer", ylabel="% kept", title="kept heads and neurons", ylim=(0, 125))
+    axes.set_xticks(list(places))
+    axes.legend(loc="upper center", ncols=2)
 
 
 def _save(figure: Any, path: str | Path) -> None:

@@ -93,7 +93,11 @@ def print_density(density: Mapping[str, float], out: Path) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file whole or not at all. Raises DataError if it cannot be written."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file of text whole or not at all. Raises DataError if it cannot be written."""
     try:
         with written_whole(path) as scratch:
             scratch.write_text(text, encoding="utf-8")

@@ -14,6 +14,12 @@ def tell(options: argparse.Namespace, sentence: str) -> None:
     print(f"secateurs {options.command}: {sentence}", file=sys.stderr)
 
 
+def printable(text: str) -> str:
+    """A stranger's text, with a mark in place of each character that cannot be printed, and might
+    turn or hide what is beside it, or steer a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def quiet() -> None:
     """Silence transformers, which reports every weight it reads: our own progress bars are
     enough."""

@@ -105,7 +105,7 @@ def measure(
         if isinstance(module, nn.Module) and any(True for _ in module.parameters()):
             check_weights(module)
     device = _device(model, inputs)
-    sync = _synchroniser(device)
+    sync = synchroniser(device)
     calls = [_bind(f, inputs) for f in (model, baseline) if f is not None]
     with torch.inference_mode(), _refusals():
         for call in calls:
@@ -171,12 +171,20 @@ def interleave(
     return alternate(samplers, min_repeats=min_repeats, min_time=min_time)
 
 
+def synchroniser(device: torch.device) -> Callable[[], None]:
+    """Return a function that waits until a device is idle."""
+    if device.type == "cpu":
+        return lambda: None
+    module = torch.get_device_module(device)
+    return lambda: module.synchronize(device)
+
+
 def sampler(
     call: Callable[[], Any], device: torch.device, *, min_sample: float = 1e-3, settle: float = 0.0
 ) -> Callable[[], float]:
     """Return a function that takes one sample of `call`, in milliseconds per call; the arguments
     are those of `interleave`."""
-    sync = _synchroniser(device)
+    sync = synchroniser(device)
 
     def seconds(times: int) -> float:
         sync()
@@ -258,13 +266,6 @@ def _device(model: Callable[..., Any], inputs: Inputs) -> torch.device:
     if not tensors:
         raise DataError("expected inputs with at least one tensor, to know the device, got none")
     return tensors[0].device
-
-
-def _synchroniser(device: torch.device) -> Callable[[], None]:
-    if device.type == "cpu":
-        return lambda: None
-    module = torch.get_device_module(device)
-    return lambda: module.synchronize(device)
 
 
 def _timing(samples: Sequence[float], peak: int | None) -> Timing:

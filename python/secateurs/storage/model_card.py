@@ -23,6 +23,9 @@ from secateurs.storage.sentence_folders import class_of_folder
 NAME = "README.md"
 MOST_BYTES = 4 << 20  # of a card; none of ours comes near
 _SIGNATURE = re.compile(r"<!-- Card of secateurs, unchanged: ([0-9a-f]{16}) -->\n")
+_MEASURED = re.compile(  # as `_measured` writes it
+    r"\n## Measured\n\nOn (?P<machine>[^\n]*)\.\n\n(?P<table>\|[^\n]*\n\|[-:|]*(?:\n\|[^\n]*)*)"
+)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _CACHED = re.compile(r"models--([A-Za-z0-9][\w.]*(?:-[\w.]+)*)--([\w.-]+)")
 _WHERE = "PATH-OR-NAME"  # of the folder, which may be moved
@@ -62,13 +65,32 @@ def write_card(
 
 def is_ours(path: Path) -> bool:
     """Whether a card was written here, and not changed since."""
+    return _our_text(path) is not None
+
+
+def measured_in(directory: Path) -> Measured | None:
+    """What the card of a folder says was measured, each figure as the text that it shows; None for
+    a card without figures, or that is not ours, or was changed since."""
+    text = _our_text(directory / NAME)
+    found = _MEASURED.search(text) if text is not None else None
+    if found is None:
+        return None
+    names, _, *rows = (line.strip("| ").split(" | ") for line in found["table"].splitlines())
+    if any(len(row) != len(names) for row in rows):
+        return None
+    return Measured([dict(zip(names, row, strict=True)) for row in rows], found["machine"])
+
+
+def _our_text(path: Path) -> str | None:
+    """The text of a card that was written here, and not changed since; None of any other."""
     try:
         content = read_bytes(path, MOST_BYTES)
     except CheckpointError:
-        return False
+        return None
     text = content.decode("utf-8", errors="replace").replace("\r\n", "\n")
     found = _SIGNATURE.search(text)
-    return found is not None and found[1] == _digest(_SIGNATURE.sub("", text))
+    ours = found is not None and found[1] == _digest(_SIGNATURE.sub("", text))
+    return text if ours else None
 
 
 def card(

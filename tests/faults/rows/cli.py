@@ -30,6 +30,49 @@ FAULTS = (
          "cli/test_cli.py -k allocator_can_be_chosen"),
     ),
     *faults_in(
+        "python/secateurs/cli/main.py",
+        ('if "_ARGCOMPLETE" in os.environ:', "if True:", "cli/test_cli.py -k comes_next"),
+        ("with suppress(ImportError):", "if True:", "cli/test_cli.py -k comes_next"),
+        ("        epilog=EXIT_STATUSES,\n", "", "cli/test_cli.py -k every_exit_status"),
+    ),
+    *faults_in(
+        "python/secateurs/cli/commands/export.py",
+        ("export pruned --to onnx --out", "export pruned --out", "cli/test_cli.py -k can_be_read"),
+    ),
+    *faults_in(
+        "python/secateurs/cli/terminal.py",
+        ("c if c.isprintable() else", "c if True else", "cli/test_report.py -k strangers"),
+    ),
+    *faults_in(
+        "python/secateurs/cli/markup.py",
+        ("return escape(printable(text))", "return printable(text)",
+         "cli/test_report.py -k strangers_words"),
+        ("_escaped(value)", "value", "cli/test_report.py -k escaped_and_elements"),
+    ),
+    *faults_in(
+        "python/secateurs/cli/html_report.py",
+        ("default-src 'none'", "default-src *", "cli/test_report.py -k fetches_nothing"),
+        ("if len(text) <= MOST_CHARACTERS:", "if True:", "cli/test_report.py -k strangers_words"),
+        ("_bar(kept / max(1, before), part)", "_bar(kept / max(1, kept), part)",
+         "cli/test_report.py -k what_is_left"),
+    ),
+    *faults_in(
+        "python/secateurs/cli/commands/report.py",
+        ("    if not is_pruned(folder):\n", "    if False:\n",
+         "cli/test_report.py -k stock_folder"),
+        ('    check_file("--html", options.html)\n', "", "cli/test_report.py -k before_the_work"),
+    ),
+    *faults_in(
+        "python/secateurs/cli/commands/measure.py",
+        ("if options.baseline is None and not options.profile:", "if False:",
+         "cli/test_cli.py -k only_a_baseline"),
+        (', "text": against', "", "cli/test_cli.py -k only_a_baseline"),
+    ),
+    *faults_in(
+        "python/secateurs/cli/commands/inspect.py",
+        ('    check_file("--picture", options.picture)\n', "", "cli/test_tables.py -k kept_parts"),
+    ),
+    *faults_in(
         "python/secateurs/cli/commands/prune_task.py",
         ("distillation=Distillation() if options.imitate else None", "distillation=None",
          "training/test_task_recipe.py -k changes_the_run"),

@@ -33,4 +33,13 @@ FAULTS = (
          f"{FAMILIES} -k frames"),
         ("if tokens != made:", "if False:", "measurement/test_quality.py -k one_size"),
     ),
+    *faults_in(
+        "python/secateurs/measurement/parts.py",
+        ("self._seconds += ", "self._seconds = ", "measurement/test_parts.py -k time_of_its"),
+        ("                self._seconds = 0.0\n", "", "measurement/test_parts.py -k time_of_its"),
+        ("        if below in layers:\n", "        if False:\n",
+         "measurement/test_parts.py -k every_module"),
+        ("handle.remove()", "pass", "measurement/test_parts.py -k left_on"),
+        ("timing if watch.called else None", "timing", "measurement/test_parts.py -k time_of_its"),
+    ),
 )  # fmt: skip

@@ -17,6 +17,7 @@ from secateurs.cli.commands import (
     methods,
     prune,
     prune_task,
+    report,
 )
 
 
@@ -24,6 +25,7 @@ class Command(Protocol):
     """The names in the module of a command. It imports torch only when it runs."""
 
     SUMMARY: str
+    EXAMPLE: str  # a command line that shows what the command is mostly for
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments to its parser."""
@@ -42,6 +44,7 @@ COMMANDS: dict[str, Command] = {
     "measure": measure,
     "export": export,
     "inspect": inspect,
+    "report": report,
     "methods": methods,
     "doctor": doctor,
     "env": env,

@@ -10,6 +10,7 @@ from secateurs.cli.arguments import add_precision
 from secateurs.cli.terminal import FAILED, OK, quiet
 
 SUMMARY = "make a real model several times as fast, measure it, reload it (about two minutes)"
+EXAMPLE = "secateurs demo --quick"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from secateurs.cli.arguments import seconds
 from secateurs.cli.terminal import FAILED, OK
 
 SUMMARY = "check kernels, threads, packages and noise, and time one linear in each precision"
+EXAMPLE = "secateurs doctor"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

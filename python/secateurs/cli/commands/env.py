@@ -8,6 +8,7 @@ from typing import Any
 from secateurs.cli.terminal import OK
 
 SUMMARY = "show versions, instruction sets, CUDA, devices, threads"
+EXAMPLE = "secateurs env --json machine.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

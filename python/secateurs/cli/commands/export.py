@@ -11,6 +11,7 @@ from secateurs.cli.paths import new_directory
 from secateurs.cli.terminal import OK, quiet
 
 SUMMARY = "write a pruned model folder for torch alone, ONNX Runtime or OpenVINO"
+EXAMPLE = "secateurs export pruned --to onnx --out exported"
 TARGETS = ("torch", "onnx", "openvino")
 
 

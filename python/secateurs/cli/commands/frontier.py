@@ -33,6 +33,7 @@ from secateurs.cli.timed_pruning import (
 )
 
 SUMMARY = "measure what several speeds cost, and save the models"
+EXAMPLE = "secateurs frontier --model bert --text text.txt --speedups 2 3 4 --out frontier"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from secateurs.cli.arguments import add_precision, seconds, settle, shape
 from secateurs.cli.tasks import add_task, judged_by_task
 from secateurs.cli.terminal import OK, quiet
 
-SUMMARY = "time a pruned model folder against a dense one"
+if TYPE_CHECKING:
+    from torch import nn
+
+SUMMARY = "time a pruned model folder against a dense one, or part by part"
+EXAMPLE = "secateurs measure pruned --baseline bert --shapes 1x32 8x128"
+
+_PROFILE = (
+    "Each part is timed in calls of its own: the sum differs from the whole, above all where a "
+    "layer runs as one operation, and its parts run one by one to be timed."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add both folders, the shapes, and a text to compare outputs on."""
     parser.add_argument("model", metavar="DIR", help="the pruned model folder")
-    parser.add_argument("--baseline", required=True, metavar="DIR", help="the dense model folder")
+    parser.add_argument("--baseline", metavar="DIR", help="the dense model folder")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="time each part of the model in the first folder; --baseline may be left out",
+    )
     parser.add_argument(
         "--shapes",
         type=shape,
@@ -39,22 +54,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> tuple[int, Any]:
     """Print the times, and the cosine to the baseline where there is a text."""
+    from secateurs.data.text import read_text
+    from secateurs.errors import DataError
+    from secateurs.storage.model_folders import open_model
+
+    quiet()
+    if options.baseline is None and not options.profile:
+        raise DataError("expected --baseline, --profile or both, got neither")
+    against = (options.baseline is not None, "with --baseline")
+    settle(
+        options,
+        {},
+        {"data_dir": (options.task is not None, "with --task"), "task": against, "text": against},
+    )
+    sentences = read_text(options.text) if options.text else []
+    model = open_model(options.model)
+    if options.precision is not None:
+        model = _rounded(model, options)
+    result = {} if options.baseline is None else _compared(model, sentences, options)
+    if options.profile:
+        result["profile"] = _profile(model, options)
+    return OK, result
+
+
+def _compared(
+    model: nn.Module, sentences: Sequence[str], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Print times beside those of the baseline, and how near the outputs are to its."""
     from dataclasses import asdict
 
     from secateurs.cli.tables import speed_table, table
     from secateurs.cli.tokenizers import tokenizer_of
-    from secateurs.data.text import batches, read_text
+    from secateurs.data.text import batches
     from secateurs.measurement.quality import fidelity, speed
     from secateurs.storage.model_folders import open_model
     from secateurs.training.task_recipe import evaluate
 
-    quiet()
-    settle(options, {}, {"data_dir": (options.task is not None, "with --task")})
-    sentences = read_text(options.text) if options.text else []
     reading = argparse.Namespace(command="measure", model=options.baseline, max_length=128)
-    model = open_model(options.model)
-    if options.precision is not None:
-        model = _rounded(model, options)
     if options.task:
         reading.task, reading.data_dir = options.task, options.data_dir
         dense, data = judged_by_task(reading)
@@ -90,7 +126,39 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         ]
         columns = {"metric": options.task, "dense": "dense:.4f", "pruned": "pruned:.4f"}
         print(f"\n{table(told, columns)}")
-    return OK, result
+    return result
+
+
+def _profile(model: nn.Module, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Print where the time of a call goes, for each shape."""
+    from dataclasses import asdict
+
+    from secateurs.architectures.sites import find_sites
+    from secateurs.cli.tables import table
+    from secateurs.conversion.inherited import record_of
+    from secateurs.data.batches import shown
+    from secateurs.measurement.inputs import token_inputs
+    from secateurs.measurement.parts import time_parts
+
+    record = record_of(model)
+    sites = find_sites(model) if record is None else record.sites
+    layers = [sites.layer_path(index) for index in range(len(sites.layers))]
+    rows = [
+        {"shape": list(size), **asdict(part)}
+        for size in shown(options.shapes, len(options.shapes), "profile", options.progress)
+        for part in time_parts(model, token_inputs(model, size), layers, min_time=options.min_time)
+    ]
+    columns = {
+        "shape": "batch x tokens",
+        "part": "part",
+        "modules": "modules:d",
+        "ms": "ms:.2f",
+        "ms_p20": "p20:.2f",
+        "ms_p80": "p80:.2f",
+        "share": "of the whole:.1%",
+    }
+    print(f"\n{table(rows, columns)}\n\n{_PROFILE}")
+    return rows
 
 
 def _rounded(model: Any, options: argparse.Namespace) -> Any:

@@ -9,6 +9,7 @@ from secateurs.cli.arguments import names, positive, seed
 from secateurs.cli.terminal import OK, quiet
 
 SUMMARY = "train the scorer of method smp on tasks, without their labels"
+EXAMPLE = "secateurs meta-train --model bert --tasks mrpc,rte,cola --out scorer.safetensors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from secateurs.cli.arguments import method_name
 from secateurs.cli.terminal import OK
 
 SUMMARY = "list the pruning methods, or the options of one"
+EXAMPLE = "secateurs methods gradient"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -30,6 +30,7 @@ from secateurs.cli.timed_pruning import (
 from secateurs.errors import DataError, MethodError
 
 SUMMARY = "prune a model folder on text and save the fast model"
+EXAMPLE = "secateurs prune --model bert --text text.txt --speedup 3 --shape 8x128 --out pruned"
 _TIMED = "with --speedup or --latency"
 
 

@@ -22,6 +22,9 @@ from secateurs.cli.terminal import OK, quiet, tell
 from secateurs.errors import DataError
 
 SUMMARY = "prune a model folder on a task with labels, where methods may train the model"
+EXAMPLE = (
+    "secateurs prune-task --model bert --task sst2 --method dsp --budget heads=0.5 --out pruned"
+)
 
 DEFAULTS: dict[str, Any] = {
     **SAMPLING,
