@@ -33,4 +33,13 @@ FAULTS = (
          f"{FAMILIES} -k frames"),
         ("if tokens != made:", "if False:", "measurement/test_quality.py -k one_size"),
     ),
+    *faults_in(
+        "python/secateurs/measurement/similarity.py",
+        ("[torch.tensor(order).argsort()]", "", "measurement/test_similarity.py -k real_tokens"),
+        ("parts.append(pooled(states, batch))", "parts.append(states.mean(1))",
+         "measurement/test_similarity.py -k real_tokens"),
+        ("    if not bool(torch.isfinite(cosines).all()):\n", "    if False:\n",
+         "measurement/test_similarity.py -k ranked_against"),
+        ("check_known(tokenizer, known)", "pass", "measurement/test_similarity.py -k refused"),
+    ),
 )  # fmt: skip
