@@ -21,8 +21,8 @@ def test_both_kinds_of_file_give_the_same_pairs(tmp_path, score):
     lines, table = tmp_path / "pairs.jsonl", tmp_path / "pairs.tsv"
     named = [{score if k == "score" else k: v for k, v in row.items()} for row in LINES]
     lines.write_text("\n".join(map(json.dumps, named)))
-    rows = "\r\n".join(f"{i}\t" + "\t".join(map(str, row.values())) for i, row in enumerate(LINES))
-    table.write_text(f"{HEAD.replace('score', score)}\r\n{rows}\r\n")
+    rows = "\n".join(f"{i}\t" + "\t".join(map(str, row.values())) for i, row in enumerate(LINES))
+    table.write_text(f"{HEAD.replace('score', score)}\n{rows}\n")
     wanted = (['A "plane"', "a man"], ["an air plane", "eats"], [5.0, 0.5])
     assert read_pairs(lines) == read_pairs(table) == wanted
 

@@ -54,7 +54,7 @@ def read_pairs(path: str | Path) -> SentencePairs:
 
 def _columns(text: str, path: str | Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The rows of a tab-separated file by the names in its first line; quotation marks are text."""
-    head, *lines = (line.removesuffix("\r") for line in text.split("\n"))
+    head, *lines = text.split("\n")
     names = head.split("\t")
     if not set(_SENTENCES) < set(names) or not set(_SCORES) & set(names):
         raise DataError(

@@ -21,7 +21,6 @@ FAULTS = (
          "data/test_sentence_pairs.py -k refused"),
         ("if len(set(pairs.scores)) < 2:", "if not pairs.scores:",
          "data/test_sentence_pairs.py -k refused"),
-        ('line.removesuffix("\\r")', "line", "data/test_sentence_pairs.py -k both_kinds"),
     ),
     *faults_in(
         "python/secateurs/data/token_classification.py",
