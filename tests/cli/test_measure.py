@@ -55,7 +55,7 @@ def test_what_was_measured_goes_into_the_card(folder, pruned, pairs, text, tmp_p
     at = next(i for i, row in enumerate(rows) if row[0] == "batch x tokens")
     assert rows[at] == [
         "batch x tokens", "dense, ms", "pruned, ms", "times as fast", "cosine to the dense model",
-        "spearman, dense", "spearman, pruned",
+        "spearman of pairs, dense", "spearman of pairs, pruned",
     ]  # fmt: skip
     assert [row[0] for row in rows[at + 1 :]] == ["1x4", "2x6"]
     for row in rows[at + 1 :]:

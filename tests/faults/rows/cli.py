@@ -63,7 +63,7 @@ FAULTS = (
         ("    if not may_be_written(Path(folder)):\n", "    if False:\n",
          "cli/test_measure.py -k changed"),
         ("    if not is_pruned(folder):\n", "    if False:\n", "cli/test_measure.py -k changed"),
-        ("        _write_card(options.model, model, result)", "        pass",
+        ("        _write_card(options, model, result)", "        pass",
          "cli/test_measure.py -k into_the_card"),
     ),
     *faults_in(

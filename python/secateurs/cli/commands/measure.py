@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
             columns = {"metric": judge, "dense": "dense:.4f", "pruned": "pruned:.4f"}
             print(f"\n{table(_both(result[key]), columns)}")
     if options.card:
-        _write_card(options.model, model, result)
+        _write_card(options, model, result)
     return OK, result
 
 
@@ -136,26 +136,27 @@ def _check_card(folder: str) -> None:
         )
 
 
-def _write_card(folder: str, model: Any, result: dict[str, Any]) -> None:
-    """Write the card of `folder` anew with what was measured: times by shape, and scores beside
-    them, which hold for all shapes."""
+def _write_card(options: argparse.Namespace, model: Any, result: dict[str, Any]) -> None:
+    """Write the folder's card anew with what was measured: times by shape, and scores beside them,
+    which hold for all shapes."""
     from secateurs.storage.model_card import write_card
 
     scores: dict[str, float] = {}
     if "cosine" in result:
         scores["cosine to the dense model"] = result["cosine"]["mean"]
-    for key in ("pairs", "scores"):
+    for key, judge in (("pairs", "pairs"), ("scores", options.task)):
         for row in _both(result[key]) if key in result else ():
-            scores |= {f"{row['metric']}, {name}": row[name] for name in ("dense", "pruned")}
+            told = f"{row['metric']} of {judge}"
+            scores |= {f"{told}, {name}": row[name] for name in ("dense", "pruned")}
     times: dict[str, dict[str, Any]] = {}
     for row in result["rows"]:
         call = "x".join(map(str, row["shape"]))
-        told = times.setdefault(call, {"batch x tokens": call})
-        told[f"{row['variant']}, ms"] = row["ms"]
+        time = times.setdefault(call, {"batch x tokens": call})
+        time[f"{row['variant']}, ms"] = row["ms"]
         if row["variant"] == "pruned":
-            told["times as fast"] = row["speedup"]
-    rows = [{**told, **scores} for told in times.values()]
-    write_card(Path(folder), model, measured_here(rows, model))
+            time["times as fast"] = row["speedup"]
+    rows = [{**time, **scores} for time in times.values()]
+    write_card(Path(options.model), model, measured_here(rows, model))
 
 
 def _rounded(model: Any, options: argparse.Namespace) -> Any:
