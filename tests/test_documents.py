@@ -18,8 +18,10 @@ from transformers import AutoTokenizer
 
 from secateurs import METHODS, HeadMask, SparsityPlan, convert, explain, load, save
 from secateurs.cli.main import parser
+from secateurs.integrations.exported import export
+from secateurs.integrations.runtimes import RUNTIMES, runtime
 from secateurs.pruning import ALLOCATORS, Needs
-from secateurs.storage.model_folders import open_model
+from secateurs.storage.model_folders import copy_tokenizer, open_model
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -65,7 +67,8 @@ def test_the_example_of_attention_rules_runs(capsys):
 @pytest.fixture
 def pruned_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the page of integrations has its folders: a classifier, an embedder, a reranker."""
-    dense = saved(tmp_path / "dense", tiny_model("roberta"), pad_token="[PAD]")
+    small = tiny_model("roberta", num_hidden_layers=1, type_vocab_size=1)  # as those of a hub have
+    dense = saved(tmp_path / "dense", small, pad_token="[PAD]")
     embedder = saved(tmp_path / "embedder", tiny_model("bert"), pad_token="[PAD]")
     monkeypatch.chdir(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(dense)
@@ -108,6 +111,35 @@ def test_the_examples_of_integrations_run(heading, pruned_folders):
     else:
         assert names["embeddings"].shape == (2, 64)
         assert explain(names["reranker"][0].model) == explain(load("pruned-reranker"))
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "openvino", "nncf"])
+@pytest.mark.filterwarnings("ignore")  # of torch's and the runtimes' own
+def test_the_examples_of_runtimes_run(package, pruned_folders):
+    pytest.importorskip(package)
+    target = "onnx" if package == "onnxruntime" else "openvino"
+    for needed in RUNTIMES[target].PACKAGES:
+        pytest.importorskip(needed)
+    written = pruned_folders / f"pruned-{target}"
+    export("pruned", target, written)
+    copy_tokenizer("pruned", written)
+    text = (DOCS / "integrations.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (block,) = [block for block in blocks if block.startswith(f"import {package}\n")]
+    names: dict[str, Any] = {}
+    exec(compile(block, "integrations.md", "exec"), names)
+    batch = names["tokenizer"](["the old house", "nobody came"], padding=True, return_tensors="pt")
+    batch = names.get("batch", {name: value.numpy() for name, value in batch.items()})
+    with torch.no_grad():
+        wanted = load("pruned")(**{name: torch.from_numpy(batch[name]) for name in batch}).logits
+    if package == "nncf":
+        assert any(op.get_type_name() == "FakeQuantize" for op in names["codes"].get_ops())
+        call = runtime("openvino").opened(Path("pruned-openvino-int8/model.xml"), "logits")
+        got = call({name: torch.from_numpy(value) for name, value in batch.items()})
+        assert torch.cosine_similarity(got.flatten(), wanted.flatten(), dim=0) > 0.95
+        assert not torch.allclose(got, wanted, atol=1e-4)
+    else:
+        assert torch.allclose(torch.from_numpy(names["logits"]), wanted, atol=1e-5)
 
 
 def test_the_example_of_serving_runs(pruned_folders, capsys):

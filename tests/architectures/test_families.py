@@ -21,6 +21,8 @@ from transformers import (
     CLIPConfig,
     DebertaV2Config,
     DPRConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
     LiltConfig,
     LiltModel,
     LongformerConfig,
@@ -170,6 +172,8 @@ IN_THE_WAY = {
     "disentangled": (DebertaV2Config(), "'deberta-v2': its attention is disentangled"),
     "experts": (MixtralConfig(), "'mixtral': its feed-forward networks are a mixture of experts"),
     "shared layers": (AlbertConfig(), "'albert': its layers share one set of weights"),
+    "norms behind": (Gemma2Config(), "'gemma2': a second norm stands between the output"),
+    "norms behind and of heads": (Gemma3TextConfig(), "'gemma3_text': a second norm stands"),
     "two stacks": (CLIPConfig(), "'clip': it has two stacks of layers"),
     "nothing there": (DPRConfig(), "'dpr': its layers are made of other parts"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,23 @@ def folder(tmp_path: Path) -> Path:
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text("\n".join(" ".join(WORDS[i : i + 5]) for i in range(9)))
+    return path
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Pairs of sentences with scores, as JSON lines."""
+    path = tmp_path / "pairs.jsonl"
+    starts = [(0, 9), (3, 7), (5, 0), (8, 2), (1, 1), (4, 6)]
+    rows = [
+        {
+            "sentence1": " ".join(WORDS[first : first + 4]),
+            "sentence2": " ".join(WORDS[second : second + 3]),
+            "score": score,
+        }
+        for score, (first, second) in enumerate(starts)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
     return path
 
 

@@ -13,12 +13,14 @@ from secateurs import convert, load, prune, save
 from secateurs.cli import main as cli
 from secateurs.cli import pictures
 from secateurs.conversion import builder
+from secateurs.data.sentence_pairs import read_pairs
 from secateurs.data.tasks import find_task
+from secateurs.measurement.similarity import mean_embeddings, rank_correlation
 from secateurs.search import LatencyTable
 from secateurs.search import search as module
 from secateurs.search.latency_table import LayerTimes
 from secateurs.search.sizes import heads_kept, neurons_kept
-from secateurs.storage.model_folders import open_classifier, open_tokenizer
+from secateurs.storage.model_folders import open_classifier, open_model, open_tokenizer
 from secateurs.training.task_recipe import TaskData, evaluate
 
 WORDS = "the old house stood by a river and nobody came there in winter".split()  # noqa: SIM905
@@ -227,6 +229,25 @@ def test_a_picture_shows_the_score_of_a_task(classifier, glue, tmp_path, monkeyp
     assert [value for _, _, value in drawn["points"]] == [dense, dense, row["accuracy"]]
 
 
+def test_a_frontier_is_judged_by_pairs(folder, text, pairs, tmp_path, capsys, monkeypatch):
+    named = []
+    monkeypatch.setattr(pictures, "frontier", lambda *arguments: named.append(arguments[-1]))
+    out = tmp_path / "frontier"
+    words = ("--model", folder, "--text", text, "--pairs", pairs, "--out", out, "--speedups", 5)
+    assert run("frontier", *words) == 0
+    (row,) = json.loads((out / "frontier.json").read_text())
+    ranked = {
+        where: rank_correlation(
+            mean_embeddings(open_model(where), open_tokenizer(folder), 128), read_pairs(pairs)
+        )
+        for where in (folder, out / "speedup-5")
+    }
+    dense, fast = ranked.values()
+    assert row["spearman"] == fast != dense
+    assert f"not pruned: spearman {dense:.4f}" in capsys.readouterr().out
+    assert named == ["pairs.jsonl, spearman"]
+
+
 def test_measuring_tells_the_scores_of_a_task(classifier, glue, tmp_path):
     model, told = open_classifier(classifier, 2), tmp_path / "told.json"
     plan = prune(model, method="random", budget="heads=0.5,neurons=0.5")
@@ -245,6 +266,7 @@ def test_measuring_tells_the_scores_of_a_task(classifier, glue, tmp_path):
     [
         ([], "one of --text, --data and --task"),
         (["--task", "sst2", "--text", "text.txt"], "one of --text, --data and --task"),
+        (["--task", "sst2", "--pairs", "p"], "--pairs only with --text or --data"),
         (["--text", "text.txt", "--data-dir", "."], "--data-dir only with --task"),
         (["--task", "sst2", "--data-dir", "glue"], "expected a model with a head for sst2"),
     ],

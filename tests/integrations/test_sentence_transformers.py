@@ -9,23 +9,34 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cli.conftest import prune
+from cli.conftest import prune, run
 from support.models import saved_files
 from support.tiny_models import SIZES, tiny_model
+from support.training import write
 from support.word_folders import WORDS, saved
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from secateurs import SparsityPlan, __version__, apply, explain, load
+from secateurs.data.metrics import spearman
+from secateurs.data.sentence_pairs import read_pairs
 from secateurs.errors import CheckpointError
+from secateurs.integrations.sentence_embeddings import folder_embeddings
+from secateurs.measurement.similarity import mean_embeddings, rank_correlation
 from secateurs.storage.model_folders import open_model
 from secateurs.storage.sentence_folders import other_modules
 from secateurs.storage.sentinel import SENTENCE
 
 peer = pytest.importorskip("sentence_transformers", minversion="6")
 modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
-TEXTS = [" ".join(WORDS[i : i + n]) for i, n in ((0, 3), (2, 9), (5, 1))]
 MAGNITUDE = ("--method", "magnitude")
+TEXTS = [" ".join(WORDS[i : i + n]) for i, n in ((0, 3), (2, 9), (5, 1))]
 
 
 @pytest.fixture
@@ -43,6 +54,15 @@ def folder(tmp_path):
     model = peer.SentenceTransformer(modules=parts, prompts={"query": "the old "}, device="cpu")
     model.save(str(tmp_path / "st"))
     return tmp_path / "st"
+
+
+def reranker(tmp_path):
+    """A CrossEncoder with one score."""
+    torch.manual_seed(0)
+    model = RobertaForSequenceClassification(RobertaConfig(**SIZES, num_labels=1, pad_token_id=0))
+    plain = saved(tmp_path / "plain-reranker", model, pad_token="[PAD]")
+    peer.CrossEncoder(str(plain), device="cpu").save(str(tmp_path / "reranker"))
+    return tmp_path / "reranker"
 
 
 def test_a_pruned_folder_opens_and_embeds_as_the_masked_model(folder, tmp_path):
@@ -81,6 +101,90 @@ def test_a_cross_encoder_scores_as_the_masked_model(tmp_path):
     got, wanted = fast.predict(pairs), masked.predict(pairs)
     assert explain(fast[0].model) == explain(load(tmp_path / "out"))
     assert np.abs(got - wanted).max() < 1e-5
+
+
+def test_pairs_are_ranked_by_what_the_folder_makes_of_states(folder, tmp_path):
+    assert prune(folder, tmp_path / "out", *MAGNITUDE) == 0
+    pairs, told = tmp_path / "pairs.tsv", tmp_path / "told.json"
+    spans = [(0, 9), (3, 7), (5, 0), (8, 2), (1, 1), (4, 6)]
+    first, second = (
+        [" ".join(WORDS[i : i + 4]) for i in side] for side in zip(*spans, strict=True)
+    )
+    rows = [f"{a}\t{b}\t{i}" for i, (a, b) in enumerate(zip(first, second, strict=True))]
+    pairs.write_text("\n".join(["sentence1\tsentence2\tscore", *rows]))
+    words = ("--baseline", folder, "--pairs", pairs, "--shapes", "1x4", "--min-time", "0")
+    assert run("measure", tmp_path / "out", *words, "--json", told) == 0
+    result = json.loads(told.read_text())["pairs"]
+    for name, path in (("dense", folder), ("pruned", tmp_path / "out")):
+        model = peer.SentenceTransformer(str(path), device="cpu")
+        # Of unit length, as the last module leaves them.
+        cosines = (model.encode(first) * model.encode(second)).sum(1)
+        assert result[name]["spearman"] == pytest.approx(spearman(cosines, np.arange(6)))
+    plain = mean_embeddings(open_model(folder), AutoTokenizer.from_pretrained(folder), 128)
+    assert result["dense"]["spearman"] != pytest.approx(rank_correlation(plain, read_pairs(pairs)))
+
+
+def test_a_model_takes_the_place_of_that_of_a_folder(folder, tmp_path):
+    assert prune(folder, tmp_path / "out", *MAGNITUDE) == 0
+    dense, fast = (
+        peer.SentenceTransformer(str(p), device="cpu") for p in (folder, tmp_path / "out")
+    )
+    got = folder_embeddings(folder, load(tmp_path / "out"))(TEXTS).numpy()
+    assert np.array_equal(got, fast.encode(TEXTS))
+    assert not np.allclose(got, dense.encode(TEXTS), atol=1e-3)
+
+
+def test_a_reranker_makes_no_embeddings(tmp_path, capsys):
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("sentence1\tsentence2\tscore\nthe old\thouse\t1\na river\twinter\t2\n")
+    ranker = reranker(tmp_path)
+    words = ("--baseline", ranker, "--pairs", pairs)
+    assert run("measure", ranker, *words) == 2
+    assert "expected a model of embeddings" in capsys.readouterr().err
+
+
+def on_task(folder, tmp_path, task, rows, *more):
+    for split in ("train", "validation"):
+        write(tmp_path / "data" / task / f"{split}.jsonl", rows)
+    return run(
+        "prune-task", "--model", folder, "--out", tmp_path / "out", "--task", task, "--data-dir",
+        tmp_path / "data", "--budget", "heads=0.5", "--method", "magnitude", "--recover-epochs", 1,
+        *more,
+    )  # fmt: skip
+
+
+SCORED = [
+    {"sentence1": a, "sentence2": b, "label": i, "idx": i}
+    for i, (a, b) in enumerate(zip(TEXTS, reversed(TEXTS), strict=True))
+]
+
+
+def test_a_reranker_is_pruned_on_a_task_and_stays_one(tmp_path):
+    ranker, told = reranker(tmp_path), tmp_path / "told.json"
+    assert on_task(ranker, tmp_path, "stsb", SCORED, "--json", told) == 0
+    fast = peer.CrossEncoder(str(tmp_path / "out"), device="cpu")
+    converted = load(tmp_path / "out")
+    assert explain(fast[0].model) == explain(converted)
+    assert json.loads(told.read_text())["density"]["heads"] == 0.5
+    tokens = fast.tokenizer(TEXTS[:1], TEXTS[-1:], return_tensors="pt")
+    with torch.no_grad():
+        wanted = converted(**tokens).logits[0]
+    got = fast.predict([(TEXTS[0], TEXTS[-1])], activation_fn=nn.Identity())
+    assert got == pytest.approx(wanted.numpy(), abs=1e-5)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "from sentence_transformers import CrossEncoder" in card
+    assert "| stsb | dense | pruned |" in card
+
+
+@pytest.mark.parametrize("kind", ["embedder", "other head"])
+def test_a_folder_that_would_drop_the_head_is_not_trained(kind, folder, tmp_path, capsys):
+    source, told = folder, "a SentenceTransformer in"
+    if kind == "other head":
+        source, told = reranker(tmp_path), "expected a head with 2 labels, got one with 1"
+    rows = [{"sentence": text, "label": i % 2, "idx": i} for i, text in enumerate(TEXTS)]
+    assert on_task(source, tmp_path, "sst2", rows) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_says_that_it_needs_us_and_keeps_what_it_needed(folder, tmp_path, monkeypatch):

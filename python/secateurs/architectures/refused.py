@@ -21,6 +21,10 @@ _EXPERTS = "its feed-forward networks are a mixture of experts, of which each to
 _FUSED = "its linears are fused in an order of their own"
 _ALL_HEADS = "it normalises queries and keys over all heads at once, and a head cannot go alone"
 _SHARED = "its layers share one set of weights, and could not lose different parts"
+_POST_NORMS = (
+    "a second norm stands between the output of each sub-layer and the sum with its input, which "
+    "no record has a place for"
+)
 _TWO_STACKS = "it has two stacks of layers: prune its text model and its vision model on their own"
 
 # What is in the way, by kind of model.
@@ -31,6 +35,9 @@ IN_THE_WAY: dict[str, str] = {
     "clip": _TWO_STACKS,
     "deberta": _DISENTANGLED,
     "deberta-v2": _DISENTANGLED,
+    "gemma2": _POST_NORMS,
+    "gemma3": _POST_NORMS,
+    "gemma3_text": _POST_NORMS,
     "gpt_neox": _FUSED,
     "longformer": "its attention has linears of its own for global tokens",
     "olmo2": _ALL_HEADS,

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secateurs.storage.model_card import Measured
+
+
+def measured_here(rows: Sequence[Mapping[str, Any]], model: Any) -> Measured:
+    """Rows for the card of a model, with the machine that it runs on."""
+    from secateurs.measurement.environment import describe_machine
+    from secateurs.storage.model_card import Measured
+
+    (device,) = {parameter.device for parameter in model.parameters()}
+    return Measured(rows, describe_machine(device))
 
 
 def write_model(

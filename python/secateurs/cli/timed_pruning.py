@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateurs.cli.arguments import above_one, milliseconds, weighted_shape
-from secateurs.cli.results import write_model
+from secateurs.cli.results import measured_here, write_model
 from secateurs.cli.terminal import OK
 
 if TYPE_CHECKING:
@@ -157,9 +157,6 @@ def figures_of(found: Compressed) -> dict[str, Any]:
 
 def measured_of(found: Compressed, shapes: Mapping[tuple[int, int], float]) -> Measured:
     """What was measured of a result, for its card."""
-    from secateurs.measurement.environment import describe_machine
-    from secateurs.storage.model_card import Measured
-
     calls = ", ".join(
         f"{batch}x{tokens}" + (f":{weight:g}" if len(shapes) > 1 else "")
         for (batch, tokens), weight in shapes.items()
@@ -171,8 +168,7 @@ def measured_of(found: Compressed, shapes: Mapping[tuple[int, int], float]) -> M
         "times as fast": found.speedup,
         "cosine to the dense model": found.cosine,
     }
-    (device,) = {parameter.device for parameter in found.model.parameters()}
-    return Measured([row], describe_machine(device))
+    return measured_here([row], found.model)
 
 
 def print_figures(rows: list[dict[str, Any]], scores: Sequence[str] = ()) -> None:

@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def sentences(text: str, min_words: int = 4) -> list[str]:
 
 def read_text(path: str | Path) -> list[str]:
     """The sentences of a UTF-8 text file. Raises DataError if it cannot be read or holds none."""
-    lines = sentences(_read(path))
+    lines = sentences(read_utf8(path))
     if not lines:
         raise DataError(f"expected a text with sentences of four words or more, got none in {path}")
     return lines
@@ -47,22 +47,13 @@ def read_examples(path: str | Path) -> list[dict[str, Any]]:
     Raises DataError, with the line, if one is anything else; pairs and labels are on all or none.
     """
     rows = []
-    for number, line in enumerate(_read(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"expected JSON at {path}:{number}, got {first_line(error)}") from None
+    for place, row in json_lines(path):
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise DataError(
-                f"expected an object with a string 'text' at {path}:{number}, got {line[:60]!r}"
-            )
+            raise DataError(f"expected an object with a string 'text' at {place}, got {brief(row)}")
         if not isinstance(row.get("text_pair", ""), str) or not _is_label(row.get("label", 0)):
             odd = row["label"] if isinstance(row.get("text_pair", ""), str) else row["text_pair"]
             raise DataError(
-                f"expected a string as text_pair and a number as label at {path}:{number}, got "
-                f"{brief(odd)}"
+                f"expected a string as text_pair and a number as label at {place}, got {brief(odd)}"
             )
         rows.append(row)
     if not rows:
@@ -74,6 +65,20 @@ def read_examples(path: str | Path) -> list[dict[str, Any]]:
                 f"expected {key} on all rows or none, got {having} of {len(rows)}: {path}"
             )
     return rows
+
+
+def json_lines(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """The values of a JSON-lines file, each with where it stands. Raises DataError for a file that
+    cannot be read, and a line that is anything else."""
+    for number, line in enumerate(read_utf8(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"expected JSON at {place}, got {first_line(error)}") from None
+        yield place, row
 
 
 def batches(
@@ -199,7 +204,8 @@ def _is_label(value: Any) -> bool:
     return number and math.isfinite(value) and abs(value) < _LABELS
 
 
-def _read(path: str | Path) -> str:
+def read_utf8(path: str | Path) -> str:
+    """The text of a file. Raises DataError if it cannot be read, or is not UTF-8."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

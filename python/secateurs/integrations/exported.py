@@ -23,6 +23,7 @@ from secateurs.conversion.proof import ROUNDED, TOLERANCE
 from secateurs.conversion.report import conversion_of
 from secateurs.errors import BackendError, CheckpointError
 from secateurs.integrations.runtimes import runtime
+from secateurs.integrations.sentence_embeddings import open_embedder
 from secateurs.measurement.inputs import Shape, token_inputs
 from secateurs.measurement.timing import relative_error
 from secateurs.storage.checkpoint import load
@@ -156,19 +157,9 @@ def _removed_on_error(out: Path) -> Iterator[None]:
 
 def _opened(folder: str | Path) -> tuple[Any, list[nn.Module]]:
     """The converted model of a folder, and what makes embeddings of its states."""
-    kind = class_of_folder(folder)
-    if kind in (None, "CrossEncoder"):
+    if class_of_folder(folder) in (None, "CrossEncoder"):
         return load(folder), []
-    if kind != "SentenceTransformer":
-        raise BackendError(f"expected a model of embeddings or scores to export, got a {kind}")
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise BackendError(
-            f"expected sentence-transformers, whose modules {folder} has behind its model, it is "
-            "not installed: pip install sentence-transformers"
-        ) from None
-    first, *behind = SentenceTransformer(str(folder), device="cpu")
+    first, *behind = open_embedder(folder)
     return first.model, [copy.deepcopy(module) for module in behind]
 
 

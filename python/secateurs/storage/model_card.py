@@ -56,11 +56,17 @@ def write_card(
     that cannot be read.
     """
     path, opened_by = directory / NAME, class_of_folder(directory)
-    if path.exists() and not is_ours(path):
+    if not may_be_written(directory):
         return False
     with written_whole(path) as scratch:
         scratch.write_text(card(model, opened_by, measured, tags), encoding="utf-8")
     return True
+
+
+def may_be_written(directory: Path) -> bool:
+    """Whether there is no card in a folder, or one that is ours and was not changed."""
+    path = directory / NAME
+    return not path.exists() or is_ours(path)
 
 
 def is_ours(path: Path) -> bool:

@@ -12,7 +12,12 @@ from torch import nn
 from secateurs.errors import CheckpointError, DataError
 from secateurs.reading import check_folder, one_line, read_json, shown, whole
 from secateurs.storage import checkpoint
-from secateurs.storage.sentence_folders import is_sentence_folder, other_modules, wants_states
+from secateurs.storage.sentence_folders import (
+    class_of_folder,
+    is_sentence_folder,
+    other_modules,
+    wants_states,
+)
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _ATTENTION = ("eager", "sdpa", "flex_attention")  # all others may be fetched
@@ -57,12 +62,19 @@ def open_classifier(
         head: what the name of its class ends in, behind `For`: SequenceClassification,
             TokenClassification or ImageClassification.
 
-    Raises CheckpointError for a folder without a model, DataError for a pruned model or a head with
-    other labels.
+    Raises CheckpointError for a folder without a model, DataError for a pruned model, a head with
+    other labels, or a folder of sentence-transformers that uses no such head.
     """
     if is_pruned(path):
         raise DataError(f"expected a dense model to prune, got one that is pruned in {path}")
     _, config = _architecture(path)
+    if is_sentence_folder(path):
+        other_modules(path)  # is refused before the work, if at all
+        if wants_states(path) or not has_classifier(path, head):
+            raise DataError(
+                "expected a folder whose head sentence-transformers use, as a CrossEncoder's, got "
+                f"a {class_of_folder(path)} in {path}, which would drop it"
+            )
     settings: dict[str, Any] = {"num_labels": labels}
     if has_classifier(path, head):
         named = config.get("id2label")

@@ -76,6 +76,8 @@ FAULTS = (
         "python/secateurs/cli/commands/prune_task.py",
         ("distillation=Distillation() if options.imitate else None", "distillation=None",
          "training/test_task_recipe.py -k changes_the_run"),
+        ("processor, options.model, out, measured_here", 'processor, "", out, measured_here',
+         "integrations/test_sentence_transformers.py -k stays_one"),
     ),
     *faults_in(
         "python/secateurs/cli/commands/demo.py",
@@ -91,6 +93,21 @@ FAULTS = (
         ("*((f\"{row['target']:g}x\", row[\"speedup\"], row[quality]) for row in results)",
          "*((f\"{row['target']:g}x\", row[\"speedup\"], row[\"cosine\"]) for row in results)",
          "cli/test_timed_pruning.py -k shows_the_score"),
+        ("ranked if pairs else lambda _: {}", "lambda _: {}",
+         "cli/test_timed_pruning.py -k judged_by_pairs"),
+    ),
+    *faults_in(
+        "python/secateurs/cli/embeddings.py",
+        ("next(filter(is_sentence_folder, folders), None)", "None",
+         "integrations/test_sentence_transformers.py -k pairs_are_ranked"),
+    ),
+    *faults_in(
+        "python/secateurs/cli/commands/measure.py",
+        ("    if not may_be_written(Path(folder)):\n", "    if False:\n",
+         "cli/test_measure.py -k changed"),
+        ("    if not is_pruned(folder):\n", "    if False:\n", "cli/test_measure.py -k changed"),
+        ("        _write_card(options, model, result)", "        pass",
+         "cli/test_measure.py -k into_the_card"),
     ),
     *faults_in(
         "python/secateurs/cli/tasks.py",

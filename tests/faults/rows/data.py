@@ -14,6 +14,15 @@ FAULTS = (
          "data/test_text.py -k similar_lengths"),
     ),
     *faults_in(
+        "python/secateurs/data/sentence_pairs.py",
+        ("return number if math.isfinite(number) else None", "return number",
+         "data/test_sentence_pairs.py -k refused"),
+        ("        if len(cells) != len(names):\n", "        if False:\n",
+         "data/test_sentence_pairs.py -k refused"),
+        ("if len(set(pairs.scores)) < 2:", "if not pairs.scores:",
+         "data/test_sentence_pairs.py -k refused"),
+    ),
+    *faults_in(
         "python/secateurs/data/token_classification.py",
         ("IGNORED if word is None or word == before else", "IGNORED if word is None else",
          "data/test_token_classification.py -k first_piece"),

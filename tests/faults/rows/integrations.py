@@ -31,6 +31,13 @@ FAULTS = (
          f"{QUANTIZER} -k imported_first"),
     ),
     *faults_in(
+        f"{INTEGRATIONS}/sentence_embeddings.py",
+        ("embedder[0].model = model", "pass",
+         "integrations/test_sentence_transformers.py -k takes_the_place"),
+        ('    if kind != "SentenceTransformer":\n', "    if False:\n",
+         "integrations/test_sentence_transformers.py -k no_embeddings"),
+    ),
+    *faults_in(
         "python/secateurs/integrations/exported.py",
         ("if not distance <= allowed:", "if False:",
          "integrations/test_exported.py -k something_else"),

@@ -42,4 +42,13 @@ FAULTS = (
         ("handle.remove()", "pass", "measurement/test_parts.py -k left_on"),
         ("timing if watch.called else None", "timing", "measurement/test_parts.py -k time_of_its"),
     ),
+    *faults_in(
+        "python/secateurs/measurement/similarity.py",
+        ("[torch.tensor(order).argsort()]", "", "measurement/test_similarity.py -k real_tokens"),
+        ("parts.append(pooled(states, batch))", "parts.append(states.mean(1))",
+         "measurement/test_similarity.py -k real_tokens"),
+        ("    if not bool(torch.isfinite(cosines).all()):\n", "    if False:\n",
+         "measurement/test_similarity.py -k ranked_against"),
+        ("check_known(tokenizer, known)", "pass", "measurement/test_similarity.py -k refused"),
+    ),
 )  # fmt: skip

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from secateurs.cli.arguments import (
@@ -16,6 +17,7 @@ from secateurs.cli.arguments import (
     seed,
     settle,
 )
+from secateurs.cli.embeddings import QUALITY, add_pairs, judged_by_pairs
 from secateurs.cli.paths import new_directory
 from secateurs.cli.results import write_model
 from secateurs.cli.tasks import add_task, judged_by_task
@@ -51,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", metavar="FILE", help="read plain text, sentence by sentence")
     parser.add_argument("--data", metavar="FILE", help="read JSON lines with text, maybe text_pair")
     add_task(parser, required=False)
+    add_pairs(parser)
     add_shapes(parser)
     add_precisions(parser)
     parser.add_argument(
@@ -82,7 +85,10 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     settle(
         options,
         {**SAMPLING, "examples": TIMED_EXAMPLES, "force": False},
-        {"data_dir": (options.task is not None, "with --task")},
+        {
+            "data_dir": (options.task is not None, "with --task"),
+            "pairs": (options.task is None, "with --text or --data"),
+        },
     )
     out = new_directory(options.out)
     subject = _subject(options)
@@ -97,7 +103,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         force=options.force,
         progress=options.progress,
     )
-    results = []
+    whole, results = subject.score(model), []
     for speedup in sorted(set(options.speedups)):
         try:
             found = search.meet(Budget(speedup=speedup), options.effort)
@@ -112,35 +118,29 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         results.append({"target": speedup, **figures_of(found), **score})
     if not results:
         raise BudgetError("expected speeds that can be met, got none that is")
-    _report(options, out, results, subject.score(model))
+    _report(options, out, results, whole)
     return OK, {"out": str(out), "results": results}
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """A model to prune, what reads its data, batches to decide on, and the task that judges, if
-    there is one."""
+    """A model to prune, what reads its data, batches to decide on, and the score that a model
+    reaches by name, if anything judges it."""
 
     model: Any
     processor: Any
     training: list[Any]
-    data: Any = None
-
-    def score(self, model: Any) -> dict[str, float]:
-        """What `model` reaches by the metric of the task that decides."""
-        if self.data is None:
-            return {}
-        from secateurs.training.task_recipe import evaluate
-
-        return dict([next(iter(evaluate(model, self.data).items()))])
+    score: Callable[[Any], dict[str, float]]
 
 
 def _subject(options: argparse.Namespace) -> _Subject:
     """What the arguments say is pruned and judged. Raises DataError unless they name one source of
     data."""
+    from secateurs.data.sentence_pairs import read_pairs
     from secateurs.data.text import read_examples, read_text
     from secateurs.errors import DataError
     from secateurs.storage.model_folders import open_model
+    from secateurs.training.task_recipe import evaluate
 
     if sum(source is not None for source in (options.text, options.data, options.task)) != 1:
         raise DataError("expected one of --text, --data and --task")
@@ -149,17 +149,27 @@ def _subject(options: argparse.Namespace) -> _Subject:
         chosen = random.Random(options.seed).sample(data.train, len(data.train))
         training = data.batches(chosen[: options.examples], options.batch_size)
         random.Random(options.seed).shuffle(training)
-        return _Subject(model, data.processor, training, data)
+
+        def score(judged: Any) -> dict[str, float]:
+            return dict([next(iter(evaluate(judged, data).items()))])
+
+        return _Subject(model, data.processor, training, score)
     rows: Sequence[Any]
     rows = read_text(options.text) if options.text else read_examples(options.data)
+    pairs = read_pairs(options.pairs) if options.pairs else None
     model = open_model(options.model)
-    return _Subject(model, *shuffled_batches(options, model, rows))
+    processor, training = shuffled_batches(options, model, rows)
+
+    def ranked(judged: Any) -> dict[str, float]:
+        return {QUALITY: judged_by_pairs(pairs, judged, options, options.model)}
+
+    return _Subject(model, processor, training, ranked if pairs else lambda _: {})
 
 
 def _report(
     options: argparse.Namespace, out: Any, results: list[dict[str, Any]], dense: dict[str, float]
 ) -> None:
-    """Print and draw the results: the score of the task, or the cosine where there is none."""
+    """Print and draw the results: the score by task or pairs, or the cosine where there is none."""
     from secateurs.cli import pictures
     from secateurs.cli.tables import write_json
 
@@ -176,6 +186,7 @@ def _report(
         ("converted, whole", whole, best),
         *((f"{row['target']:g}x", row["speedup"], row[quality]) for row in results),
     ]
-    named = f"{options.task}, {quality}" if dense else pictures.COSINE
+    judge = options.task or (Path(options.pairs).name if options.pairs else None)
+    named = f"{judge}, {quality}" if judge else pictures.COSINE
     pictures.frontier(out / "frontier.png", str(options.model), points, named)
     print(f"saved to {out}")

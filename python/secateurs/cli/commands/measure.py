@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateurs.cli.arguments import add_precision, seconds, settle, shape
+from secateurs.cli.embeddings import QUALITY, add_pairs, judged_by_pairs
+from secateurs.cli.results import measured_here
 from secateurs.cli.tasks import add_task, judged_by_task
 from secateurs.cli.terminal import OK, quiet
+from secateurs.cli.tokenizers import tokenizer_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,12 +51,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sample each row at least so long (default: %(default)s)",
     )
     parser.add_argument("--text", metavar="FILE", help="also compare outputs on this text")
+    add_pairs(parser)
     add_task(parser, required=False)
+    parser.add_argument(
+        "--card",
+        action="store_true",
+        default=None,
+        help="write what is measured into the model card of DIR, in place of what it says of that",
+    )
     add_precision(parser)
 
 
 def run(options: argparse.Namespace) -> tuple[int, Any]:
-    """Print the times, and the cosine to the baseline where there is a text."""
+    """Print the times, how near the outputs are to the baseline's, and the scores of both; or where
+    the time of one model goes."""
+    from secateurs.data.sentence_pairs import read_pairs
     from secateurs.data.text import read_text
     from secateurs.errors import DataError
     from secateurs.storage.model_folders import open_model
@@ -62,29 +74,30 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     if options.baseline is None and not options.profile:
         raise DataError("expected --baseline, --profile or both, got neither")
     against = (options.baseline is not None, "with --baseline")
-    settle(
-        options,
-        {},
-        {"data_dir": (options.task is not None, "with --task"), "task": against, "text": against},
-    )
+    with_task = (options.task is not None, "with --task")
+    comparing = dict.fromkeys(("task", "text", "pairs", "card"), against)
+    settle(options, {}, {"data_dir": with_task, **comparing})
     sentences = read_text(options.text) if options.text else []
+    pairs = read_pairs(options.pairs) if options.pairs else None
+    if options.card:
+        _check_card(options.model)
     model = open_model(options.model)
     if options.precision is not None:
         model = _rounded(model, options)
-    result = {} if options.baseline is None else _compared(model, sentences, options)
+    result = {} if options.baseline is None else _compared(model, sentences, pairs, options)
     if options.profile:
         result["profile"] = _profile(model, options)
     return OK, result
 
 
 def _compared(
-    model: nn.Module, sentences: Sequence[str], options: argparse.Namespace
+    model: nn.Module, sentences: Sequence[str], pairs: Any, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Print times beside those of the baseline, and how near the outputs are to its."""
+    """Print times beside those of the baseline, how near the outputs are to its, and the scores by
+    pairs and by a task."""
     from dataclasses import asdict
 
     from secateurs.cli.tables import speed_table, table
-    from secateurs.cli.tokenizers import tokenizer_of
     from secateurs.data.text import batches
     from secateurs.measurement.quality import fidelity, speed
     from secateurs.storage.model_folders import open_model
@@ -100,7 +113,16 @@ def _compared(
     if sentences:
         tokenizer = tokenizer_of(reading, dense)
         judged = batches(tokenizer, sentences, 32, reading.max_length)
-    rows = speed(
+    result: dict[str, Any] = {}
+    if pairs is not None:  # before minutes of timing, for what cannot be judged is refused
+        result["pairs"] = {
+            name: {QUALITY: judged_by_pairs(pairs, each, reading, *folders)}
+            for name, each, folders in (
+                ("dense", dense, [options.baseline]),
+                ("pruned", model, [options.model, options.baseline]),
+            )
+        }
+    result["rows"] = speed(
         Path(options.baseline).name,
         dense,
         {"pruned": model},
@@ -108,25 +130,68 @@ def _compared(
         min_time=options.min_time,
         progress=options.progress,
     )
-    print(speed_table(rows))
-    result: dict[str, Any] = {"rows": rows}
+    print(speed_table(result["rows"]))
     if judged:
-        cosine = fidelity(dense, model, judged)
-        result["cosine"] = asdict(cosine)
-        print(
-            f"\ncosine to the baseline: mean {cosine.mean:.4f}, "
-            f"worst 5% {cosine.worst_twentieth:.4f}"
-        )
+        result["cosine"] = asdict(fidelity(dense, model, judged))
+        mean, worst = result["cosine"].values()
+        print(f"\ncosine to the baseline: mean {mean:.4f}, worst 5% {worst:.4f}")
     if data is not None:
         result["scores"] = {"dense": evaluate(dense, data), "pruned": evaluate(model, data)}
-        dense_scores, pruned_scores = result["scores"].values()
-        told = [
-            {"metric": name, "dense": value, "pruned": pruned_scores[name]}
-            for name, value in dense_scores.items()
-        ]
-        columns = {"metric": options.task, "dense": "dense:.4f", "pruned": "pruned:.4f"}
-        print(f"\n{table(told, columns)}")
+    for key, judge in (
+        ("pairs", options.pairs and Path(options.pairs).name),
+        ("scores", options.task),
+    ):
+        if key in result:
+            columns = {"metric": judge, "dense": "dense:.4f", "pruned": "pruned:.4f"}
+            print(f"\n{table(_both(result[key]), columns)}")
+    if options.card:
+        _write_card(options, model, result)
     return result
+
+
+def _both(scores: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """A row for each metric, with what both models reach."""
+    return [
+        {"metric": name, "dense": value, "pruned": scores["pruned"][name]}
+        for name, value in scores["dense"].items()
+    ]
+
+
+def _check_card(folder: str) -> None:
+    """Raise DataError unless a card may be written into `folder`."""
+    from secateurs.errors import DataError
+    from secateurs.storage.model_card import NAME, may_be_written
+    from secateurs.storage.model_folders import is_pruned
+
+    if not is_pruned(folder):
+        raise DataError(f"expected a folder that secateurs saved to write a card in, got {folder}")
+    if not may_be_written(Path(folder)):
+        raise DataError(
+            f"expected a {NAME} in {folder} that secateurs wrote and nobody changed, got another"
+        )
+
+
+def _write_card(options: argparse.Namespace, model: Any, result: dict[str, Any]) -> None:
+    """Write the folder's card anew with what was measured: times by shape, and scores beside them,
+    which hold for all shapes."""
+    from secateurs.storage.model_card import write_card
+
+    scores: dict[str, float] = {}
+    if "cosine" in result:
+        scores["cosine to the dense model"] = result["cosine"]["mean"]
+    for key, judge in (("pairs", "pairs"), ("scores", options.task)):
+        for row in _both(result[key]) if key in result else ():
+            told = f"{row['metric']} of {judge}"
+            scores |= {f"{told}, {name}": row[name] for name in ("dense", "pruned")}
+    times: dict[str, dict[str, Any]] = {}
+    for row in result["rows"]:
+        call = "x".join(map(str, row["shape"]))
+        time = times.setdefault(call, {"batch x tokens": call})
+        time[f"{row['variant']}, ms"] = row["ms"]
+        if row["variant"] == "pruned":
+            time["times as fast"] = row["speedup"]
+    rows = [{**time, **scores} for time in times.values()]
+    write_card(Path(options.model), model, measured_here(rows, model))
 
 
 def _profile(model: nn.Module, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from secateurs.cli.arguments import (
     rate,
     settle,
 )
+from secateurs.cli.results import measured_here, write_model
 from secateurs.cli.tasks import add_task, processor_of, reads_text
 from secateurs.cli.terminal import OK, quiet, tell
 from secateurs.errors import DataError
@@ -89,7 +90,6 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     from secateurs.data.tasks import find_task
     from secateurs.pruning import METHODS, Budget, Needs, make_pruner
     from secateurs.pruning.run_folders import claim, model_digest, values_digest
-    from secateurs.storage.checkpoint import save
     from secateurs.storage.model_folders import has_classifier, open_classifier
     from secateurs.training.task_recipe import (
         Settings,
@@ -172,14 +172,16 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         batches=some if options.precision else None,
     )
     converted = evaluate(fast, data)
-    save(fast, out)
-    processor.save_pretrained(out)
-    shutil.rmtree(work, ignore_errors=True)
-    seconds |= outcome.seconds
     rows = [
         {"metric": name, "dense": dense[name], "pruned": outcome.metrics[name], "saved": value}
         for name, value in converted.items()
     ]
+    told = [
+        {task.name: row["metric"], "dense": row["dense"], "pruned": row["saved"]} for row in rows
+    ]
+    write_model(fast, processor, options.model, out, measured_here(told, fast))
+    shutil.rmtree(work, ignore_errors=True)
+    seconds |= outcome.seconds
     columns = {"metric": "metric"} | {k: f"{k}:.4f" for k in ("dense", "pruned", "saved")}
     print(f"{table(rows, columns)}\n")
     print("seconds: " + ", ".join(f"{phase} {s:.0f}" for phase, s in seconds.items()) + "\n")
