@@ -12,6 +12,7 @@ CONTRACT = "pruning/test_pruning.py"
 GRADIENT = "pruning/methods/test_gradient.py"
 OBS = "pruning/methods/test_obs.py"
 KPRUNE = "pruning/methods/test_kprune.py"
+DSP = "pruning/methods/test_dsp.py"
 RANKING = "pruning/test_ranking.py"
 SESSION = "pruning/test_session.py"
 ADMM_MASKS = "pruning/methods/test_layerwise_admm.py"
@@ -74,6 +75,7 @@ FAULTS = (
          "            pass\n\n    def after_step", f"{SESSION} -k left_out"),
         ('"generator": self.pruner.generator.get_state(),',
          '"generator": torch.Generator().get_state(),', f"{SESSION} -k to_the_bit"),
+        ("if self._rates not in (None, self._own_rates()):", "if False:", f"{DSP} -k taken_before"),
         ("{**of_model, **group}", "group", "pruning/methods/test_dcil.py -k rate_of_the_model"),
     ),
     *faults_in(
@@ -107,6 +109,9 @@ FAULTS = (
     *faults_in(
         f"{PRUNING}/gate_gradients.py",
         ("gates.set_plan(gone)", "pass", f"{GRADIENT} -k later_rounds"),
+        ("gradient.abs().sum(0), None, None", "gradient.sum(0), None, None",
+         f"{DSP} -k first_tenth"),
+        ("if examples is None:", "if False:", f"{DSP} -k not_named"),
         (" * token_weights(out, batch)).sum()", ").sum()", f"{GRADIENT} -k curvature"),
         ("gradient.double().abs().pow(power)", "gradient.double().pow(power)",
          "pruning/methods/test_gradient.py -k per_example_derivative"),
@@ -151,6 +156,16 @@ FAULTS = (
          "pruning/methods/test_dsp.py -k gumbel"),
         ("scores = scores + (1 - share)", "scores = scores - (1 - share)",
          "pruning/methods/test_dsp.py -k formula"),
+        ("return 2 * spread", "return spread", f"{DSP} -k first_tenth"),
+        ("LEAST * float(sensitivities.max())", "0.0", f"{DSP} -k good_as_nothing"),
+        ("before is None else before + gradient", "before is None else before",
+         f"{DSP} -k first_tenth"),
+        ("self.importance + scale * noise", "self.importance + noise", f"{DSP} -k short_schedule"),
+        ("            self.importance.grad = None  # for an optimizer to pass it over\n",
+         "            pass\n", f"{DSP} -k short_schedule"),
+        ("PATH / (end - self._measured)", "PATH / steps", f"{DSP} -k which_schedule"),
+        ("if steps < LONG", "if steps <= LONG", f"{DSP} -k which_schedule"),
+        ("if self._measured >= end:", "if False:", f"{SESSION} -k refused and cooldown"),
     ),
     *faults_in(
         f"{METHODS}/voita.py",

@@ -8,20 +8,12 @@ import numpy as np
 import pytest
 import torch
 from support.models import answer, relative
-from support.training import classifier, labelled, optimizer, steps, trained
+from support.training import classifier, labelled, optimizer, steps, trained, without_dropout
 from torch import nn
 
 from secateurs import apply, find_sites
 from secateurs.pruning.methods.snip_identity import power_iteration, spectral_norm
 from secateurs.pruning.session import Session
-
-
-def without_dropout(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    model.set_attn_implementation("eager")
-    return model
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (5, 9)])
