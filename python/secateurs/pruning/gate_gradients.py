@@ -62,8 +62,8 @@ def gate_gradients(
 
 
 def measuring(holder: Tensor, values: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-    """Return gates `[B, *shape]` of the `values` `[*shape]` for a training's own passes: in place of
-    its gradient, `holder` `[*shape]` gets the sum over examples of |dL/d gate|.
+    """Return gates `[B, *shape]` of the `values` `[*shape]` for the passes of a training: in place
+    of its gradient, `holder` `[*shape]` gets the sum over examples of |dL/d gate|.
 
     Args:
         inputs: the model's keyword inputs, of B examples.
@@ -76,7 +76,7 @@ def measuring(holder: Tensor, values: Tensor, inputs: Mapping[str, Any]) -> Tens
         raise MethodError(
             f"expected the model's inputs by name, to measure each example, got {[*inputs]}"
         )
-    gates: Tensor = _Measuring.apply(holder, values, examples)
+    gates: Tensor = _Measuring.apply(holder, values, examples)  # type: ignore[no-untyped-call]
     return gates
 
 
@@ -84,11 +84,11 @@ class _Measuring(torch.autograd.Function):
     """The gates are what `values` say, the gradient is that of `measuring`."""
 
     @staticmethod
-    def forward(context: Any, holder: Tensor, values: Tensor, examples: int) -> Tensor:  # type: ignore[override]
+    def forward(context: Any, holder: Tensor, values: Tensor, examples: int) -> Tensor:
         return values.expand(examples, *values.shape).clone()
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return gradient.abs().sum(0), None, None
 
 

@@ -14,6 +14,7 @@ OBS = "pruning/methods/test_obs.py"
 KPRUNE = "pruning/methods/test_kprune.py"
 DSP = "pruning/methods/test_dsp.py"
 RANKING = "pruning/test_ranking.py"
+SNIP = "pruning/methods/test_snip_identity.py"
 SESSION = "pruning/test_session.py"
 ADMM_MASKS = "pruning/methods/test_layerwise_admm.py"
 GATES = "masking/test_gates.py"
@@ -165,7 +166,7 @@ FAULTS = (
          "            pass\n", f"{DSP} -k short_schedule"),
         ("PATH / (end - self._measured)", "PATH / steps", f"{DSP} -k which_schedule"),
         ("if steps < LONG", "if steps <= LONG", f"{DSP} -k which_schedule"),
-        ("if self._measured >= end:", "if False:", f"{SESSION} -k refused and cooldown"),
+        ("if self._measured >= end:", "if False:", f"{SESSION} -k in_words"),
     ),
     *faults_in(
         f"{METHODS}/voita.py",
@@ -186,6 +187,16 @@ FAULTS = (
          "pruning/methods/test_snip_identity.py -k clips_only_above"),
         ("norms / size, -1.0)", "norms, -1.0)",
          "pruning/methods/test_snip_identity.py -k added_to_the_residual"),
+        ('{"params": worth, "lr": 0.0,', '{"params": worth, "lr": 0.1,',
+         f"{SNIP} -k single_examples"),
+        ("state = self._states[name].to(worth)", "state = torch.ones_like(worth)",
+         f"{SNIP} -k hangs_on"),
+        ('0.0, 1.0, begin, end, "linear")', "0.0, 1.0, begin, end)", f"{SNIP} -k for_good"),
+        ('0.0 if estimator == "taylor" else PENALTY', "PENALTY", f"{SNIP} -k single_examples"),
+        ("count / len(shares)}", "(count + 1) / (len(shares) + 1)}", f"{SNIP} -k fewest"),
+        ("bisect_left(counts, enough, key=gone)", "bisect_left(counts, enough, key=gone) + 1",
+         f"{SNIP} -k fewest"),
+        ('if self.modules_in == "parameters" and', "if False and", f"{SESSION} -k in_words"),
     ),
     *faults_in(
         f"{METHODS}/admm_pattern.py",

@@ -51,7 +51,10 @@ from secateurs.pruning.ranking import lowest
 from secateurs.pruning.schedules import Schedule
 
 TINY = torch.finfo(torch.float64).tiny
-TEMPERATURES = {"published": (1000.0, 1e-8), "short": (1.0, 0.05)}  # where the cooldown starts, ends
+TEMPERATURES = {
+    "published": (1000.0, 1e-8),
+    "short": (1.0, 0.05),
+}  # where the cooldown starts, ends
 SCHEDULES = ("auto", *TEMPERATURES)
 LONG = 5000  # steps from which on auto is published
 RATE = 0.5
@@ -86,8 +89,8 @@ def relaxed_top_k(scores: Tensor, k: int, temperature: float) -> Tensor:
 
 
 def start_from(sensitivities: Tensor) -> Tensor:
-    """Importances `[n]` from the sensitivities `[n]` of heads, not negative: twice their logarithms,
-    brought to mean 0 and deviation 1; zeros where all are equal."""
+    """Importances `[n]` from the sensitivities `[n]` of heads: twice their logarithms brought to
+    mean 0 and deviation 1; zeros where all are equal."""
     logarithms = sensitivities.clamp_min(LEAST * float(sensitivities.max())).clamp_min(TINY).log()
     spread = logarithms - logarithms.mean()
     return 2 * spread / logarithms.std(correction=0).clamp_min(TINY)
