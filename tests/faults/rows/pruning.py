@@ -148,6 +148,8 @@ FAULTS = (
         ("scores * size if self._sums is None else self._sums + scores * size",
          "scores if self._sums is None else self._sums + scores",
          "pruning/methods/test_smp.py -k not_batches"),
+        ("math.ceil(UPDATES / self.batches)", "UPDATES // self.batches",
+         "pruning/methods/test_smp.py -k whole_passes"),
         ("            norm.momentum = None  # a plain mean\n", "",
          "pruning/methods/test_smp.py -k last_batches"),
     ),

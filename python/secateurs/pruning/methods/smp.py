@@ -17,8 +17,9 @@ mean of the tokens and the second output; their loss counts ten times.
 its size, rounded down; `save_scorer` writes what it learnt. With that `artifact` a new task is
 pruned by one forward pass over its inputs. Without one the network learns from those inputs first.
 
-Prunes heads. Needs activations: one pass for the scores, before it `meta_rounds` passes that train
-the network if there is no artifact. Cost: for a batch in meta-training, one plain forward pass, one
+Prunes heads. Needs activations: one pass for the scores, before it, if there is no artifact, passes
+that train the network, `meta_rounds` or as many as make 500 updates: after less its scores are
+hardly other than at the start. Cost: for a batch in meta-training, one plain forward pass, one
 more with its backward pass, and the network over every head's map of 128 x 128.
 
 From the authors' code: the network (five 4 x 4 convolutions of 8 to 128 channels, one to two
@@ -34,6 +35,7 @@ token; maps beyond 128 tokens are cropped, equal scores go by position.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,6 +74,7 @@ LR = 0.02
 FEATURES_DROPPED = 0.8
 SHARPNESS = 10.0
 SETTLING = 16  # batches that a trained scorer's statistics are of
+UPDATES = 500  # that train a scorer by default, at least
 SINGLE_SCALE = 10.0  # of the loss of single sentences
 
 
@@ -293,7 +296,8 @@ class SMPPruner(Pruner):
 
     Args:
         pair: whether the inputs are sentence pairs.
-        meta_rounds: passes over the data that train the scorer.
+        meta_rounds: passes over the data that train the scorer; by default as many as make 500
+            updates.
         artifact: file of a trained scorer, which then needs no such passes.
     """
 
@@ -304,15 +308,24 @@ class SMPPruner(Pruner):
     allocator = PerLayer()
 
     def __init__(
-        self, pair: bool = False, meta_rounds: int = 1, artifact: str | Path | None = None
+        self,
+        pair: bool = False,
+        meta_rounds: int | None = None,
+        artifact: str | Path | None = None,
     ) -> None:
-        if meta_rounds < 1:
+        if meta_rounds is not None and meta_rounds < 1:
             raise MethodError(f"expected at least one round of meta-training, got {meta_rounds}")
-        self.pair, self.artifact = bool(pair), artifact
-        self.rounds = 1 if artifact else meta_rounds + 1
+        self.pair, self.artifact, self.meta_rounds = bool(pair), artifact, meta_rounds
         self._round = 0
         self._sums: Tensor | None = None
         self._examples = 0
+
+    @property  # type: ignore[override]
+    def rounds(self) -> int:
+        """Passes over the data, the last of which is for the scores."""
+        if self.artifact:
+            return 1
+        return (self.meta_rounds or math.ceil(UPDATES / self.batches)) + 1
 
     def start(self, model: nn.Module, sites: Sites, budget: Budget, seed: int) -> None:
         super().start(model, sites.of_one_stack("SMP"), budget, seed)
