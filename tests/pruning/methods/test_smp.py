@@ -11,22 +11,19 @@ from torch.nn import functional as F
 
 from secateurs import Budget, find_sites, prune
 from secateurs.errors import BudgetError, CheckpointError, DataError, MethodError
+from secateurs.pruning.map_scorer import MapScorer, load_scorer, save_scorer, square_maps
 from secateurs.pruning.methods import smp
 from secateurs.pruning.methods.smp import (
-    MapScorer,
     MetaTask,
     MetaTraining,
     SMPPruner,
     attend,
     head_scores,
-    load_scorer,
     meta_train,
     represent,
     representation_loss,
     sampled_heads,
-    save_scorer,
     similarities,
-    square_maps,
     task_odds,
 )
 
