@@ -20,6 +20,13 @@ def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["SECATEURS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def one_pass_of_meta_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scorer of SMP sees each batch once: 500 updates take minutes, and no tiny model needs
+    them."""
+    monkeypatch.setattr("secateurs.pruning.methods.smp.UPDATES", 1)
+
+
 @pytest.fixture(params=[*TEXT_FAMILIES, "vit"])
 def family(request: pytest.FixtureRequest) -> str:
     return request.param

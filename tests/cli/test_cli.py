@@ -154,6 +154,7 @@ def test_methods_are_those_of_the_table(tmp_path, capsys):
     assert [row["name"] for row in rows] == list(secateurs.METHODS)
     needs = {row["name"]: row["needs"] for row in rows}
     assert (needs["random"], needs["gradient"]) == ("nothing", "gradients")
+    assert needs["dsp"] == "gradients, training, labels"
     assert "gradient" in capsys.readouterr().out
 
 

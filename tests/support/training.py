@@ -41,6 +41,14 @@ def classifier() -> nn.Module:
     return tiny_model("roberta")
 
 
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    model.set_attn_implementation("eager")
+    return model
+
+
 def labelled(count: int = 4, seed: int = 1) -> list[dict[str, Tensor]]:
     """Batches of four padded sequences; a sequence's label is whether it begins with a high id."""
     random = torch.Generator().manual_seed(seed)

@@ -234,9 +234,9 @@ class Pruner:
         return start.mul_(2).sub_(1).mul_(bound).to(device)
 
     def heads_by_site(self, values: Tensor) -> dict[str, Tensor]:
-        """One number per head of the model, `[heads]`, as one tensor per site of heads."""
+        """One number per head of the model, `[..., heads]`, as one tensor per site of heads."""
         found = self.sites.of_kind("heads")
-        parts = torch.split(values, [site.shape[0] for site in found])
+        parts = torch.split(values, [site.shape[0] for site in found], -1)
         return {site.name: part for site, part in zip(found, parts, strict=True)}
 
     def _tile(self) -> tuple[int, int]:

@@ -61,6 +61,37 @@ def gate_gradients(
     return found
 
 
+def measuring(holder: Tensor, values: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """Return gates `[B, *shape]` of the `values` `[*shape]` for the passes of a training: in place
+    of its gradient, `holder` `[*shape]` gets the sum over examples of |dL/d gate|.
+
+    Args:
+        inputs: the model's keyword inputs, of B examples.
+
+    Raises MethodError for inputs without a batch.
+    """
+    sizes = (len(x) for x in inputs.values() if isinstance(x, Tensor) and x.dim())
+    examples = next(sizes, None)
+    if examples is None:
+        raise MethodError(
+            f"expected the model's inputs by name, to measure each example, got {[*inputs]}"
+        )
+    gates: Tensor = _Measuring.apply(holder, values, examples)  # type: ignore[no-untyped-call]
+    return gates
+
+
+class _Measuring(torch.autograd.Function):
+    """The gates are what `values` say, the gradient is that of `measuring`."""
+
+    @staticmethod
+    def forward(context: Any, holder: Tensor, values: Tensor, examples: int) -> Tensor:
+        return values.expand(examples, *values.shape).clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.abs().sum(0), None, None
+
+
 def importance_sums(
     model: nn.Module,
     sites: Sites,

@@ -84,6 +84,7 @@ class Session:
         self._finite = True
         self._learnt = False  # whether a step has had gradients to go by
         self._steps: int | None = None
+        self._rates: list[Any] | None = None  # of the method's parameters, as an optimizer has them
         self._given_steps = steps
         self._stack: ExitStack | None = None
         self._plan: SparsityPlan | None = None
@@ -136,10 +137,16 @@ class Session:
     @door
     def begin(self, steps: int) -> None:
         """The training has `steps` optimizer steps. Raises MethodError if the method's schedules do
-        not fit into them."""
+        not fit into them, or if its learning rate follows from them and the groups for an optimizer
+        were taken before."""
         if steps < 1:
             raise MethodError(f"expected a training of at least one step, got {steps}")
         self.pruner.begin(steps)
+        if self._rates not in (None, self._own_rates()):
+            raise MethodError(
+                f"expected the number of steps before parameter_groups, since the learning rate of "
+                f"{self.method} follows from it, got it afterwards"
+            )
         self._steps = steps
 
     def parameter_groups(self, **of_model: Any) -> list[dict[str, Any]]:
@@ -148,7 +155,11 @@ class Session:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         of_the_model = [{"params": parameters, **of_model}] if parameters else []
         own = [{**of_model, **group} for group in self.pruner.parameter_groups()]
+        self._rates = self._own_rates()
         return [*of_the_model, *own]
+
+    def _own_rates(self) -> list[Any]:
+        return [group.get("lr") for group in self.pruner.parameter_groups()]
 
     def penalty(self) -> Tensor | float:
         """Return what the method adds to the loss of the forward pass just made."""

@@ -177,6 +177,15 @@ class PruningTrainer(Trainer):
             return optimizer
         return super().create_optimizer(model)
 
+    def create_scheduler(self, num_training_steps: int, *args: Any, **options: Any) -> Any:
+        if self.session is not None and self.optimizer is not None:
+            self.session.begin(num_training_steps)
+            groups = self.session.pruner.parameter_groups()  # a rate may follow from the steps
+            own = {id(group["params"][0]): group for group in groups}
+            for group in self.optimizer.param_groups:
+                group.update(own.get(id(next(iter(group["params"]), None)), {}))
+        return super().create_scheduler(num_training_steps, *args, **options)
+
     def compute_loss(
         self,
         model: nn.Module,

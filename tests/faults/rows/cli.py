@@ -18,6 +18,11 @@ FAULTS = (
         ("if len(words) < len(pairs):", "if False:", "cli/test_cli_refusals.py -k one_sentence"),
     ),
     *faults_in(
+        "python/secateurs/cli/commands/methods.py",
+        ('["labels"] if method.pruner.labelled', '["labels"] if False',
+         "cli/test_cli.py -k of_the_table"),
+    ),
+    *faults_in(
         "python/secateurs/cli/paths.py",
         ("if out.exists() and not (out.is_dir() and not any(out.iterdir())):", "if False:",
          "cli/test_cli_refusals.py -k folder_in_use"),

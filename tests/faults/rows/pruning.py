@@ -12,7 +12,9 @@ CONTRACT = "pruning/test_pruning.py"
 GRADIENT = "pruning/methods/test_gradient.py"
 OBS = "pruning/methods/test_obs.py"
 KPRUNE = "pruning/methods/test_kprune.py"
+DSP = "pruning/methods/test_dsp.py"
 RANKING = "pruning/test_ranking.py"
+SNIP = "pruning/methods/test_snip_identity.py"
 SESSION = "pruning/test_session.py"
 ADMM_MASKS = "pruning/methods/test_layerwise_admm.py"
 GATES = "masking/test_gates.py"
@@ -74,6 +76,7 @@ FAULTS = (
          "            pass\n\n    def after_step", f"{SESSION} -k left_out"),
         ('"generator": self.pruner.generator.get_state(),',
          '"generator": torch.Generator().get_state(),', f"{SESSION} -k to_the_bit"),
+        ("if self._rates not in (None, self._own_rates()):", "if False:", f"{DSP} -k taken_before"),
         ("{**of_model, **group}", "group", "pruning/methods/test_dcil.py -k rate_of_the_model"),
     ),
     *faults_in(
@@ -107,6 +110,9 @@ FAULTS = (
     *faults_in(
         f"{PRUNING}/gate_gradients.py",
         ("gates.set_plan(gone)", "pass", f"{GRADIENT} -k later_rounds"),
+        ("gradient.abs().sum(0), None, None", "gradient.sum(0), None, None",
+         f"{DSP} -k first_tenth"),
+        ("if examples is None:", "if False:", f"{DSP} -k not_named"),
         (" * token_weights(out, batch)).sum()", ").sum()", f"{GRADIENT} -k curvature"),
         ("gradient.double().abs().pow(power)", "gradient.double().pow(power)",
          "pruning/methods/test_gradient.py -k per_example_derivative"),
@@ -142,6 +148,8 @@ FAULTS = (
         ("scores * size if self._sums is None else self._sums + scores * size",
          "scores if self._sums is None else self._sums + scores",
          "pruning/methods/test_smp.py -k not_batches"),
+        ("math.ceil(UPDATES / self.batches)", "UPDATES // self.batches",
+         "pruning/methods/test_smp.py -k whole_passes"),
         ("            norm.momentum = None  # a plain mean\n", "",
          "pruning/methods/test_smp.py -k last_batches"),
     ),
@@ -151,6 +159,16 @@ FAULTS = (
          "pruning/methods/test_dsp.py -k gumbel"),
         ("scores = scores + (1 - share)", "scores = scores - (1 - share)",
          "pruning/methods/test_dsp.py -k formula"),
+        ("return 2 * spread", "return spread", f"{DSP} -k first_tenth"),
+        ("LEAST * float(sensitivities.max())", "0.0", f"{DSP} -k good_as_nothing"),
+        ("before is None else before + gradient", "before is None else before",
+         f"{DSP} -k first_tenth"),
+        ("self.importance + scale * noise", "self.importance + noise", f"{DSP} -k short_schedule"),
+        ("            self.importance.grad = None  # for an optimizer to pass it over\n",
+         "            pass\n", f"{DSP} -k short_schedule"),
+        ("PATH / (end - self._measured)", "PATH / steps", f"{DSP} -k which_schedule"),
+        ("if steps < LONG", "if steps <= LONG", f"{DSP} -k which_schedule"),
+        ("if self._measured >= end:", "if False:", f"{SESSION} -k in_words"),
     ),
     *faults_in(
         f"{METHODS}/voita.py",
@@ -171,6 +189,16 @@ FAULTS = (
          "pruning/methods/test_snip_identity.py -k clips_only_above"),
         ("norms / size, -1.0)", "norms, -1.0)",
          "pruning/methods/test_snip_identity.py -k added_to_the_residual"),
+        ('{"params": worth, "lr": 0.0,', '{"params": worth, "lr": 0.1,',
+         f"{SNIP} -k single_examples"),
+        ("state = self._states[name].to(worth)", "state = torch.ones_like(worth)",
+         f"{SNIP} -k hangs_on"),
+        ('0.0, 1.0, begin, end, "linear")', "0.0, 1.0, begin, end)", f"{SNIP} -k for_good"),
+        ('0.0 if estimator == "taylor" else PENALTY', "PENALTY", f"{SNIP} -k single_examples"),
+        ("count / len(shares)}", "(count + 1) / (len(shares) + 1)}", f"{SNIP} -k fewest"),
+        ("bisect_left(counts, enough, key=gone)", "bisect_left(counts, enough, key=gone) + 1",
+         f"{SNIP} -k fewest"),
+        ('if self.modules_in == "parameters" and', "if False and", f"{SESSION} -k in_words"),
     ),
     *faults_in(
         f"{METHODS}/admm_pattern.py",

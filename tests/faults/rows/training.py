@@ -11,6 +11,8 @@ FAULTS = (
          "training/test_trainer.py -k formulas"),
         ("loss = loss + self.session.penalty()", "pass",
          "training/test_trainer.py -k penalty_weighs"),
+        ("            self.session.begin(num_training_steps)\n", "",
+         "pruning/methods/test_dsp.py -k trainer_gives"),
     ),
     *faults_in(
         "python/secateurs/training/task_recipe.py",

@@ -11,21 +11,19 @@ from torch.nn import functional as F
 
 from secateurs import Budget, find_sites, prune
 from secateurs.errors import BudgetError, CheckpointError, DataError, MethodError
+from secateurs.pruning.map_scorer import MapScorer, load_scorer, save_scorer, square_maps
+from secateurs.pruning.methods import smp
 from secateurs.pruning.methods.smp import (
-    MapScorer,
     MetaTask,
     MetaTraining,
     SMPPruner,
     attend,
     head_scores,
-    load_scorer,
     meta_train,
     represent,
     representation_loss,
     sampled_heads,
-    save_scorer,
     similarities,
-    square_maps,
     task_odds,
 )
 
@@ -173,7 +171,6 @@ def test_a_step_forgets_the_gradients_of_the_last():
 def test_a_step_is_the_loss_of_half_the_heads_in_half_the_layers(monkeypatch):
     """Against a model whose heads are cut by hand, where no feature is dropped."""
     from secateurs import HeadMask, SparsityPlan, apply
-    from secateurs.pruning.methods import smp
 
     monkeypatch.setattr(smp, "FEATURES_DROPPED", 0.0)
     model = tiny_model("bert", num_attention_heads=8, num_hidden_layers=3)
@@ -301,6 +298,23 @@ def test_meta_training_without_data_is_refused(tmp_path):
         save_scorer(MapScorer(random()), tmp_path / "no" / "folder")
     save_scorer(MapScorer(random()), tmp_path / "scorer")
     prune(model, one, method="smp", budget="heads=0.5", artifact=str(tmp_path / "scorer"))
+
+
+@pytest.mark.parametrize(("rounds", "updates"), [(None, 501), (2, 6)])
+def test_a_scorer_learns_from_500_batches_in_whole_passes(monkeypatch, rounds, updates):
+    """Of three batches; what scores the heads is one pass more."""
+    seen = {"step": 0, "settle": 0}
+
+    def step(self, batch, pair):
+        seen["step"] += 1
+        self.batches = self.updates = seen["step"]
+
+    monkeypatch.setattr(smp, "UPDATES", 500)
+    monkeypatch.setattr(MetaTraining, "step", step)
+    monkeypatch.setattr(MetaTraining, "settle", lambda _: seen.update(settle=seen["settle"] + 1))
+    options = {} if rounds is None else {"meta_rounds": rounds}
+    prune(tiny_model("bert"), unlabelled(), method="smp", budget="heads=0.5", **options)
+    assert seen == {"step": updates, "settle": 1}
 
 
 def test_scores_are_means_over_examples_not_batches():

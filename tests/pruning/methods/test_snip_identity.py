@@ -8,20 +8,13 @@ import numpy as np
 import pytest
 import torch
 from support.models import answer, relative
-from support.training import classifier, labelled, optimizer, steps, trained
+from support.training import classifier, labelled, optimizer, steps, trained, without_dropout
 from torch import nn
 
 from secateurs import apply, find_sites
+from secateurs.masking.gates import Gates
 from secateurs.pruning.methods.snip_identity import power_iteration, spectral_norm
 from secateurs.pruning.session import Session
-
-
-def without_dropout(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    model.set_attn_implementation("eager")
-    return model
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (5, 9)])
@@ -119,6 +112,86 @@ def test_norms_are_those_of_what_is_added_to_the_residual(estimator, budget):
             np.testing.assert_allclose(scores.numpy().reshape(-1), want_here, rtol=1e-4)
 
 
+def gate_derivatives(model, batch, names):
+    """Means over examples of |dL/d gate|, by central differences in float64."""
+    model = copy.deepcopy(model).double().eval()
+    sites, examples, step = find_sites(model), len(batch["labels"]), 1e-5
+    found = {}
+    for name in names:
+        shape = (4,) if name.endswith(".heads") else ()
+        found[name] = np.zeros(shape)
+        for unit in np.ndindex(shape):
+            for example in range(examples):
+                losses = []
+                for change in (step, -step):
+                    gate = torch.ones(examples, *shape, dtype=torch.float64)
+                    gate[(example, *unit)] += change
+                    with Gates(model, sites) as gates, torch.no_grad():
+                        gates[name] = gate
+                        losses.append(float(model(**batch).loss))
+                found[name][unit] += abs(losses[0] - losses[1]) / (2 * step)
+    return found
+
+
+@pytest.mark.parametrize("budget", ["heads=0.5", "modules=0.5"])
+def test_taylor_is_the_mean_derivative_of_single_examples(budget):
+    model, batches = without_dropout(classifier()), labelled(2)
+    options = {"estimator": "taylor", "spectral": False, "per_parameter": False}
+    with Session(model, "snip_identity", budget=budget, steps=20, **options) as session:
+        assert session.penalty() == 0
+        adam = torch.optim.AdamW(session.parameter_groups(lr=0.0), weight_decay=0.0)
+        for _ in steps(session, adam, batches, 2):
+            pass
+        got = session.pruner.scores()
+        assert all(bool((w == 1).all()) for w in session.pruner._worth.values())
+    found = [gate_derivatives(model, batch, got) for batch in batches]
+    for name, scores in got.items():
+        want = (found[0][name] + found[1][name]) / 2
+        np.testing.assert_allclose(scores.numpy(), want, rtol=2e-3, atol=1e-7)
+
+
+def test_taylor_keeps_what_the_loss_hangs_on_however_small():
+    """One FFN adds next to nothing, but all of the loss is in it; what is gone stays gone."""
+    model, batches = classifier(), labelled()
+    options = {"estimator": "taylor", "begin": 0.0, "end": 0.5, "rounds": 2}
+    with Session(model, "snip_identity", budget="heads=0.5", steps=12, **options) as session:
+        adam, before = optimizer(session), None
+        for i in range(12):
+            model.train()
+            model(**batches[i % 4])
+            wanted = session.pruner.gates["layers.1.heads"]
+            assert wanted.shape == (4, 4)
+            (1e-3 * wanted[:, 2].sum() + model(**batches[i % 4]).loss * 1e-9).backward()
+            session.after_backward()
+            adam.step()
+            session.after_step()
+            adam.zero_grad()
+            alive = torch.cat([a.flatten() for a in session.pruner._alive.values()]).clone()
+            assert before is None or not bool((alive & ~before).any())
+            before = alive
+        model.eval()
+        gated = answer(model, batches[0])
+    assert int(before.sum()) == 6
+    assert session.plan.masks["layers.1.heads"].keep[2]
+    assert relative(answer(apply(model, session.plan), batches[0]), gated) < 1e-5
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.72])
+def test_a_share_of_parameters_is_met_by_the_fewest_sub_layers(share):
+    """Attentions hold 4 * 64 * 64 weights, FFNs 2 * 64 * 96: 16384 and 12288 of 86016."""
+    options = {"modules_in": "parameters", "spectral": False}
+    budget = f"modules={share}"
+    with Session(classifier(), "snip_identity", budget=budget, steps=10, **options) as session:
+        trained(session, 10, lr=1e-5)
+        scores = session.pruner.scores()
+    sizes = {n: (12288 if n.endswith("ffn") else 16384) / 86016 for n in scores}
+    gone = {n for n, m in session.plan.masks.items() if not bool(m.keep)}
+    assert sum(sizes[n] for n in gone) >= share
+    removals = [{n for n in gone if n != last} for last in gone]
+    assert min(sum(sizes[n] for n in less) for less in removals) < share
+    assert 0 < len(gone) < 6
+
+
 def test_the_mapping_that_adds_least_goes_first():
     model = classifier()
     with torch.no_grad():
@@ -143,8 +216,8 @@ def test_the_share_removed_follows_the_schedule_for_good():
             shares.append(12 - int(alive.sum()))
             assert before is None or not bool((alive & ~before).any())
             before = alive
-    cubic = [0.5 * 12 * (1 - (1 - (i + 1) / 5) ** 3) for i in range(5)]
-    want = [0] * 3 + [int(c + 0.5) for c in cubic for _ in range(4)]
+    linear = [0.5 * 12 * (i + 1) / 5 for i in range(5)]
+    want = [0] * 3 + [int(c + 0.5) for c in linear for _ in range(4)]
     assert shares[:23] == want
     assert set(shares[23:]) == {6}
 

@@ -48,7 +48,8 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     from secateurs.cli.tokenizers import tokenizer_of
     from secateurs.data.tasks import find_task
     from secateurs.errors import DataError
-    from secateurs.pruning.methods.smp import meta_train, save_scorer
+    from secateurs.pruning.map_scorer import save_scorer
+    from secateurs.pruning.methods.smp import meta_train
     from secateurs.storage.model_folders import open_model
     from secateurs.training.task_recipe import meta_task
 

@@ -51,6 +51,7 @@ def option_rows(name: str) -> list[dict[str, str]]:
 
 def _row(method: Any) -> dict[str, str]:
     needs = sorted(flag.name.lower() for flag in method.needs if flag.name)
+    needs += ["labels"] if method.pruner.labelled else []
     return {
         "name": method.name,
         "removes": ", ".join(sorted(method.produces)),

@@ -17,8 +17,9 @@ mean of the tokens and the second output; their loss counts ten times.
 its size, rounded down; `save_scorer` writes what it learnt. With that `artifact` a new task is
 pruned by one forward pass over its inputs. Without one the network learns from those inputs first.
 
-Prunes heads. Needs activations: one pass for the scores, before it `meta_rounds` passes that train
-the network if there is no artifact. Cost: for a batch in meta-training, one plain forward pass, one
+Prunes heads. Needs activations: one pass for the scores, before it, if there is no artifact, passes
+that train the network, `meta_rounds` or as many as make 500 updates: after less its scores are
+hardly other than at the start. Cost: for a batch in meta-training, one plain forward pass, one
 more with its backward pass, and the network over every head's map of 128 x 128.
 
 From the authors' code: the network (five 4 x 4 convolutions of 8 to 128 channels, one to two
@@ -34,6 +35,7 @@ token; maps beyond 128 tokens are cropped, equal scores go by position.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,8 +44,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,56 +57,21 @@ from secateurs.data.batches import (
     shown,
     unlabelled,
 )
-from secateurs.errors import BudgetError, CheckpointError, DataError, MethodError
-from secateurs.files import written_whole
+from secateurs.errors import BudgetError, DataError, MethodError
 from secateurs.masking.gates import Gates
 from secateurs.processes import summed, total
 from secateurs.pruning.allocation.budget import Budget
 from secateurs.pruning.allocation.per_layer import PerLayer
 from secateurs.pruning.allocation.units import kept_heads
 from secateurs.pruning.base import Needs, Pruner
+from secateurs.pruning.map_scorer import MapScorer, load_scorer, square_maps
 
-SIDE = 128  # of a map, in tokens
-CHANNELS = 8
 LR = 0.02
 FEATURES_DROPPED = 0.8
 SHARPNESS = 10.0
 SETTLING = 16  # batches that a trained scorer's statistics are of
+UPDATES = 500  # that train a scorer by default, at least
 SINGLE_SCALE = 10.0  # of the loss of single sentences
-
-
-class MapScorer(nn.Module):
-    """Scores `[N, 2]` between 0 and 2 of attention maps `[N, 1, 128, 128]`."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()
-        sizes = [1, *(CHANNELS * 2**i for i in range(5))]
-        layers: list[nn.Module] = []
-        for i, (before, after) in enumerate(itertools.pairwise(sizes)):
-            layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False))
-            if i:
-                layers.append(nn.BatchNorm2d(after))
-            layers.append(nn.LeakyReLU(0.2))
-        layers.append(nn.Conv2d(sizes[-1], 2, 4, bias=False))
-        self.layers = nn.Sequential(*layers)
-        with torch.no_grad():
-            for module in self.layers:
-                if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
-                    mean, weight = float(isinstance(module, nn.BatchNorm2d)), module.weight
-                    weight.copy_(mean + 0.01 * torch.randn(weight.shape, generator=generator))
-
-    def forward(self, maps: Tensor) -> Tensor:
-        logits: Tensor = self.layers(maps)
-        return 2 * logits.flatten(1).sigmoid()
-
-
-def square_maps(attention: Tensor, mask: Tensor) -> Tensor:
-    """Maps `[B, H, T, T]`, zero in rows of padding `mask` `[B, T]`, cropped or filled up with zeros
-    to `[B, H, 128, 128]`."""
-    maps = attention * mask[:, None, :, None].to(attention)
-    maps = maps[..., :SIDE, :SIDE]
-    short = SIDE - maps.shape[-1]
-    return F.pad(maps, (0, short, 0, short))
 
 
 def sampled_heads(scores: Tensor, keep: int, generator: torch.Generator) -> Tensor:
@@ -188,33 +153,6 @@ def task_odds(sizes: Tensor) -> Tensor:
     return sizes.double().pow(0.2).add(1e-9).floor()
 
 
-def save_scorer(scorer: MapScorer, path: str | Path) -> None:
-    """Write what `artifact` reads. Raises CheckpointError if it cannot be written."""
-    state = {name: value.cpu().contiguous() for name, value in scorer.state_dict().items()}
-    try:
-        with written_whole(path) as scratch:
-            save_file(state, scratch, metadata={"secateurs": "smp"})
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write a scorer to {path}: {error}") from error
-
-
-def load_scorer(path: str | Path) -> MapScorer:
-    """Read what `save_scorer` wrote. Raises CheckpointError for any other file."""
-    scorer = MapScorer(torch.Generator())
-    try:
-        with safe_open(path, framework="pt") as file:
-            kind = (file.metadata() or {}).get("secateurs")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if kind != "smp":
-            raise CheckpointError(f"expected a scorer saved by SMP in {path}, got {kind}")
-        scorer.load_state_dict(state)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"cannot read a scorer from {path}: {error}") from error
-    return scorer.eval()
-
-
 class MetaTraining:
     """Updates of `scorer`, batch by batch, on a frozen `model`."""
 
@@ -293,7 +231,8 @@ class SMPPruner(Pruner):
 
     Args:
         pair: whether the inputs are sentence pairs.
-        meta_rounds: passes over the data that train the scorer.
+        meta_rounds: passes over the data that train the scorer; by default as many as make 500
+            updates.
         artifact: file of a trained scorer, which then needs no such passes.
     """
 
@@ -304,15 +243,24 @@ class SMPPruner(Pruner):
     allocator = PerLayer()
 
     def __init__(
-        self, pair: bool = False, meta_rounds: int = 1, artifact: str | Path | None = None
+        self,
+        pair: bool = False,
+        meta_rounds: int | None = None,
+        artifact: str | Path | None = None,
     ) -> None:
-        if meta_rounds < 1:
+        if meta_rounds is not None and meta_rounds < 1:
             raise MethodError(f"expected at least one round of meta-training, got {meta_rounds}")
-        self.pair, self.artifact = bool(pair), artifact
-        self.rounds = 1 if artifact else meta_rounds + 1
+        self.pair, self.artifact, self.meta_rounds = bool(pair), artifact, meta_rounds
         self._round = 0
         self._sums: Tensor | None = None
         self._examples = 0
+
+    @property  # type: ignore[override]
+    def rounds(self) -> int:
+        """Passes over the data, the last of which is for the scores."""
+        if self.artifact:
+            return 1
+        return (self.meta_rounds or math.ceil(UPDATES / self.batches)) + 1
 
     def start(self, model: nn.Module, sites: Sites, budget: Budget, seed: int) -> None:
         super().start(model, sites.of_one_stack("SMP"), budget, seed)

@@ -12,6 +12,10 @@ smallest norm for the parameters it holds goes first.
 
     l2: mean over tokens of |F|_2 / sqrt(d)      rel: mean over tokens of |F|_2 / |x|_2
     linf: 99.9th percentile of |F| over tokens and coordinates
+    taylor: mean over examples of |dL/d gate|, the gate being a factor of F
+
+A norm knows nothing of the loss; `taylor`, which is no part of the paper, asks the loss alone, in
+the same passes, and so has no penalty by default: with one it would be a part of L.
 
 Compared without their parameters, l2 takes every attention of MiniLM before all but one FFN: half
 of the sub-layers, and no token sees another any more.
@@ -22,18 +26,22 @@ and one product for each normalised weight.
 
 There is no public code and no full text at hand: the set of mappings, the operator, the use of
 spectral normalisation and its aim are from the paper's abstract and a survey, everything else is
-rebuilt: the estimators, the schedule, the defaults (l2, 5 rounds, cubic), the normalised weights
-(those of a co-author's later BERT), clipping only above c so that a trained model stays itself. c
-is 1.5 times the median of the largest singular values at the start, the least of 1, 1.25 and 1.5
-that costs a fine-tuned MiniLM less than a point on QQP at once (2.4, 1.1 and 0.5). A penalty of 10
-is far above what suits long trainings, but in some hundred steps less has no effect: without it,
-last layers have the largest norms though the task needs them least. The budget counts heads or
-sub-layers, not their parameters. Norms are taken in the training passes, with dropout of the layers
-before. A sub-layer that is gone leaves its residual and norm: LN(x), not x.
+rebuilt: the estimators, the schedule, the defaults (l2, 5 rounds, linear from 30 to 70 % of the
+steps: earlier, weights have not yet moved under the prior), the normalised weights (those of a
+co-author's later BERT), clipping only above c so that a trained model stays itself. c is 1.5 times
+the median of the largest singular values at the start, the least of 1, 1.25 and 1.5 that costs a
+fine-tuned MiniLM less than a point on QQP at once (2.4, 1.1 and 0.5). A penalty of 10 is far above
+what suits long trainings, but in some hundred steps less has no effect: without it, last layers
+have the largest norms though the task needs them least. The budget counts heads and sub-layers;
+with `modules_in="parameters"` it counts the weights that sub-layers hold, and the fewest of the
+lowest that meet it go, so that runs with other norms compare at equal size. Norms are taken in the
+training passes, with dropout of the layers before. A sub-layer that is gone leaves its residual and
+norm: LN(x), not x.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -49,9 +57,12 @@ from secateurs.plan.masks import KeepMask
 from secateurs.processes import averaged
 from secateurs.pruning.allocation.budget import Budget
 from secateurs.pruning.base import Needs, Pruner
+from secateurs.pruning.gate_gradients import measuring
 from secateurs.pruning.schedules import Schedule
 
-ESTIMATORS = ("l2", "linf", "rel")
+ESTIMATORS = ("l2", "linf", "rel", "taylor")
+COUNTED = ("units", "parameters")
+PENALTY = 10.0  # by default, of norms
 NORMALISED = ("output", "up", "down")
 QUANTILE = 0.999
 ABOVE_MEDIAN = 1.5  # the bound by default, in medians of the largest singular values
@@ -78,13 +89,14 @@ class SnipIdentityPruner(Pruner):
     """Identity priors.
 
     Args:
-        estimator: of a mapping's norm: l2, rel or linf.
+        estimator: of a mapping's worth: the norms l2, rel or linf, or taylor.
         spectral: whether to normalise.
         bound: c; by default 1.5 times the median of the largest singular values at the start.
-        penalty: weight of the norms in the loss.
+        penalty: weight of the norms in the loss; by default 10, and 0 with taylor.
         per_parameter: compare norms over the parameters a mapping holds, else norms alone.
         begin, end: of the schedule, as shares of the training.
         rounds: removals between them.
+        modules_in: what a share of modules is of: units, or the parameters that they hold.
     """
 
     produces = frozenset({"heads", "modules"})
@@ -96,16 +108,21 @@ class SnipIdentityPruner(Pruner):
         estimator: str = "l2",
         spectral: bool = True,
         bound: float | None = None,
-        penalty: float = 10.0,
+        penalty: float | None = None,
         per_parameter: bool = True,
-        begin: float = 0.1,
+        begin: float = 0.3,
         end: float = 0.7,
         rounds: int = 5,
+        modules_in: str = "units",
     ) -> None:
         if estimator not in ESTIMATORS:
             raise MethodError(
                 f"expected an estimator in {', '.join(ESTIMATORS)}, got {estimator!r}"
             )
+        if modules_in not in COUNTED:
+            raise MethodError(f"expected modules_in in {', '.join(COUNTED)}, got {modules_in!r}")
+        if penalty is None:
+            penalty = 0.0 if estimator == "taylor" else PENALTY
         if penalty < 0 or rounds < 1 or (bound is not None and bound <= 0):
             raise MethodError(
                 "expected a penalty of at least 0, one round or more and a bound above 0, got "
@@ -113,7 +130,9 @@ class SnipIdentityPruner(Pruner):
             )
         self.estimator, self.spectral, self.bound = estimator, bool(spectral), bound
         self.weight, self.per_parameter = penalty, bool(per_parameter)
-        self.span, self.removals = (begin, end), rounds
+        self.span, self.removals, self.modules_in = (begin, end), rounds, modules_in
+        self._worth: dict[str, nn.Parameter] = {}  # only their gradients say anything
+        self._states: dict[str, Tensor] = {}
         self._u: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         self._count = 0
@@ -127,6 +146,8 @@ class SnipIdentityPruner(Pruner):
 
     def start(self, model: nn.Module, sites: Sites, budget: Budget, seed: int) -> None:
         super().start(model, sites.of_one_stack("SNIP"), budget, seed)
+        if self.modules_in == "parameters" and budget.modules is None:
+            raise MethodError(f"expected a budget of modules to count in parameters, got {budget}")
 
     def open(self, gates: Gates) -> None:
         super().open(gates)
@@ -138,20 +159,30 @@ class SnipIdentityPruner(Pruner):
                 layer = name.rpartition(".")[0]
                 entry = f"{layer}.{'up' if name.endswith('.ffn') else 'query'}"
                 gates.watch(entry, partial(self._inputs.__setitem__, name))
+            if self.estimator == "taylor":
+                self._worth[name] = nn.Parameter(torch.ones(shape, device=device))
+        self._shut()
         if self.spectral:
             self._start_spectral()
 
     def begin(self, steps: int) -> None:
         super().begin(steps)
         begin, end = (round(share * steps) for share in self.span)
-        self._schedule = Schedule(0.0, 1.0, begin, end).within(steps)
+        self._schedule = Schedule(0.0, 1.0, begin, end, "linear").within(steps)
         spacing = (end - begin) / self.removals
         self._events = [round(begin + (i + 1) * spacing) for i in range(self.removals)]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        worth = [*self._worth.values()]
+        return [{"params": worth, "lr": 0.0, "weight_decay": 0.0}] if worth else []
 
     def before_forward(self, inputs: Mapping[str, Any]) -> None:
         mask = inputs.get("attention_mask")
         self._real = mask.bool() if mask is not None and mask.dim() == 2 else None
         self._now = {}
+        for name, worth in self._worth.items():
+            state = self._states[name].to(worth)
+            self.gates[name] = measuring(worth, state, inputs) if self.model.training else state
         if self.spectral:
             self._set_spectral(advance=self.model.training)
 
@@ -165,7 +196,10 @@ class SnipIdentityPruner(Pruner):
         return self.weight * torch.stack(terms).sum()
 
     def after_backward(self, step: int) -> None:
-        for name, norms in self._now.items():
+        found: Mapping[str, Tensor] = self._now
+        if self._worth:
+            found = {n: w.grad for n, w in self._worth.items() if w.grad is not None}
+        for name, norms in found.items():
             self._sums[name] = self._sums.get(name, 0) + norms.detach()
         self._count += 1
 
@@ -200,6 +234,8 @@ class SnipIdentityPruner(Pruner):
 
     def allocated(self, fractions: Mapping[str, float]) -> SparsityPlan:
         """A layer without heads loses its attention, and with it the output bias."""
+        if self.modules_in == "parameters":
+            fractions = self._as_units(fractions)
         plan = super().allocated(fractions)
         empty = {
             name.replace(".heads", ".attention"): ModuleMask(torch.tensor(False))
@@ -230,7 +266,7 @@ class SnipIdentityPruner(Pruner):
 
     def _measure(self, name: str, produced: Tensor) -> None:
         """The norms of the mappings at one site from what its gate multiplies."""
-        if not self.model.training:
+        if not self.model.training or (self._worth and not self.weight):
             return
         real = self._real
         if real is not None and real.shape != produced.shape[:2]:
@@ -246,7 +282,7 @@ class SnipIdentityPruner(Pruner):
         else:
             # The root is not differentiable at 0: an output of zeros has no say.
             lengths = mapped.square().sum(-1).clamp_min(1e-24).sqrt()
-            if self.estimator == "l2":
+            if self.estimator != "rel":
                 norms = lengths.mean(1) / mapped.shape[-1] ** 0.5
             else:
                 norms = (lengths / tokens(self._inputs[name].detach()).norm(dim=-1)).mean(1)
@@ -277,6 +313,21 @@ class SnipIdentityPruner(Pruner):
         mine = [n * k for r, (n, k) in sizes[int(layer)].items() if (r in ffn) == (part == "ffn")]
         return sum(mine) / total / (self._alive[name].numel())
 
+    def _as_units(self, fractions: Mapping[str, float]) -> dict[str, float]:
+        """`fractions` with a share of parameters in modules as one of modules: that of the fewest
+        which hold so many."""
+        shares = {n: self._share(n) for n in self._alive if not n.endswith(".heads")}
+
+        def gone(count: int) -> float:
+            share = {**fractions, "modules": count / len(shares)}
+            masks = super(SnipIdentityPruner, self).allocated(share).masks
+            lost = (n for n, m in masks.items() if isinstance(m, ModuleMask) and not bool(m.keep))
+            return sum(shares[name] for name in lost)
+
+        enough = fractions["modules"] - 1e-9
+        counts = range(len(shares) + 1)
+        return {**fractions, "modules": bisect_left(counts, enough, key=gone) / len(shares)}
+
     def _take_norms(self) -> None:
         if not self._count:
             if not self._norms:
@@ -295,11 +346,13 @@ class SnipIdentityPruner(Pruner):
 
     def _shut(self) -> None:
         like = next(self.model.parameters())
+        self._states = dict(self._alive)
         for name, alive in self._alive.items():
-            if not bool(alive.all()):
-                self.gates[name] = alive.to(like)
             if name.endswith(".heads") and not bool(alive.any()):
-                self.gates[name.replace(".heads", ".attention")] = like.new_zeros(())
+                self._states[name.replace(".heads", ".attention")] = alive.any()
+        for name, state in self._states.items():
+            if not bool(state.all()):
+                self.gates[name] = state.to(like)
 
     def _start_spectral(self) -> None:
         sigmas = []
