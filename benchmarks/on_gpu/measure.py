@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -28,16 +29,16 @@ def main() -> int:
     parser.add_argument("--backend", required=True, choices=("cuda", "triton"))
     parser.add_argument("--part", required=True, help="MODULE.FUNCTION of this folder")
     parser.add_argument("--json", required=True, help="JSON lines are appended to this file")
-    parser.add_argument("--seconds", type=float, default=300, help="no row starts later")
+    parser.add_argument("--until", type=float, help="no row starts after this Unix time")
     parser.add_argument("--commit", help="of the code, where the checkout cannot tell")
     options = parser.parse_args()
-    deadline = time.monotonic() + options.seconds
+    until = math.inf if options.until is None else options.until
+    deadline = time.monotonic() + until - time.time()
     # A compiled peer has a kernel for each problem, and never falls back in silence.
-    torch._dynamo.config.recompile_limit = 256
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    strict = torch._dynamo.config.patch(recompile_limit=256, fail_on_recompile_limit_hit=True)
     module, _, function = options.part.partition(".")
     part = getattr(importlib.import_module(f"benchmarks.on_gpu.{module}"), function)
-    with ops.use_backend(options.backend), torch.inference_mode():
+    with strict, ops.use_backend(options.backend), torch.inference_mode():
         bench = Bench(options.backend, deadline)
         try:
             for record in part(bench):

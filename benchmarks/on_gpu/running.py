@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.on_gpu.steps import SECONDS, Step
+from benchmarks.on_gpu.steps import UNTIL, Step
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMED_OUT, NOT_FOUND = 124, 127  # as timeout(1) and a shell have them
 SHORTEST = 8.0  # seconds, in which a step can do anything at all
-GRACE = 5.0  # seconds between where a command should end by itself and where it is stopped
+GRACE = 8.0  # seconds from when a command should end by itself to when it is stopped
 TAIL = 15  # lines of a step that failed
 
 
@@ -74,11 +74,11 @@ def together(
     path = os.pathsep.join(filter(None, (str(ROOT / "python"), os.environ.get("PYTHONPATH"))))
     everything = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})}
     deadline = time.monotonic() + seconds
-    soon = str(max(1.0, seconds - GRACE))
+    soon = str(time.time() + seconds - GRACE)
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / str(number) for number in range(len(commands))]
         started = [
-            _start([soon if part == SECONDS else part for part in command], output, everything)
+            _start([soon if part == UNTIL else part for part in command], output, everything)
             for command, output in zip(commands, outputs, strict=True)
         ]
         statuses = [_end(process, deadline) for process in started]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[2] / "tests"
-SECONDS = "{seconds}"  # in a command: when it should end by itself
+UNTIL = "{until}"  # in a command: the Unix time at which it should end by itself
 MODULE = "cuda module"
 
 BUILD, TESTING, ROWS, SANITIZER, COUNTERS = "build", "tests", "rows", "sanitizer", "counters"
@@ -85,7 +85,7 @@ def plan(rows: Path, prebuilt: Path | None = None, commit: str | None = None) ->
 
     def measured(part: str, backend: str, seconds: float) -> Step:
         command = [sys.executable, "-m", "benchmarks.on_gpu.measure", "--backend", backend]
-        command += ["--part", part, "--json", str(rows), "--seconds", SECONDS]
+        command += ["--part", part, "--json", str(rows), "--until", UNTIL]
         if commit is not None:
             command += ["--commit", commit]
         needs = MODULE if backend == CUDA else None

@@ -3,6 +3,7 @@ reference, with a stand-in for what measures."""
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -12,9 +13,9 @@ from support.benchmark_modules import benchmark_module
 from secateurs import ops
 from secateurs.errors import BackendError
 
-attention, bench, counters, linears, patterns = map(
-    benchmark_module,
-    ("on_gpu.attention", "on_gpu.bench", "on_gpu.counters", "on_gpu.linears", "on_gpu.patterns"),
+attention, bench, counters, linears, measure, patterns = (
+    benchmark_module(f"on_gpu.{name}")
+    for name in ("attention", "bench", "counters", "linears", "measure", "patterns")
 )
 
 
@@ -138,3 +139,23 @@ def test_a_call_of_ours_that_cannot_run_is_told(capsys, error, failed):
 def test_no_row_starts_after_the_deadline():
     with pytest.raises(bench.OutOfTime):
         next(bench_until(time.monotonic() - 1).rows([lambda: 0], {}, lambda _: 0.0, shape=()))
+
+
+@pytest.mark.parametrize(("right", "status"), [(True, 0), (False, 1)])
+def test_a_part_writes_its_rows_and_fails_when_one_is_wrong(monkeypatch, tmp_path, right, status):
+    found = {"op": "attention", "shape": [1], "density": None, "ms": 1.0, "speedup": 2.0}
+    found |= {"baseline": "SDPA", "commit": "of the checkout", "ok": right}
+
+    def late(made):
+        yield found
+        made.in_time()
+
+    monkeypatch.setattr(measure, "Bench", lambda _, deadline: bench_until(deadline))
+    monkeypatch.setattr(attention, "plain", late)
+    rows = tmp_path / "gpu.jsonl"
+    command = ["measure", "--backend", "cuda", "--part", "attention.plain", "--json", str(rows)]
+    monkeypatch.setattr(measure.sys, "argv", [*command, "--commit", "abc", "--until", "1"])
+    assert measure.main() == status
+    assert [json.loads(line) for line in rows.read_text().splitlines()] == [
+        {**found, "commit": "abc"}
+    ]

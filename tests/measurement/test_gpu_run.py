@@ -85,10 +85,11 @@ def test_a_program_that_is_not_there_is_a_failure_in_the_log(run):
     assert "no-such-sanitizer does not start" in printed
 
 
-def test_commands_are_told_when_to_end(tmp_path):
-    command = (*python("import sys; print('told', sys.argv[1])"), steps.SECONDS)
+def test_commands_are_told_when_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(running.time, "time", lambda: 1000.0)
+    command = (*python("import sys; print('told', sys.argv[1])"), steps.UNTIL)
     assert running.together([command], 20, tmp_path / "log") == 0
-    assert "told 15.0" in (tmp_path / "log").read_text("utf-8")
+    assert f"told {1020 - running.GRACE}\n" in (tmp_path / "log").read_text("utf-8")
 
 
 def test_no_step_starts_without_time_or_outlasts_the_deadline(monkeypatch, tmp_path):
@@ -142,7 +143,7 @@ def test_each_part_is_a_function_and_learns_where_rows_go(name):
         "--backend": backend,
         "--part": part,
         "--json": "rows.jsonl",
-        "--seconds": steps.SECONDS,
+        "--until": steps.UNTIL,
         "--commit": "abc",
     }
     module, _, function = part.partition(".")
