@@ -44,6 +44,19 @@ def test_automatic_choice_falls_back_and_says_why():
     assert op.explain(3).refusals == {"reference": "cpu comes first"}
 
 
+def test_a_call_may_prefer_a_backend_that_others_do_not():
+    """Where it refuses, the usual order holds; a forced backend goes before all."""
+    backends = [Backend(n, refuse_negative, lambda x, n=n: n) for n in ("cuda", "triton", "cpu")]
+    backends[2] = Backend("cpu", lambda x: None, lambda x: "cpu")
+    prefer = {5: "triton", -5: "triton"}.get
+    op = Op("double", lambda x: None, *backends, prefer=prefer)
+    assert [op.run(x) for x in (3, 5, -5)] == ["cuda", "triton", "cpu"]
+    assert op.explain(5).backend == "triton"
+    assert op.explain(5).refusals == {"cuda": "triton comes first", "cpu": "triton comes first"}
+    with use_backend("cuda"):
+        assert op.run(5) == "cuda"
+
+
 def test_no_backend_at_all_is_an_error_with_every_reason():
     op = make_op("cpu", "reference")
     with pytest.raises(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fault import faults_in
 
+CHOICE = "ops/test_cuda_choice.py"
 INT8 = "ops/test_int8_linear.py"
 
 FAULTS = (
@@ -22,5 +23,18 @@ FAULTS = (
         ("and len(bound) == len(layers)", "", "ops/test_encoder_layer.py -k not_bound"),
         ("x = encoder_layer(x, *layer", "y = encoder_layer(x, *layer",
          "ops/test_encoder_layer.py -k not_bound"),
+    ),
+    *faults_in(
+        "python/secateurs/ops/_core/dispatch.py",
+        ("key=lambda backend: backend.name != first", "key=lambda backend: backend.name == first",
+         "ops/test_dispatch.py -k prefer"),
+        ("first = self.prefer(operands)", "first = None", "ops/test_dispatch.py -k prefer"),
+    ),
+    *faults_in(
+        "python/secateurs/ops/_core/gpu.py",
+        ("newer = rows > FEW", "newer = rows >= FEW", f"{CHOICE} -k hopper"),
+        ("architecture(device) >= 90\n", "architecture(device) >= 80\n", f"{CHOICE} -k hopper"),
+        ("_prefer(q.device, q.shape[-2])", "_prefer(q.device, q.shape[0])", f"{CHOICE} -k hopper"),
+        ("and refuse_vendor() is None and", "and", f"{CHOICE} -k off_nvidia"),
     ),
 )  # fmt: skip

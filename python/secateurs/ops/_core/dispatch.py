@@ -8,7 +8,7 @@ raises; it never falls back.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -53,20 +53,24 @@ class Op(Generic[Operands]):
     """An operation and the backends that implement it, in order of preference.
 
     `check` takes the record of a call's operands and raises OperandError, in a sentence, unless
-    they fit together.
+    they fit together. `prefer` names the backend that goes before the others for a call, if any.
     """
 
     def __init__(
-        self, name: str, check: Callable[[Operands], None], *backends: Backend[Operands]
+        self,
+        name: str,
+        check: Callable[[Operands], None],
+        *backends: Backend[Operands],
+        prefer: Callable[[Operands], str | None] = lambda _: None,
     ) -> None:
-        self.name, self.check = name, check
+        self.name, self.check, self.prefer = name, check, prefer
         self.backends = tuple(sorted(backends, key=lambda backend: NAMES.index(backend.name)))
 
     def run(self, operands: Operands) -> Tensor:
         """Run the call on the backend of choice. Raises BackendError if none may."""
         self.check(operands)
         forced = forced_backend()
-        for backend in self.backends:
+        for backend in self._in_order(operands):
             if (forced is AUTO or backend.name == forced) and backend.refuse(operands) is None:
                 return backend.run(operands)
         reasons = self.explain(operands).refusals
@@ -82,7 +86,7 @@ class Op(Generic[Operands]):
         chosen, refusals = None, {}
         if forced is not AUTO and forced not in {b.name for b in self.backends}:
             refusals[forced] = "it has no such kernel"
-        for backend in self.backends:
+        for backend in self._in_order(operands):
             if forced is not AUTO and backend.name != forced:
                 refusals[backend.name] = f"{forced} is forced"
             elif (reason := backend.refuse(operands)) is not None:
@@ -92,6 +96,12 @@ class Op(Generic[Operands]):
             else:
                 refusals[backend.name] = f"{chosen} comes first"
         return Choice(chosen, refusals)
+
+    def _in_order(self, operands: Operands) -> Iterable[Backend[Operands]]:
+        first = self.prefer(operands)
+        if first is None:
+            return self.backends
+        return sorted(self.backends, key=lambda backend: backend.name != first)
 
 
 @door

@@ -21,6 +21,7 @@ from secateurs.ops._core.dispatch import Backend
 
 OLDEST = (8, 0)  # bfloat16 and asynchronous copies start here
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+FEW = 16  # rows of one tile: so few that the bytes of the weight, or of the keys, are the cost
 
 
 def triton_backend(op: str) -> Backend[Any]:
@@ -40,6 +41,27 @@ def triton_backend(op: str) -> Backend[Any]:
         return output
 
     return Backend("triton", refuse, run)
+
+
+def prefer_for_linear(operands: Any) -> str | None:
+    """Name the backend that goes first for a linear of `x` `[..., K]`, if not the usual one."""
+    x: Tensor = operands[0]
+    return _prefer(x.device, x.numel() // x.shape[-1]) if x.is_cuda and x.numel() else None
+
+
+def prefer_for_attention(operands: Any) -> str | None:
+    """Name the backend that goes first for attention of `q` `[B, H, T, D]`, if not the usual
+    one."""
+    q: Tensor = operands[0]
+    return _prefer(q.device, q.shape[-2]) if q.is_cuda else None
+
+
+def _prefer(device: torch.device, rows: int) -> str | None:
+    """Name Triton for more than a few rows on Hopper and on Blackwell's data centre parts: it
+    compiles to their wgmma and tcgen05, while our CUDA kernels multiply by the mma.sync of Ampere.
+    """
+    newer = rows > FEW and refuse_vendor() is None and architecture(device) >= 90
+    return "triton" if newer else None
 
 
 @cache

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from secateurs.errors import OperandError
 from secateurs.ops._core.dispatch import Op
-from secateurs.ops._core.gpu import triton_backend
+from secateurs.ops._core.gpu import prefer_for_attention, triton_backend
 from secateurs.ops._core.register import register
 from secateurs.ops.attention import cpu, cuda, reference
 from secateurs.ops.attention.operands import Operands, check, flops
@@ -112,5 +112,6 @@ OP = Op(
     triton_backend("attention"),
     cpu.BACKEND,
     reference.BACKEND,
+    prefer=prefer_for_attention,
 )
 _call = register(OP, Operands, reference.attention, flops)

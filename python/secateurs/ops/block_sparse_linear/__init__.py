@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateurs.ops._core.dispatch import Op
 from secateurs.ops._core.epilogue import check_inputs
-from secateurs.ops._core.gpu import triton_backend
+from secateurs.ops._core.gpu import prefer_for_linear, triton_backend
 from secateurs.ops._core.register import register
 from secateurs.ops.block_sparse_linear import cpu, cuda, reference
 from secateurs.ops.block_sparse_linear.operands import Operands, check, flops
@@ -90,5 +90,6 @@ OP = Op(
     triton_backend("block_sparse_linear"),
     cpu.BACKEND,
     reference.BACKEND,
+    prefer=prefer_for_linear,
 )
 _call = register(OP, Operands, reference.block_sparse_linear, flops)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateurs.ops._core.dispatch import Op
 from secateurs.ops._core.epilogue import check_inputs
-from secateurs.ops._core.gpu import triton_backend
+from secateurs.ops._core.gpu import prefer_for_linear, triton_backend
 from secateurs.ops._core.register import register
 from secateurs.ops.pattern_linear import cpu, cuda, reference
 from secateurs.ops.pattern_linear.operands import Operands, check, flops
@@ -108,5 +108,6 @@ OP = Op(
     triton_backend("pattern_linear"),
     cpu.BACKEND,
     reference.BACKEND,
+    prefer=prefer_for_linear,
 )
 _call = register(OP, Operands, reference.pattern_linear, flops)

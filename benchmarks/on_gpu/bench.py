@@ -1,4 +1,4 @@
-"""What the benchmarks on a GPU share: shapes, CUDA graphs, the row for each peer, the command line.
+"""What the parts on a GPU share: shapes, CUDA graphs, the row for each peer.
 
 Where few rows of x make a weight's bytes the cost, a graph goes through as many copies of the
 weight as do not fit into the L2 cache. `copy_share` is the part of a device copy's bandwidth at
@@ -8,29 +8,21 @@ numbers were multiplied.
 
 from __future__ import annotations
 
-import argparse
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-# Not the folder of this file: transformers would take kernels.py for the package of that name.
-with suppress(ValueError):
-    sys.path.remove(str(Path(__file__).resolve().parent))
-
 import torch
+from benchmarks.on_gpu import ceilings
 from torch import Tensor
 from torch.nn import functional as F
 
-from secateurs import ops
-from secateurs.formats import BlockSparseWeight
+from secateurs.errors import BackendError
 from secateurs.measurement.environment import env_report
-from secateurs.measurement.rows import append_rows, row
+from secateurs.measurement.rows import row
 from secateurs.measurement.timing import Measurement, Timing, measure
 
 DEVICE = torch.device("cuda")
@@ -40,10 +32,9 @@ BEYOND_L2 = 128 << 20  # bytes, twice the largest L2 cache there is
 MOST_COPIES = 256
 CHECKED = 4096  # rows of an output, drawn anew for each problem
 
-DENSITIES = (0.25, 0.5, 0.1, 0.75, 1.0)
-ROWS = (1, 16, 512, 4096, 16384)
-FEW = 16
+FEW = 16  # rows of x
 SHAPES = {  # K, N
+    "4096 cubed": (4096, 4096),
     "bert-base up": (768, 3072),
     "bert-base down": (3072, 768),
     "bert-large up": (1024, 4096),
@@ -65,7 +56,7 @@ class Bench:
     """The calls of a backend of ours against their peers', all in CUDA graphs."""
 
     def __init__(self, backend: str, deadline: float) -> None:
-        self.backend, self.deadline = backend, deadline
+        self.backend, self.deadline, self.failed = backend, deadline, False
         self.probe = torch.zeros((), device=DEVICE)  # tells `measure` the device
         source = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
         target = torch.empty_like(source)
@@ -79,6 +70,8 @@ class Bench:
             "isa": "sm_{}{}".format(*torch.cuda.get_device_capability()),
             "copy_gb_s": self.copy / 1e6,
             "roof_tflop_s": self.roof / 1e9,
+            "l2_gb_s": self._ceiling(ceilings.l2),
+            "shared_gb_s": self._ceiling(ceilings.shared),
             "python": platform.python_version(),
             "triton": report["versions"]["triton"],
             "torch_cuda": report["torch_cuda"]["toolkit"],
@@ -96,7 +89,8 @@ class Bench:
         dtype: torch.dtype = DTYPE,
         **facts: Any,
     ) -> Rows:
-        """A row for each peer; one that cannot run is told and left out.
+        """A row for each peer; one that cannot run is told and left out. So are all where our call
+        cannot run, and `failed` says so unless it was refused in words.
 
         Args:
             ours, peers: a call for each copy of the operands.
@@ -107,14 +101,18 @@ class Bench:
             OutOfTime: the deadline has passed.
         """
         self.in_time()
-        error = check(ours[0]())
-        replay = graphed(ours)
+        try:
+            error = check(ours[0]())
+            replay = graphed(ours)
+        except Exception as reason:
+            tell(self.backend, facts["shape"], reason)
+            self.failed |= not isinstance(reason, BackendError)
+            return
         for name, calls in peers.items():
             try:
                 found = self._time(len(ours), replay, graphed(calls))
             except Exception as reason:
-                told = str(reason).strip().split("\n")[0]
-                print(f"{name} at {facts['shape']}: {told}", file=sys.stderr)
+                tell(name, facts["shape"], reason)
                 continue
             ms = found.timing.ms
             yield row(
@@ -135,6 +133,15 @@ class Bench:
         """Raise OutOfTime once the deadline has passed."""
         if time.monotonic() > self.deadline:
             raise OutOfTime
+
+    def _ceiling(self, ceiling: Callable[[], tuple[Call, int]]) -> float | None:
+        """GB a second of a memory, None where its kernel does not compile here."""
+        try:
+            call, nbytes = ceiling()
+            return nbytes / self._time(1, graphed([call])).timing.ms / 1e6
+        except Exception as reason:
+            tell(ceiling.__name__, (), reason)
+            return None
 
     def _time(self, calls: int, *replays: Replay) -> Measurement:
         found = measure(
@@ -185,60 +192,12 @@ def error_of(got: Tensor, want: Tensor) -> float:
     return float((got.double() - want).norm() / want.norm())
 
 
-def block_sparse(
-    n: int, k: int, block: int, density: float, dtype: torch.dtype = DTYPE
-) -> tuple[Tensor, BlockSparseWeight]:
-    """A random weight `[n, k]` with as many blocks in each row, dense and packed."""
-    keep = torch.rand(n // block, k // block, device=DEVICE).argsort(1).argsort(1)
-    keep = keep < max(1, round(density * (k // block)))
-    weight = torch.randn(n, k, device=DEVICE, dtype=dtype) / k**0.5
-    weight *= keep.repeat_interleave(block, 0).repeat_interleave(block, 1)
-    return weight, BlockSparseWeight.pack(weight, keep, (block, block))
+def worst_of(want: Iterable[Tensor], got: Iterable[Tensor]) -> float:
+    """The largest error of several outputs, NaN before all numbers."""
+    return max(map(error_of, got, want), key=lambda error: (error != error, error))
 
 
-def on_torch_bsr(x: Tensor, weight: Tensor) -> Callable[[], Tensor]:
-    """x W^T by torch's block-sparse product, which takes rows of x sixteen at a time."""
-    from torch.sparse._triton_ops import bsr_dense_mm
-
-    return partial(bsr_dense_mm, weight, x.T)
-
-
-def run_part(
-    description: str, backend: str, parts: Mapping[str, Callable[[Bench, int], Rows]]
-) -> int:
-    """The command line of a script of benchmarks: one part, its rows printed and appended to a
-    file; whether an output was wrong."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--part", required=True, choices=parts)
-    parser.add_argument("--json", required=True, help="JSON lines are appended to this file")
-    parser.add_argument("--block", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=300, help="no row starts later")
-    parser.add_argument("--commit", help="of the code, where the checkout cannot tell")
-    options = parser.parse_args()
-    # A compiled peer has a kernel for each problem, and never falls back in silence.
-    torch._dynamo.config.recompile_limit = 256
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    failed, deadline = 0, time.monotonic() + options.seconds
-    with ops.use_backend(backend), torch.inference_mode():
-        try:
-            for record in parts[options.part](Bench(backend, deadline), options.block):
-                record["commit"] = options.commit or record["commit"]
-                append_rows(options.json, [record])
-                failed |= not record["ok"]
-                print(line(record), flush=True)
-        except OutOfTime:
-            print(f"{options.part}: out of time, the rest was left out", file=sys.stderr)
-    return int(failed)
-
-
-def line(record: Mapping[str, Any]) -> str:
-    shares = [
-        f"{record[share]:>5.0%} of {share.split('_')[0]}" if record.get(share) else ""
-        for share in ("copy_share", "roof_share")
-    ]
-    what = record.get("pattern") or record.get("op") or record["model"]
-    return (
-        f"{what:<32}{record['shape']!s:<32}"
-        f"{record['density'] or 1:>5.2f}{record['ms']:>10.4f} ms {record['speedup']:>6.2f}x "
-        f"{record['baseline']:<26}{' '.join(shares)}{'' if record['ok'] else '  WRONG'}"
-    )
+def tell(name: str, shape: tuple[int, ...], reason: Exception) -> None:
+    """Print what could not run, and the first line of why."""
+    told = str(reason).strip().split("\n")[0]
+    print(f"{name} at {shape}: {type(reason).__name__}: {told}", file=sys.stderr, flush=True)
