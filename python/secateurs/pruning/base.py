@@ -125,6 +125,10 @@ class Pruner:
     def observe(self, batch: Batch) -> None:
         """Read one calibration batch; the model may run, but must be left as it was."""
 
+    def passes(self) -> int:
+        """How often it reads all batches, once `batches` says how many there are."""
+        return self.rounds
+
     def end_round(self) -> None:
         """A pass over the batches is complete."""
 

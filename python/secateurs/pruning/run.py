@@ -118,8 +118,9 @@ def _observe(
     data = _named(batches, pruner.grouped)
     check_labels(batch for _, batch in data)
     pruner.batches = len(data)
-    for number in range(pruner.rounds):
-        label = f"{method} {number + 1}/{pruner.rounds}" if pruner.rounds > 1 else method
+    passes = pruner.passes()
+    for number in range(passes):
+        label = f"{method} {number + 1}/{passes}" if passes > 1 else method
         for pruner.group, batch in shown(data, len(data), label, progress):
             pruner.observe(batch)
         pruner.end_round()

@@ -71,7 +71,8 @@ FAULTS = (
         "python/secateurs/cli/commands/measure.py",
         ("if options.baseline is None and not options.profile:", "if False:",
          "cli/test_cli.py -k only_a_baseline"),
-        (', "text": against', "", "cli/test_cli.py -k only_a_baseline"),
+        ('("task", "text", "pairs", "card"), against)', '("task",), against)',
+         "cli/test_cli.py -k only_a_baseline"),
     ),
     *faults_in(
         "python/secateurs/cli/commands/inspect.py",

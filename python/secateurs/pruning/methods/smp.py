@@ -255,8 +255,7 @@ class SMPPruner(Pruner):
         self._sums: Tensor | None = None
         self._examples = 0
 
-    @property  # type: ignore[override]
-    def rounds(self) -> int:
+    def passes(self) -> int:
         """Passes over the data, the last of which is for the scores."""
         if self.artifact:
             return 1
@@ -279,7 +278,7 @@ class SMPPruner(Pruner):
         self._training = MetaTraining(model, sites, self.scorer, self.generator)
 
     def observe(self, batch: Batch) -> None:
-        if self._round < self.rounds - 1:
+        if self._round < self.passes() - 1:
             self._training.step(batch, self.pair)
             return
         with torch.no_grad():
@@ -292,9 +291,9 @@ class SMPPruner(Pruner):
 
     def end_round(self) -> None:
         self._round += 1
-        if self._round < self.rounds:
+        if self._round < self.passes():
             self._training.check()
-            if self._round == self.rounds - 1:
+            if self._round == self.passes() - 1:
                 self._training.settle()
         elif self._sums is not None:
             self._sums, self._examples = summed(self._sums), int(total(self._examples))
