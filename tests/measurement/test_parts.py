@@ -69,6 +69,12 @@ class Model(Part):
     def forward(self, x):
         return super().forward(self.encoder(self.front(x)))
 
+    def named_in_two_places(self):
+        self.encoder.tied = self.front
+        for layer in self.encoder.layer:
+            layer.unused = self.front
+        return self
+
 
 LAYERS = ["encoder.layer.0", "encoder.layer.1"]
 
@@ -89,6 +95,14 @@ def test_each_part_has_the_time_of_its_modules(clock):
     }
     assert {row.part: row.share for row in rows}["layers"] == pytest.approx(12 / 18.5)
     assert isinstance(rows[0], PartTime)
+
+
+def test_a_module_in_several_places_is_timed_once(clock):
+    model = Model(clock).named_in_two_places()
+    rows = time_parts(model, {"x": torch.zeros(1)}, LAYERS, min_repeats=1, min_time=0.0)
+    found = {row.part: row.ms and pytest.approx(row.ms) for row in rows}
+    assert (found["all else"], found["layers: unused"]) == (4.0, 2.0)
+    assert "encoder.tied" not in found
 
 
 def test_nothing_is_left_on_the_modules(clock):

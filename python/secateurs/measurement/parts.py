@@ -76,16 +76,20 @@ def time_parts(
 
 def parts_of(model: nn.Module, layers: Sequence[str]) -> dict[str, list[nn.Module]]:
     """The modules of each part, the whole first: the largest modules beside the layers, the layers,
-    and what stands in a layer, by its name there."""
-    inside: dict[str, list[nn.Module]] = {}
+    and what stands in a layer, by its name there. A module that stands in several places is counted
+    once in a part, and once beside the layers."""
+    inside: dict[str, dict[nn.Module, None]] = {}
     for path in layers:
         for name, module in _callable_children(model.get_submodule(path)):
-            inside.setdefault(f"{LAYERS}: {name}", []).append(module)
+            inside.setdefault(f"{LAYERS}: {name}", {})[module] = None
+    beside: dict[nn.Module, str] = {}
+    for path, module in _beside(model, "", layers):
+        beside.setdefault(module, path)
     return {
         WHOLE: [model],
         LAYERS: [model.get_submodule(path) for path in layers],
-        **inside,
-        **{path: [module] for path, module in _beside(model, "", layers)},
+        **{part: [*modules] for part, modules in inside.items()},
+        **{path: [module] for module, path in beside.items()},
     }
 
 
