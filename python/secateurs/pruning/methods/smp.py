@@ -255,8 +255,8 @@ class SMPPruner(Pruner):
         self._sums: Tensor | None = None
         self._examples = 0
 
-    @property  # type: ignore[override]
-    def rounds(self) -> int:
+    @property
+    def rounds(self) -> int:  # type: ignore[override]
         """Passes over the data, the last of which is for the scores."""
         if self.artifact:
             return 1
