@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 import secateurs as sc
 from secateurs.data.batches import unlabelled
-from secateurs.data.glue import find_task
+from secateurs.data.tasks import find_task
 from secateurs.measurement.environment import device_name, git_commit
 from secateurs.measurement.quality import embeddings
 from secateurs.measurement.rows import append_rows

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from secateurs.data.glue import find_task, read_split
+from secateurs.data.tasks import find_task
 from secateurs.data.text import read_text, tokenized
 from secateurs.storage.model_folders import open_tokenizer
 
@@ -42,7 +42,7 @@ class Sentences:
             return cls(tokenizer, lines[:CALIBRATION], lines[-JUDGED:])
         task = find_task("sst2")
         seen, unseen = (
-            [row["text"] for row in read_split(task, split, data_dir)[:most]]
+            [row["text"] for row in task.read(split, data_dir)[:most]]
             for split, most in (("train", CALIBRATION), ("validation", JUDGED))
         )
         return cls(tokenizer, seen, unseen)
