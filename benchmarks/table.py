@@ -15,7 +15,12 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: python benchmarks/table.py -->", "<!-- /results -->"
 
-MODELS = ("models.jsonl", "models_xeon_bf16.jsonl", "models_xeon_fp32.jsonl")
+MODELS = (
+    "models_precisions.jsonl",
+    "models.jsonl",
+    "models_xeon_bf16.jsonl",
+    "models_xeon_fp32.jsonl",
+)
 KERNELS = (
     "kernels.jsonl",
     "kernels_xeon_bf16_linears.jsonl",
