@@ -254,7 +254,7 @@ OTHERS = {
     "dense_epochs": {"dense-epochs": 2},
     "prune_epochs": {"prune-epochs": 3},
     "recover_epochs": {"recover-epochs": 0},
-    "precision": {"precision": "bf16"},
+    "precision": {"training-precision": "bf16"},
     "train_examples, data": {"train-examples": 32},
 }
 

@@ -129,6 +129,11 @@ GOOD: dict[str, Callable[[], Any]] = {
     "state": dict,
     "importance": lambda: torch.ones(32, 32),
     "kept": lambda: 2,
+    "rankings": lambda: {
+        "en": {s.name: torch.rand(s.shape) for s in secateurs.find_sites(bert()).of_kind("heads")}
+    },
+    "trial": lambda: lambda plan: 0.5,
+    "most": lambda: 2,
     "fraction": lambda: 0.5,
     "use_backend.name": lambda: "reference",
     "explain.model": converted,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.architectures.sites import Sites, find_sites
-from secateurs.checks import door
+from secateurs.checks import door, first_line, fit
 from secateurs.errors import MethodError
 from secateurs.plan import HeadMask, SparsityPlan
 from secateurs.pruning.ranking import lowest
@@ -74,16 +74,15 @@ def best_heads(
         )
     scores: dict[str, list[float]] = {}
     for name, ranking in rankings.items():
-        if {site: tuple(score.shape) for site, score in ranking.items()} != heads:
+        fit(f"the ranking {name!r}", ranking, Mapping[str, Tensor], MethodError)
+        if {site: getattr(score, "shape", None) for site, score in ranking.items()} != heads:
             raise MethodError(
                 f"expected scores of the {total} heads of this {type(model).__name__} in the "
                 f"ranking {name!r}, got some of {', '.join(ranking) or 'nothing'}"
             )
         found = scores[name] = []
         for count in range(1, most + 1):
-            found.append(float(trial(_without(sites, ranking, count))))
-            if not math.isfinite(found[-1]):
-                raise MethodError(f"expected trials with finite scores, got {found[-1]}")
+            found.append(_worth(trial, _without(sites, ranking, count)))
             best = max(found)
             since = found[found.index(best) :]
             if sum(score < best - margin for score in since) >= patience:
@@ -119,3 +118,13 @@ def _without(sites: Sites, ranking: Mapping[str, Tensor], count: int) -> Sparsit
     gone = lowest([*ranking.values()], count)
     masks = {name: HeadMask(~part.cpu()) for name, part in zip(ranking, gone, strict=True)}
     return SparsityPlan(masks, sites.fingerprint())
+
+
+def _worth(trial: Callable[[SparsityPlan], float], plan: SparsityPlan) -> float:
+    try:
+        score = float(trial(plan))
+    except Exception as error:
+        raise MethodError(f"expected a trial that scores plans, got {first_line(error)}") from error
+    if not math.isfinite(score):
+        raise MethodError(f"expected trials with finite scores, got {score}")
+    return score

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateurs.architectures.kept import LayerKeep
 from secateurs.architectures.schema import Linear
 from secateurs.architectures.sites import Sites, find_sites
-from secateurs.checks import door
+from secateurs.checks import door, fit
 from secateurs.conversion.builder import convert
 from secateurs.errors import CheckpointError, PlanError
 from secateurs.plan import HeadMask, SparsityPlan
@@ -56,29 +56,29 @@ def find_pruneable_heads_and_indices(
 
 
 @door
-def open_pruned_heads(folder: str | Path) -> tuple[nn.Module, SparsityPlan]:
+def open_pruned_heads(directory: str | Path) -> tuple[nn.Module, SparsityPlan]:
     """Read a model that transformers 4 saved with heads removed, which transformers 5 cannot.
 
     Returns the stock model, with zeros where heads were, and the plan that removes them:
-    `convert(*open_pruned_heads(folder))` computes what transformers 4 did.
+    `convert(*open_pruned_heads(directory))` computes what transformers 4 did.
 
     Raises CheckpointError for a folder without `pruned_heads` in its config, without
     model.safetensors, or whose tensors do not fit them; PlanError for heads that it cannot have.
     """
-    config = read_json(Path(folder) / "config.json")
-    heads = _read(config.get(ENTRY), folder)
+    config = read_json(Path(directory) / "config.json")
+    heads = _read(config.get(ENTRY), directory)
     names = config.get("architectures") or [None]
     cls: Any = getattr(transformers, str(names[0]), None)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise CheckpointError(
-            f"expected an architecture of transformers in {folder}, got {shown(names[0])}"
+            f"expected an architecture of transformers in {directory}, got {shown(names[0])}"
         )
-    path = Path(folder) / _WEIGHTS
+    path = Path(directory) / _WEIGHTS
     if not path.is_file():
-        raise CheckpointError(f"expected {_WEIGHTS} in {folder}, got none")
+        raise CheckpointError(f"expected {_WEIGHTS} in {directory}, got none")
     _, tensors = read_tensors(path, path.stat().st_size)
     try:
-        settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        settings = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
         setattr(settings, ENTRY, {})
         with torch.device("meta"):
             sites = find_sites(cls(settings))
@@ -89,7 +89,7 @@ def open_pruned_heads(folder: str | Path) -> tuple[nn.Module, SparsityPlan]:
     except (CheckpointError, PlanError):
         raise
     except Exception as error:  # a stranger's config ends in any exception of any model
-        raise CheckpointError(f"cannot read the model in {folder}: {one_line(error)}") from error
+        raise CheckpointError(f"cannot read the model in {directory}: {one_line(error)}") from error
     return model.eval(), plan
 
 
@@ -114,9 +114,12 @@ def _plan(sites: Sites, heads: Mapping[int, Iterable[int]]) -> SparsityPlan:
     sites = sites.of_one_stack("prune_heads")
     masks = {}
     for layer, gone in heads.items():
+        layer = fit("a layer of heads", layer, int, PlanError)
         if not 0 <= layer < len(sites.layers):
             raise PlanError(f"expected a layer from 0 to {len(sites.layers) - 1}, got {layer}")
-        count, removed = sites.layers[layer].heads, set(gone)
+        numbers = fit(f"heads of layer {layer}", gone, Iterable[int], PlanError)
+        removed = {fit(f"a head of layer {layer}", head, int, PlanError) for head in numbers}
+        count = sites.layers[layer].heads
         if strange := removed - set(range(count)):
             raise PlanError(
                 f"expected heads from 0 to {count - 1} in layer {layer}, got {sorted(strange)}"
