@@ -246,7 +246,7 @@ def digests(folder: Path) -> dict[str, str]:
 OTHERS = {
     "method": {"method": "voita"},
     "budget": {"budget": "heads=0.25"},
-    "option": {"option": "cooldown=1"},
+    "option": {"option": "cooldown=3"},
     "seed": {"seed": 1},
     "lr": {"lr": 2e-3},
     "batch_size": {"batch-size": 4},
