@@ -268,10 +268,10 @@ def layer_class(stock: type[nn.Module]) -> type[Layer]:
         "maker": layer_class,
     }
     names = list(inspect.signature(stock.forward).parameters)[2:]
-    if "position_bias" in names and "output_attentions" in names:
-        about["forward"] = _forward_with_outer_bias(names)
-    elif "position_bias" in names:
+    if "encoder_decoder_position_bias" in names:  # T5, whose first layer makes the bias
         about["forward"] = _forward_with_bias(names)
+    elif "position_bias" in names:
+        about["forward"] = _forward_with_outer_bias(names)
     elif "output_attentions" in names:
         about["forward"] = _forward_in_a_tuple(names)
     elif names[:1] != ["attention_mask"] or "encoder_hidden_states" in names:
