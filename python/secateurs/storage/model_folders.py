@@ -9,6 +9,9 @@ import torch
 import transformers
 from torch import nn
 
+# By its module: early versions of transformers want torchvision for the name in front.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
 from secateurs.errors import CheckpointError, DataError
 from secateurs.reading import check_folder, one_line, read_json, shown, whole
 from secateurs.storage import checkpoint
@@ -108,7 +111,7 @@ def open_image_processor(path: str | Path) -> Any:
     """The image processor in a model folder. Raises DataError if it has none that can be used."""
     try:
         check_folder(path)
-        return transformers.AutoImageProcessor.from_pretrained(path, **_LOCAL)
+        return AutoImageProcessor.from_pretrained(path, **_LOCAL)
     except Exception as error:  # as of tokenizers
         raise DataError(f"expected an image processor in {path}: {one_line(error)}") from error
 
