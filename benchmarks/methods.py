@@ -68,13 +68,6 @@ RUNS: tuple[Run, ...] = (
 LATENCY_SHAPE = (8, 32)
 
 
-def mini() -> Path:
-    """The folder of all-MiniLM-L6-v2."""
-    from secateurs.cli.demo import model_folder
-
-    return Path(model_folder())
-
-
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     prepare(options)

@@ -36,5 +36,7 @@ def test_a_fault_stands_in_the_rows_of_its_floor(rows):
 def test_faults_stand_in_rows_alone():
     """A file of rows that nobody gathers would look tried, and never be."""
     folder = Path(__file__).parent
-    telling = {path.stem for path in folder.rglob("*.py") if "\n    *faults_in(" in path.read_text()}
+    telling = {
+        path.stem for path in folder.rglob("*.py") if "\n    *faults_in(" in path.read_text()
+    }
     assert telling == set(TABLE)
