@@ -62,7 +62,7 @@ def test_noise_is_told(spread, level):
 @pytest.mark.parametrize(("usable", "level"), [(1, PROBLEM), (2, FINE), (4, NOTE)])
 def test_more_threads_than_cores_is_a_problem(monkeypatch, usable, level):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(machine_check.os, "sched_getaffinity", lambda _: set(range(usable)), False)
+    monkeypatch.setattr(machine_check, "usable_cores", lambda: usable)
     found = machine_check.findings(flat(fp32=1.0, bf16=1.0, int8=1.0))
     assert levels(found)["threads"] == level
 

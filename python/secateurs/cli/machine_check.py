@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,19 +13,22 @@ from statistics import median
 from typing import Any
 
 import torch
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from torch import Tensor
 from torch.nn.functional import linear
 
 from secateurs import files, ops
 from secateurs.formats import BlockSparseWeight, Int8Weight
-from secateurs.measurement.environment import package_version
-from secateurs.measurement.timing import interleave
+from secateurs.measurement.environment import package_version, usable_cores
+from secateurs.measurement.timing import interleave, summarised
 from secateurs.ops._backends import cpu
 
 FINE, NOTE, PROBLEM = "fine", "note", "problem"
 SHAPE = (1024, 384, 1536)  # M, K, N: a feed-forward layer of MiniLM, 8 sentences of 128 tokens
 NOISY = 0.25  # of the median, between the 20th and the 80th percentile
 PEERS = ("openvino", "onnxruntime")
+BOUND = ("torch", "transformers")  # packages whose versions must be ones that were tried
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,10 @@ def _linears(x: Tensor, weight: Tensor) -> Iterator[tuple[str, Callable[[], Tens
 
 
 def _rate(name: str, samples: list[float]) -> Rate:
-    ordered = sorted(samples)
-    middle = median(ordered)
-    low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.2, 0.8))
-    operations = 2 * SHAPE[0] * SHAPE[1] * SHAPE[2] * (0.5 if name.startswith("half") else 1)
-    return Rate(name, middle, operations / middle / 1e6, (high - low) / middle)
+    timing = summarised([samples], torch.device("cpu")).timing
+    operations = 2 * math.prod(SHAPE) * (0.5 if name.startswith("half") else 1)
+    spread = (timing.ms_p80 - timing.ms_p20) / timing.ms
+    return Rate(name, timing.ms, operations / timing.ms / 1e6, spread)
 
 
 def findings(measured: list[Rate]) -> list[Finding]:
@@ -146,8 +148,7 @@ def _precisions(rate: dict[str, Rate]) -> Iterator[Finding]:
 
 
 def _threads() -> Iterator[Finding]:
-    threads = torch.get_num_threads()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    threads, usable = torch.get_num_threads(), usable_cores()
     if usable is not None and threads > usable:
         yield Finding(
             PROBLEM,
@@ -173,8 +174,8 @@ def _packages() -> Iterator[Finding]:
     for package, bounds in _requirements().items():
         version = package_version(package)
         if version is None:
-            yield Finding(PROBLEM, package, f"it is not installed; expected {bounds or 'any'}")
-        elif not _within(version, bounds):
+            yield Finding(PROBLEM, package, f"it is not installed; expected {bounds}")
+        elif not bounds.contains(version.partition("+")[0], prereleases=True):
             yield Finding(
                 PROBLEM, package, f"{version} was not tried; expected {bounds}, see pip install"
             )
@@ -182,20 +183,13 @@ def _packages() -> Iterator[Finding]:
             yield Finding(FINE, package, f"{version}, tried ({bounds})")
 
 
-def _requirements() -> dict[str, str]:
+def _requirements() -> dict[str, SpecifierSet]:
     """The bounds of torch and transformers that the installed package declares."""
     try:
-        lines = metadata.requires("secateurs") or []
+        declared = map(Requirement, metadata.requires("secateurs") or [])
     except metadata.PackageNotFoundError:  # run from a checkout
         return {}
-    stated = (re.match(r"(torch|transformers)\s*\(?([<>=!~][^;)]*)", line) for line in lines)
-    return {match[1]: match[2].strip() for match in stated if match}
-
-
-def _within(version: str, bounds: str) -> bool:
-    from packaging.specifiers import SpecifierSet
-
-    return SpecifierSet(bounds).contains(version.partition("+")[0], prereleases=True)
+    return {each.name: each.specifier for each in declared if each.name in BOUND}
 
 
 def _peers() -> Iterator[Finding]:

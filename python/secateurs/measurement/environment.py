@@ -31,7 +31,7 @@ def env_report() -> dict[str, Any]:
         "cpu": {
             "name": device_name(torch.device("cpu")),
             "cores": os.cpu_count(),
-            "usable_cores": _usable_cores(),
+            "usable_cores": usable_cores(),
             "threads": torch.get_num_threads(),
         },
         "kernels": ops.build_info(),
@@ -110,7 +110,7 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _usable_cores() -> int | None:
+def usable_cores() -> int | None:
     """Cores this process may use: containers and taskset allow fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
