@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from secateurs.cli.arguments import seconds, shape
+from secateurs.cli.arguments import add_timing
 from secateurs.cli.paths import new_directory
 from secateurs.cli.terminal import OK, quiet
 
@@ -22,21 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="a new folder for the file and the tokenizer"
     )
-    parser.add_argument(
-        "--shapes",
-        type=shape,
-        nargs="+",
-        default=[(1, 32), (8, 128)],
-        metavar="BxT",
-        help="batch sizes and tokens to time (default: 1x32 8x128)",
-    )
-    parser.add_argument(
-        "--min-time",
-        type=seconds,
-        default=2.0,
-        metavar="SECONDS",
-        help="sample each shape at least so long (default: %(default)s)",
-    )
+    add_timing(parser)
 
 
 def run(options: argparse.Namespace) -> tuple[int, Any]:

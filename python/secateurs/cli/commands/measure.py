@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateurs.cli.arguments import add_precision, seconds, settle, shape
+from secateurs.cli.arguments import add_precision, add_timing, settle
 from secateurs.cli.embeddings import QUALITY, add_pairs, judged_by_pairs
 from secateurs.cli.results import measured_here
 from secateurs.cli.tasks import add_task, judged_by_task
@@ -35,21 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="time each part of the model in the first folder; --baseline may be left out",
     )
-    parser.add_argument(
-        "--shapes",
-        type=shape,
-        nargs="+",
-        default=[(1, 32), (8, 128)],
-        metavar="BxT",
-        help="batch sizes and tokens (default: 1x32 8x128)",
-    )
-    parser.add_argument(
-        "--min-time",
-        type=seconds,
-        default=2.0,
-        metavar="SECONDS",
-        help="sample each row at least so long (default: %(default)s)",
-    )
+    add_timing(parser)
     parser.add_argument("--text", metavar="FILE", help="also compare outputs on this text")
     add_pairs(parser)
     add_task(parser, required=False)
