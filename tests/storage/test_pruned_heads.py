@@ -108,6 +108,22 @@ def test_entries_that_do_not_fit_are_refused(bert, tmp_path, entry, words):
         open_pruned_heads(folder)
 
 
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"_attn_implementation": "somebody/kernels"}, "expected eager"),
+        ({"num_hidden_layers": 10**6}, "as num_hidden_layers"),
+        ({"architectures": ["Nobody"]}, "an architecture of transformers"),
+    ],
+)
+def test_a_config_of_a_stranger_is_checked_as_at_other_doors(bert, tmp_path, entry, words):
+    folder = old_folder(bert, tmp_path / "old")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **entry}))
+    with pytest.raises(CheckpointError, match=words):
+        open_pruned_heads(folder)
+
+
 def test_rows_that_stay_are_counted_without_heads_that_went_before():
     """Of heads 0, 1, 2, 3 head 1 is gone: 0, 2, 3 lie at places 0, 1, 2."""
     new, index = find_pruneable_heads_and_indices({1, 2}, 3, 2, {1})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import nn
 # By its module: early versions of transformers want torchvision for the name in front.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from secateurs.errors import CheckpointError, DataError
+from secateurs.errors import CheckpointError, DataError, SecateursError
 from secateurs.reading import check_folder, one_line, read_json, shown, whole
 from secateurs.storage import checkpoint
 from secateurs.storage.sentence_folders import (
@@ -37,17 +39,24 @@ def open_model(path: str | Path) -> nn.Module:
     """
     if is_pruned(path):
         return checkpoint.load(path)
+    cls, config = stock_class(path)
+    if is_sentence_folder(path):
+        other_modules(path)  # is refused before the work, if at all
+        if "For" in cls.__name__ and wants_states(path):
+            cls = transformers.AutoModel  # as they open it, without the head
+    return _from_folder(cls, path, config, "model")
+
+
+def stock_class(path: str | Path) -> tuple[Any, dict[str, Any]]:
+    """The class of transformers that a model folder names, and the folder's whole config. Raises
+    CheckpointError if it names none."""
     name, config = _architecture(path)
     cls: Any = getattr(transformers, name, None) if name.isidentifier() else None
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise CheckpointError(
             f"expected an architecture of transformers in {path}, got {shown(name)}"
         )
-    if is_sentence_folder(path):
-        other_modules(path)  # is refused before the work, if at all
-        if "For" in name and wants_states(path):
-            cls = transformers.AutoModel  # as they open it, without the head
-    return _from_folder(cls, path, config, "model")
+    return cls, config
 
 
 def has_classifier(path: str | Path, head: str = "SequenceClassification") -> bool:
@@ -132,26 +141,44 @@ def _from_folder(
 ) -> nn.Module:
     """What `cls` reads from a folder whose config is `found`, without the network, without code
     that came with it, and without room for more weights than it holds."""
-    _check_attention(found, path)
-    _check_labels_and_layers(found, path)
     if found.get("pruned_heads"):
         raise CheckpointError(
             f"expected whole heads in {path}, got a model that transformers 4 removed heads of: "
             "open it with secateurs.open_pruned_heads"
         )
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, **_LOCAL, **settings)
-        with torch.device("meta"):
-            empty = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
-        parts = (*empty.parameters(), *empty.buffers())
-        if (wanted := sum(part.numel() for part in parts)) > _weight_bytes(path) + _NEW_PARTS:
-            raise CheckpointError(
-                f"expected a config.json that fits the {_weight_bytes(path)} bytes of weights in "
-                f"{path}, got one for {wanted} weights"
-            )
+    with readable(path, what):
+        checked_skeleton(cls, path, found, **settings)
         model: nn.Module = cls.from_pretrained(path, **_LOCAL, **settings)
         return model.eval()
-    except CheckpointError:
+
+
+def checked_skeleton(
+    cls: Any, path: str | Path, found: dict[str, Any], **settings: Any
+) -> tuple[Any, nn.Module]:
+    """The config of a folder, which says `found`, and the model it makes, on the meta device.
+
+    Raises CheckpointError for a config that asks for code, or for more weights than there are.
+    """
+    _check_attention(found, path)
+    _check_labels_and_layers(found, path)
+    config = transformers.AutoConfig.from_pretrained(path, **_LOCAL, **settings)
+    with torch.device("meta"):
+        empty = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
+    parts = (*empty.parameters(), *empty.buffers())
+    if (wanted := sum(part.numel() for part in parts)) > _weight_bytes(path) + _NEW_PARTS:
+        raise CheckpointError(
+            f"expected a config.json that fits the {_weight_bytes(path)} bytes of weights in "
+            f"{path}, got one for {wanted} weights"
+        )
+    return config, empty
+
+
+@contextmanager
+def readable(path: str | Path, what: str) -> Iterator[None]:
+    """Let whatever transformers raises of a stranger's folder be one sentence."""
+    try:
+        yield
+    except SecateursError:
         raise
     except Exception as error:  # a stranger's config ends in any exception of any model
         raise CheckpointError(f"cannot read the {what} in {path}: {one_line(error)}") from error

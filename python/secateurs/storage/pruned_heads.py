@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from secateurs.architectures.kept import LayerKeep
@@ -15,10 +14,13 @@ from secateurs.architectures.schema import Linear
 from secateurs.architectures.sites import Sites, find_sites
 from secateurs.checks import door, fit
 from secateurs.conversion.builder import convert
+from secateurs.conversion.slicing import CompactLinear
 from secateurs.errors import CheckpointError, PlanError
 from secateurs.plan import HeadMask, SparsityPlan
-from secateurs.reading import one_line, read_json, read_tensors, shown, whole
+from secateurs.reading import read_tensors, shown, whole
 from secateurs.storage.compact_export import export_compact
+from secateurs.storage.dense_export import dense_linear
+from secateurs.storage.model_folders import checked_skeleton, readable, stock_class
 
 ENTRY = "pruned_heads"  # of config.json
 _WEIGHTS = "model.safetensors"
@@ -65,31 +67,20 @@ def open_pruned_heads(directory: str | Path) -> tuple[nn.Module, SparsityPlan]:
     Raises CheckpointError for a folder without `pruned_heads` in its config, without
     model.safetensors, or whose tensors do not fit them; PlanError for heads that it cannot have.
     """
-    config = read_json(Path(directory) / "config.json")
-    heads = _read(config.get(ENTRY), directory)
-    names = config.get("architectures") or [None]
-    cls: Any = getattr(transformers, str(names[0]), None)
-    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
-        raise CheckpointError(
-            f"expected an architecture of transformers in {directory}, got {shown(names[0])}"
-        )
+    cls, found = stock_class(directory)
+    heads = _read(found.get(ENTRY), directory)
     path = Path(directory) / _WEIGHTS
     if not path.is_file():
         raise CheckpointError(f"expected {_WEIGHTS} in {directory}, got none")
     _, tensors = read_tensors(path, path.stat().st_size)
-    try:
-        settings = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
-        setattr(settings, ENTRY, {})
-        with torch.device("meta"):
-            sites = find_sites(cls(settings))
+    with readable(directory, "model"):
+        config, empty = checked_skeleton(cls, directory, found)
+        sites = find_sites(empty)
         plan = _plan(sites, heads)
         for index in heads:
-            _widen(tensors, sites, index, sites.keep(plan, index))
-        model: nn.Module = cls.from_pretrained(None, config=settings, state_dict=tensors)
-    except (CheckpointError, PlanError):
-        raise
-    except Exception as error:  # a stranger's config ends in any exception of any model
-        raise CheckpointError(f"cannot read the model in {directory}: {one_line(error)}") from error
+            _widen(tensors, empty, sites, index, sites.keep(plan, index))
+        config.pruned_heads = {}
+        model: nn.Module = cls.from_pretrained(None, config=config, state_dict=tensors)
     return model.eval(), plan
 
 
@@ -129,23 +120,22 @@ def _plan(sites: Sites, heads: Mapping[int, Iterable[int]]) -> SparsityPlan:
     return SparsityPlan(masks)
 
 
-def _widen(tensors: dict[str, Tensor], sites: Sites, index: int, keep: LayerKeep) -> None:
-    """Put zeros where the linears of a layer lost rows or columns."""
-    architecture = sites.layers[index].architecture
-    for linear in architecture.attention.linears:
-        rows, columns = keep.sides(linear.role)
-        size = keep.shape.linears()[linear.role]
+def _widen(
+    tensors: dict[str, Tensor], empty: nn.Module, sites: Sites, index: int, keep: LayerKeep
+) -> None:
+    """Put zeros where the linears of a layer lost rows or columns, compared with an `empty` model
+    that has them all."""
+    for linear in sites.layers[index].architecture.attention.linears:
         weight, bias = (f"{_path(sites, index, linear)}.{part}" for part in ("weight", "bias"))
-        expected = (int(rows.sum()), int(columns.sum()))
+        expected = tuple(int(side.sum()) for side in keep.sides(linear.role))
         if weight not in tensors or tuple(tensors[weight].shape) != expected:
             got = tuple(tensors[weight].shape) if weight in tensors else "none"
             raise CheckpointError(f"expected {weight} of shape {expected}, got {got}")
-        wide = tensors[weight].new_zeros(size)
-        wide[rows[:, None] & columns] = tensors[weight].flatten()
+        compact = CompactLinear(tensors[weight], tensors.get(bias))
+        view = sites.linear(empty, index, linear.role)
+        wide, wide_bias = dense_linear(view, compact, keep, compact.weight.dtype)
         tensors[weight] = wide
-        if bias in tensors:
-            wide_bias = tensors[bias].new_zeros(size[0])
-            wide_bias[rows] = tensors[bias]
+        if wide_bias is not None:
             tensors[bias] = wide_bias
 
 
