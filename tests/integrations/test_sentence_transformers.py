@@ -29,7 +29,7 @@ from secateurs.data.sentence_pairs import read_pairs
 from secateurs.errors import CheckpointError
 from secateurs.integrations.sentence_embeddings import folder_embeddings
 from secateurs.measurement.similarity import mean_embeddings, rank_correlation
-from secateurs.storage.model_folders import open_model
+from secateurs.storage.model_folders import open_classifier, open_model
 from secateurs.storage.sentence_folders import other_modules
 from secateurs.storage.sentinel import SENTENCE
 
@@ -213,6 +213,15 @@ def test_without_us_the_folder_does_not_open(folder, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert SENTENCE in done.stderr
+
+
+def test_a_model_of_embeddings_may_begin_a_classifier_that_is_written_elsewhere(folder):
+    model = open_classifier(folder, 2)
+    assert model.classifier.out_features == 2
+    assert torch.equal(
+        model.base_model.embeddings.word_embeddings.weight,
+        open_model(folder).embeddings.word_embeddings.weight,
+    )
 
 
 def test_a_head_that_embeddings_do_not_use_is_left_out(folder):

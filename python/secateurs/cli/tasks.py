@@ -51,7 +51,11 @@ def judged_by_task(options: argparse.Namespace) -> tuple[Any, Any]:
     """
     from secateurs.data.tasks import find_task
     from secateurs.errors import DataError
-    from secateurs.storage.model_folders import has_classifier, open_classifier
+    from secateurs.storage.model_folders import (
+        check_head_is_used,
+        has_classifier,
+        open_classifier,
+    )
     from secateurs.training.task_recipe import TaskData
 
     task = find_task(options.task, options.data_dir)
@@ -60,6 +64,7 @@ def judged_by_task(options: argparse.Namespace) -> tuple[Any, Any]:
             f"expected a model with a head for {task.name} in {options.model}, got one without: "
             "`secateurs prune-task` trains one"
         )
+    check_head_is_used(options.model, task.head)
     model = open_classifier(options.model, task.labels, head=task.head)
     processor = processor_of(options, model, task)
     return model, TaskData.read(task, processor, options.data_dir, options.max_length)

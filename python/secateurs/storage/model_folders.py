@@ -74,19 +74,12 @@ def open_classifier(
         head: what the name of its class ends in, behind `For`: SequenceClassification,
             TokenClassification or ImageClassification.
 
-    Raises CheckpointError for a folder without a model, DataError for a pruned model, a head with
-    other labels, or a folder of sentence-transformers that uses no such head.
+    Raises CheckpointError for a folder without a model, DataError for a pruned model or a head with
+    other labels.
     """
     if is_pruned(path):
         raise DataError(f"expected a dense model to prune, got one that is pruned in {path}")
     _, config = _architecture(path)
-    if is_sentence_folder(path):
-        other_modules(path)  # is refused before the work, if at all
-        if wants_states(path) or not has_classifier(path, head):
-            raise DataError(
-                "expected a folder whose head sentence-transformers use, as a CrossEncoder's, got "
-                f"a {class_of_folder(path)} in {path}, which would drop it"
-            )
     settings: dict[str, Any] = {"num_labels": labels}
     if has_classifier(path, head):
         named = config.get("id2label")
@@ -104,6 +97,19 @@ def open_classifier(
             "classifier",
             problem_type=kind,
             **settings,
+        )
+
+
+def check_head_is_used(path: str | Path, head: str) -> None:
+    """Raise DataError for a folder of sentence-transformers that would drop such a head from what
+    is written after it; before any work, and so for modules that cannot be copied."""
+    if is_pruned(path) or not is_sentence_folder(path):
+        return
+    other_modules(path)
+    if wants_states(path) or not has_classifier(path, head):
+        raise DataError(
+            "expected a folder whose head sentence-transformers use, as a CrossEncoder's, got "
+            f"a {class_of_folder(path)} in {path}, which would drop it"
         )
 
 

@@ -90,7 +90,11 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     from secateurs.data.tasks import find_task
     from secateurs.pruning import METHODS, Budget, Needs, make_pruner
     from secateurs.pruning.run_folders import claim, model_digest, values_digest
-    from secateurs.storage.model_folders import has_classifier, open_classifier
+    from secateurs.storage.model_folders import (
+        check_head_is_used,
+        has_classifier,
+        open_classifier,
+    )
     from secateurs.training.task_recipe import (
         Settings,
         TaskData,
@@ -119,6 +123,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         raise DataError(f"expected epochs for {method.name} to prune in, got 0")
     # What the task knows and the method asks.
     common = ({"pair": task.pair} if "pair" in method.options else {}) | common
+    check_head_is_used(options.model, task.head)
     model = open_classifier(options.model, task.labels, options.seed, task.head)
     sites = find_sites(model)
     check_pruning(model, method.name, options.budget, common, seed=options.seed)
