@@ -192,9 +192,14 @@ def test_a_search_refuses_what_it_cannot_meet(bert, monkeypatch, arguments, erro
     assert not clock.measured
 
 
+def whatever_else_the_machine_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency_table, "_OFF", math.inf)
+    monkeypatch.setattr(latency_table, "_BUSY", math.inf)
+
+
 def test_a_table_is_measured_once_and_kept(bert, monkeypatch, tmp_path):
     monkeypatch.setenv("SECATEURS_CACHE", str(tmp_path))
-    monkeypatch.setattr(latency_table, "_OFF", math.inf)  # whatever else the machine does
+    whatever_else_the_machine_does(monkeypatch)
     table = LatencyTable.measured(bert, {(1, 8): 1.0}, seconds=0.0, progress=False)
     assert len(table.layers) == 3
     assert table.stock > 0
@@ -205,6 +210,22 @@ def test_a_table_is_measured_once_and_kept(bert, monkeypatch, tmp_path):
     file.write_text(json.dumps({"stock": "fast"}))
     with pytest.raises(TypeError):  # what is damaged is measured again
         LatencyTable.measured(bert, {(1, 8): 1.0}, progress=False)
+
+
+@pytest.mark.parametrize(("spread", "kept"), [(0.2, 1), (0.4, 0)])
+def test_a_table_of_a_busy_minute_is_not_kept(bert, monkeypatch, tmp_path, caplog, spread, kept):
+    monkeypatch.setenv("SECATEURS_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        latency_table,
+        "interleave",
+        lambda calls, *_, **__: (
+            [[1 - spread / 2, 1 - spread / 2, 1, 1 + spread / 2, 1 + spread / 2]] * len(calls)
+        ),
+    )
+    table = LatencyTable.measured(bert, {(1, 8): 1.0}, progress=False)
+    assert table.spread == pytest.approx(spread)
+    assert len(list(tmp_path.glob("latency-*.json"))) == kept
+    assert ("does other work" in caplog.text) == (not kept)
 
 
 def test_a_table_depends_on_shapes_dtype_and_sizes(bert, tmp_path, monkeypatch):

@@ -9,14 +9,15 @@ the model that comes out.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -34,11 +35,14 @@ from secateurs.plan import SparsityPlan
 from secateurs.search.precisions import Precision, own
 from secateurs.search.sizes import Size, full_size, heads_kept, neurons_kept, plan_of
 
+_LOGGER = logging.getLogger(__name__)
 _LAYERS = 2  # that a probe keeps: weights of one alone would never leave the caches
 _ROUNDS = 9  # of all probes, at least
 _OFF = (
     0.1  # of the whole, by which times of parts may miss it: next to nothing may come out negative
 )
+
+_BUSY = 0.25  # spread of times, over their medians, of a machine that does other work
 
 Mix = Mapping[Shape, float]
 """Weights of (batch, tokens) shapes: how often each one is called."""
@@ -73,11 +77,14 @@ class LatencyTable:
         stock: of the model as transformers runs it.
         dense: of the converted model from which nothing is removed.
         layers: one for each layer.
+        spread: between the 20th and the 80th percentile of a time, over its median; the median of
+            all that were measured.
     """
 
     stock: float
     dense: float
     layers: tuple[LayerTimes, ...]
+    spread: float = 0.0
 
     def predict(self, sizes: Sequence[Size]) -> float:
         """The time of the model whose layers have these sizes."""
@@ -99,7 +106,7 @@ class LatencyTable:
         progress: bool = True,
     ) -> LatencyTable:
         """Measure a table, or read the one that was measured before for the same sizes, shapes,
-        dtype, threads and versions on this machine.
+        dtype, threads and versions on this machine. One of a busy minute is not kept for later.
 
         Args:
             model: a transformers model of a supported family; not changed.
@@ -122,7 +129,14 @@ class LatencyTable:
                 f"expected times that add up, got {table.least:.3g} ms for the model without "
                 "its layers: the machine is too busy with other work"
             )
-        files.write_table(path, asdict(table))
+        if table.spread > _BUSY:
+            _LOGGER.warning(
+                "the times of layers spread by %.0f %%: this machine does other work; what they "
+                "predict may be off, and they are not kept",
+                100 * table.spread,
+            )
+        else:
+            files.write_table(path, asdict(table))
         return table
 
 
@@ -169,7 +183,8 @@ def _read(content: Mapping[str, Any], layers: int) -> LatencyTable | None:
             )
             for layer in content["layers"]
         )
-        table = LatencyTable(float(content["stock"]), float(content["dense"]), times)
+        stock, dense, spread = (float(content[name]) for name in ("stock", "dense", "spread"))
+        table = LatencyTable(stock, dense, times, spread)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return table if len(times) == layers else None
@@ -200,22 +215,24 @@ def _measure(
         probes[group, size] = precision.converted(shell_of(base), plan, tokens)
     dense = precision.converted(shell_of(ready), SparsityPlan(), tokens)
     models = [model, dense, *probes.values()]
-    medians, device = [0.0] * len(models), next(model.parameters()).device
+    medians, device = np.zeros(len(models)), next(model.parameters()).device
+    spread = 0.0
     for shape, weight in shown(mix.items(), len(mix), "measure sizes", progress):
         inputs = token_inputs(model, shape)
         calls = [partial(run, **inputs) for run in models]
         with torch.inference_mode():
             samples = interleave(calls, device, min_repeats=_ROUNDS, min_time=seconds)
-        for number, times in enumerate(samples):
-            medians[number] += weight * statistics.median(times)
-    ms = dict(zip(probes, medians[2:], strict=True))
+        low, middle, high = np.quantile(samples, (0.2, 0.5, 0.8), axis=1)
+        medians += weight * middle
+        spread += weight * float(np.median((high - low) / middle))
+    stock_ms, dense_ms, *probed = map(float, medians)
+    ms = dict(zip(probes, probed, strict=True))
     layers: dict[int, LayerTimes] = {}
     for group, (shape, members) in enumerate(shapes.items()):
         of_group = {size: time for (number, size), time in ms.items() if number == group}
         layers |= dict.fromkeys(members, _differences(shape, of_group, len(members)))
-    return LatencyTable(
-        medians[0], medians[1], tuple(layers[index] for index in range(len(layers)))
-    )
+    in_order = tuple(layers[index] for index in range(len(layers)))
+    return LatencyTable(stock_ms, dense_ms, in_order, spread)
 
 
 def _probed(shape: LayerShape) -> list[Size]:
