@@ -19,6 +19,9 @@ from secateurs.pruning.allocation import GlobalRanking, PerLayer
 
 ONE_SHOT = [name for name, row in METHODS.items() if Needs.TRAINING not in row.needs]
 HEADED = ("roberta", "vit")
+OF_EACH_KIND = pytest.mark.parametrize("family", ["roberta", "llama", "vit"])
+"""What a method or an allocator does alike on all families is seen on one with a head, one with
+shared keys and a gate, and one of images."""
 BUDGETS = {
     "heads": "heads=0.4",
     "neurons": "neurons=0.3",
@@ -95,12 +98,14 @@ def check_total(sites, plan, kind, wanted, seq_len) -> None:
     assert max(one_back) > wanted
 
 
+@OF_EACH_KIND
 def test_one_seed_gives_one_plan(method, model, batches):
     for text in budgets_of(method):
         first = planned(method, model, batches, text, seed=3)
         assert planned(method, model, batches, text, seed=3) == first
 
 
+@OF_EACH_KIND
 def test_only_a_seeded_method_depends_on_the_seed(method, model, batches):
     differs = False
     for text in budgets_of(method):
@@ -110,6 +115,7 @@ def test_only_a_seeded_method_depends_on_the_seed(method, model, batches):
     assert facts(method).seeded or not differs
 
 
+@OF_EACH_KIND
 def test_a_bigger_budget_never_keeps_more(method, model, batches):
     sites = find_sites(model)
     for unit in sorted(METHODS[method].produces):
