@@ -44,7 +44,7 @@ from secateurs.pruning import METHODS, Budget, Pruner
 from secateurs.pruning.run import score
 from secateurs.reconstruction import refit
 from secateurs.search.choices import Choices, Weights
-from secateurs.search.examples import first, split
+from secateurs.search.examples import some, split
 from secateurs.search.latency_table import LatencyTable, mixed, tokens_of
 from secateurs.search.local_search import Candidate, best_of
 from secateurs.search.meeting import MARGINS, Times, limit_of, met
@@ -325,7 +325,7 @@ class Search:
         candidate = best_of(
             way.candidates,
             MARGINS[0] * limit_of(budget, way.table.stock),
-            partial(self._recover, batches=first(self._fitted, _TRIED)),
+            partial(self._recover, batches=some(self._fitted, _TRIED)),
             self._judge,
             EFFORTS[effort],
             self._seed,

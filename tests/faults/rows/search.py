@@ -60,7 +60,13 @@ FAULTS = (
         ("return [as_it_is], {}", "name = AUTO", "search/test_precisions.py -k never_chosen"),
     ),
     *faults_in(
+        "python/secateurs/search/examples.py",
+        ("(2 * place + 1) * len(data) // (2 * count)", "place", "search/test_examples.py -k every_length"),
+        ("if place not in judging", "if True", "search/test_examples.py -k judge_and"),
+    ),
+    *faults_in(
         "python/secateurs/search/latency_table.py",
+        ("if table.spread > _BUSY:", "if False:", "search/test_compress.py -k busy_minute"),
         ("        with evaluation_mode(model):", "        if model.eval():",
          "kinds/test_training_modes.py -k a_table"),
     ),
