@@ -16,7 +16,11 @@ from support.tiny_models import tiny_model
 
 import secateurs
 from secateurs.cli import main as cli
-from secateurs.cli.commands import COMMANDS
+from secateurs.cli import timed_pruning
+from secateurs.cli.commands import COMMANDS, export
+from secateurs.integrations.runtimes import RUNTIMES
+from secateurs.search.precisions import ASKED
+from secateurs.search.search import EFFORTS
 from secateurs.storage.model_folders import open_model, open_tokenizer
 
 COMMAND = ["prune", "--model", "a", "--out", "b", "--budget", "heads=0.5"]
@@ -256,6 +260,12 @@ def test_help_ends_with_an_example_that_can_be_read(name, capsys):
     program, *words = shlex.split(example)
     assert program == "secateurs"
     assert cli.parser().parse_args(words).command == name
+
+
+def test_choices_that_are_written_down_without_torch_are_those_of_the_library():
+    assert tuple(EFFORTS) == timed_pruning.EFFORTS
+    assert set(timed_pruning.PRECISIONS) == set(ASKED)
+    assert tuple(RUNTIMES) == export.TARGETS
 
 
 def test_help_tells_every_exit_status(capsys):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from secateurs.storage.model_card import Measured
 
 TIMED_EXAMPLES = 512
+EFFORTS = ("quick", "normal", "long")  # the first is the default
 AUTO = "auto"
 PRECISIONS = ("int8", "bfloat16", AUTO)
 WITHOUT_A_TIME = ("int8",)  # that convert alone makes
@@ -40,13 +41,18 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         help="the same for a call to take so many milliseconds, as 4ms",
     )
     add_shapes(parser)
+    add_effort(parser)
+    add_force(parser)
+
+
+def add_effort(parser: argparse.ArgumentParser) -> None:
+    """Add how long to search."""
     parser.add_argument(
         "--effort",
-        choices=("quick", "normal", "long"),
+        choices=EFFORTS,
         help="of the search for a time: normal tries more choices, long distils too "
-        "(default: quick)",
+        f"(default: {EFFORTS[0]})",
     )
-    add_force(parser)
 
 
 def add_precisions(parser: argparse.ArgumentParser) -> None:

@@ -61,7 +61,8 @@ FAULTS = (
     ),
     *faults_in(
         "python/secateurs/search/examples.py",
-        ("(2 * place + 1) * len(data) // (2 * count)", "place", "search/test_examples.py -k every_length"),
+        ("(2 * place + 1) * len(data) // (2 * count)", "place",
+         "search/test_examples.py -k every_length"),
         ("if place not in judging", "if True", "search/test_examples.py -k judge_and"),
     ),
     *faults_in(

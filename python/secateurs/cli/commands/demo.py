@@ -8,6 +8,7 @@ from typing import Any
 
 from secateurs.cli.arguments import add_precision
 from secateurs.cli.terminal import FAILED, OK, quiet
+from secateurs.cli.timed_pruning import add_effort
 
 SUMMARY = "make a real model several times as fast, measure it, reload it (about two minutes)"
 EXAMPLE = "secateurs demo --quick"
@@ -19,11 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", default="secateurs-demo", metavar="DIR", help="default: %(default)s"
     )
     parser.add_argument("--quick", action="store_true", help="run a short form, about a minute")
-    parser.add_argument(
-        "--effort",
-        choices=("quick", "normal", "long"),
-        help="of the search: normal tries more choices, long distils too (default: quick)",
-    )
+    add_effort(parser)
     add_precision(parser)
 
 

@@ -23,7 +23,9 @@ from secateurs.cli.results import write_model
 from secateurs.cli.tasks import add_task, judged_by_task
 from secateurs.cli.terminal import OK, quiet, tell
 from secateurs.cli.timed_pruning import (
+    EFFORTS,
     TIMED_EXAMPLES,
+    add_effort,
     add_force,
     add_precisions,
     add_shapes,
@@ -56,12 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pairs(parser)
     add_shapes(parser)
     add_precisions(parser)
-    parser.add_argument(
-        "--effort",
-        choices=("quick", "normal", "long"),
-        default="quick",
-        help="of the search for each speed (default: %(default)s)",
-    )
+    add_effort(parser)
     parser.add_argument(
         "--method",
         type=method_name,
@@ -84,7 +81,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     quiet()
     settle(
         options,
-        {**SAMPLING, "examples": TIMED_EXAMPLES, "force": False},
+        {**SAMPLING, "examples": TIMED_EXAMPLES, "force": False, "effort": EFFORTS[0]},
         {
             "data_dir": (options.task is not None, "with --task"),
             "pairs": (options.task is None, "with --text or --data"),

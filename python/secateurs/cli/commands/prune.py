@@ -20,6 +20,7 @@ from secateurs.cli.paths import new_directory
 from secateurs.cli.results import write_model
 from secateurs.cli.terminal import OK, quiet
 from secateurs.cli.timed_pruning import (
+    EFFORTS,
     TIMED_EXAMPLES,
     WITHOUT_A_TIME,
     add_precisions,
@@ -112,7 +113,7 @@ def _settle(options: argparse.Namespace, timed: bool, has_data: bool) -> None:
     }
     if not timed and options.precision not in (None, *WITHOUT_A_TIME):
         raise DataError(f"expected --precision {options.precision} only {_TIMED}")
-    defaults = {"distill": 0, "no_refit": False, "effort": "quick", "force": False}
+    defaults = {"distill": 0, "no_refit": False, "effort": EFFORTS[0], "force": False}
     sampling = {**SAMPLING, "examples": TIMED_EXAMPLES} if timed else SAMPLING
     settle(options, {**sampling, **defaults}, effects)
     if timed and options.option:
