@@ -34,6 +34,9 @@ OTHERS = {
     "library": "M x K x N",
     "norm": "M x D",
 }
+FAMILIES = "families.jsonl"
+# The speedups of a row of families: what they are of, and what is wanted.
+GOALS = {"dense": ("nothing removed", 1.0), "half": ("half removed", 1.6)}
 METHODS = "methods.jsonl"
 ONE_SHOT = "one_shot.jsonl"
 FRONTIER = "frontier.jsonl"
@@ -55,34 +58,45 @@ def main() -> None:
     for files, table in ((MODELS, models_tables), (KERNELS, kernels_tables)):
         for rows in map(read, files):
             parts += [where(rows), *table(rows)]
-    rows = [json.loads(line) for line in (RESULTS / METHODS).read_text().splitlines()]
+    if (RESULTS / FAMILIES).exists():
+        rows = read(FAMILIES)
+        parts += [how_built(rows), families_table(rows), missed_goals(rows)]
+    rows = lines_of(METHODS)
     parts += [how_trained(rows), methods_table(rows)]
-    rows = [json.loads(line) for line in (RESULTS / ONE_SHOT).read_text().splitlines()]
+    rows = lines_of(ONE_SHOT)
     parts += [how_fitted(rows), one_shot_table(rows)]
-    rows = [json.loads(line) for line in (RESULTS / FRONTIER).read_text().splitlines()]
-    parts += frontier_parts(rows)
-    rows = [json.loads(line) for line in (RESULTS / ROUNDING).read_text().splitlines()]
+    parts += frontier_parts(lines_of(FRONTIER))
+    rows = lines_of(ROUNDING)
     parts += [how_rounded(rows), rounding_table(rows)]
     body = "\n\n".join([BEGIN, *parts, END])
     page.write_text(before + body + after, encoding="utf-8")
 
 
+def lines_of(name: str) -> list[Row]:
+    return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
+
+
 def read(name: str) -> list[Row]:
-    rows = [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
+    rows = lines_of(name)
     wrong = [row for row in rows if not row["ok"]]
     if wrong:
         raise SystemExit(f"{name} holds {len(wrong)} rows whose outputs were wrong")
     return rows
 
 
+def agree(rows: list[Row], *names: str) -> None:
+    """Refuse rows of a table that differ in what is told once."""
+    for name in names:
+        values = sorted({str(row[name]) for row in rows})
+        if len(values) != 1:
+            raise SystemExit(f"expected one {name} in all rows, got {', '.join(values)}")
+
+
 def where(rows: list[Row]) -> str:
     """What all rows of a file have in common, in words."""
     first = rows[0]
     what = "Whole models" if "model" in first else "Single kernels"
-    keys = ("device", "threads", "torch", "commit")
-    for key in keys:
-        if len({row[key] for row in rows}) != 1:
-            raise SystemExit(f"expected one {key} in all rows, to name it once")
+    agree(rows, "device", "threads", "torch", "commit")
     isa = next(row["isa"] for row in rows if row["isa"])
     dtypes = ", ".join(dict.fromkeys(map(_precision, rows)))
     return (
@@ -189,11 +203,42 @@ def others_table(rows: list[Row], word: str) -> str:
     return _markdown([OTHERS[word], *("x".join(map(str, shape)) for shape in shapes)], lines)
 
 
+def how_built(rows: list[Row]) -> str:
+    """What all models of families have in common."""
+    agree(rows, "transformers")
+    version = rows[0]["transformers"]
+    how = "of a few layers with random weights, see `benchmarks/families.py`"
+    return f"Families, {how}; transformers {version}. {where(rows)}"
+
+
+def families_table(rows: list[Row]) -> str:
+    """One line per family and precision, sorted; columns of speedups for each size of a batch."""
+    columns = [(part, batch) for part in GOALS for batch in sorted({r["shape"][0] for r in rows})]
+    lines: dict[tuple[str, str, str], dict[tuple[str, int], str]] = {}
+    for row in rows:
+        batch, tokens = row["shape"]
+        cells = lines.setdefault((row["model"], str(tokens), _precision(row)), {})
+        cells |= {(part, batch): f"{row[f'speedup_{part}']:.2f}x" for part in GOALS}
+    heads = ["family", "tokens", "in", *(f"{GOALS[part][0]}, batch {b}" for part, b in columns)]
+    found = sorted(lines.items())
+    return _markdown(heads, [[*name, *(c.get(key, "-") for key in columns)] for name, c in found])
+
+
+def missed_goals(rows: list[Row]) -> str:
+    """Name the rows that are slower than is wanted, in one sentence."""
+    missed = [
+        f"{row['model']} {_precision(row)}, batch {row['shape'][0]}, {words} ({speed:.3f}x)"
+        for part, (words, goal) in GOALS.items()
+        for row in sorted(rows, key=lambda row: (row["model"], row["shape"]))
+        if (speed := row[f"speedup_{part}"]) < goal
+    ]
+    wanted = " and ".join(f"{goal}x with {words}" for words, goal in GOALS.values())
+    return f"Wanted are {wanted}; below that: {'; '.join(missed) or 'none'}."
+
+
 def how_trained(rows: list[Row]) -> str:
     """What all runs of the methods have in common, and the model that they began with."""
-    for key in ("epochs", "lr", "precision"):
-        if len({str(row[key]) for row in rows}) != 1:
-            raise SystemExit(f"expected one {key} in all rows of {METHODS}, to name it once")
+    agree(rows, "epochs", "lr", "precision")
     first, latency = rows[0], rows[0]["latency"]
     tasks = {row["task"]: row for row in rows}
     dense = ", ".join(
@@ -234,9 +279,7 @@ def methods_table(rows: list[Row]) -> str:
 
 def how_fitted(rows: list[Row]) -> str:
     """What all rows of masks chosen at once have in common."""
-    for key in ("task", "metric", "dense", "examples", "epochs", "lr", "threads", "device"):
-        if len({str(row[key]) for row in rows}) != 1:
-            raise SystemExit(f"expected one {key} in all rows of {ONE_SHOT}, to name it once")
+    agree(rows, "task", "metric", "dense", "examples", "epochs", "lr", "threads", "device")
     first = rows[0]
     trained, read, judged = first["examples"]
     return (
@@ -271,18 +314,7 @@ def frontier_parts(rows: list[Row]) -> list[str]:
 
 def how_timed(rows: list[Row]) -> str:
     """What all rows of a pruned model have in common."""
-    for key in (
-        "dtype",
-        "shape",
-        "examples",
-        "threads",
-        "device",
-        "isa",
-        "torch",
-        "commit",
-    ):
-        if len({str(row[key]) for row in rows}) != 1:
-            raise SystemExit(f"expected one {key} in all rows of {FRONTIER}, to name it once")
+    agree(rows, "dtype", "shape", "examples", "threads", "device", "isa", "torch", "commit")
     first = rows[0]
     batch, tokens = first["shape"]
     return (
@@ -321,9 +353,7 @@ def frontier_table(rows: list[Row]) -> str:
 
 def how_rounded(rows: list[Row]) -> str:
     """What all rows of models in other precisions have in common."""
-    for key in ("model", "device", "isa", "torch", "commit"):
-        if len({str(row[key]) for row in rows}) != 1:
-            raise SystemExit(f"expected one {key} in all rows of {ROUNDING}, to name it once")
+    agree(rows, "model", "device", "isa", "torch", "commit")
     first = rows[0]
     examples = max(row["examples"] for row in rows)
     return (

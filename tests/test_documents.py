@@ -218,3 +218,32 @@ def test_the_fastest_dense_peer_is_sought_among_all_precisions():
     peer = "minilm 1x128 | 4.00 ms, openvino int8 (cosine 0.9965)"
     assert f"| {peer} | fp32 | 8.00 ms, 0.50x | 1.00000 |" in text
     assert f"| {peer} | int8 | 2.00 ms, 2.00x | 0.99910 |" in text
+
+
+def test_a_table_of_families_names_what_is_slower_than_wanted():
+    def row(model, batch, dense, half):
+        common = {"shape": [batch, 128], "dtype": "float32", "precision": "fp32"}
+        return common | {"model": model, "speedup_dense": dense, "speedup_half": half}
+
+    module = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))
+    rows = [row("vit", 8, 1.2, 1.5), row("bert", 8, 1.0, 1.6), row("bert", 1, 0.9996, 2.5)]
+    assert module["families_table"](rows).splitlines() == [
+        "| family | tokens | in | nothing removed, batch 1 | nothing removed, batch 8 "
+        "| half removed, batch 1 | half removed, batch 8 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| bert | 128 | fp32 | 1.00x | 1.00x | 2.50x | 1.60x |",
+        "| vit | 128 | fp32 | - | 1.20x | - | 1.50x |",
+    ]
+    wanted = "Wanted are 1.0x with nothing removed and 1.6x with half removed; below that: "
+    assert module["missed_goals"](rows) == wanted + (
+        "bert fp32, batch 1, nothing removed (1.000x); vit fp32, batch 8, half removed (1.500x)."
+    )
+    assert module["missed_goals"](rows[1:2]) == wanted + "none."
+
+
+def test_rows_of_a_table_that_differ_in_what_is_told_once_are_refused():
+    agree = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))["agree"]
+    rows = [{"commit": "a", "threads": 1}, {"commit": "b", "threads": 1}]
+    agree(rows, "threads")
+    with pytest.raises(SystemExit, match="expected one commit in all rows, got a, b"):
+        agree(rows, "threads", "commit")
