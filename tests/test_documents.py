@@ -241,8 +241,20 @@ def test_a_table_of_families_names_what_is_slower_than_wanted():
     assert module["missed_goals"](rows[1:2]) == wanted + "none."
 
 
+def test_a_table_of_speeds_asked_for_counts_what_is_off():
+    def row(speedup, off):
+        return {"dtype": "fp32", "shape": [1, 32], "speedup": speedup, "off": off, "spread": 0.02}
+
+    rows = [row(2.0, -0.06), row(3.0, 0.01), row(4.0, 0.03)]
+    rows.append({"dtype": "fp32", "shape": [1, 32], "speedup": 9.0, "refused": "too fast"})
+    module = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))
+    assert module["targets_table"](rows).splitlines()[2] == (
+        "| 1x32 | fp32 | 4 | 3 | 2 | -6.0% | +1.0% | +3.0% | 1 | 2.0% |"
+    )
+
+
 def test_rows_of_a_table_that_differ_in_what_is_told_once_are_refused():
-    agree = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))["agree"]
+    agree = runpy.run_path(str(ROOT / "benchmarks" / "tables" / "rows.py"))["agree"]
     rows = [{"commit": "a", "threads": 1}, {"commit": "b", "threads": 1}]
     agree(rows, "threads")
     with pytest.raises(SystemExit, match="expected one commit in all rows, got a, b"):
