@@ -9,12 +9,14 @@ from typing import Any
 from secateurs.errors import DataError
 
 COSINE = "mean cosine to the dense model"
+PEER_MARKER = "s"
+Point = tuple[str, float, float]
 
 
 def draw(
     path: str | Path,
     title: str,
-    points: Sequence[tuple[str, float, float]],
+    points: Sequence[Point],
     layers: Sequence[Mapping[str, Any]],
 ) -> None:
     """Draw speed against fidelity, and what is left of each layer.
@@ -35,13 +37,16 @@ def draw(
 def frontier(
     path: str | Path,
     title: str,
-    points: Sequence[tuple[str, float, float]],
+    points: Sequence[Point],
     quality: str = COSINE,
+    peers: Sequence[Point] = (),
 ) -> None:
     """Draw speed against quality alone. Args and errors as of `draw`; `quality` names the third of
-    each point."""
+    each point, and `peers` are points of dense models in other runtimes."""
     figure = _figure(6, title)
-    _speed_against_quality(figure.subplots(), points, quality)
+    axes = figure.subplots()
+    _speed_against_quality(axes, points, quality)
+    _mark(axes, peers, PEER_MARKER)
     _save(figure, path)
 
 
@@ -64,12 +69,14 @@ def _figure(width: float, title: str) -> Any:
     return figure
 
 
-def _speed_against_quality(
-    axes: Any, points: Sequence[tuple[str, float, float]], quality: str
-) -> None:
+def _mark(axes: Any, points: Sequence[Point], marker: str) -> None:
     for name, speedup, value in points:
-        axes.plot(speedup, value, "o", markersize=8)
+        axes.plot(speedup, value, marker, markersize=8)
         axes.annotate(name, (speedup, value), (0, 8), textcoords="offset points", ha="center")
+
+
+def _speed_against_quality(axes: Any, points: Sequence[Point], quality: str) -> None:
+    _mark(axes, points, "o")
     axes.axvline(1, color="0.8", linewidth=1, zorder=0)
     axes.set(
         xlabel="speedup over the dense model",
