@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from support.stand_in_peer import Doubled
@@ -11,7 +13,7 @@ from torch.nn import functional as F
 from secateurs.errors import BackendError
 from secateurs.measurement.peers import PEERS, Peer, against_stock, apart, installed, peer_in
 from secateurs.measurement.peers.against_stock import figures_of_peer
-from secateurs.measurement.peers.apart import SETTLE, Apart, Order, in_turns
+from secateurs.measurement.peers.apart import SETTLE, Apart, Order, bare, in_turns
 
 STATES = {"states": torch.arange(3.0)}
 
@@ -53,6 +55,17 @@ def test_a_model_that_cannot_be_sent_is_refused():
     model.hook = lambda: None
     with pytest.raises(BackendError, match=r"run the model, got .*lambda"):
         Apart(stand_in(), Order(model, STATES, [], 1))
+
+
+def test_a_model_that_was_asked_for_its_states_is_sent_without_hooks():
+    model = tiny_model("bert").eval()
+    ids = {"input_ids": torch.arange(6)[None]}
+    states = model(**ids, output_hidden_states=True).hidden_states
+    sent = bare(model)
+    assert len(states) == len(model(**ids, output_hidden_states=True).hidden_states)
+    assert next(sent.parameters()) is next(model.parameters())
+    received = pickle.loads(pickle.dumps(sent))
+    assert torch.equal(received(**ids).last_hidden_state, states[-1])
 
 
 def test_a_peer_is_installed_when_all_of_its_packages_are(monkeypatch):

@@ -7,6 +7,7 @@ waits for its turn while this one works.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -53,7 +54,7 @@ class Apart:
         self._label = peer.label
         try:
             # As bytes: sent otherwise, the model's own tensors would move to shared memory.
-            sent = pickle.dumps(order)
+            sent = pickle.dumps(replace(order, model=bare(order.model)))
         except Exception as error:  # pickles of strangers' classes raise whatever they come to
             raise self._refusal(first_line(error)) from error
         context = multiprocessing.get_context("spawn")
@@ -117,6 +118,17 @@ def in_turns(
     with torch.inference_mode():
         stock = sampler(partial(model, **inputs), torch.device("cpu"), settle=SETTLE)
         return alternate([peer.sample, stock], min_repeats=min_repeats, min_time=min_time)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """A copy of a model that shares its tensors, without hooks: those by which transformers keeps
+    states, once it was asked for them, cannot be sent."""
+    tensors = (*model.parameters(), *model.buffers())
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    for module in copied.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return copied
 
 
 @dataclass(frozen=True)
