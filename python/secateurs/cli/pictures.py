@@ -9,7 +9,6 @@ from typing import Any
 from secateurs.errors import DataError
 
 COSINE = "mean cosine to the dense model"
-PEER_MARKER = "s"
 Point = tuple[str, float, float]
 
 
@@ -46,7 +45,18 @@ def frontier(
     figure = _figure(6, title)
     axes = figure.subplots()
     _speed_against_quality(axes, points, quality)
-    _mark(axes, peers, PEER_MARKER)
+    for name, speedup, value in peers:
+        axes.plot(speedup, value, "s", markersize=8)
+        # Below and aslant: peers often lie close to each other, and to the dense model.
+        axes.annotate(
+            name,
+            (speedup, value),
+            (0, -6),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            rotation=30,
+        )
     _save(figure, path)
 
 
@@ -69,14 +79,10 @@ def _figure(width: float, title: str) -> Any:
     return figure
 
 
-def _mark(axes: Any, points: Sequence[Point], marker: str) -> None:
-    for name, speedup, value in points:
-        axes.plot(speedup, value, marker, markersize=8)
-        axes.annotate(name, (speedup, value), (0, 8), textcoords="offset points", ha="center")
-
-
 def _speed_against_quality(axes: Any, points: Sequence[Point], quality: str) -> None:
-    _mark(axes, points, "o")
+    for name, speedup, value in points:
+        axes.plot(speedup, value, "o", markersize=8)
+        axes.annotate(name, (speedup, value), (0, 8), textcoords="offset points", ha="center")
     axes.axvline(1, color="0.8", linewidth=1, zorder=0)
     axes.set(
         xlabel="speedup over the dense model",

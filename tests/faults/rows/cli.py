@@ -118,7 +118,7 @@ FAULTS = (
     ),
     *faults_in(
         "python/secateurs/cli/pictures.py",
-        ("_mark(axes, peers, PEER_MARKER)", '_mark(axes, peers, "o")',
+        ('value, "s", markersize', 'value, "o", markersize',
          "cli/test_tables.py -k mark_of_their_own"),
     ),
     *faults_in(
