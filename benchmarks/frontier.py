@@ -48,13 +48,15 @@ from benchmarks.dense import (
     task_data,
     where,
 )
-from benchmarks.peers.apart import SETTLE, Apart, Order
 from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.architectures.sites import find_sites
 from secateurs.data.batches import check_batches, evaluating
+from secateurs.errors import BackendError
 from secateurs.measurement.inputs import token_inputs
+from secateurs.measurement.peers import peer_in
+from secateurs.measurement.peers.apart import SETTLE, Apart, Order
 from secateurs.measurement.timing import alternate, sampler
 from secateurs.reconstruction.walk import Walk
 from secateurs.search import Search
@@ -69,7 +71,7 @@ SHARES = {
     "shares, tuned": "kprune",
 }
 TIMED = ("gradient", "mask tuning", "quick", "normal", "long")
-PEERS = ("openvino", "onnxruntime", "compiled")  # modules of benchmarks.peers
+PEERS = ("openvino", "onnxruntime", "compiled")
 Batches = list[dict[str, Tensor]]
 
 
@@ -104,10 +106,11 @@ def dense_peers(dense: Dense, options: argparse.Namespace) -> Iterator[dict[str,
                 {name: value[:1] for name, value in batch.items()}
                 for batch in calibration(dense, 64, 1)
             ]
-            order = Order(dense.model, inputs, options.linears, examples, torch.get_num_threads())
+            order = Order(dense.model, inputs, examples, torch.get_num_threads())
             try:
-                found[name] = stack.enter_context(Apart(name, order))
-            except (ImportError, NotImplementedError, RuntimeError) as error:
+                peer = peer_in(name, options.linears)
+                found[name] = stack.enter_context(Apart(peer, order))
+            except BackendError as error:
                 print(f"  {name}: left out, {error}")
         yield found
 

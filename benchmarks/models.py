@@ -34,7 +34,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from benchmarks.peak import Peak, measure_peak
-from benchmarks.peers.apart import SETTLE, Apart, Order
 from benchmarks.sentences import Sentences
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,24 +42,20 @@ from transformers.utils import logging
 
 import secateurs as sc
 from secateurs.cli.demo import model_folder
+from secateurs.errors import BackendError
 from secateurs.measurement.inputs import token_inputs
+from secateurs.measurement.peers import PEERS, peer_in
+from secateurs.measurement.peers.apart import Apart, Order, in_turns
 from secateurs.measurement.quality import backend_of, pooled
 from secateurs.measurement.rows import append_rows, row
 from secateurs.measurement.timing import (
     Measurement,
-    alternate,
     measure,
     relative_error,
-    sampler,
     summarised,
 )
 
-# By the names of the modules in benchmarks.peers.
-PEERS = {
-    "compiled": "torch.compile + freezing",
-    "openvino": "openvino",
-    "onnxruntime": "onnxruntime",
-}
+RUNTIMES = [name for name, peer in PEERS.items() if peer.precision is None]
 # The dtype of the model, and the precision of its linears in it.
 PRECISIONS: dict[str, tuple[torch.dtype, str | None]] = {
     "fp32": (torch.float32, None),
@@ -150,19 +145,15 @@ def rows_of_peers(
     subject: Subject, names: list[str], sentences: Sentences, options: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """Other dense runtimes, fixed to the shape."""
-    order = Order(
-        subject.dense,
-        subject.inputs,
-        PRECISIONS[subject.precision][1],
-        sentences.one_by_one(),
-        torch.get_num_threads(),
-    )
+    threads = torch.get_num_threads()
+    order = Order(subject.dense, subject.inputs, sentences.one_by_one(), threads)
     for name in names:
         try:
-            with Apart(name, order) as peer:
-                label = PEERS[name]
-                yield run(subject, Variant(label, peer, subject.dense), options.min_time, None)
-        except (ImportError, NotImplementedError, RuntimeError) as error:
+            peer = peer_in(name, PRECISIONS[subject.precision][1])
+            with Apart(peer, order) as apart:
+                variant = Variant(peer.label, apart, subject.dense)
+                yield run(subject, variant, options.min_time, None)
+        except BackendError as error:
             print(f"  {name}: left out, {error}")
 
 
@@ -185,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    names = list(PEERS) if "all" in options.peers else options.peers
+    names = RUNTIMES if "all" in options.peers else options.peers
     sentences = Sentences.read(model_folder(), options.data_dir)
     peak = measure_peak(torch.get_num_threads())
     records: list[dict[str, Any]] = []
@@ -259,11 +250,10 @@ def timed(subject: Subject, variant: Variant, min_time: float) -> Measurement:
         return measure(
             variant.model, subject.inputs, subject.dense, min_time=min_time, compare=False
         )
-    device = torch.device("cpu")
-    with torch.inference_mode():
-        eager = sampler(lambda: subject.dense(**subject.inputs), device, settle=SETTLE)
-        samples = alternate([variant.model.sample, eager], min_repeats=10, min_time=min_time)
-    return summarised(samples, device)
+    samples = in_turns(
+        variant.model, subject.dense, subject.inputs, min_repeats=10, min_time=min_time
+    )
+    return summarised(samples, torch.device("cpu"))
 
 
 def agreement(subject: Subject, variant: Variant) -> Tensor:
@@ -302,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--peers", nargs="*", choices=[*PEERS, "all"], default=["openvino", "onnxruntime"]
+        "--peers", nargs="*", choices=[*RUNTIMES, "all"], default=["openvino", "onnxruntime"]
     )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--min-time", type=float, default=2.0, help="seconds of sampling a row")

@@ -101,6 +101,7 @@ NEVER_LOADED = {
     "formats": {"transformers"},
     "pruning": {"transformers"},
     "measurement.timing": {"transformers"},
+    "measurement.peers": {"torch", "transformers"},
 }
 
 

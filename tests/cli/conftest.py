@@ -6,10 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from support.tiny_models import tiny_model
 from support.word_folders import WORDS, saved
 
 from secateurs.cli import main as cli
+from secateurs.search import LatencyTable
+from secateurs.search import search as module
+from secateurs.search.latency_table import LayerTimes
+from secateurs.search.sizes import heads_kept, neurons_kept
+from secateurs.storage.model_folders import open_classifier, open_tokenizer
 
 
 @pytest.fixture
@@ -39,6 +45,45 @@ def pairs(tmp_path: Path) -> Path:
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
+
+
+@pytest.fixture
+def classifier(folder, tmp_path) -> Path:
+    """The model of `folder` with a head for two labels, and its tokenizer."""
+    path = tmp_path / "classifier"
+    model = open_classifier(folder, 2, seed=3)
+    with torch.no_grad():
+        model.classifier.weight.mul_(20)
+    model.save_pretrained(path)
+    open_tokenizer(folder).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def made_up_times(monkeypatch):
+    """A table that is made up, and results that take what it predicts."""
+
+    def table(_, model, *args, **options):
+        shape = module.find_sites(model).layers[0]
+        layer = LayerTimes(
+            {kept: kept - 4.0 for kept in heads_kept(shape)},
+            {kept: kept / 32 - 3.0 for kept in neurons_kept(shape)},
+            -8.0,
+        )
+        return LatencyTable(stock=60.0, dense=30.0, layers=(layer,) * 3)
+
+    def measured(search, fast):
+        kept = [int(k.heads.sum()) + int(k.neurons.sum()) / 32 for k in kept_of(fast)]
+        return module.Times(9 + sum(kept), 0.1, 60.0)
+
+    def kept_of(fast):
+        from secateurs.conversion.report import conversion_of
+
+        conversion = conversion_of(fast)
+        return [conversion.sites.keep(conversion.plan, i) for i in range(3)]
+
+    monkeypatch.setattr(LatencyTable, "measured", classmethod(table))
+    monkeypatch.setattr(module.Search, "_times", measured)
 
 
 def run(*arguments: object) -> int:

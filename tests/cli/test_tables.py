@@ -8,6 +8,7 @@ from cli.conftest import run
 from support.tiny_models import tiny_model
 
 from secateurs import HeadMask, NeuronMask, PatternMask, SparsityPlan, find_sites
+from secateurs.cli import pictures
 from secateurs.cli.pictures import draw
 from secateurs.cli.tables import layers_kept, speed_table, table, write_json
 from secateurs.errors import DataError
@@ -76,6 +77,18 @@ def test_the_picture_is_a_png(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(DataError, match="cannot write"):
         draw(tmp_path / "missing" / "report.png", "title", [("dense", 1.0, 1.0)], layers)
+
+
+def test_dense_peers_have_a_mark_of_their_own(monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure))
+    pictures.frontier("f.png", "title", [("3x", 3.0, 0.9)], peers=[("openvino", 1.5, 1.0)])
+    (axes,) = drawn[0].axes
+    points = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    marks = {tuple(point.get_xydata()[0]): point.get_marker() for point in points}
+    assert marks == {(3.0, 0.9): "o", (1.5, 1.0): "s"}
+    assert {text.get_text() for text in axes.texts} == {"3x", "openvino"}
 
 
 def test_kept_parts_are_a_picture_of_their_own(folder, tmp_path, capsys):

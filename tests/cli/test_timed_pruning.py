@@ -1,4 +1,4 @@
-"""`prune --speedup`, `prune --latency` and `frontier`: what they write, and what they refuse."""
+"""`prune --speedup` and `prune --latency`: what they write, and what they refuse."""
 
 from __future__ import annotations
 
@@ -7,37 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.tiny_models import tiny_model
+from support.word_folders import WORDS
 
 from secateurs import convert, load, prune, save
 from secateurs.cli import main as cli
-from secateurs.cli import pictures
 from secateurs.conversion import builder
-from secateurs.data.sentence_pairs import read_pairs
 from secateurs.data.tasks import find_task
-from secateurs.measurement.similarity import mean_embeddings, rank_correlation
-from secateurs.search import LatencyTable
 from secateurs.search import search as module
-from secateurs.search.latency_table import LayerTimes
-from secateurs.search.sizes import heads_kept, neurons_kept
-from secateurs.storage.model_folders import open_classifier, open_model, open_tokenizer
+from secateurs.storage.model_folders import open_classifier, open_tokenizer
 from secateurs.training.task_recipe import TaskData, evaluate
 
-WORDS = "the old house stood by a river and nobody came there in winter".split()  # noqa: SIM905
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    path = tmp_path / "dense"
-    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
-    words = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tiny_model("bert").save_pretrained(path)
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]").save_pretrained(path)
-    return path
+pytestmark = pytest.mark.usefixtures("made_up_times")
 
 
 @pytest.fixture
@@ -45,33 +25,6 @@ def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text("\n".join(" ".join((WORDS * 2)[i : i + 5]) for i in range(13)) * 4)
     return path
-
-
-@pytest.fixture(autouse=True)
-def times(monkeypatch):
-    """A table that is made up, and results that take what it predicts."""
-
-    def table(_, model, *args, **options):
-        shape = module.find_sites(model).layers[0]
-        layer = LayerTimes(
-            {kept: kept - 4.0 for kept in heads_kept(shape)},
-            {kept: kept / 32 - 3.0 for kept in neurons_kept(shape)},
-            -8.0,
-        )
-        return LatencyTable(stock=60.0, dense=30.0, layers=(layer,) * 3)
-
-    def measured(search, fast):
-        kept = [int(k.heads.sum()) + int(k.neurons.sum()) / 32 for k in kept_of(fast)]
-        return module.Times(9 + sum(kept), 0.1, 60.0)
-
-    def kept_of(fast):
-        from secateurs.conversion.report import conversion_of
-
-        conversion = conversion_of(fast)
-        return [conversion.sites.keep(conversion.plan, i) for i in range(3)]
-
-    monkeypatch.setattr(LatencyTable, "measured", classmethod(table))
-    monkeypatch.setattr(module.Search, "_times", measured)
 
 
 def run(*words) -> int:
@@ -138,26 +91,6 @@ def test_a_time_needs_data(folder, tmp_path, capsys):
     assert "--text or --data" in capsys.readouterr().err
 
 
-def test_a_frontier_is_a_model_for_each_speed_a_table_and_a_picture(folder, text, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    out = tmp_path / "frontier"
-    arguments = ("--model", folder, "--text", text, "--out", out)
-    assert run("frontier", *arguments, "--speedups", 4, 2.5, 50) == 0
-    rows = json.loads((out / "frontier.json").read_text())
-    assert [row["target"] for row in rows] == [2.5, 4.0]
-    assert all(row["speedup"] >= row["target"] for row in rows)
-    assert (out / "frontier.png").stat().st_size
-    load(out / "speedup-4")
-    assert "50 times as fast is left out" in capsys.readouterr().err
-
-
-def test_a_frontier_without_a_speed_in_reach_is_refused(folder, text, tmp_path, capsys):
-    out = tmp_path / "frontier"
-    arguments = ("--model", folder, "--text", text, "--out", out)
-    assert run("frontier", *arguments, "--speedups", 50) == 2
-    assert "none that is" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("target", [("--speedup", 3), ("--budget", "heads=0.5")])
 def test_linears_run_in_codes_of_8_bits_where_that_is_asked_for(
     folder, text, tmp_path, target, monkeypatch
@@ -189,65 +122,6 @@ def test_a_dense_folder_is_measured_in_codes_of_8_bits(folder, text, tmp_path, c
     assert "or one saved in int8" in capsys.readouterr().err
 
 
-@pytest.fixture
-def classifier(folder, tmp_path) -> Path:
-    """The model of `folder` with a head for two labels, and its tokenizer."""
-    path = tmp_path / "classifier"
-    model = open_classifier(folder, 2, seed=3)
-    with torch.no_grad():
-        model.classifier.weight.mul_(20)
-    model.save_pretrained(path)
-    open_tokenizer(folder).save_pretrained(path)
-    return path
-
-
-def test_a_frontier_of_a_task_tells_its_score(classifier, glue, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    out = tmp_path / "frontier"
-    words = ("--model", classifier, "--task", "sst2", "--data-dir", glue, "--out", out)
-    assert run("frontier", *words, "--speedups", 2.5) == 0
-    (row,) = json.loads((out / "frontier.json").read_text())
-    data = TaskData.read(find_task("sst2"), open_tokenizer(classifier), glue)
-    assert row["accuracy"] == evaluate(load(out / "speedup-2.5"), data)["accuracy"]
-    dense = evaluate(open_classifier(classifier, 2), data)["accuracy"]
-    assert f"not pruned: accuracy {dense:.4f}" in capsys.readouterr().out
-
-
-def test_a_picture_shows_the_score_of_a_task(classifier, glue, tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(
-        pictures, "frontier", lambda path, title, points, quality: drawn.update(
-            {"points": points, "quality": quality}
-        )
-    )  # fmt: skip
-    words = ("--model", classifier, "--task", "sst2", "--data-dir", glue)
-    assert run("frontier", *words, "--out", tmp_path / "frontier", "--speedups", 2.5) == 0
-    (row,) = json.loads((tmp_path / "frontier" / "frontier.json").read_text())
-    data = TaskData.read(find_task("sst2"), open_tokenizer(classifier), glue)
-    dense = evaluate(open_classifier(classifier, 2), data)["accuracy"]
-    assert drawn["quality"] == "sst2, accuracy"
-    assert [value for _, _, value in drawn["points"]] == [dense, dense, row["accuracy"]]
-
-
-def test_a_frontier_is_judged_by_pairs(folder, text, pairs, tmp_path, capsys, monkeypatch):
-    named = []
-    monkeypatch.setattr(pictures, "frontier", lambda *arguments: named.append(arguments[-1]))
-    out = tmp_path / "frontier"
-    words = ("--model", folder, "--text", text, "--pairs", pairs, "--out", out, "--speedups", 5)
-    assert run("frontier", *words) == 0
-    (row,) = json.loads((out / "frontier.json").read_text())
-    ranked = {
-        where: rank_correlation(
-            mean_embeddings(open_model(where), open_tokenizer(folder), 128), read_pairs(pairs)
-        )
-        for where in (folder, out / "speedup-5")
-    }
-    dense, fast = ranked.values()
-    assert row["spearman"] == fast != dense
-    assert f"not pruned: spearman {dense:.4f}" in capsys.readouterr().out
-    assert named == ["pairs.jsonl, spearman"]
-
-
 def test_measuring_tells_the_scores_of_a_task(classifier, glue, tmp_path):
     model, told = open_classifier(classifier, 2), tmp_path / "told.json"
     plan = prune(model, method="random", budget="heads=0.5,neurons=0.5")
@@ -259,26 +133,6 @@ def test_measuring_tells_the_scores_of_a_task(classifier, glue, tmp_path):
     scores = json.loads(told.read_text())["scores"]
     assert scores == {"dense": evaluate(model, data), "pruned": evaluate(load(words[1]), data)}
     assert scores["dense"] != scores["pruned"]
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        ([], "one of --text, --data and --task"),
-        (["--task", "sst2", "--text", "text.txt"], "one of --text, --data and --task"),
-        (["--task", "sst2", "--pairs", "p"], "--pairs only with --text or --data"),
-        (["--text", "text.txt", "--data-dir", "."], "--data-dir only with --task"),
-        (["--task", "sst2", "--data-dir", "glue"], "expected a model with a head for sst2"),
-    ],
-)
-def test_a_frontier_needs_one_source_of_data(
-    folder, glue, tmp_path, monkeypatch, capsys, words, told
-):
-    monkeypatch.chdir(tmp_path)
-    out = tmp_path / "frontier"
-    assert run("frontier", "--model", folder, "--out", out, *words) == 2
-    assert told in capsys.readouterr().err
-    assert not out.exists()
 
 
 def test_the_precision_that_was_chosen_is_told_with_its_reason(folder, text, tmp_path, capsys):

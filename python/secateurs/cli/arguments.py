@@ -140,6 +140,13 @@ def method_name(text: str) -> str:
     return _one_of(text, METHODS)
 
 
+def peer_name(text: str) -> str:
+    """Read the name of a dense peer."""
+    from secateurs.measurement.peers import PEERS
+
+    return _one_of(text, PEERS)
+
+
 def allocator_name(text: str) -> str:
     """Read the name of an allocator."""
     from secateurs.pruning import ALLOCATORS

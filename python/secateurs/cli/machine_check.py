@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
-from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -21,13 +20,13 @@ from torch.nn.functional import linear
 from secateurs import files, ops
 from secateurs.formats import BlockSparseWeight, Int8Weight
 from secateurs.measurement.environment import package_version, usable_cores
+from secateurs.measurement.peers import installed
 from secateurs.measurement.timing import interleave, summarised
 from secateurs.ops._backends import cpu
 
 FINE, NOTE, PROBLEM = "fine", "note", "problem"
 SHAPE = (1024, 384, 1536)  # M, K, N: a feed-forward layer of MiniLM, 8 sentences of 128 tokens
 NOISY = 0.25  # of the median, between the 20th and the 80th percentile
-PEERS = ("openvino", "onnxruntime")
 BOUND = ("torch", "transformers")  # packages whose versions must be ones that were tried
 
 
@@ -193,8 +192,7 @@ def _requirements() -> dict[str, SpecifierSet]:
 
 
 def _peers() -> Iterator[Finding]:
-    there = [peer for peer in PEERS if find_spec(peer) is not None]
-    names = ", ".join(there) or "none"
+    names = ", ".join(installed())
     yield Finding(FINE, "peers", f"runtimes to compare with that are installed: {names}")
 
 

@@ -9,12 +9,13 @@ from typing import Any
 from secateurs.errors import DataError
 
 COSINE = "mean cosine to the dense model"
+Point = tuple[str, float, float]
 
 
 def draw(
     path: str | Path,
     title: str,
-    points: Sequence[tuple[str, float, float]],
+    points: Sequence[Point],
     layers: Sequence[Mapping[str, Any]],
 ) -> None:
     """Draw speed against fidelity, and what is left of each layer.
@@ -35,13 +36,27 @@ def draw(
 def frontier(
     path: str | Path,
     title: str,
-    points: Sequence[tuple[str, float, float]],
+    points: Sequence[Point],
     quality: str = COSINE,
+    peers: Sequence[Point] = (),
 ) -> None:
     """Draw speed against quality alone. Args and errors as of `draw`; `quality` names the third of
-    each point."""
+    each point, and `peers` are points of dense models in other runtimes."""
     figure = _figure(6, title)
-    _speed_against_quality(figure.subplots(), points, quality)
+    axes = figure.subplots()
+    _speed_against_quality(axes, points, quality)
+    for name, speedup, value in peers:
+        axes.plot(speedup, value, "s", markersize=8)
+        # Below and aslant: peers often lie close to each other, and to the dense model.
+        axes.annotate(
+            name,
+            (speedup, value),
+            (0, -6),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            rotation=30,
+        )
     _save(figure, path)
 
 
@@ -64,9 +79,7 @@ def _figure(width: float, title: str) -> Any:
     return figure
 
 
-def _speed_against_quality(
-    axes: Any, points: Sequence[tuple[str, float, float]], quality: str
-) -> None:
+def _speed_against_quality(axes: Any, points: Sequence[Point], quality: str) -> None:
     for name, speedup, value in points:
         axes.plot(speedup, value, "o", markersize=8)
         axes.annotate(name, (speedup, value), (0, 8), textcoords="offset points", ha="center")

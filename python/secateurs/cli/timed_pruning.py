@@ -178,10 +178,12 @@ def measured_of(found: Compressed, shapes: Mapping[tuple[int, int], float]) -> M
 
 
 def print_figures(rows: list[dict[str, Any]], scores: Sequence[str] = ()) -> None:
-    """Print what was measured, one line for each result, with its `scores` on a task."""
+    """Print what was measured, one line for each result, with its `scores` on a task; the name of a
+    dense peer stands first where a row has one."""
     from secateurs.cli.tables import table
 
     columns = {
+        **({"peer": "dense peer"} if any("peer" in row for row in rows) else {}),
         "stock_ms": "transformers ms:.2f",
         "dense_ms": "converted, whole ms:.2f",
         "asked_ms": "asked ms:.2f",

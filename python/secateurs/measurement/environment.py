@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from secateurs import ops
+from secateurs.errors import BackendError
 
 PACKAGES = ("secateurs", "torch", "transformers", "safetensors", "numpy", "triton")
 
@@ -47,6 +49,17 @@ def env_report() -> dict[str, Any]:
         },
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith("SECATEURS_")},
     }
+
+
+def check_installed(packages: Sequence[str], purpose: str) -> None:
+    """Raise BackendError where one of `packages` is not installed, which pip knows by the same
+    names."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise BackendError(
+            f"expected {' and '.join(packages)} {purpose}, {missing[0]} is not installed: "
+            f"pip install {' '.join(packages)}"
+        )
 
 
 def format_report(report: Mapping[str, Any], indent: int = 0) -> str:

@@ -122,10 +122,12 @@ def fidelity(dense: nn.Module, other: nn.Module, batches: Iterable[Batch]) -> Fi
 def embeddings(model: nn.Module, batch: Batch) -> Tensor:
     """One vector per example `[B, D]`: its logits, or mean hidden state of real tokens."""
     batch = unlabelled(batch, model)
-    output = main_output(run(model, batch))
-    if output.dim() == 2:
-        return output.double()
-    return pooled(output, batch)
+    return vectors(main_output(run(model, batch)), batch)
+
+
+def vectors(output: Tensor, batch: Batch) -> Tensor:
+    """One vector per example `[B, D]` of a main output: logits, or mean state of real tokens."""
+    return output.double() if output.dim() == 2 else pooled(output, batch)
 
 
 def pooled(states: Tensor, batch: Batch) -> Tensor:

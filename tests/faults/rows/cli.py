@@ -98,9 +98,28 @@ FAULTS = (
         "python/secateurs/cli/commands/frontier.py",
         ("*((f\"{row['target']:g}x\", row[\"speedup\"], row[quality]) for row in results)",
          "*((f\"{row['target']:g}x\", row[\"speedup\"], row[\"cosine\"]) for row in results)",
-         "cli/test_timed_pruning.py -k shows_the_score"),
+         "cli/test_frontier.py -k shows_the_score"),
         ("ranked if pairs else lambda _: {}", "lambda _: {}",
-         "cli/test_timed_pruning.py -k judged_by_pairs"),
+         "cli/test_frontier.py -k judged_by_pairs"),
+        ("for row in peers if quality in row]", "for row in peers]",
+         "cli/test_frontier.py -k another_precision"),
+        ("print_figures(results + peers,", "print_figures(results,",
+         "cli/test_frontier.py -k that_are_installed"),
+    ),
+    *faults_in(
+        "python/secateurs/cli/dense_peers.py",
+        ("        check_installed(PEERS", "        (PEERS", "cli/test_frontier.py -k pip_line"),
+        ("if options.peers is None else", "if not options.peers else",
+         "cli/test_frontier.py -k none_is_named"),
+        ("**({} if peer.precision else scores)", "**scores",
+         "cli/test_frontier.py -k another_precision"),
+        ("except SecateursError as error:", "except ZeroDivisionError as error:",
+         "cli/test_frontier.py -k that_are_installed"),
+    ),
+    *faults_in(
+        "python/secateurs/cli/pictures.py",
+        ('value, "s", markersize', 'value, "o", markersize',
+         "cli/test_tables.py -k mark_of_their_own"),
     ),
     *faults_in(
         "python/secateurs/cli/embeddings.py",
@@ -118,6 +137,6 @@ FAULTS = (
     *faults_in(
         "python/secateurs/cli/tasks.py",
         ("    if not has_classifier(options.model, task.head):\n", "    if False:\n",
-         "cli/test_timed_pruning.py -k one_source"),
+         "cli/test_frontier.py -k one_source"),
     ),
 )  # fmt: skip

@@ -48,6 +48,7 @@ FAULTS = (
     ),
     *faults_in(
         "python/secateurs/integrations/runtimes/__init__.py",
-        ("    if missing:", "    if False:", "integrations/test_exported.py -k missing"),
+        ('    check_installed(row.PACKAGES, f"to export to {name}")\n', "",
+         "integrations/test_exported.py -k missing"),
     ),
 )  # fmt: skip

@@ -17,6 +17,7 @@ from secateurs.cli.arguments import (
     seed,
     settle,
 )
+from secateurs.cli.dense_peers import add_peers, rows_of_peers, wanted_peers
 from secateurs.cli.embeddings import QUALITY, add_pairs, judged_by_pairs
 from secateurs.cli.paths import new_directory
 from secateurs.cli.results import write_model
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pairs(parser)
     add_shapes(parser)
     add_precisions(parser)
+    add_peers(parser)
     add_effort(parser)
     parser.add_argument(
         "--method",
@@ -87,12 +89,13 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
             "pairs": (options.task is None, "with --text or --data"),
         },
     )
-    out = new_directory(options.out)
+    out, names = new_directory(options.out), wanted_peers(options)
     subject = _subject(options)
-    model, training = subject.model, subject.training
+    model = subject.model
+    training = subject.training[: -(-options.examples // options.batch_size)]
     search = Search(
         model,
-        training[: -(-options.examples // options.batch_size)],
+        training,
         shapes=shapes_of(options),
         method=options.method,
         precision=options.precision,
@@ -115,8 +118,10 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         results.append({"target": speedup, **figures_of(found), **score})
     if not results:
         raise BudgetError("expected speeds that can be met, got none that is")
-    _report(options, out, results, whole)
-    return OK, {"out": str(out), "results": results}
+    peers = rows_of_peers(options, names, model, training, search.mix, whole)
+    told = {"results": results, "peers": peers}
+    _report(options, out, told, whole)
+    return OK, {"out": str(out), **told}
 
 
 @dataclass(frozen=True)
@@ -164,18 +169,23 @@ def _subject(options: argparse.Namespace) -> _Subject:
 
 
 def _report(
-    options: argparse.Namespace, out: Any, results: list[dict[str, Any]], dense: dict[str, float]
+    options: argparse.Namespace,
+    out: Any,
+    told: dict[str, list[dict[str, Any]]],
+    dense: dict[str, float],
 ) -> None:
-    """Print and draw the results: the score by task or pairs, or the cosine where there is none."""
+    """Print and draw results and peers: the score by task or pairs, or the cosine where there is
+    none. A peer that has no score is not drawn."""
     from secateurs.cli import pictures
     from secateurs.cli.tables import write_json
 
-    print_figures(results, list(dense))
+    results, peers = told["results"], told["peers"]
+    print_figures(results + peers, list(dense))
     if dense:
-        told = ", ".join(f"{name} {value:.4f}" for name, value in dense.items())
-        print(f"not pruned: {told}\n")
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in dense.items())
+        print(f"not pruned: {scores}\n")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "frontier.json", results)
+    write_json(out / "frontier.json", told)
     quality, best = next(iter(dense.items()), ("cosine", 1.0))
     whole = results[0]["stock_ms"] / results[0]["dense_ms"]
     points = [
@@ -183,7 +193,8 @@ def _report(
         ("converted, whole", whole, best),
         *((f"{row['target']:g}x", row["speedup"], row[quality]) for row in results),
     ]
+    beside = [(row["peer"], row["speedup"], row[quality]) for row in peers if quality in row]
     judge = options.task or (Path(options.pairs).name if options.pairs else None)
     named = f"{judge}, {quality}" if judge else pictures.COSINE
-    pictures.frontier(out / "frontier.png", str(options.model), points, named)
+    pictures.frontier(out / "frontier.png", str(options.model), points, named, beside)
     print(f"saved to {out}")

@@ -3,7 +3,6 @@ each here."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,8 +10,8 @@ from typing import Protocol
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from secateurs.errors import BackendError
 from secateurs.integrations.runtimes import onnx, openvino, torch_program
+from secateurs.measurement.environment import check_installed
 
 Call = Callable[..., Tensor]
 
@@ -37,10 +36,5 @@ RUNTIMES: dict[str, Runtime] = {"torch": torch_program, "onnx": onnx, "openvino"
 def runtime(name: str) -> Runtime:
     """The runtime of that name. Raises BackendError where one of its packages is not installed."""
     row = RUNTIMES[name]
-    missing = [package for package in row.PACKAGES if importlib.util.find_spec(package) is None]
-    if missing:
-        raise BackendError(
-            f"expected {' and '.join(row.PACKAGES)} to export to {name}, {missing[0]} is not "
-            f"installed: pip install {' '.join(row.PACKAGES)}"
-        )
+    check_installed(row.PACKAGES, f"to export to {name}")
     return row

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
+
+from secateurs.measurement.peers.onnxruntime import opened
+
+__all__ = ["PACKAGES", "opened", "write"]
 
 PACKAGES: Sequence[str] = ("onnx", "onnxscript", "onnxruntime")
 
@@ -24,19 +27,3 @@ def write(program: ExportedProgram, names: Sequence[str], output: str, out: Path
         )
     made.save(path)
     return path
-
-
-def opened(path: Path, output: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """A session on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [held.name for held in session.get_inputs()]
-
-    def run(batch: Mapping[str, Tensor]) -> Tensor:
-        arrays = {name: batch[name].numpy() for name in names}
-        return torch.from_numpy(session.run([output], arrays)[0])
-
-    return run

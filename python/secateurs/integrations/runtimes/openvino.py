@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from secateurs.measurement.peers.openvino import request_of
+
 PACKAGES: Sequence[str] = ("openvino",)
 
 
@@ -30,12 +32,7 @@ def write(program: ExportedProgram, names: Sequence[str], output: str, out: Path
 
 def opened(path: Path, output: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """A compiled model on the CPU."""
-    import openvino
-
-    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    options = {"INFERENCE_PRECISION_HINT": "f32", **threads}
-    compiled = openvino.Core().compile_model(path, "CPU", options)
-    request = compiled.create_infer_request()
+    request = request_of(path)
 
     def run(batch: Mapping[str, Tensor]) -> Tensor:
         results = request.infer({name: tensor.numpy() for name, tensor in batch.items()})

@@ -7,10 +7,13 @@ import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from secateurs.measurement.peers.answer import Answer
+
+_OUTPUT = "answer"
 
 
 def build(
@@ -18,7 +21,7 @@ def build(
     inputs: Mapping[str, Tensor],
     precision: str | None = None,
     calibration: Sequence[Mapping[str, Tensor]] = (),
-) -> Callable[..., Any]:
+) -> Callable[..., Tensor]:
     """A callable on the model's own inputs, fixed to the shape of `inputs`. Raises ImportError if a
     package is not installed, NotImplementedError for another dtype.
 
@@ -26,24 +29,36 @@ def build(
         precision: "int8", or None for that of the model.
         calibration: not looked at: scales of activations are found in each call.
     """
-    import onnxruntime
+    dtype = next(model.parameters()).dtype
+    if dtype != torch.float32:
+        raise NotImplementedError(f"it runs float32 here, the model is {dtype}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            Answer(model, list(inputs)).eval(),
+            tuple(inputs.values()),
+            path,
+            input_names=list(inputs),
+            output_names=[_OUTPUT],
+            dynamo=True,
+            verbose=False,
+        )
+        run = opened(_quantised(path) if precision == "int8" else path, _OUTPUT)
+    return lambda **given: run(given)
 
-    if model.dtype != torch.float32:
-        raise NotImplementedError(f"it runs float32 here, the model is {model.dtype}")
+
+def opened(path: Path, output: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """A session on the CPU and as many threads as torch has, called on inputs by name."""
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        torch.onnx.export(model, kwargs=dict(inputs), f=path, dynamo=True, verbose=False)
-        if precision == "int8":
-            path = _quantised(path)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    first = session.get_outputs()[0].name
-    names = [i.name for i in session.get_inputs()]
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [held.name for held in session.get_inputs()]
 
-    def run(**given: Tensor) -> Tensor:
-        return torch.from_numpy(session.run([first], {n: given[n].numpy() for n in names})[0])
+    def run(batch: Mapping[str, Tensor]) -> Tensor:
+        arrays = {name: batch[name].numpy() for name in names}
+        return torch.from_numpy(session.run([output], arrays)[0])
 
     return run
 

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.data.batches import main_output
+
 
 def build(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
     precision: str | None = None,
     calibration: Sequence[Mapping[str, Tensor]] = (),
-) -> Callable[..., Any]:
+) -> Callable[..., Tensor]:
     """A callable on the model's own inputs. Raises NotImplementedError for a precision other than
     that of the model."""
     from torch._inductor import config
@@ -22,7 +24,7 @@ def build(
     if precision is not None:
         raise NotImplementedError(f"it runs the dtype of the model here, not {precision}")
     config.freezing = True
-    compiled = torch.compile(model)
+    compiled: Any = torch.compile(model)
     with torch.inference_mode():
         compiled(**inputs)
-    return lambda **given: compiled(**given)[0]
+    return lambda **given: main_output(compiled(**given))

@@ -6,10 +6,13 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from secateurs.measurement.peers.answer import Answer
 
 
 def build(
@@ -17,7 +20,7 @@ def build(
     inputs: Mapping[str, Tensor],
     precision: str | None = None,
     calibration: Sequence[Mapping[str, Tensor]] = (),
-) -> Callable[..., Any]:
+) -> Callable[..., Tensor]:
     """A callable on the model's own inputs, fixed to the shape of `inputs`. Raises ImportError if a
     package is not installed.
 
@@ -29,24 +32,37 @@ def build(
 
     # Traced in float32: the precision is the runtime's choice.
     traced = openvino.convert_model(
-        _Positional(copy.deepcopy(model).float()), example_input=tuple(inputs.values())
+        Answer(copy.deepcopy(model).float(), list(inputs)).eval(),
+        example_input=tuple(map(_single, inputs.values())),
     )
     if precision == "int8":
-        traced = _quantised(traced, [tuple(example.values()) for example in calibration])
+        traced = _quantised(traced, [[example[n] for n in inputs] for example in calibration])
     traced.reshape({place: list(t.shape) for place, t in enumerate(inputs.values())})
-    hint = "bf16" if model.dtype == torch.bfloat16 else "f32"
-    options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = openvino.compile_model(traced, "CPU", options)
-    request = compiled.create_infer_request()
+    is_half = next(model.parameters()).dtype == torch.bfloat16
+    request = request_of(traced, "bf16" if is_half else "f32")
 
     def run(**given: Tensor) -> Tensor:
-        results = request.infer([t.numpy() for t in given.values()], share_inputs=True)
-        return torch.from_numpy(results[0])
+        arrays = [_single(given[name]).numpy() for name in inputs]
+        return torch.from_numpy(request.infer(arrays, share_inputs=True)[0])
 
     return run
 
 
-def _quantised(traced: Any, examples: Sequence[tuple[Tensor, ...]]) -> Any:
+def request_of(model: Any | Path, precision: str = "f32") -> Any:
+    """What runs a model of OpenVINO, or the file of one, on the CPU and as many threads as torch
+    has."""
+    import openvino
+
+    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    options = {"INFERENCE_PRECISION_HINT": precision, **threads}
+    return openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+
+
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _quantised(traced: Any, examples: Sequence[Sequence[Tensor]]) -> Any:
     import nncf
 
     nncf.set_log_level(logging.ERROR)
@@ -54,14 +70,3 @@ def _quantised(traced: Any, examples: Sequence[tuple[Tensor, ...]]) -> Any:
     return nncf.quantize(
         traced, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(examples)
     )
-
-
-class _Positional(nn.Module):
-    """Converters trace positions, and one tensor out."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
