@@ -65,7 +65,7 @@ def measured_peers(monkeypatch) -> list:
         return against_stock.PeerFigures(40.0, 0.5, 60.0, 0.75 if peer.precision else 1.0)
 
     monkeypatch.setattr(against_stock, "figures_of_peer", figures)
-    names = ["openvino", "openvino-int8", "onnxruntime"]
+    names = ["compiled", "openvino", "openvino-int8", "onnxruntime"]
     monkeypatch.setattr(dense_peers, "installed", lambda: names)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     return asked

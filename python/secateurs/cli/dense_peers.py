@@ -8,7 +8,7 @@ from typing import Any
 
 from secateurs.cli.arguments import peer_name
 from secateurs.cli.terminal import tell
-from secateurs.measurement.peers import PEERS, installed
+from secateurs.measurement.peers import COMPILED, PEERS, installed
 
 
 def add_peers(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,8 @@ def add_peers(parser: argparse.ArgumentParser) -> None:
         type=peer_name,
         metavar="NAME",
         help="show the dense model in other runtimes, too, each timed in turns with transformers: "
-        f"{', '.join(PEERS)}; without a name, in none (default: in all that are installed)",
+        f"{', '.join(PEERS)}; without a name, in none (default: in all that are installed but "
+        f"{COMPILED}, which takes minutes to build)",
     )
 
 
@@ -28,7 +29,8 @@ def wanted_peers(options: argparse.Namespace) -> list[str]:
     installed."""
     from secateurs.measurement.environment import check_installed
 
-    names = installed() if options.peers is None else list(dict.fromkeys(options.peers))
+    ready = [name for name in installed() if name != COMPILED]
+    names = ready if options.peers is None else list(dict.fromkeys(options.peers))
     for name in names:
         check_installed(PEERS[name].packages, f"for the peer {name}")
     return names

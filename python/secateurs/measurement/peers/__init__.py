@@ -29,8 +29,9 @@ class Peer:
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 
+COMPILED = "compiled"
 PEERS: dict[str, Peer] = {
-    "compiled": Peer("torch.compile + freezing", f"{__name__}.compiled"),
+    COMPILED: Peer("torch.compile + freezing", f"{__name__}.compiled"),
     "openvino": Peer("openvino", f"{__name__}.openvino", ("openvino",)),
     "openvino-int8": Peer("openvino", f"{__name__}.openvino", ("openvino", "nncf"), "int8"),
     "onnxruntime": Peer("onnxruntime", f"{__name__}.onnxruntime", _ONNX),
