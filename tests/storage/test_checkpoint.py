@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from support.live_tensors import watch
 from support.models import answer, relative, saved_files
 from support.plans import PLANS, RULED, skip_unless_followed
 from support.tiny_models import tiny_model
@@ -120,6 +121,20 @@ def test_tied_weights_are_stored_once_and_tied_again(tmp_path, batch):
     again = load(tmp_path / "m")
     assert again.lm_head.weight is again.model.embed_tokens.weight
     assert torch.equal(answer(again, batch), answer(fast, batch))
+
+
+def test_a_loaded_model_holds_memory_of_its_own_and_no_more(tmp_path, batch, monkeypatch):
+    """While it is loaded there is no more than itself and one layer in all its forms; the file may
+    become another one afterwards."""
+    model = tiny_model("bert", num_hidden_layers=8, intermediate_size=256)
+    save(convert(model, SparsityPlan(), inplace=True), tmp_path / "m")
+    want, path = answer(model, batch), weights(tmp_path / "m")
+    with watch() as seen:
+        seen.returns_of(monkeypatch, "secateurs.conversion.rebuilding.fastest")
+        again = load(tmp_path / "m")
+        assert 0 < seen.most < 1.5 * path.stat().st_size
+    path.write_bytes(bytes(path.stat().st_size))
+    assert torch.equal(answer(again, batch), want)
 
 
 def test_bfloat16_stays_bfloat16(tmp_path, batch):
