@@ -12,7 +12,8 @@ from support.tiny_models import tiny_model
 
 import secateurs
 from secateurs import SparsityPlan, apply, convert, export_dense, load, prune, save
-from secateurs.errors import CheckpointError, PlanError
+from secateurs.errors import CheckpointError, FormatError, PlanError
+from secateurs.storage.blueprint import blueprint_of
 from secateurs.storage.sentinel import NAME as SENTINEL
 
 
@@ -135,6 +136,16 @@ def test_a_loaded_model_holds_memory_of_its_own_and_no_more(tmp_path, batch, mon
         assert 0 < seen.most < 1.5 * path.stat().st_size
     path.write_bytes(bytes(path.stat().st_size))
     assert torch.equal(answer(again, batch), want)
+
+
+def test_a_tensor_that_no_layer_has_is_refused_with_the_last_layer():
+    fast = convert(tiny_model("bert"), SparsityPlan())
+    blueprint, tensors = blueprint_of(fast)
+    tensors["encoder.layer.0.more"] = torch.ones(1)
+    restored = blueprint.restored(SparsityPlan(), tensors)
+    with pytest.raises(FormatError, match=r"makes no tensor encoder\.layer\.0\.more"):
+        for index in range(len(restored.layers)):
+            restored.linears(index)
 
 
 def test_bfloat16_stays_bfloat16(tmp_path, batch):

@@ -55,6 +55,8 @@ def convert(
         plan: made for this model; an empty plan gives a dense model on our kernels.
         tokens: of the calls by which forms are compared.
         costs: what each form costs; by default measured here.
+        inplace: convert `model` itself, without memory for another one: its dense layers go one by
+            one when all are proven. If that is interrupted, the model refuses to run.
         precision: "int8": weights of linears in codes of 8 bits with a scale for each output, and
             in each call what they multiply in such codes with a scale for each token and 64 inputs
             (`ops.int8_linear`); attention and norms stay in the dtype of the model, and so does a

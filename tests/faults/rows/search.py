@@ -65,7 +65,6 @@ FAULTS = (
          "kinds/test_training_modes.py -k a_table"),
         ("times[key[0], full[key[0]]] for", "times[0, full[0]] * 0 for",
          "search/test_compress.py -k in_parts"),
-        ("            size = 0\n", "", "search/test_compress.py -k in_parts"),
         ("size + weights > max(total, _AT_ONCE)", "False", "search/test_compress.py -k in_parts"),
     ),
 )  # fmt: skip
