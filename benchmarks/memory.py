@@ -9,8 +9,6 @@ the dense model in the row's dtype: a model that a verb is given, and what it re
 `stays` is the same when it has returned. Freed heap that malloc keeps is given back
 (`malloc_trim`) before each figure but the peak. Linux only. Rows that the file holds are not run
 again.
-
-The rows of results/memory.jsonl: `--threads 1`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from secateurs.conversion import builder, rebuilding
 from secateurs.conversion.inherited import record_of
 from secateurs.errors import ConvertedError, FamilyError
 
-FAMILIES = ("bert", "llama", "gpt2", "t5", "modernbert", "vit")
+FAMILIES = ("bert", "llama", "gpt2", "mbart", "modernbert", "vit")
 BUILT = "secateurs.conversion.rebuilding.fastest"
 LAYERS = 8
 

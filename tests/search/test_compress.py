@@ -235,6 +235,7 @@ def test_a_table_measured_in_parts_is_that_of_one_part(bert, monkeypatch, tmp_pa
     next(tmp_path.glob("latency-*.json")).unlink()
     table = LatencyTable.measured(bert, {(1, 8): 1.0}, progress=False)
     assert len(parts) > 3
+    assert table.layers[0].removed < table.layers[0].heads[0] < 0
     assert table.layers == together.layers
     assert table.dense == together.dense + slower
     probes = [parts[0][2:], *(part[1:] for part in parts[1:])]  # without the full size, kept
