@@ -63,7 +63,7 @@ WIDTH = 768
 PRECISIONS = ("float32", "bfloat16", "int8")
 PLANS = ("nothing", "half")
 CONVERTING = ("convert", "convert_inplace", "save", "load", "from_pretrained")
-SEARCHING = ("refit_inplace", "latency_table", "compress")
+SEARCHING = ("refit_inplace", "latency_table")
 CASE = ("model", "verb", "precision", "plan")  # what tells rows apart
 READING = ("load", "from_pretrained")  # they make a model of a folder
 
@@ -161,12 +161,6 @@ def _table(model: Any, _: Any, case: dict[str, str], folder: Path) -> None:
         )
 
 
-def _compress(model: Any, *_: Any) -> Any:
-    return sc.compress(
-        model, _batches(model), sc.Budget(speedup=1.5), shapes=[(1, 32)], force=True, progress=False
-    )
-
-
 VERBS: dict[str, Callable[[Any, Any, dict[str, str], Path], Any]] = {
     "convert": lambda model, plan, case, _: (model, _convert(model, plan, case, inplace=False)),
     "convert_inplace": lambda model, plan, case, _: _convert(model, plan, case, inplace=True),
@@ -177,7 +171,6 @@ VERBS: dict[str, Callable[[Any, Any, dict[str, str], Path], Any]] = {
         model, plan, _batches(model), inplace=True, progress=False
     ),
     "latency_table": _table,
-    "compress": _compress,
 }
 
 
