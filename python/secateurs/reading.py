@@ -215,19 +215,43 @@ def read_tensors(path: str | Path, most: int) -> tuple[Header, dict[str, torch.T
 
     Raises CheckpointError as `tensors_header`, and for a truth value that is neither 0 nor 1.
     """
-    content = bytearray(read_bytes(path, most))
-    header = _header(BytesIO(content), len(content), str(path))
-    tensors = {}
-    for name, stored in header.tensors.items():
-        memory = content[stored.begin : stored.end]
-        raw = torch.frombuffer(memory, dtype=torch.uint8) if memory else torch.empty(0).byte()
+    content = read_bytes(path, most)
+    stored = StoredTensors(BytesIO(content), len(content), str(path))
+    return stored.header, dict(stored)
+
+
+class StoredTensors(Mapping[str, torch.Tensor]):
+    """The tensors of an open safetensors file, each read when it is asked for, into memory of its
+    own.
+
+    Raises CheckpointError as `tensors_header` when it is made, and for a truth value that is
+    neither 0 nor 1 when that is read.
+    """
+
+    def __init__(
+        self, file: IO[bytes], size: int, path: str, device: str | torch.device = "cpu"
+    ) -> None:
+        self.header = _header(file, size, path)
+        self._file, self._path, self._device = file, path, device
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        stored = self.header.tensors[name]
+        raw = torch.empty(stored.end - stored.begin, dtype=torch.uint8)
+        self._file.seek(stored.begin)
+        if self._file.readinto(raw.numpy().data) != len(raw):  # type: ignore[attr-defined]
+            raise CheckpointError(f"{self._path} became shorter while it was read")
         if stored.dtype == torch.bool and bool((raw > 1).any()):
             raise CheckpointError(
-                f"expected 0 or 1 as each truth value of {shown(name)} in {path}, got "
+                f"expected 0 or 1 as each truth value of {shown(name)} in {self._path}, got "
                 f"{int(raw.max())}"
             )
-        tensors[name] = raw.view(stored.dtype).view(stored.shape)
-    return header, tensors
+        return raw.view(stored.dtype).view(stored.shape).to(self._device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.header.tensors)
+
+    def __len__(self) -> int:
+        return len(self.header.tensors)
 
 
 def _header(file: IO[bytes], size: int, path: str) -> Header:

@@ -212,6 +212,36 @@ def test_a_table_is_measured_once_and_kept(bert, monkeypatch, tmp_path):
         LatencyTable.measured(bert, {(1, 8): 1.0}, progress=False)
 
 
+def test_a_table_measured_in_parts_is_that_of_one_part(bert, monkeypatch, tmp_path):
+    """Sizes are compared with the full size of their own part, however much slower that part is;
+    one part holds no more than the layers of the model."""
+    monkeypatch.setenv("SECATEURS_CACHE", str(tmp_path))
+    whatever_else_the_machine_does(monkeypatch)
+    parts, slower = [], 0.0
+
+    def weights(call) -> float:
+        return 1.0 + sum(held.numel() for held in call.func.encoder.buffers())
+
+    def sampled(calls, *_, **__):
+        parts.append([weights(call) for call in calls])
+        return [[held + slower * len(parts)] * 3 for held in parts[-1]]
+
+    monkeypatch.setattr(latency_table, "interleave", sampled)
+    together = LatencyTable.measured(bert, {(1, 8): 1.0}, progress=False)
+    assert len(parts) == 1
+    parts.clear()
+    slower = 1000.0
+    monkeypatch.setattr(latency_table, "_AT_ONCE", 0)
+    next(tmp_path.glob("latency-*.json")).unlink()
+    table = LatencyTable.measured(bert, {(1, 8): 1.0}, progress=False)
+    assert len(parts) > 3
+    assert table.layers[0].removed < table.layers[0].heads[0] < 0
+    assert table.layers == together.layers
+    assert table.dense == together.dense + slower
+    probes = [parts[0][2:], *(part[1:] for part in parts[1:])]  # without the full size, kept
+    assert all(sum(part) < 1.1 * table.dense for part in probes)
+
+
 @pytest.mark.parametrize(("spread", "kept"), [(0.2, 1), (0.4, 0)])
 def test_a_table_of_a_busy_minute_is_not_kept(bert, monkeypatch, tmp_path, caplog, spread, kept):
     monkeypatch.setenv("SECATEURS_CACHE", str(tmp_path))

@@ -5,13 +5,15 @@ import sys
 
 import pytest
 import torch
+from support.live_tensors import watch
 from support.models import answer, relative, saved_files
 from support.plans import PLANS, RULED, skip_unless_followed
 from support.tiny_models import tiny_model
 
 import secateurs
 from secateurs import SparsityPlan, apply, convert, export_dense, load, prune, save
-from secateurs.errors import CheckpointError, PlanError
+from secateurs.errors import CheckpointError, FormatError, PlanError
+from secateurs.storage.blueprint import blueprint_of
 from secateurs.storage.sentinel import NAME as SENTINEL
 
 
@@ -120,6 +122,32 @@ def test_tied_weights_are_stored_once_and_tied_again(tmp_path, batch):
     again = load(tmp_path / "m")
     assert again.lm_head.weight is again.model.embed_tokens.weight
     assert torch.equal(answer(again, batch), answer(fast, batch))
+
+
+def test_a_loaded_model_holds_memory_of_its_own_and_no_more(tmp_path, batch, monkeypatch):
+    """While it is loaded there is no more than itself and one layer in all its forms; the file may
+    become another one afterwards."""
+    model = tiny_model("bert", num_hidden_layers=8, intermediate_size=256)
+    save(convert(model, SparsityPlan(), inplace=True), tmp_path / "m")
+    want, path = answer(model, batch), weights(tmp_path / "m")
+    with watch() as seen:
+        seen.returns_of(monkeypatch, "secateurs.conversion.rebuilding.fastest")
+        again = load(tmp_path / "m")
+        assert 0 < seen.most < 1.5 * path.stat().st_size
+    path.write_bytes(bytes(path.stat().st_size))
+    assert torch.equal(answer(again, batch), want)
+
+
+def test_a_tensor_that_no_layer_has_is_refused_with_the_last_layer():
+    fast = convert(tiny_model("bert"), SparsityPlan())
+    blueprint, tensors = blueprint_of(fast)
+    tensors["encoder.layer.0.more"] = torch.ones(1)
+    restored = blueprint.restored(SparsityPlan(), tensors)
+    *others, last = range(len(restored.layers))
+    for index in others:
+        restored.linears(index)
+    with pytest.raises(FormatError, match=r"makes no tensor encoder\.layer\.0\.more"):
+        restored.linears(last)
 
 
 def test_bfloat16_stays_bfloat16(tmp_path, batch):

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def shell_of(model: nn.Module) -> nn.Module:
     """A copy of `model` that shares its parameters and buffers: its modules may be replaced, its
     tensors must not be changed."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    return copy_sharing(model, [*model.parameters(), *model.buffers()])
+
+
+def copy_sharing(model: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
+    """A copy of `model` that has the tensors `shared` in common with it, and no others."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+
+
+def cast_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of `model` in `dtype`, each tensor cast as it is copied: at no time is there a second
+    model in the old dtype."""
+    cast: dict[int, Tensor] = {}
+    for held in (*model.parameters(), *model.buffers()):
+        if held.is_floating_point() and held.dtype != dtype:
+            made = held.detach().to(dtype)
+            parameter = isinstance(held, nn.Parameter)
+            cast[id(held)] = nn.Parameter(made, held.requires_grad) if parameter else made
+    return copy.deepcopy(model, cast).to(dtype)
 
 
 @contextmanager

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from secateurs.architectures.shells import copy_sharing
 from secateurs.architectures.sites import Sites, find_sites
-from secateurs.architectures.stock import check_stock, forget_recording
+from secateurs.architectures.stock import check_stock
 from secateurs.checks import door
-from secateurs.conversion import transformers_attention
 from secateurs.conversion.cost import Costs, FormPicker
 from secateurs.conversion.forms import PRECISIONS
-from secateurs.conversion.inherited import adopt, disown, stock_class
-from secateurs.conversion.layer_builder import LayerBuilder, fastest
-from secateurs.conversion.modules import Layer, husk, stack_class
+from secateurs.conversion.inherited import disown
+from secateurs.conversion.portions import portions_of
 from secateurs.conversion.proof import observe, prove
-from secateurs.conversion.report import Conversion, SiteReport, conversion_of
+from secateurs.conversion.rebuilding import Linears, Rebuilding, rebuild, set_layers
+from secateurs.conversion.report import SiteReport, conversion_of
 from secateurs.conversion.rounding import decide
-from secateurs.conversion.slicing import CompactLinear, slice_linear
+from secateurs.conversion.slicing import CompactLinear, slice_layer
 from secateurs.data.batches import Batch
 from secateurs.errors import PlanError
 from secateurs.masking.masked_model import apply, check_finite
@@ -57,6 +55,8 @@ def convert(
         plan: made for this model; an empty plan gives a dense model on our kernels.
         tokens: of the calls by which forms are compared.
         costs: what each form costs; by default measured here.
+        inplace: convert `model` itself, without memory for another one: its dense layers go one by
+            one when all are proven. If that is interrupted, the model refuses to run.
         precision: "int8": weights of linears in codes of 8 bits with a scale for each output, and
             in each call what they multiply in such codes with a scale for each token and 64 inputs
             (`ops.int8_linear`); attention and norms stay in the dtype of the model, and so does a
@@ -90,33 +90,61 @@ def convert(
         )
     picker = FormPicker(tokens=tokens, costs=costs, precision=precision)
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copy_sharing(model, _packed(model, sites))
+    numbers = range(len(sites.layers))
+    trials = portions_of(sites, plan) if inplace and precision is None else [numbers]
+    stock = [sites.layer(model, i) for i in numbers]
     with _undone_on_error(model, sites):
         evidence = observe(model.eval(), sites, plan)
-        compact = [
-            {role: slice_linear(sites, model, plan, i, role) for role in shape.linears()}
-            for i, shape in enumerate(sites.layers)
-        ]
-        stock = [sites.layer(model, i) for i in range(len(sites.layers))]
-        exact = compact
+        templates, compact = stock, _compact(stock, sites, plan, shares=inplace)
+        exact, unrounded = compact, _compact(stock, sites, plan, shares=True)
         if batches is not None:
-            masked = apply(model, plan).eval()
-            layers = decide(masked, sites, plan, stock, compact, batches, alpha, max_error)
+            masked, linears = apply(model, plan).eval(), [compact(i) for i in numbers]
+            layers = decide(masked, sites, plan, stock, linears, batches, alpha, max_error)
             picker.take(sites, [layer.stays for layer in layers], [layer.notes for layer in layers])
-            stock, exact, compact = map(
-                list,
-                zip(*((layer.stock, layer.exact, layer.linears) for layer in layers), strict=True),
-            )
+            templates = [layer.stock for layer in layers]
+            exact = unrounded = [layer.exact for layer in layers].__getitem__
+            compact = [layer.linears for layer in layers].__getitem__
         if precision is not None:
             # Before it is rounded, the model is held to the tolerance of its dtype.
-            unrounded = FormPicker(tokens=tokens, only="torch")
-            rebuild(model, stock, sites, plan, exact, unrounded)
+            torch_alone = FormPicker(tokens=tokens, only="torch")
+            rebuild(model, templates, sites, plan, unrounded, torch_alone)
             proof = prove(model, sites, evidence)
-        rebuild(model, stock, sites, plan, compact, picker, exact)
-        last = prove(model, sites, evidence, precision)
+        layers_of = Rebuilding(model, templates, sites, plan, compact, picker, exact)
+        proofs = []
+        for portion in trials:
+            layers_of.put(portion)
+            proofs.append(prove(model, sites, evidence, precision, portion))
+    if len(trials) > 1:
+        layers_of.put_for_good()
+    last = max(proofs, key=lambda proof: proof.difference)
     told = str(last) if precision is None else f"{proof}; in {precision}: {last}"
     conversion_of(model).reports.insert(0, SiteReport("layers", "proven", told))
     return model
+
+
+def _packed(model: nn.Module, sites: Sites) -> list[Tensor]:
+    """The weights and biases that only linears of layers hold: what is left of them is copied, or
+    packed, one layer at a time."""
+    linears = {
+        id(sites.linear(model, index, role).module)
+        for index, shape in enumerate(sites.layers)
+        for role in shape.linears()
+    }
+    held: dict[bool, dict[int, Tensor]] = {True: {}, False: {}}
+    for module in model.modules():
+        own = held[id(module) in linears]
+        own |= {id(tensor): tensor for tensor in module.parameters(recurse=False)}
+    return [tensor for key, tensor in held[True].items() if key not in held[False]]
+
+
+def _compact(stock: list[nn.Module], sites: Sites, plan: SparsityPlan, *, shares: bool) -> Linears:
+    """What slices the linears of a layer, with the tensors of the stock one where it `shares`."""
+
+    def linears(index: int) -> dict[str, CompactLinear]:
+        return slice_layer(stock[index], sites.keep(plan, index), shares=shares)
+
+    return linears
 
 
 @contextmanager
@@ -130,58 +158,8 @@ def _undone_on_error(model: Any, sites: Sites) -> Iterator[None]:
     except BaseException:
         disown(model)
         for path, layers in zip(sites.paths, lists, strict=True):
-            _set_layers(model, path, layers)
+            set_layers(model, path, layers)
         model.set_attn_implementation(attention)
         for module, training in modes.items():
             module.training = training
         raise
-
-
-def _set_layers(model: nn.Module, path: str, layers: nn.Module) -> None:
-    """Put `layers` in place, and the class that suits them on the module that loops over them."""
-    holder, _, name = path.rpartition(".")
-    stack = model.get_submodule(holder)
-    setattr(stack, name, layers)
-    if stack is not model:
-        stock: Any = stock_class(stack)  # no class of modules is hashable to mypy
-        whole = (isinstance(each, Layer) and each.whole is not None for each in layers.children())
-        stack.__class__ = stack_class(stock) if all(whole) else stock
-
-
-def rebuild(
-    model: Any,
-    templates: list[nn.Module],
-    sites: Sites,
-    plan: SparsityPlan,
-    compact: list[dict[str, CompactLinear]],
-    picker: FormPicker,
-    exact: list[dict[str, CompactLinear]] | None = None,
-) -> nn.Module:
-    """Replace the layers of `model`, in place, by converted ones made of compact weights.
-
-    Args:
-        templates: stock layers that lend their norms and their class.
-        exact: the weights before they were rounded, for linears that would lose time in codes;
-            without them no linear is taken for one.
-    """
-    husks = [husk(template) for template in templates]
-    conversion = Conversion(plan, sites, [], {}, picker.tokens, picker.precision, husks)
-    layers = []
-    for i, (template, weights) in enumerate(zip(templates, compact, strict=True)):
-        keep, before = sites.keep(plan, i), None if exact is None else exact[i]
-        make = partial(LayerBuilder, sites, i, keep, weights, picker, template, before)
-        # Where only the norms have data (a model that is read, or made again), one of theirs.
-        like = max(template.parameters(), key=lambda tensor: tensor.device.type != "meta")
-        built = fastest(make, like)
-        layers.append(built.layer)
-        conversion.reports += built.reports
-        conversion.forms |= built.forms
-        conversion.stays |= built.stays
-    for stack in sites.stacks:
-        own = layers[stack.first : stack.first + len(stack.layers)]
-        _set_layers(model, stack.path, nn.ModuleList(own))
-    forget_recording(model)
-    adopt(model, conversion)
-    model.set_attn_implementation(transformers_attention.NAME)
-    rebuilt: nn.Module = model.eval()
-    return rebuilt

@@ -7,7 +7,7 @@ nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -98,8 +98,15 @@ def observe(model: Any, sites: Sites, plan: SparsityPlan) -> Evidence:
     return Evidence(runs, updates, dtype, mixed)
 
 
-def prove(model: Any, sites: Sites, evidence: Evidence, precision: str | None = None) -> Proof:
-    """Run the converted layers, of a precision, as the stock ones were run, and compare.
+def prove(
+    model: Any,
+    sites: Sites,
+    evidence: Evidence,
+    precision: str | None = None,
+    portion: Collection[int] | None = None,
+) -> Proof:
+    """Run the converted layers, of a precision, as the stock ones were run, and compare those of a
+    `portion`, by default all.
 
     Raises FamilyError naming the first layer that computes something else.
     """
@@ -115,6 +122,8 @@ def prove(model: Any, sites: Sites, evidence: Evidence, precision: str | None = 
             with torch.autocast(model.device.type, dtype=dtype, enabled=evidence.mixed):
                 ours = _updates(model, sites, run, gradients)
             for index, (calls, others) in enumerate(zip(stock, ours, strict=True)):
+                if portion is not None and index not in portion:
+                    continue
                 for want, got in zip(calls, others, strict=True):
                     difference, rounding = _difference(got, want, run.visible, dtype)
                     allowed = tolerance + rounding

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from secateurs.architectures.kept import LayerKeep
 from secateurs.architectures.schema import Architecture
 from secateurs.architectures.sites import Sites
-from secateurs.conversion.builder import rebuild
 from secateurs.conversion.cost import FormPicker
 from secateurs.conversion.modules import (
     Attention,
@@ -22,6 +21,7 @@ from secateurs.conversion.modules import (
     again,
 )
 from secateurs.conversion.modules.part import Linear
+from secateurs.conversion.rebuilding import rebuild
 from secateurs.conversion.report import conversion_of
 from secateurs.conversion.slicing import CompactLinear, compact_blocks
 
@@ -37,7 +37,6 @@ def remake(model: nn.Module) -> nn.Module:
     sites, plan = conversion.sites, conversion.plan
     numbers = range(len(sites.layers))
     layers = [converted_layer(model, sites, i) for i in numbers]
-    compact = [compact_linears(layers[i], sites.keep(plan, i)) for i in numbers]
     templates = [
         stock_husk(layers[i], conversion.husks[i], sites.layers[i].architecture, True)
         for i in numbers
@@ -45,7 +44,11 @@ def remake(model: nn.Module) -> nn.Module:
     picker = FormPicker(
         tokens=conversion.tokens, precision=conversion.precision, stays=conversion.stays
     )
-    rebuild(model, templates, sites, plan, compact, picker)
+
+    def linears(index: int) -> dict[str, CompactLinear]:
+        return compact_linears(layers[index], sites.keep(plan, index))
+
+    rebuild(model, templates, sites, plan, linears, picker)
     for i, layer in enumerate(layers):
         made = converted_layer(model, sites, i)
         model.set_submodule(sites.layer_path(i), layer.become(made))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.architectures.kept import LayerKeep
-from secateurs.architectures.linears import stacked
-from secateurs.architectures.sites import Sites
-from secateurs.plan import SparsityPlan
+from secateurs.architectures.linears import LinearView, stacked, view
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,32 @@ class CompactLinear:
     scales: Tensor | None = None
 
 
-def slice_linear(
-    sites: Sites, model: nn.Module, plan: SparsityPlan, index: int, role: str
-) -> CompactLinear:
-    """The rows and columns of one linear that `plan` keeps, with the zeros of its blocks, on its
+def slice_layer(layer: nn.Module, keep: LayerKeep, *, shares: bool) -> dict[str, CompactLinear]:
+    """What a plan leaves of the linears of a stock layer, by role. With `shares`, what stays as it
+    is remains the tensor of the layer, without it is a copy."""
+    linears = {}
+    for role in keep.shape.linears():
+        stock = view(layer, keep.shape.architecture.linear(role))
+        compact = _sliced(stock, keep, role)
+        linears[role] = compact if shares else _apart(compact, stock)
+    return linears
+
+
+def _apart(compact: CompactLinear, stock: LinearView) -> CompactLinear:
+    """`compact` with copies of what it shares with `stock`."""
+
+    def copied(tensor: Tensor | None, held: Tensor | None) -> Tensor | None:
+        shares = tensor is not None and held is not None and tensor.data_ptr() == held.data_ptr()
+        return tensor.clone() if tensor is not None and shares else tensor
+
+    weight = copied(compact.weight, stock.weight)
+    assert weight is not None
+    return replace(compact, weight=weight, bias=copied(compact.bias, stock.bias))
+
+
+def _sliced(linear: LinearView, keep: LayerKeep, role: str) -> CompactLinear:
+    """The rows and columns of one linear that a plan keeps, with the zeros of its blocks, on its
     levels."""
-    linear, keep = sites.linear(model, index, role), sites.keep(plan, index)
     rows, columns = (side.to(linear.weight.device) for side in keep.sides(role))
     weight, bias = linear.weight.detach().contiguous(), linear.bias
     grid, block = compact_blocks(keep, role)

@@ -8,6 +8,7 @@ the model that comes out.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import math
@@ -42,8 +43,10 @@ _OFF = (
     0.1  # of the whole, by which times of parts may miss it: next to nothing may come out negative
 )
 
+_AT_ONCE = 2**28  # bytes of probes that may be there together: of small models all are
 _BUSY = 0.25  # spread of times, over their medians, of a machine that does other work
 
+_Key = tuple[int, Size]  # of a probe: the number of its kind of layers, and what they keep
 Mix = Mapping[Shape, float]
 """Weights of (batch, tokens) shapes: how often each one is called."""
 
@@ -203,36 +206,86 @@ def _measure(
     shapes: dict[LayerShape, list[int]] = {}
     for index, shape in enumerate(sites.layers):
         shapes.setdefault(shape, []).append(index)
-    tokens = tokens_of(mix)
-    probes: dict[tuple[int, Size], nn.Module] = {}
-    wanted = [
-        (group, members[:_LAYERS], size)
+    tokens, inner = tokens_of(mix), find_sites(base)
+    plans = {
+        (group, size): _probe(inner, members[:_LAYERS], size)
         for group, (shape, members) in enumerate(shapes.items())
         for size in _probed(shape)
-    ]
-    for group, members, size in shown(wanted, len(wanted), "convert sizes", progress):
-        plan = _probe(find_sites(base), members, size)
-        probes[group, size] = precision.converted(shell_of(base), plan, tokens)
-    dense = precision.converted(shell_of(ready), SparsityPlan(), tokens)
-    models = [model, dense, *probes.values()]
-    medians, device = np.zeros(len(models)), next(model.parameters()).device
-    spread = 0.0
-    for shape, weight in shown(mix.items(), len(mix), "measure sizes", progress):
+    }
+    full = [full_size(shape) for shape in shapes]
+    parts = _parts(inner, plans, next(ready.parameters()).element_size())
+    kept: dict[_Key, nn.Module] = {}  # probes of the full sizes, which each part measures again
+    ms: dict[_Key, float] = {}  # more than at the full size, in the same part
+    whole, spreads = [0.0, 0.0], []
+    for number, part in enumerate(parts):
+        probes: dict[_Key, nn.Module] = {key: kept[key] for key in kept if key not in part}
+        of = f", part {number + 1} of {len(parts)}" if len(parts) > 1 else ""
+        for key in shown(part, len(part), f"convert sizes{of}", progress):
+            probes[key] = precision.converted(shell_of(base), plans[key], tokens)
+        kept |= {key: probe for key, probe in probes.items() if key[1] == full[key[0]]}
+        models = list(probes.values())
+        if not number:
+            dense = precision.converted(shell_of(ready), SparsityPlan(), tokens)
+            models = [model, dense, *models]
+            del dense
+        share = seconds * len(models) / (len(plans) + 2)
+        medians, spread = _sampled(model, models, mix, share, f"measure sizes{of}", progress)
+        spreads.append(spread)
+        if not number:
+            whole, medians = medians[:2], medians[2:]
+        times = dict(zip(probes, medians, strict=True))
+        ms |= {key: times[key] - times[key[0], full[key[0]]] for key in part}
+        # A converted model refers to itself: without this the next part would come beside it.
+        del models, probes
+        gc.collect()
+    layers: dict[int, LayerTimes] = {}
+    for group, (shape, members) in enumerate(shapes.items()):
+        of_group = {size: time for (number, size), time in ms.items() if number == group}
+        layers |= dict.fromkeys(members, _differences(shape, of_group, len(members)))
+    in_order = tuple(layers[index] for index in range(len(layers)))
+    by_shape = np.median(np.concatenate(spreads, axis=1), axis=1)
+    spread_of_all = float(np.dot(list(mix.values()), by_shape))
+    return LatencyTable(whole[0], whole[1], in_order, spread_of_all)
+
+
+def _parts(sites: Sites, plans: Mapping[_Key, SparsityPlan], width: int) -> list[list[_Key]]:
+    """The probes that are measured at a time, in which weights take `width` bytes: together they
+    hold no more than the layers of the model, and a small model is measured in one part."""
+    total, *held = (
+        width * sum(sites.keep(plan, index).parameters() for index in range(len(sites.layers)))
+        for plan in (SparsityPlan(), *plans.values())
+    )
+    parts: list[list[_Key]] = [[]]
+    size = total  # the whole converted model is measured in the first part
+    for key, weights in zip(plans, held, strict=True):
+        if parts[-1] and size + weights > max(total, _AT_ONCE):
+            parts.append([])
+            size = 0
+        parts[-1].append(key)
+        size += weights
+    return parts
+
+
+def _sampled(
+    model: nn.Module,
+    models: Sequence[nn.Module],
+    mix: Mix,
+    seconds: float,
+    label: str,
+    progress: bool,
+) -> tuple[list[float], np.ndarray]:
+    """Milliseconds of each of `models`, weighted over shapes, and spreads over medians `[shapes,
+    models]`."""
+    medians, device, spreads = np.zeros(len(models)), next(model.parameters()).device, []
+    for shape, weight in shown(mix.items(), len(mix), label, progress):
         inputs = token_inputs(model, shape)
         calls = [partial(run, **inputs) for run in models]
         with torch.inference_mode():
             samples = interleave(calls, device, min_repeats=_ROUNDS, min_time=seconds)
         low, middle, high = np.quantile(samples, (0.2, 0.5, 0.8), axis=1)
         medians += weight * middle
-        spread += weight * float(np.median((high - low) / middle))
-    stock_ms, dense_ms, *probed = map(float, medians)
-    ms = dict(zip(probes, probed, strict=True))
-    layers: dict[int, LayerTimes] = {}
-    for group, (shape, members) in enumerate(shapes.items()):
-        of_group = {size: time for (number, size), time in ms.items() if number == group}
-        layers |= dict.fromkeys(members, _differences(shape, of_group, len(members)))
-    in_order = tuple(layers[index] for index in range(len(layers)))
-    return LatencyTable(stock_ms, dense_ms, in_order, spread)
+        spreads.append((high - low) / middle)
+    return medians.tolist(), np.array(spreads)
 
 
 def _probed(shape: LayerShape) -> list[Size]:
@@ -258,10 +311,10 @@ def _probe(sites: Sites, members: Sequence[int], size: Size) -> SparsityPlan:
 
 
 def _differences(shape: LayerShape, ms: Mapping[Size, float], members: int) -> LayerTimes:
-    """What one layer takes more than at its full size. A smaller size never counts as slower than
-    a larger one: that would be noise."""
+    """What one layer takes more than at its full size, by what a probe of each size does. A smaller
+    size never counts as slower than a larger one: that would be noise."""
     full, probed = full_size(shape), min(members, _LAYERS)
-    per_layer = {size: (time - ms[full]) / probed for size, time in ms.items()}
+    per_layer = {size: time / probed for size, time in ms.items()}
 
     def rising(sizes: Mapping[int, Size]) -> dict[int, float]:
         times, least = {}, 0.0

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.architectures.shells import shell_of
+from secateurs.architectures.shells import cast_copy, shell_of
 from secateurs.checks import dtype_name
 from secateurs.conversion.builder import convert
 from secateurs.conversion.forms import why_slow
@@ -41,7 +41,7 @@ class Precision:
         """A copy of `model` in the dtype. One that `shares` has the tensors of `model` where that
         is its own dtype: they must not be changed."""
         if self.dtype is not None:
-            return copy.deepcopy(model).to(self.dtype)
+            return cast_copy(model, self.dtype)
         return shell_of(model) if shares else copy.deepcopy(model)
 
     def converted(

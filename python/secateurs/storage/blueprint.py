@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from secateurs.architectures.linears import view
 from secateurs.architectures.sites import Sites, find_sites
+from secateurs.conversion.rebuilding import Linears
 from secateurs.conversion.remake import (
     compact_linears,
     converted_layer,
@@ -64,12 +66,19 @@ _EPS = ("layer_norm_eps", "rms_norm_eps")  # what configs call it
 
 @dataclass(frozen=True)
 class Restored:
-    """A model with its data outside the layers, and what `rebuild` makes its layers of."""
+    """A model with its data outside the layers, and what `rebuild` makes its layers of.
+
+    Attributes:
+        layers: stock ones, without data.
+        linears: reads the compact weights of a layer, and gives it the data of its norms; once for
+            each layer. Raises SecateursError unless every tensor is what class, config and plan
+            say.
+    """
 
     model: Any  # of transformers
     sites: Sites
-    layers: list[nn.Module]  # stock ones, with the data of their norms
-    compact: list[dict[str, CompactLinear]]
+    layers: list[nn.Module]
+    linears: Linears
 
 
 @dataclass(frozen=True)
@@ -120,31 +129,30 @@ class Blueprint:
         return model
 
     def restored(self, plan: SparsityPlan, tensors: Mapping[str, Tensor]) -> Restored:
-        """Restore the model. Raises SecateursError unless every tensor is what class, config and
-        plan say."""
+        """Restore the model but for its layers, which are read one at a time. Raises SecateursError
+        unless every tensor outside them is what class and config say."""
         model = self.skeleton()
         sites = find_sites(model)
         plan.validate(sites, sites.fingerprint())
-        left = dict(tensors)
         strange = set(self.unrounded) - {site.name for site in sites.of_kind("linear")}
         if strange:
             raise FormatError(f"expected names of linears as unrounded, got {min(strange)}")
         layers = [sites.layer(model, i) for i in range(len(sites.layers))]
-        compact = [
-            LayerReader(
-                left,
-                self.dtype_of,
-                layer,
-                sites,
-                sites.keep(plan, i),
-                i,
-                self.precision,
-                self.unrounded,
-            ).read()
-            for i, layer in enumerate(layers)
-        ]
-        fill(model, left, self.tied, sites.paths, self.dtype_of)
-        return Restored(model, sites, layers, compact)
+        outer = {name: tensors[name] for name in outside(sites.paths, tensors)}
+        fill(model, outer, self.tied, sites.paths, self.dtype_of)
+        left, unread = tensors.keys() - outer.keys(), set(range(len(layers)))
+
+        def linears(index: int) -> dict[str, CompactLinear]:
+            layer, keep = layers[index], sites.keep(plan, index)
+            how = (self.dtype_of, layer, sites, keep, index, self.precision, self.unrounded)
+            compact = LayerReader(tensors, left, *how).read()
+            unread.remove(index)
+            if left and not unread:
+                name = type(model).__name__
+                raise FormatError(f"{name} makes no tensor {min(left)} of its config")
+            return compact
+
+        return Restored(model, sites, layers, linears)
 
     def unsaved(self) -> dict[str, Tensor]:
         """The tensors outside the layers that no state dict holds, as the constructor makes them
@@ -212,9 +220,22 @@ class Blueprint:
 def restored_again(
     blueprint: Blueprint, plan: SparsityPlan, tensors: dict[str, Tensor]
 ) -> Restored:
-    """The model that `load` would make of a saved one. Raises CheckpointError where it cannot."""
+    """The model that `load` would make of a saved one. It, and its `linears`, raise CheckpointError
+    where it cannot."""
+    with _loaded_again():
+        restored = blueprint.restored(plan, tensors)
+
+    def linears(index: int) -> dict[str, CompactLinear]:
+        with _loaded_again():
+            return restored.linears(index)
+
+    return replace(restored, linears=linears)
+
+
+@contextmanager
+def _loaded_again() -> Iterator[None]:
     try:
-        return blueprint.restored(plan, tensors)
+        yield
     except SecateursError as error:
         raise CheckpointError(f"the model could not be loaded again: {error}") from None
 

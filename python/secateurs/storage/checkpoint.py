@@ -24,20 +24,21 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from secateurs.architectures.sites import find_sites
 from secateurs.checks import door, dtype_name
-from secateurs.conversion.builder import rebuild
 from secateurs.conversion.cost import FormPicker, machine
+from secateurs.conversion.rebuilding import rebuild
 from secateurs.conversion.report import conversion_of
 from secateurs.errors import CheckpointError, FormatError, SecateursError
 from secateurs.files import PARTIAL, held, sha256, written_by_content, written_whole
 from secateurs.plan import SparsityPlan
 from secateurs.reading import (
     MOST_JSON,
+    StoredTensors,
     one_line,
     opened,
     parse_json,
@@ -91,7 +92,9 @@ def save(model: nn.Module, directory: str | Path) -> None:
         raise CheckpointError(f"expected a directory to save to, but {directory} is a file")
     with torch.no_grad():
         blueprint, tensors = blueprint_of(converted)
-        restored_again(blueprint, conversion.plan, tensors)
+        restored = restored_again(blueprint, conversion.plan, tensors)
+        for index in range(len(restored.layers)):
+            restored.linears(index)
     block = _block(blueprint)
     if converted.can_generate():
         block["generation_config"] = converted.generation_config.to_dict()
@@ -194,9 +197,22 @@ def _load(
             raise CheckpointError(f"{path} is not the file that was saved: truncated or altered")
         files.append(path)
     plan = SparsityPlan.load(files[1])
-    tensors = load_file(files[0], device=device)
+    with opened(files[0]) as (file, size):
+        tensors = StoredTensors(file, size, str(files[0]), device)
+        return _rebuilt(values, class_of(values, model_class, directory), plan, tensors, device)
+
+
+def _rebuilt(
+    values: Mapping[str, Any],
+    cls: type[nn.Module],
+    plan: SparsityPlan,
+    tensors: Mapping[str, Tensor],
+    device: str,
+) -> nn.Module:
+    """The model of what a config says, one layer read and packed at a time."""
+    block = values["secateurs"]
     blueprint = Blueprint(
-        class_of(values, model_class, directory),
+        cls,
         {name: value for name, value in values.items() if name != "secateurs"},
         block.get("arguments", {}),
         _DTYPES[values["dtype"]],
@@ -220,7 +236,7 @@ def _load(
         precision=blueprint.precision,
         stays=dict.fromkeys(blueprint.unrounded, "as it was converted"),
     )
-    return rebuild(model, restored.layers, restored.sites, plan, restored.compact, picker)
+    return rebuild(model, restored.layers, restored.sites, plan, restored.linears, picker)
 
 
 def _parsed(config: bytes, directory: Path) -> dict[str, Any]:
@@ -251,7 +267,7 @@ def _files(block: Mapping[str, Any]) -> list[str]:
 
 
 def _from_format_1(
-    blueprint: Blueprint, tensors: dict[str, Tensor]
+    blueprint: Blueprint, tensors: Mapping[str, Tensor]
 ) -> tuple[Blueprint, dict[str, Tensor]]:
     """Add to a model of format 1 what it left to the constructor and format 2 stores: ties, and
     buffers outside the state dict."""
@@ -266,9 +282,10 @@ def _from_format_1(
             raise FormatError(f"expected {name}, but it is missing")
     unsaved = blueprint.unsaved()
     device = next(iter(tensors.values())).device
-    tensors |= {name: unsaved[name].to(device) for name in unsaved.keys() - tensors.keys()}
-    dtypes = {n: t.dtype for n, t in tensors.items() if t.dtype in FLOATS}
-    return replace(blueprint, tied=tied, dtypes=dtypes), tensors
+    missing = unsaved.keys() - tensors.keys()
+    whole = {**tensors, **{name: unsaved[name].to(device) for name in missing}}
+    dtypes = {n: t.dtype for n, t in whole.items() if t.dtype in FLOATS}
+    return replace(blueprint, tied=tied, dtypes=dtypes), whole
 
 
 def _generation_config(values: Mapping[str, Any]) -> GenerationConfig:

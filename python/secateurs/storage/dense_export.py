@@ -65,7 +65,7 @@ def stock_model(model: nn.Module, make: MakeLinear) -> Any:
             )
     restored = restored_again(stock, plan, tensors)
     for i, layer in enumerate(restored.layers):
-        keep = restored.sites.keep(plan, i)
+        keep, compact = restored.sites.keep(plan, i), restored.linears(i)
         path = restored.sites.layer_path(i)
         architecture = keep.shape.architecture
         for module in dict.fromkeys(linear.path for linear in architecture.linears):
@@ -73,7 +73,7 @@ def stock_model(model: nn.Module, make: MakeLinear) -> Any:
             parts = [
                 make(
                     view(layer, linear),
-                    restored.compact[i].get(linear.role),
+                    compact.get(linear.role),
                     keep,
                     stock.dtype_of(f"{path}.{linear.name}.weight"),
                 )

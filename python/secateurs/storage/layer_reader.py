@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,10 @@ SCALES = "scales"  # of the codes of a weight, one for each output
 
 @dataclass(frozen=True)
 class LayerReader:
-    """Reads one layer from untrusted `tensors`: checks each one and removes it from the mapping."""
+    """Reads one layer from untrusted `tensors`: checks each and removes its name from `left`."""
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
+    left: set[str]
     dtype_of: Callable[[str], torch.dtype]
     layer: nn.Module  # of a skeleton
     sites: Sites
@@ -126,9 +127,10 @@ class LayerReader:
         return tensor
 
     def _at(self, name: str) -> Tensor:
-        if self._name(name) not in self.tensors:
+        if self._name(name) not in self.left:
             raise FormatError(f"expected {self._name(name)}, but it is missing")
-        return self.tensors.pop(self._name(name))
+        self.left.remove(self._name(name))
+        return self.tensors[self._name(name)]
 
     def _name(self, name: str) -> str:
         return f"{self.sites.layer_path(self.index)}.{name}"

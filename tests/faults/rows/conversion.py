@@ -6,6 +6,7 @@ from fault import faults_in
 
 RULED = "masking/test_ruled_attention.py"
 RULED_LAYERS = "conversion/test_ruled_layers.py"
+MEMORY = "conversion/test_memory.py"
 CODES = "conversion/test_int8.py"
 CONVERT = "conversion/test_convert.py"
 WHOLE = "conversion/test_whole_layer.py"
@@ -63,6 +64,29 @@ FAULTS = (
         ("places = torch.arange(queries, device=device) + before",
          "places = torch.arange(queries, device=device)",
          "architectures/test_two_stacks.py -k contract and whole"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/slicing.py",
+        ("compact if shares else _apart(compact, stock)", "compact", f"{MEMORY} -k share_nothing"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/portions.py",
+        ("SHARE = 0.25", "SHARE = 1.0", f"{MEMORY} -k another_model"),
+        ("return [range(a, b) for a, b in", "return [range(a, b - (b == 6)) for a, b in",
+         f"{MEMORY} -k proven"),
+        ("if len(sites.stacks) > 1:", "if False:", f"{MEMORY} -k share_nothing"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/rebuilding.py",
+        ("self._templates[index] = nn.Identity()", "pass", f"{MEMORY} -k another_model"),
+        ("        model.base_model.register_forward_pre_hook(_refuse_to_run)\n", "",
+         f"{MEMORY} -k refuses_to_run"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/builder.py",
+        ("copy_sharing(model, _packed(model, sites))", "copy_sharing(model, ())",
+         f"{MEMORY} -k another_model"),
+        ("        layers_of.put_for_good()", "        pass", f"{MEMORY} -k share_nothing"),
     ),
     *faults_in(
         f"{CONVERSION}/modules/prepared_layer.py",
