@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -30,10 +31,14 @@ def best_of(
     trials: int,
     seed: int,
     progress: bool = True,
-) -> Candidate:
+    *,
+    looks: int = 1,
+    bar: float = math.inf,
+) -> tuple[Candidate, float]:
     """The candidate whose choice within `limit` milliseconds, re-fitted, is nearest to the dense
-    model; improved by a local search: each trial changes some of the best weights so far, and is
-    kept where its choice is better.
+    model, and its distance; improved by a local search: each trial changes some of the best weights
+    so far, and is kept where its choice is better. Where all of the first `looks` candidates are
+    farther away than `bar`, the others are not tried.
 
     Source: Frantar and Alistarh 2022, "SPDY" (arXiv 2201.13096), section 3. Departures: several
     ways to begin; a choice is judged after its re-fit.
@@ -54,7 +59,9 @@ def best_of(
         tried = candidates[step] if step < len(candidates) else _changed(best, chance)
         if (found := distance(tried)) < least:
             least, best = found, tried
-    return best
+        if step + 1 == looks and least > bar:
+            break
+    return best, least
 
 
 def _changed(candidate: Candidate, chance: random.Random) -> Candidate:

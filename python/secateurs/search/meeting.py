@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from secateurs.errors import BudgetError
+from secateurs.errors import BudgetError, MethodError
 from secateurs.plan import SparsityPlan
 from secateurs.pruning import Budget
 from secateurs.search.latency_table import LatencyTable
 from secateurs.search.local_search import Candidate
 from secateurs.search.sizes import Size
 
+EFFORTS = {"quick": 0, "normal": 24, "long": 24}
+"""Choices that a search tries beside those it begins with."""
 _TOLERANCE = 0.05  # of the time asked for, below which a result is not searched again
 # Of the limit, at which to aim, round by round: half of all measurements lie above their median.
 MARGINS = (0.99, 0.98, 0.96, 0.94, 0.92)
+
+
+def check_target(budget: Budget | Mapping[str, Any] | str, effort: str) -> Budget:
+    """A budget of time. Raises BudgetError for one of fractions, MethodError for an effort that is
+    not one of EFFORTS."""
+    budget = Budget.of(budget)
+    if not budget.is_timed:
+        raise BudgetError(f"expected a budget of latency or speedup, got {budget}: see `prune`")
+    if effort not in EFFORTS:
+        raise MethodError(f"expected an effort in {', '.join(EFFORTS)}, got {effort!r}")
+    return budget
 
 
 @dataclass(frozen=True)

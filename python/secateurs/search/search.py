@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,6 @@ from secateurs.errors import (
     BudgetError,
     FamilyError,
     MeasurementError,
-    MethodError,
 )
 from secateurs.measurement.inputs import Shape, token_inputs
 from secateurs.measurement.quality import fidelity
@@ -47,7 +47,7 @@ from secateurs.search.choices import Choices, Weights
 from secateurs.search.examples import some, split
 from secateurs.search.latency_table import LatencyTable, mixed, tokens_of
 from secateurs.search.local_search import Candidate, best_of
-from secateurs.search.meeting import MARGINS, Times, limit_of, met
+from secateurs.search.meeting import EFFORTS, MARGINS, Times, check_target, limit_of, met
 from secateurs.search.precisions import AUTO, Precision, asked_for
 from secateurs.search.result import Compressed, Trial
 from secateurs.search.sensitivity import Judge, sensitivities
@@ -55,14 +55,13 @@ from secateurs.search.sizes import Size
 from secateurs.training.distillation import distill
 
 _LOGGER = logging.getLogger(__name__)
-EFFORTS = {"quick": 0, "normal": 24, "long": 24}
-"""Choices that a search tries beside those it begins with."""
 _METHODS = ("kprune", "obs")  # that it begins with
 _HEADS = (1.0, 1 / 8, 1 / 64)  # weights of heads beside neurons, for losses that add up
 _POWERS = (0.0, 0.5, 1.0)  # of sensitivities, for errors of sub-layers
 _TRIED = 128  # that each of them is fitted to
 _REPEATS, _SECONDS = 11, 2.0  # of measuring a result at one shape, at least
 _STEPS, _RATE = 300, 3e-4  # of distillation
+_BEHIND = 2.0  # times the least distance so far, at which a precision is given up at a first look
 _NOISE = 0.5  # spread of a measurement, over its median, that says nothing any more
 
 
@@ -98,8 +97,8 @@ def compress(
             what is better of `kprune` and `obs`.
         precision: in which the result computes: "bfloat16", "int8" (of linears, as of `convert`),
             or "auto": the model's own, bfloat16 or int8, as far as this machine has products for
-            them, whichever leaves the outputs nearest to the dense model's within the time. By
-            default the model's own.
+            them, whichever leaves the outputs nearest to the dense model's within the time. What is
+            far behind at a first look is not searched. By default the model's own.
         ridge: of `refit`.
         seed: of the other choices and of the distillation.
         force: go on where the machine is too noisy for its times to be trusted.
@@ -124,17 +123,6 @@ def compress(
         progress=progress,
     )
     return search.meet(budget, effort)
-
-
-def check_target(budget: Budget | Mapping[str, Any] | str, effort: str) -> Budget:
-    """A budget of time. Raises BudgetError for one of fractions, MethodError for an effort that is
-    not one of EFFORTS."""
-    budget = Budget.of(budget)
-    if not budget.is_timed:
-        raise BudgetError(f"expected a budget of latency or speedup, got {budget}: see `prune`")
-    if effort not in EFFORTS:
-        raise MethodError(f"expected an effort in {', '.join(EFFORTS)}, got {effort!r}")
-    return budget
 
 
 @dataclass(frozen=True)
@@ -189,14 +177,16 @@ class Search:
         with evaluation_mode(model):
             tables = self._tables(precisions)
             self._judge = Judge(model, judged)
-            candidates: dict[str, list[Candidate]] = {name: [] for name in tables}
-            for name in _METHODS if method is None else (method,):
+            candidates: dict[str, list[list[Candidate]]] = {name: [] for name in tables}
+            self._methods = _METHODS if method is None else (method,)
+            for name in self._methods:
                 scores, losses, weights = self._scored(name, sites)
                 for way, table in tables.items():
                     choices = Choices(sites, scores, losses, table)
-                    candidates[way] += [Candidate(choices, each) for each in weights]
+                    candidates[way].append([Candidate(choices, each) for each in weights])
         self._ways = [
-            _Way(each, tables[each.name], candidates[each.name])
+            # One of each method first.
+            _Way(each, tables[each.name], [*chain(*zip(*candidates[each.name], strict=True))])
             for each in precisions
             if each.name in tables
         ]
@@ -306,12 +296,17 @@ class Search:
         best: _Found | None = None
         trials: list[Trial] = []
         refusals: dict[float, Exception] = {}  # by the least time of each
-        for way in self._ways:
+        # What is fastest as a whole has the least to lose: the others are soon seen to be behind.
+        for way in sorted(self._ways, key=lambda way: way.table.dense):
+            bar = math.inf if best is None else _BEHIND * best.distance
             try:
-                found = self._in_one_way(way, budget, effort)
+                found = self._in_one_way(way, budget, effort, bar)
             except (BudgetError, BackendError, FamilyError) as error:
                 trials.append(Trial(way.precision.name, refusal=str(error)))
                 refusals[way.table.least] = error
+                continue
+            if isinstance(found, Trial):
+                trials.append(found)
                 continue
             trials.append(Trial(way.precision.name, found.times.ms, found.distance))
             if best is None or found.distance < best.distance:
@@ -321,8 +316,10 @@ class Search:
         left_out = [Trial(name, refusal=refusal) for name, refusal in self._left_out.items()]
         return best, trials + left_out
 
-    def _in_one_way(self, way: _Way, budget: Budget, effort: str) -> _Found:
-        candidate = best_of(
+    def _in_one_way(self, way: _Way, budget: Budget, effort: str, bar: float) -> _Found | Trial:
+        """What meets a budget in one precision, or why it is not worth a search: it loses more than
+        `bar` at a first look."""
+        candidate, distance = best_of(
             way.candidates,
             MARGINS[0] * limit_of(budget, way.table.stock),
             partial(self._recover, batches=some(self._fitted, _TRIED)),
@@ -330,7 +327,12 @@ class Search:
             EFFORTS[effort],
             self._seed,
             self._progress,
+            looks=len(self._methods),
+            bar=bar,
         )
+        if distance > bar:
+            reason = f"it is at a distance of {distance:.3g} at a first look"
+            return Trial(way.precision.name, refusal=reason)
         sizes, times = met(budget, candidate, way.table, partial(self._timed, way.precision))
         plan = candidate.choices.plan(sizes)
         recovered = self._recover(plan, batches=self._fitted)

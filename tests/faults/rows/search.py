@@ -31,6 +31,10 @@ FAULTS = (
         ("model=model, distance=self._judge(model))",
          "model=model, distance=self._judge.under(found.recovered, found.plan))",
          "search/test_precisions.py -k rounding_loses"),
+        ("key=lambda way: way.table.dense", "key=lambda way: -way.table.dense",
+         "search/test_precisions.py -k far_behind"),
+        ("        if distance > bar:", "        if False:",
+         "search/test_precisions.py -k far_behind"),
         ("raise refusals[min(refusals)]", "raise refusals[max(refusals)]",
          "search/test_precisions.py -k out_of_reach"),
         ("return best, trials + left_out", "return best, trials",
@@ -44,6 +48,7 @@ FAULTS = (
     ),
     *faults_in(
         "python/secateurs/search/local_search.py",
+        ("step + 1 == looks and", "False and", "search/test_precisions.py -k far_behind"),
         ("if (found := distance(tried)) < least:", "if True:\n            found = distance(tried)",
          "search/test_compress.py -k more_effort"),
     ),
