@@ -74,11 +74,12 @@ def one_shot_table(rows: list[Row]) -> str:
 
 
 def frontier_parts(rows: list[Row]) -> list[str]:
-    """For each model and precision, what its rows of a time and of shares have in common, and a
-    table."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    """For each model, precision and commit, what its rows of a time and of shares have in common,
+    and a table."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["model"], row.get("precision") or row["dtype"]), []).append(row)
+        kind = row["model"], row.get("precision") or row["dtype"], row["commit"]
+        groups.setdefault(kind, []).append(row)
     parts = []
     for found in groups.values():
         parts += [how_timed(found), frontier_table(found)]
