@@ -215,3 +215,24 @@ def test_int8_is_judged_on_texts_alone(measured, batches, told):
 def test_a_model_elsewhere_than_on_the_cpu_has_no_peers():
     with pytest.raises(BackendError, match="on the CPU for stand-in, got one on meta"):
         figures_of_peer(stand_in(), tiny_model("bert").to("meta"), {(1, 2): 1.0})
+
+
+@pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if peer.packages])
+def test_every_runtime_that_is_installed_gives_what_the_model_does(name):
+    peer = PEERS[name]
+    for package in peer.packages:
+        pytest.importorskip(package)
+    random = torch.Generator().manual_seed(0)
+    texts = [{"input_ids": torch.randint(3, 100, (4, 7), generator=random)} for _ in range(2)]
+    found = figures_of_peer(
+        peer,
+        tiny_model("bert").eval(),
+        {(2, 9): 0.5, (1, 5): 0.5},
+        fitted=texts[:1],
+        judged=texts[1:],
+        min_repeats=1,
+        min_time=0.0,
+    )
+    assert found.ms > 0
+    assert found.stock > 0
+    assert found.cosine > (0.9 if peer.precision else 0.999)
