@@ -27,6 +27,7 @@ GROUND = {
     "reading",
     "lasting",
     "processes",
+    "shells",
     "_cuda_build",
     "__version__",
 }

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.made_up_times import made_up_table
 from support.tiny_models import tiny_model
 from support.word_folders import WORDS, saved
 
 from secateurs.cli import main as cli
 from secateurs.search import LatencyTable
 from secateurs.search import search as module
-from secateurs.search.latency_table import LayerTimes
-from secateurs.search.sizes import heads_kept, neurons_kept
 from secateurs.storage.model_folders import open_classifier, open_tokenizer
 
 
@@ -64,13 +63,7 @@ def made_up_times(monkeypatch):
     """A table that is made up, and results that take what it predicts."""
 
     def table(_, model, *args, **options):
-        shape = module.find_sites(model).layers[0]
-        layer = LayerTimes(
-            {kept: kept - 4.0 for kept in heads_kept(shape)},
-            {kept: kept / 32 - 3.0 for kept in neurons_kept(shape)},
-            -8.0,
-        )
-        return LatencyTable(stock=60.0, dense=30.0, layers=(layer,) * 3)
+        return made_up_table(module.find_sites(model).layers[0])
 
     def measured(search, fast):
         kept = [int(k.heads.sum()) + int(k.neurons.sum()) / 32 for k in kept_of(fast)]

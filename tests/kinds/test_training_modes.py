@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from support.made_up_times import made_up_table
 from support.tiny_models import tiny_model
 
 import secateurs as sc
@@ -14,8 +15,6 @@ from secateurs.pruning import METHODS
 from secateurs.pruning.run import score
 from secateurs.search import LatencyTable, Search, latency_table
 from secateurs.search import search as search_module
-from secateurs.search.latency_table import LayerTimes
-from secateurs.search.sizes import heads_kept, neurons_kept
 
 PLAN = sc.SparsityPlan({"layers.1.heads": sc.HeadMask(torch.tensor([True, True, False, True]))})
 BUDGETS = {"heads": "heads=0.5", "modules": "modules=0.5", "patterns": "patterns=0.5"}
@@ -56,10 +55,7 @@ def made_up(monkeypatch):
 
     def table(_, model, *args, **options):
         assert not any(module.training for module in model.modules())
-        shape = sc.find_sites(model).layers[0]
-        heads = {kept: kept - 4.0 for kept in heads_kept(shape)}
-        neurons = {kept: kept / 32 - 3.0 for kept in neurons_kept(shape)}
-        return LatencyTable(60.0, 30.0, (LayerTimes(heads, neurons, -8.0),) * 3)
+        return made_up_table(sc.find_sites(model).layers[0])
 
     monkeypatch.setattr(LatencyTable, "measured", classmethod(table))
     monkeypatch.setattr(

@@ -6,12 +6,12 @@ from itertools import product
 
 import pytest
 import torch
+from support.made_up_times import made_up_table
 from support.tiny_models import tiny_model
 
 from secateurs import find_sites
 from secateurs.errors import BudgetError
 from secateurs.search.choices import Choices
-from secateurs.search.latency_table import LatencyTable, LayerTimes
 from secateurs.search.sizes import Size, heads_kept, neurons_kept, plan_of
 
 SITES = find_sites(tiny_model("bert"))  # 3 layers of 4 heads and 96 neurons
@@ -27,14 +27,7 @@ def scores(seed=0):
 
 
 def table():
-    """A millisecond for a head, one for 32 neurons, and one more for a layer that stays."""
-    shape = SITES.layers[0]
-    layer = LayerTimes(
-        {kept: kept - 4.0 for kept in heads_kept(shape)},
-        {kept: kept / 32 - 3.0 for kept in neurons_kept(shape)},
-        -8.0,
-    )
-    return LatencyTable(stock=60.0, dense=30.0, layers=(layer,) * 3)
+    return made_up_table(SITES.layers[0])
 
 
 def test_sizes_are_multiples_and_hold_nothing_and_all():

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from support.made_up_times import made_up_table
 from support.models import answer, relative
 from support.tiny_models import tiny_model
 
@@ -22,10 +23,10 @@ from secateurs.errors import (
 )
 from secateurs.search import latency_table
 from secateurs.search import search as module
-from secateurs.search.latency_table import LatencyTable, LayerTimes
+from secateurs.search.latency_table import LatencyTable
 from secateurs.search.precisions import Precision, own
 from secateurs.search.sensitivity import Judge, sensitivities
-from secateurs.search.sizes import full_size, heads_kept, neurons_kept
+from secateurs.search.sizes import full_size
 
 SHAPES = ((2, 8),)
 
@@ -55,13 +56,7 @@ class Clock:
         monkeypatch.setattr(module.Search, "_times", self.times)
 
     def table(self):
-        shape = find_sites(tiny_model("bert")).layers[0]
-        layer = LayerTimes(
-            {kept: kept - 4.0 for kept in heads_kept(shape)},
-            {kept: kept / 32 - 3.0 for kept in neurons_kept(shape)},
-            -8.0,
-        )
-        return LatencyTable(stock=60.0, dense=30.0, layers=(layer,) * 3)
+        return made_up_table(find_sites(tiny_model("bert")).layers[0])
 
     def times(self, fast):
         """A converted model's by what it kept, as the table has it, but slower."""

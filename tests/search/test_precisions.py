@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from support.made_up_times import made_up_table
 from support.models import answer, relative
 from support.tiny_models import tiny_model
 from test_compress import SHAPES, data
@@ -17,9 +18,7 @@ from secateurs.conversion.report import conversion_of
 from secateurs.errors import BudgetError, PlanError
 from secateurs.search import LatencyTable, latency_table
 from secateurs.search import search as module
-from secateurs.search.latency_table import LayerTimes
 from secateurs.search.precisions import asked_for
-from secateurs.search.sizes import heads_kept, neurons_kept
 
 AS_FAST = {"float32": 1.0, "bfloat16": 1.0, "int8": 1.0}
 
@@ -37,13 +36,7 @@ def machine(monkeypatch, isa="amx", **factors):
     shape = module.find_sites(tiny_model("bert")).layers[0]
 
     def table(_, model, mix, *, precision, progress):
-        factor = factors[precision.name]
-        layer = LayerTimes(
-            {kept: factor * (kept - 4.0) for kept in heads_kept(shape)},
-            {kept: factor * (kept / 32 - 3.0) for kept in neurons_kept(shape)},
-            -8.0 * factor,
-        )
-        return LatencyTable(stock=60.0, dense=30.0 * factor, layers=(layer,) * 3)
+        return made_up_table(shape, factors[precision.name])
 
     def times(search, fast):
         conversion = conversion_of(fast)

@@ -56,7 +56,7 @@ def rows_of_peers(
     from secateurs.measurement.peers.against_stock import figures_of_peer
     from secateurs.search.examples import split
 
-    judged, fitted = split(list(batches))
+    judged, fitted = split(batches)
     rows: list[dict[str, Any]] = []
     for name in shown(names, len(names), "peers", options.progress):
         peer = PEERS[name]

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.architectures.shells import copy_sharing
 from secateurs.architectures.sites import Sites, find_sites
 from secateurs.architectures.stock import check_stock
 from secateurs.checks import door
@@ -26,6 +25,7 @@ from secateurs.data.batches import Batch
 from secateurs.errors import PlanError
 from secateurs.masking.masked_model import apply, check_finite
 from secateurs.plan import SparsityPlan
+from secateurs.shells import copy_sharing
 
 
 @door

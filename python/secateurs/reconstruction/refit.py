@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from secateurs.architectures.kept import LayerKeep
 from secateurs.architectures.linears import LinearView, stacked
-from secateurs.architectures.shells import own_module, shell_of
 from secateurs.architectures.sites import find_sites
 from secateurs.checks import door
 from secateurs.data.batches import Batch, check_batches, evaluating, shown
@@ -28,6 +27,7 @@ from secateurs.masking.masked_model import check_changeable, check_plan, mask_la
 from secateurs.plan import SparsityPlan
 from secateurs.reconstruction.admm import Admm, InputNorm
 from secateurs.reconstruction.walk import Group, Run, Walk, warn_of_few_tokens
+from secateurs.shells import own_module, shell_of
 
 
 @door

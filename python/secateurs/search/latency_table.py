@@ -24,7 +24,6 @@ from torch import nn
 
 from secateurs import files
 from secateurs.architectures.kept import LayerShape
-from secateurs.architectures.shells import shell_of
 from secateurs.architectures.sites import Sites, find_sites
 from secateurs.checks import brief, dtype_name
 from secateurs.conversion.cost import machine
@@ -35,6 +34,7 @@ from secateurs.measurement.timing import interleave
 from secateurs.plan import SparsityPlan
 from secateurs.search.precisions import Precision, own
 from secateurs.search.sizes import Size, full_size, heads_kept, neurons_kept, plan_of
+from secateurs.shells import shell_of
 
 _LOGGER = logging.getLogger(__name__)
 _LAYERS = 2  # that a probe keeps: weights of one alone would never leave the caches

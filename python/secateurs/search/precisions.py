@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.architectures.shells import cast_copy, shell_of
 from secateurs.checks import dtype_name
 from secateurs.conversion.builder import convert
 from secateurs.conversion.forms import why_slow
 from secateurs.errors import PlanError
 from secateurs.plan import SparsityPlan
+from secateurs.shells import cast_copy, shell_of
 
 AUTO = "auto"
 BFLOAT16, INT8 = "bfloat16", "int8"

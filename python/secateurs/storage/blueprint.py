@@ -143,9 +143,17 @@ class Blueprint:
         left, unread = tensors.keys() - outer.keys(), set(range(len(layers)))
 
         def linears(index: int) -> dict[str, CompactLinear]:
-            layer, keep = layers[index], sites.keep(plan, index)
-            how = (self.dtype_of, layer, sites, keep, index, self.precision, self.unrounded)
-            compact = LayerReader(tensors, left, *how).read()
+            compact = LayerReader(
+                tensors,
+                left,
+                self.dtype_of,
+                layers[index],
+                sites,
+                sites.keep(plan, index),
+                index,
+                self.precision,
+                self.unrounded,
+            ).read()
             unread.remove(index)
             if left and not unread:
                 name = type(model).__name__

@@ -10,7 +10,7 @@ from secateurs.cli.arguments import add_precision
 from secateurs.cli.terminal import FAILED, OK, quiet
 from secateurs.cli.timed_pruning import add_effort
 
-SUMMARY = "make a real model several times as fast, measure it, reload it (about two minutes)"
+SUMMARY = "make a real model several times as fast, measure it, reload it (two to three minutes)"
 EXAMPLE = "secateurs demo --quick"
 
 

@@ -7,7 +7,6 @@ waits for its turn while this one works.
 
 from __future__ import annotations
 
-import copy
 import importlib
 import multiprocessing
 import os
@@ -28,6 +27,7 @@ from secateurs.checks import first_line
 from secateurs.errors import BackendError
 from secateurs.measurement.peers import Peer
 from secateurs.measurement.timing import alternate, sampler
+from secateurs.shells import shell_of
 
 SETTLE = 0.02  # seconds, in which threads that spin fall asleep
 _SAMPLE = "sample"
@@ -123,8 +123,7 @@ def in_turns(
 def bare(model: nn.Module) -> nn.Module:
     """A copy of a model that shares its tensors, without hooks: those by which transformers keeps
     states, once it was asked for them, cannot be sent."""
-    tensors = (*model.parameters(), *model.buffers())
-    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    copied = shell_of(model)
     for module in copied.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
