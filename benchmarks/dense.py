@@ -9,27 +9,35 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.sentences import novel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from secateurs.data import text
 from secateurs.data.batches import unlabelled
 from secateurs.data.tasks import find_task
 from secateurs.measurement.environment import device_name, git_commit
+from secateurs.measurement.quality import fidelity
 from secateurs.measurement.rows import append_rows
 from secateurs.ops import build_info
 from secateurs.storage.model_folders import (
     open_classifier,
     open_image_processor,
+    open_model,
     open_tokenizer,
 )
 from secateurs.training.task_recipe import Settings, TaskData, evaluate, train
+
+EMBEDDINGS = "embeddings"
+"""Names a task without labels: the model as it comes is judged by how near its embeddings stay."""
+_HELD_OUT = 400  # sentences that they are judged on
 
 
 @dataclass
@@ -43,7 +51,7 @@ class Dense:
     """
 
     model: nn.Module
-    data: TaskData
+    data: TaskData | Novel
     metrics: Mapping[str, float]
     per_step: float
     work: Path
@@ -54,7 +62,27 @@ class Dense:
 
     def score(self, model: nn.Module) -> float:
         """What `model` reaches by the metric that decides."""
+        if isinstance(self.data, Novel):
+            return fidelity(self.model, model, self.data.held_out()).mean
         return evaluate(model, self.data)[self.metric]
+
+
+@dataclass
+class Novel:
+    """Sentences of a novel for an embedding model: all but the last are training examples."""
+
+    tokenizer: Any
+    max_length: int
+    train: Sequence[str]
+    unseen: Sequence[str]
+
+    def batches(self, chosen: Sequence[str], size: int) -> list[dict[str, Tensor]]:
+        """Padded batches of sentences of similar lengths."""
+        return text.batches(self.tokenizer, chosen, size, self.max_length)
+
+    def held_out(self) -> list[dict[str, Tensor]]:
+        """Those that come last, in batches."""
+        return self.batches(self.unseen, 32)
 
 
 class Rows:
@@ -146,6 +174,14 @@ def fine_tuned(data: TaskData, options: argparse.Namespace, seed: int = 0) -> De
     told = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     print(f"{task.name}, seed {seed}: dense {told}", flush=True)
     return Dense(model, data, metrics, float(json.loads(done.read_text())), work)
+
+
+def embedding_model(options: argparse.Namespace) -> Dense:
+    """The model as it comes, with sentences to judge its embeddings on."""
+    folder, lines = model_folder(options.model), novel()
+    data = Novel(open_tokenizer(folder), options.max_length, lines[:-_HELD_OUT], lines[-_HELD_OUT:])
+    work = Path(options.work) / EMBEDDINGS
+    return Dense(open_model(folder).eval(), data, {"cosine": 1.0}, 0.0, work)
 
 
 def calibration(

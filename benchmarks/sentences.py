@@ -37,8 +37,7 @@ class Sentences:
         the last sentences of a novel. The tokenizer lies in `folder`."""
         tokenizer = open_tokenizer(folder)
         if data_dir is None:
-            with as_file(files("secateurs") / "data" / "pride_and_prejudice.txt") as path:
-                lines = read_text(path)
+            lines = novel()
             return cls(tokenizer, lines[:CALIBRATION], lines[-JUDGED:])
         task = find_task("sst2")
         seen, unseen = (
@@ -62,3 +61,9 @@ class Sentences:
     def _batch(self, texts: Sequence[str], tokens: int, **options: Any) -> Batch:
         made = tokenized(self.tokenizer, list(texts), None, tokens, return_tensors="pt", **options)
         return {name: made[name] for name in ("input_ids", "attention_mask")}
+
+
+def novel() -> list[str]:
+    """The sentences of a novel."""
+    with as_file(files("secateurs") / "data" / "pride_and_prejudice.txt") as path:
+        return read_text(path)

@@ -96,7 +96,7 @@ def how_timed(rows: list[Row]) -> str:
         f"{first.get('precision') or first['dtype']}, {first['device']} ({first['isa']}), "
         f"{first['threads']} threads, torch {first['torch']}, commit {first['commit']}; "
         f"{first['examples']} examples of calibration. Asked for is the time at {batch}x{tokens} "
-        "of the model that keeps a half, or a quarter, of the heads and neurons of each layer; "
+        "of the model that keeps that share of the heads and neurons of each layer; "
         "medians over seeds of the calibration data:"
     )
 

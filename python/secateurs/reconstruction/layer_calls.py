@@ -33,23 +33,48 @@ class _Stop(Exception):
 
 
 def layer_calls(model: nn.Module, sites: Sites, batch: Batch) -> tuple[Tensor, list[LayerCall]]:
-    """The states `[B, T, d]` in front of the first layer on `batch`, and the call of each layer."""
+    """The states `[B, T, d]` in front of the first layer on `batch`, and the call of each layer.
+
+    Only the first layer computes: what a model hands to the others, but for the states, does not
+    depend on those in front.
+    """
     states: list[Tensor] = []
     calls: list[LayerCall] = []
+    behind: list[Any] = []  # what the first layer returns
 
     def record(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if not calls:
             states.append(states_of(args, named))
         calls.append(LayerCall(*with_states(args, named, None)))
 
+    def hand_on(*_: Any, **__: Any) -> Any:
+        return behind[0]
+
     takes = inspect.signature(type(model).forward).parameters
     inputs = {**batch, "use_cache": False} if "use_cache" in takes else batch
+    first, *others = [sites.layer(model, index) for index in range(len(sites.layers))]
     with ExitStack() as stack:
-        for index in range(len(sites.layers)):
-            hook = sites.layer(model, index).register_forward_pre_hook(record, with_kwargs=True)
+        for layer in (first, *others):
+            hook = layer.register_forward_pre_hook(record, with_kwargs=True)
             stack.callback(hook.remove)
+        stack.enter_context(outputs_of(first, behind.append))
+        for layer in others:
+            stack.enter_context(_instead_of_forward(layer, hand_on))
         run(model, inputs)
     return states[0], calls
+
+
+@contextmanager
+def _instead_of_forward(layer: nn.Module, call: Callable[..., Any]) -> Iterator[None]:
+    """Let a layer do nothing but `call` inside the block."""
+    before = layer.__dict__.get("forward")  # accelerate's hooks leave one there
+    layer.forward = call
+    try:
+        yield
+    finally:
+        del layer.forward
+        if before is not None:
+            layer.forward = before
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fault import faults_in
 
+CALLS = "reconstruction/test_layer_calls.py"
 REFIT = "reconstruction/test_refit.py"
 ADMM = "reconstruction/test_admm.py"
 ADMM_MASKS = "pruning/methods/test_layerwise_admm.py"
@@ -18,6 +19,16 @@ FAULTS = (
         ("gram.addr_(mean, mean, alpha=-self.count)", "pass",
          "reconstruction/test_refit.py -k normal_equations"),
         ("gram.diagonal().add_(ridge * size)", "pass", "reconstruction/test_refit.py -k by_hand"),
+    ),
+    *faults_in(
+        f"{RECONSTRUCTION}/layer_calls.py",
+        ("stack.enter_context(_instead_of_forward(layer, hand_on))", "pass",
+         f"{CALLS} -k only_the_first"),
+        ("        if before is not None:\n            layer.forward = before\n", "",
+         f"{CALLS} -k as_before"),
+        ("calls.append(LayerCall(*with_states(args, named, None)))",
+         "calls[:] = [LayerCall(*with_states(args, named, None))] * (len(calls) + 1)",
+         f"{CALLS} -k walk_meets"),
     ),
     *faults_in(
         f"{RECONSTRUCTION}/walk.py",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from weakref import WeakSet
+
 import numpy as np
 import pytest
 import torch
-from support.tiny_models import tiny_model
+from support.tiny_models import tiny_batch, tiny_model
 
 from secateurs import find_sites
 from secateurs.errors import MethodError
+from secateurs.pruning.activations import reader, units_read
+from secateurs.pruning.methods import obs
 from secateurs.pruning.methods.obs import Moments, removal_errors
 from secateurs.pruning.run import score
 
@@ -119,6 +123,39 @@ def test_padding_is_left_out():
     }
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "whole t5"])
+def test_scores_are_those_of_what_the_whole_model_hands_on(family, monkeypatch):
+    model = tiny_model(family)
+    sites, batches = find_sites(model), [tiny_batch(model, seed=seed) for seed in range(3)]
+    at_once, alive = [0], WeakSet()
+
+    class Counted(Moments):
+        def add(self, vectors):
+            super().add(vectors)
+            alive.add(self)
+            at_once[0] = max(at_once[0], len(alive))
+
+    monkeypatch.setattr(obs, "Moments", Counted)
+    given = score(model, batches, method="obs", budget="heads=0.5,neurons=0.5", progress=False)
+    monkeypatch.undo()
+    # A sub-layer of heads and one of neurons; of two stacks all.
+    assert at_once[0] == (2 if family != "whole t5" else len(given))
+    gathered = {name: Moments() for name in given}
+    with torch.no_grad():
+        for batch in batches:
+            with units_read(
+                model, sites, given, batch, lambda name, vectors: gathered[name].add(vectors)
+            ):
+                model(**batch)
+    for name, errors in given.items():
+        view = reader(model, sites, name)
+        moments = gathered[name].covariance(centred=view.bias is not None)
+        expected = removal_errors(
+            view.weight.detach().double(), moments, len(errors), 0.01, max(1, len(errors) // 96)
+        )
+        torch.testing.assert_close(errors, expected)
 
 
 def test_a_damping_of_nothing_is_refused():

@@ -12,22 +12,27 @@ relative to the output's variance, so that layers compare. A bias takes up the m
 nothing; without a bias H holds second moments. Departures: neurons go in groups of up to K / 96 at
 a time, and the relative error alone compares layers.
 
-Prunes heads, neurons. Needs activations: one forward pass over the calibration batches. The
-weights themselves are not changed: `refit` does that, towards the residual stream.
+Prunes heads, neurons. Needs activations: one forward pass over the calibration batches, layer by
+layer; of a model with two stacks all at once. The weights themselves are not changed: `refit` does
+that, towards the residual stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from secateurs.architectures.sites import Sites
 from secateurs.data.batches import Batch, evaluating, run, unlabelled
 from secateurs.errors import DataError, MethodError
 from secateurs.processes import summed, total
 from secateurs.pruning.activations import reader, units_read
+from secateurs.pruning.allocation.budget import Budget
 from secateurs.pruning.base import Needs, Pruner
+from secateurs.reconstruction.layer_calls import LayerCall, layer_calls
 
 _STEPS = 96  # in which the neurons of one sub-layer go
 
@@ -48,7 +53,16 @@ class ObsPruner(Pruner):
         if not damping > 0:
             raise MethodError(f"expected a damping above 0, got {damping}")
         self.damping = damping
+        self._walks: list[_Walk] = []  # of the batches, in a model of one stack
+        self._seen = 0  # batches of this round
+        self._layer = 0
         self._moments: dict[str, Moments] = {}
+        self._scores: dict[str, Tensor] = {}
+
+    def start(self, model: nn.Module, sites: Sites, budget: Budget, seed: int) -> None:
+        super().start(model, sites, budget, seed)
+        # Layer by layer, so that no more than the moments of one are held.
+        self.rounds = len(sites.layers) if len(sites.stacks) == 1 else 1
 
     def observe(self, batch: Batch) -> None:
         inputs = unlabelled(batch, self.model)
@@ -59,28 +73,58 @@ class ObsPruner(Pruner):
         with (
             evaluating(self.model),
             torch.no_grad(),
-            units_read(self.model, self.sites, self.units(), inputs, gather),
+            units_read(self.model, self.sites, self._observed(), inputs, gather),
         ):
-            run(self.model, inputs)
+            if self.rounds == 1:
+                run(self.model, inputs)
+                return
+            if self._layer == 0:
+                self._walks.append(_Walk(*layer_calls(self.model, self.sites, inputs)))
+            self._walks[self._seen].advance(self.sites.layer(self.model, self._layer), self._layer)
+        self._seen += 1
 
     def end_round(self) -> None:
-        for moments in self._moments.values():
+        for name, moments in self._moments.items():
             moments.gather()
+            self._scores[name] = self._scored(name, moments)
+        self._moments, self._seen, self._layer = {}, 0, self._layer + 1
 
     def scores(self) -> Mapping[str, Tensor]:
-        if not self._moments:
+        if not self._scores:
             raise DataError("obs expects calibration batches, got none")
-        scores = {}
-        for name, (units,) in self.units().items():
-            view = reader(self.model, self.sites, name)
-            moments = self._moments[name].covariance(centred=view.bias is not None)
-            weight = view.weight.detach().to(moments)
-            for what, tensor in (("activations", moments), ("weights", weight)):
-                if not bool(torch.isfinite(tensor).all()):
-                    raise MethodError(f"expected finite {what}, got NaN or infinity at {name}")
-            at_once = max(1, units // _STEPS)
-            scores[name] = removal_errors(weight, moments, units, self.damping, at_once).cpu()
-        return scores
+        return self._scores
+
+    def _observed(self) -> list[str]:
+        """The sites that are read in this round."""
+        return [
+            name
+            for name in self.units()
+            if self.rounds == 1 or self.sites.by_name[name].layer == self._layer
+        ]
+
+    def _scored(self, name: str, gathered: Moments) -> Tensor:
+        """The scores of the units of one site, `[units]`."""
+        (units,) = self.units()[name]
+        view = reader(self.model, self.sites, name)
+        moments = gathered.covariance(centred=view.bias is not None)
+        weight = view.weight.detach().to(moments)
+        for what, tensor in (("activations", moments), ("weights", weight)):
+            if not bool(torch.isfinite(tensor).all()):
+                raise MethodError(f"expected finite {what}, got NaN or infinity at {name}")
+        at_once = max(1, units // _STEPS)
+        return removal_errors(weight, moments, units, self.damping, at_once).cpu()
+
+
+@dataclass
+class _Walk:
+    """One batch on its way: the states in front of the layer at hand, `[B, T, d]`, and the call of
+    each layer."""
+
+    states: Tensor
+    calls: list[LayerCall]
+
+    def advance(self, layer: nn.Module, index: int) -> None:
+        self.states = self.calls[index](layer, self.states)
 
 
 class Moments:
@@ -139,33 +183,37 @@ def removal_errors(
     identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
     inverse = torch.linalg.inv(moments + damping * spread * identity)
     whole = float(((weight @ moments) * weight).sum())
-    weight, error = weight.clone(), 0.0
-    errors = torch.zeros(units, dtype=weight.dtype, device=weight.device)
-    left = torch.ones(units, dtype=torch.bool, device=weight.device)
-    while bool(left.any()):
-        costs = _costs(weight, inverse, units, size).masked_fill(~left, torch.inf)
-        chosen = costs.argsort(stable=True)[: min(at_once, int(left.sum()))]
-        columns = (chosen[:, None] * size + torch.arange(size, device=weight.device)).flatten()
+    errors, error = torch.zeros(units, dtype=weight.dtype, device=weight.device), 0.0
+    left = torch.arange(units, device=weight.device)  # which the columns of both belong to
+    while len(left):
+        costs = _costs(weight, inverse, len(left), size)
+        chosen = costs.argsort(stable=True)[:at_once]
+        columns = _columns(chosen, size)
         block = inverse[columns][:, columns]
         together = weight[:, columns] @ torch.linalg.inv(block)
         cost = float((together * weight[:, columns]).sum())
         # What a group costs is shared out among its units as their single costs are.
         shares = costs[chosen].cumsum(0)
-        errors[chosen] = error + cost * shares / shares[-1].clamp_min(1e-300)
+        errors[left[chosen]] = error + cost * shares / shares[-1].clamp_min(1e-300)
         error += cost
-        weight -= together @ inverse[columns]
-        inverse -= inverse[:, columns] @ torch.linalg.solve(block, inverse[columns])
-        left[chosen] = False
+        stays = torch.ones_like(left, dtype=torch.bool).index_fill(0, chosen, False)
+        left, others = left[stays], _columns(stays.nonzero()[:, 0], size)
+        coupling = inverse[columns][:, others]
+        weight = weight[:, others] - together @ coupling
+        inverse = inverse[others][:, others] - coupling.T @ torch.linalg.solve(block, coupling)
     return errors / whole if whole > 0 else torch.zeros_like(errors)
 
 
+def _columns(units: Tensor, size: int) -> Tensor:
+    """Where the inputs of some units are."""
+    return (units[:, None] * size + torch.arange(size, device=units.device)).flatten()
+
+
 def _costs(weight: Tensor, inverse: Tensor, units: int, size: int) -> Tensor:
-    """What it costs to remove each unit alone, `[units]`; of one that is gone, anything."""
+    """What it costs to remove each unit alone, `[units]`."""
     if size == 1:
         return weight.square().sum(0) / inverse.diagonal().clamp_min(1e-300)
     blocks = inverse.view(units, size, units, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    gone = blocks.diagonal(dim1=1, dim2=2).sum(1) <= 1e-12 * inverse.diagonal().sum()
-    blocks = torch.where(gone[:, None, None], torch.eye(size).to(blocks), blocks)
     parts = weight.view(-1, units, size).permute(1, 2, 0)
     costs: Tensor = (torch.linalg.solve(blocks, parts) * parts).sum((1, 2))
     return costs
