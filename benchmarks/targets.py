@@ -6,13 +6,14 @@ all-MiniLM-L6-v2 is searched for each shape, precision and speed-up. A row holds
 what the table predicted, and the time that was measured again behind the search, in turns with the
 model as transformers runs it: `off` is how far that is from the time asked for, relative to it, and
 `spread` that of the measurement. Few examples decide, for nobody looks at quality: see frontier.py.
-A speed-up that is out of reach is a row too, with the sentence that refused it. Rows that the file
-holds are not made again.
+A speed-up that is out of reach is a row too, with the sentence that refused it; `whole` is a model
+that loses nothing, which may be faster than was asked. Rows that the file holds are not made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,12 @@ sys.path.remove(str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from benchmarks.dense import Rows, model_folder, prepare, where
-from benchmarks.sentences import Sentences
+from benchmarks.dense import Rows, calibration, embedding_model, prepare, where
 
 from secateurs.errors import BudgetError
 from secateurs.measurement.inputs import Shape
 from secateurs.pruning import Budget
 from secateurs.search import Search
-from secateurs.storage.model_folders import open_model
 
 SHAPES: tuple[Shape, ...] = ((1, 32), (1, 128), (8, 128))
 SPEEDUPS = (1.3, 1.6, 2.0, 2.3, 2.6, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 8.0)
@@ -40,9 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     prepare(options)
     rows = Rows(options.json, "shape", "dtype", "speedup")
-    sentences = Sentences.read(model_folder("mini"), None).one_by_one()[:_EXAMPLES]
+    dense = embedding_model(options)
+    sentences = calibration(dense, _EXAMPLES, 16)
     for dtype in options.precisions:
-        model = open_model(model_folder("mini")).to(DTYPES[dtype])
+        model = copy.deepcopy(dense.model).to(DTYPES[dtype])
         for shape in SHAPES:
             kind = {"shape": list(shape), "dtype": dtype}
             wanted = [s for s in options.speedups if {**kind, "speedup": s} not in rows]
@@ -70,6 +70,7 @@ def _asked(search: Search, speedup: float) -> dict[str, Any]:
         "measured_ms": found.measured,
         "again_ms": again.ms,
         "off": again.ms / asked - 1,
+        "whole": not found.plan.masks,
         "spread": again.spread / again.ms,
         "table_spread": search.table.spread,
     }
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--speedups", nargs="+", type=float, default=list(SPEEDUPS))
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", required=True, help="rows, and what is done already")
-    parser.set_defaults(model="mini")
+    parser.set_defaults(model="mini", max_length=128, work=".")
     return parser
 
 
