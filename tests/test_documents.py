@@ -21,7 +21,7 @@ from secateurs.cli.main import parser
 from secateurs.integrations.exported import export
 from secateurs.integrations.runtimes import RUNTIMES, runtime
 from secateurs.pruning import ALLOCATORS, Needs
-from secateurs.storage.model_folders import copy_tokenizer, open_model
+from secateurs.storage.model_folders import copy_processors, open_model, tokenizer_in
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -122,7 +122,7 @@ def test_the_examples_of_runtimes_run(package, pruned_folders):
         pytest.importorskip(needed)
     written = pruned_folders / f"pruned-{target}"
     export("pruned", target, written)
-    copy_tokenizer("pruned", written)
+    copy_processors("pruned", written, tokenizer_in("pruned"))
     text = (DOCS / "integrations.md").read_text("utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (block,) = [block for block in blocks if block.startswith(f"import {package}\n")]

@@ -22,7 +22,6 @@ from transformers import (
     DebertaV2Config,
     DPRConfig,
     Gemma2Config,
-    Gemma3TextConfig,
     LiltConfig,
     LiltModel,
     LongformerConfig,
@@ -34,6 +33,7 @@ from transformers import (
 from secateurs import (
     BlockMask,
     Gates,
+    HeadMask,
     SparsityPlan,
     apply,
     convert,
@@ -94,7 +94,7 @@ def test_a_family_keeps_the_whole_contract(kind, tmp_path):
     assert relative(answer(convert(fitted, chosen), batch), want) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["mpnet", "modernbert"])
+@pytest.mark.parametrize("kind", ["mpnet", "modernbert", "phi3"])
 def test_what_is_left_of_fused_and_biased_layers_is_exported_small(kind):
     model = tiny_model(kind)
     grid = torch.ones(6, 4).bool()
@@ -132,11 +132,39 @@ def test_a_fit_counts_the_factors_of_channels():
     assert relative(answer(apply(apart, plan), batches[0]), want) < 1e-4
 
 
-def test_a_changed_eps_of_the_norms_of_heads_is_kept(tmp_path):
-    model = tiny_model("qwen3")
+@torch.no_grad()
+def test_a_fit_stands_in_front_of_the_norms_of_their_outputs():
+    """What a norm stands behind is fitted to what it gives in the dense model, by least squares."""
+    model = tiny_model("gemma3_text")
+    plan = SparsityPlan({"layers.0.heads": HeadMask(torch.tensor([True, False, True, True]))})
+    batches = [tiny_batch(model, seed=seed) for seed in range(2, 12)]
+    read, given = [], []
+    linear = model.model.layers[0].self_attn.o_proj
+
+    def keep(_, args, output):
+        read.append(args[0].flatten(0, 1))
+        given.append(output.flatten(0, 1))
+
+    hook = linear.register_forward_hook(keep)
+    for batch in batches:
+        model(**batch)
+    hook.remove()
+    real = torch.cat([batch["attention_mask"].flatten().bool() for batch in batches])
+    kept = torch.arange(64).view(4, 16)[[0, 2, 3]].flatten()
+    features, wanted = (torch.cat(part)[real].double() for part in (read, given))
+    best = torch.linalg.lstsq(features[:, kept], wanted).solution.T
+    fitted = refit(model, plan, batches, ridge=0.0, progress=False)
+    weight = fitted.model.layers[0].self_attn.o_proj.weight[:, kept].double()
+    torch.testing.assert_close(weight, best, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3_text"])
+def test_a_changed_eps_of_inner_norms_is_kept(kind, tmp_path):
+    model = tiny_model(kind)
     fast = convert(model, SparsityPlan(PLANS["uneven"]))
-    for i in range(3):
-        for norm in fast.model.layers[i].head_norms:
+    for layer in fast.model.layers:
+        behind = (layer.attention_scale, layer.ffn_scale) if kind == "gemma3_text" else ()
+        for norm in (*layer.head_norms, *behind):
             setattr(norm, "eps" if hasattr(norm, "eps") else "variance_epsilon", 0.5)
     want = answer(fast, tiny_batch(model))
     save(fast, tmp_path / "m")
@@ -172,8 +200,7 @@ IN_THE_WAY = {
     "disentangled": (DebertaV2Config(), "'deberta-v2': its attention is disentangled"),
     "experts": (MixtralConfig(), "'mixtral': its feed-forward networks are a mixture of experts"),
     "shared layers": (AlbertConfig(), "'albert': its layers share one set of weights"),
-    "norms behind": (Gemma2Config(), "'gemma2': a second norm stands between the output"),
-    "norms behind and of heads": (Gemma3TextConfig(), "'gemma3_text': a second norm stands"),
+    "capped scores": (Gemma2Config(), "'gemma2': its attention caps its scores"),
     "two stacks": (CLIPConfig(), "'clip': it has two stacks of layers"),
     "nothing there": (DPRConfig(), "'dpr': its layers are made of other parts"),
 }

@@ -17,7 +17,7 @@ from secateurs.cli import main as cli
         (["--budget", "heads=1.5", "--method", "random"], "between 0 and 1, got 1.5"),
         (["--budget", "heads=13", "--method", "random"], "between 0 and 1, got 13"),
         (["--budget", "tails=0.5", "--method", "random"], "'tails=0.5'"),
-        (["--budget", "heads=0.5"], "expected --text or --data, which method gradient needs"),
+        (["--budget", "heads=0.5"], "expected --text, --data or --images, which method gradient"),
         (
             ["--budget", "heads=0.5", "--method", "random", "--distill", "3"],
             "which --distill needs",

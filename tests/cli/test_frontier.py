@@ -181,8 +181,8 @@ def test_a_frontier_is_judged_by_pairs(folder, text, pairs, tmp_path, capsys, mo
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "one of --text, --data and --task"),
-        (["--task", "sst2", "--text", "text.txt"], "one of --text, --data and --task"),
+        ([], "one of --text, --data, --images and --task"),
+        (["--task", "sst2", "--text", "text.txt"], "one of --text, --data, --images and --task"),
         (["--task", "sst2", "--pairs", "p"], "--pairs only with --text or --data"),
         (["--text", "text.txt", "--data-dir", "."], "--data-dir only with --task"),
         (["--task", "sst2", "--data-dir", "glue"], "expected a model with a head for sst2"),

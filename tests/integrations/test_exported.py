@@ -17,6 +17,7 @@ from secateurs import HeadMask, NeuronMask, SparsityPlan, convert, load, save
 from secateurs.errors import BackendError, CheckpointError
 from secateurs.integrations import exported
 from secateurs.integrations.runtimes import RUNTIMES, runtime
+from secateurs.measurement.inputs import tokens_of_an_input
 from secateurs.storage.model_folders import open_model
 
 PLAN = SparsityPlan(
@@ -99,8 +100,20 @@ def test_a_runtime_that_computes_something_else_is_refused(tmp_path, monkeypatch
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch's own
+@pytest.mark.parametrize("family", ["vit", "wav2vec2", "audio-spectrogram-transformer"])
+def test_models_of_other_inputs_are_exported(family, tmp_path):
+    save(convert(tiny_model(family), SparsityPlan()), tmp_path / "pruned")
+    made = exported.export(tmp_path / "pruned", "torch", tmp_path / "out")
+    tokens = tokens_of_an_input(made.compact)
+    assert (tokens is None) == (family == "wav2vec2")
+    batch = made.inputs((5, tokens or 17))
+    assert torch.allclose(made.run(batch), made.converted(batch), atol=1e-4)
+
+
 def test_what_cannot_be_exported_is_refused(tmp_path):
-    save(convert(tiny_model("vit"), SparsityPlan()), tmp_path / "vit")
-    with pytest.raises(BackendError, match="model of tokens to export, got one of pixel_values"):
-        exported.export(tmp_path / "vit", "torch", tmp_path / "out")
-    assert run("export", tmp_path / "vit", "--to", "torch", "--out", tmp_path / "out") == 2
+    save(convert(tiny_model("bart"), SparsityPlan()), tmp_path / "bart")
+    with pytest.raises(BackendError, match=r"one stack of layers .* got a Bart.*decoder_in"):
+        exported.export(tmp_path / "bart", "torch", tmp_path / "out")
+    assert run("export", tmp_path / "bart", "--to", "torch", "--out", tmp_path / "out") == 2
+    assert not (tmp_path / "out").exists()

@@ -15,7 +15,15 @@ from secateurs import SparsityPlan, convert
 from secateurs.architectures.records import ARCHITECTURES
 from secateurs.architectures.records.bert import BERT, ESM, MODERNBERT
 from secateurs.architectures.records.gpt import GPT2, POST_NORM_OPT
-from secateurs.architectures.records.llama import EUROBERT, GEMMA, GRANITE, LLAMA, QWEN3
+from secateurs.architectures.records.llama import (
+    EUROBERT,
+    GEMMA,
+    GEMMA3,
+    GRANITE,
+    LLAMA,
+    PHI3,
+    QWEN3,
+)
 from secateurs.architectures.records.seq2seq import BART, MBART, T5
 from secateurs.architectures.records.sound import STABLE_WAV2VEC2, WAV2VEC2
 from secateurs.architectures.records.vision import DINOV2
@@ -60,9 +68,14 @@ def reordered(record):
 
 
 def unscaled(record):
-    sublayers = (replace(sublayer, scale=None) for sublayer in record.sublayers)
+    sublayers = (replace(sublayer, scale=None, output_norm=None) for sublayer in record.sublayers)
     attention, ffn = sublayers
     return replace(record, attention=attention, ffn=ffn)
+
+
+def of_one_width(record):
+    linears = tuple(replace(linear, first_as=None) for linear in record.attention.linears)
+    return replace(record, attention=replace(record.attention, linears=linears))
 
 
 def with_head_norms(record, paths):
@@ -126,6 +139,12 @@ WRONG_RECORDS = {
         replace(DINOV2, ffn=replace(DINOV2.ffn, scale="mlp.activation")),
     ),
     "a factor of the sub-layers left out": ("granite", unscaled(GRANITE)),
+    "norms of outputs left out": ("gemma3_text", unscaled(GEMMA3)),
+    "norms of outputs of the other sub-layer": (
+        "gemma3_text",
+        replace(GEMMA3, ffn=replace(GEMMA3.ffn, output_norm=GEMMA3.attention.output_norm)),
+    ),
+    "parts of a fused linear of one width": ("phi3", of_one_width(PHI3)),
     "norms of heads left out": ("qwen3", with_head_norms(QWEN3, ())),
     "norms of heads swapped": ("qwen3", with_head_norms(QWEN3, QWEN3.attention.head_norms[::-1])),
     "norms whose weights are not from one": ("gemma", replace(GEMMA, norm_offset=0.0)),

@@ -23,7 +23,7 @@ from secateurs.errors import (
 )
 from secateurs.search import latency_table
 from secateurs.search import search as module
-from secateurs.search.latency_table import LatencyTable
+from secateurs.search.latency_table import LatencyTable, LayerTimes
 from secateurs.search.precisions import Precision, own
 from secateurs.search.sensitivity import Judge, sensitivities
 from secateurs.search.sizes import full_size
@@ -205,6 +205,26 @@ def test_a_table_is_measured_once_and_kept(bert, monkeypatch, tmp_path):
     file.write_text(json.dumps({"stock": "fast"}))
     with pytest.raises(TypeError):  # what is damaged is measured again
         LatencyTable.measured(bert, {(1, 8): 1.0}, progress=False)
+
+
+@pytest.mark.parametrize(("tries", "raises"), [([-1.0, 1.0], False), ([-1.0, -1.0, 1.0], True)])
+def test_a_table_that_does_not_add_up_is_measured_once_more(
+    bert, monkeypatch, tmp_path, tries, raises
+):
+    monkeypatch.setenv("SECATEURS_CACHE", str(tmp_path))
+    left = iter(tries)
+
+    def measured(*_):
+        removed = (next(left) - 6.0) / 3
+        return LatencyTable(12.0, 6.0, (LayerTimes({0: removed}, {0: removed}, removed),) * 3)
+
+    monkeypatch.setattr(latency_table, "_measure", measured)
+    if raises:
+        with pytest.raises(MeasurementError, match="add up, got -1 ms"):
+            LatencyTable.measured(bert, {(1, 8): 1.0}, progress=False)
+        assert not list(tmp_path.glob("latency-*.json"))
+    else:
+        assert LatencyTable.measured(bert, {(1, 8): 1.0}, progress=False).least == 1.0
 
 
 def test_a_table_measured_in_parts_is_that_of_one_part(bert, monkeypatch, tmp_path):

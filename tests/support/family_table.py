@@ -66,6 +66,7 @@ def _besides(record: Architecture) -> list[str]:
         "bias by relative position": attention.biased,
         "norms of queries and keys": bool(attention.head_norms),
         "factors of sub-layers": attention.scale is not None,
+        "norms behind the outputs of sub-layers": attention.output_norm is not None,
         "norms store their distance to one": bool(record.norm_offset),
     }
     told = [fact for fact, holds in facts.items() if holds]

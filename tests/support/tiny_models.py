@@ -60,6 +60,12 @@ _SCALES = {
 _NO_ROTARY = {"no_rope_layers": [1, 0, 1]}  # in the middle one of three
 _ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _OPT = {**_ENDS, "ffn_dim": 96, "word_embed_proj_dim": 64}
+_GEMMA3 = {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 12,
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 # Families of one record each, on code that those above go through: the names of their config and
 # their model, and what the config is given besides the sizes. One compact test runs on each.
 RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -146,6 +152,13 @@ RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {**_PAIRS, "head_dim": 16}),
     "granite": ("GraniteConfig", "GraniteForCausalLM", {**_PAIRS, **_SCALES}),
     "gemma": ("GemmaConfig", "GemmaForCausalLM", {**_PAIRS, "head_dim": 16}),
+    "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM", {**_PAIRS, **_GEMMA3}),
+    "two-way gemma3_text": (
+        "Gemma3TextConfig",
+        "Gemma3TextModel",
+        {**_PAIRS, **_GEMMA3, "use_bidirectional_attention": True, "sliding_window": 2},
+    ),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM", {**_PAIRS, **_ENDS}),
     "seed_oss": ("SeedOssConfig", "SeedOssForCausalLM", {**_PAIRS, "head_dim": 16}),
     "opt": ("OPTConfig", "OPTForCausalLM", _OPT),
     "post-norm opt": ("OPTConfig", "OPTForCausalLM", {**_OPT, "do_layer_norm_before": False}),

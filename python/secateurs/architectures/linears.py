@@ -21,16 +21,17 @@ class LinearView:
 
     Attributes:
         module: that holds it, maybe with others.
+        rows: of the module's outputs that are its own; None for all.
     """
 
     module: nn.Module
     linear: Linear
+    rows: slice | None = None
 
     @property
     def weight(self) -> Tensor:
         """`[N, K]`: the module's parameter itself where that is all of it, else a view of it."""
-        held = self.module.weight
-        assert isinstance(held, Tensor)
+        held = _weight(self.module)
         return self._own(held.T if self.linear.transposed else held)
 
     @property
@@ -45,16 +46,34 @@ class LinearView:
         return nn.functional.linear(x, self.weight, self.bias)
 
     def _own(self, held: Tensor) -> Tensor:
-        number, parts = self.linear.part
-        if parts == 1:
-            return held
-        size = held.shape[0] // parts
-        return held[number * size : (number + 1) * size]
+        return held if self.rows is None else held[self.rows]
 
 
 def view(layer: nn.Module, linear: Linear) -> LinearView:
     """The linear of a stock layer."""
-    return LinearView(layer.get_submodule(linear.path), linear)
+    module = layer.get_submodule(linear.path)
+    return LinearView(module, linear, _rows(layer, module, linear))
+
+
+def _rows(layer: nn.Module, module: nn.Module, linear: Linear) -> slice | None:
+    """Where the outputs of a linear are among those of the module that holds it."""
+    number, parts = linear.part
+    if parts == 1:
+        return None
+    outputs = _weight(module).shape[1 if linear.transposed else 0]
+    if linear.first_as is None:
+        first = rest = outputs // parts
+    else:
+        first = _weight(layer.get_submodule(linear.first_as)).shape[1]
+        rest = (outputs - first) // (parts - 1)
+    start = 0 if number == 0 else first + (number - 1) * rest
+    return slice(start, start + (rest if number else first))
+
+
+def _weight(module: nn.Module) -> Tensor:
+    held = module.weight
+    assert isinstance(held, Tensor)
+    return held
 
 
 def stacked(parts: Sequence[Tensor]) -> Tensor:

@@ -18,13 +18,8 @@ _DISENTANGLED = (
     "of relative positions"
 )
 _EXPERTS = "its feed-forward networks are a mixture of experts, of which each token takes some"
-_FUSED = "its linears are fused in an order of their own"
 _ALL_HEADS = "it normalises queries and keys over all heads at once, and a head cannot go alone"
 _SHARED = "its layers share one set of weights, and could not lose different parts"
-_POST_NORMS = (
-    "a second norm stands between the output of each sub-layer and the sum with its input, which "
-    "no record has a place for"
-)
 _TWO_STACKS = "it has two stacks of layers: prune its text model and its vision model on their own"
 
 # What is in the way, by kind of model.
@@ -35,15 +30,13 @@ IN_THE_WAY: dict[str, str] = {
     "clip": _TWO_STACKS,
     "deberta": _DISENTANGLED,
     "deberta-v2": _DISENTANGLED,
-    "gemma2": _POST_NORMS,
-    "gemma3": _POST_NORMS,
-    "gemma3_text": _POST_NORMS,
-    "gpt_neox": _FUSED,
+    "gemma2": "its attention caps its scores",
+    "gemma3": "it reads text and images: prune its language model on its own",
+    "gpt_neox": "its queries, keys and values are fused head by head",
     "longformer": "its attention has linears of its own for global tokens",
     "olmo2": _ALL_HEADS,
     "olmo3": _ALL_HEADS,
     "phi": "its attention and its feed-forward network stand side by side behind one norm",
-    "phi3": _FUSED,
     "siglip": _TWO_STACKS,
     "swin": _WINDOWS,
     "swinv2": _WINDOWS,

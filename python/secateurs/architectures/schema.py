@@ -26,8 +26,10 @@ class Linear:
         rows: what its outputs are: the width of the model, query heads, key/value heads, heads of
             cross-attention or neurons.
         columns: what its inputs are.
-        part: `(i, n)` where the module holds n linears of equal size, one behind the other: this is
-            number i.
+        part: `(i, n)` where the module holds n linears, one behind the other: this is number i.
+        first_as: path of the linear that reads as many channels as the first part of the module
+            gives, where the parts differ: the others share the rest equally. By default all parts
+            are equal.
         transposed: whether the module stores its weight as `[K, N]`, as a Conv1D does.
     """
 
@@ -37,6 +39,7 @@ class Linear:
     columns: Side = "hidden"
     part: tuple[int, int] = (0, 1)
     transposed: bool = False
+    first_as: str | None = None
 
     @property
     def shares(self) -> bool:
@@ -59,6 +62,7 @@ class SubLayer:
         norm: path of the norm in front of it or behind it.
         scale: path of what its output is multiplied by before the residual is added: a module that
             holds a factor for each channel (Touvron et al. 2021, LayerScale), or a number.
+        output_norm: path of a norm of its output before the residual is added.
     """
 
     name: ClassVar[str]  # the site of all of it, in a layer
@@ -66,6 +70,12 @@ class SubLayer:
     linears: tuple[Linear, ...]
     norm: str
     scale: str | None = field(default=None, kw_only=True)
+    output_norm: str | None = field(default=None, kw_only=True)
+
+    @property
+    def outlet(self) -> str | None:
+        """Path of what its output goes through before the residual is added, if anything."""
+        return self.scale or self.output_norm
 
     @property
     def last(self) -> Linear:
@@ -167,15 +177,25 @@ def cross_attention(query: str, key: str, value: str, output: str, norm: str) ->
     return CrossAttention(linears, norm)
 
 
-def fused_attention(qkv: str, output: str, norm: str, transposed: bool = False) -> SelfAttention:
-    """Self-attention whose q, k and v are equal parts of one module."""
+def fused_attention(
+    qkv: str, output: str, norm: str, transposed: bool = False, *, grouped: bool = False
+) -> SelfAttention:
+    """Self-attention whose q, k and v are parts of one module: equal ones, or of fewer heads in k
+    and v if `grouped`."""
     sides: tuple[tuple[str, Side], ...] = (
         ("query", "heads"),
         ("key", "kv_heads"),
         ("value", "kv_heads"),
     )
     inputs = (
-        Linear(role, qkv, rows=rows, part=(i, 3), transposed=transposed)
+        Linear(
+            role,
+            qkv,
+            rows=rows,
+            part=(i, 3),
+            transposed=transposed,
+            first_as=output if grouped else None,
+        )
         for i, (role, rows) in enumerate(sides)
     )
     last = Linear("output", output, columns="heads", transposed=transposed)
@@ -263,14 +283,21 @@ class Architecture:
 
     @property
     def norms(self) -> tuple[str, ...]:
+        """In front of sub-layers, or behind them."""
         return tuple(sublayer.norm for sublayer in self.sublayers)
+
+    @property
+    def inner_norms(self) -> tuple[str, ...]:
+        """Those in between: of queries and keys, and of what sub-layers give."""
+        behind = (sublayer.output_norm for sublayer in self.sublayers)
+        return (*self.attention.head_norms, *filter(None, behind))
 
     @property
     def lent(self) -> tuple[str, ...]:
         """What a layer holds besides its linears, and a converted layer takes over unchanged."""
         attention = self.attention
-        scales = (sublayer.scale for sublayer in self.sublayers)
-        others = (attention.relative_bias, *scales)
+        outlets = (sublayer.outlet for sublayer in self.sublayers)
+        others = (attention.relative_bias, *outlets)
         return (*self.norms, *attention.head_norms, *filter(None, others))
 
     @property

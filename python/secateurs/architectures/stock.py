@@ -59,18 +59,19 @@ def behaviour(architecture: Architecture, layer: nn.Module, head_dim: int) -> Be
     )
 
 
-def scale_of(layer: nn.Module, sublayer: SubLayer) -> nn.Module | float | None:
-    """What the output of a sub-layer is multiplied by before the residual is added; None for
-    nothing. Raises FamilyError where the layer has no such thing."""
-    if sublayer.scale is None:
+def outlet_of(layer: nn.Module, sublayer: SubLayer) -> nn.Module | float | None:
+    """What the output of a sub-layer goes through, or is multiplied by, before the residual is
+    added; None for nothing. Raises FamilyError where the layer has no such thing."""
+    if sublayer.outlet is None:
         return None
-    holder, _, name = sublayer.scale.rpartition(".")
-    scale: Any = getattr(module_at(layer, holder), name, None)
-    if not isinstance(scale, (nn.Module, float, int)):
+    holder, _, name = sublayer.outlet.rpartition(".")
+    outlet: Any = getattr(module_at(layer, holder), name, None)
+    if not isinstance(outlet, (nn.Module, float, int)):
         raise FamilyError(
-            f"expected a factor at {sublayer.scale} of {type(layer).__name__}, got {scale!r}"
+            f"expected a factor or a norm at {sublayer.outlet} of {type(layer).__name__}, got "
+            f"{outlet!r}"
         )
-    return scale
+    return outlet
 
 
 def check_stock(model: nn.Module, sites: Sites) -> None:

@@ -64,25 +64,6 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_timing(parser: argparse.ArgumentParser) -> None:
-    """Add which calls are timed, and how long."""
-    parser.add_argument(
-        "--shapes",
-        type=shape,
-        nargs="+",
-        default=[(1, 32), (8, 128)],
-        metavar="BxT",
-        help="batch sizes and tokens to time (default: 1x32 8x128)",
-    )
-    parser.add_argument(
-        "--min-time",
-        type=seconds,
-        default=2.0,
-        metavar="SECONDS",
-        help="sample each shape at least so long (default: %(default)s)",
-    )
-
-
 def add_precision(parser: argparse.ArgumentParser, former: tuple[str, ...] = ()) -> None:
     """Add in what the linears of the converted model compute; `former` words are read too, but not
     told."""

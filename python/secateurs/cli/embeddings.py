@@ -26,7 +26,7 @@ def judged_by_pairs(pairs: Any, model: Any, reading: argparse.Namespace, *folder
         folders: the first of them that is one of sentence-transformers says how embeddings are
             made; without one they are mean states, of what the tokenizer in `reading.model` reads.
     """
-    from secateurs.cli.tokenizers import tokenizer_of
+    from secateurs.cli.calibration import tokenizer_of
     from secateurs.integrations.sentence_embeddings import folder_embeddings
     from secateurs.measurement.similarity import mean_embeddings, rank_correlation
     from secateurs.storage.sentence_folders import is_sentence_folder

@@ -20,19 +20,19 @@ def measured_here(rows: Sequence[Mapping[str, Any]], model: Any) -> Measured:
 
 
 def write_model(
-    model: Any, tokenizer: Any, source: str, out: Path, measured: Measured | None = None
+    model: Any, processor: Any, source: str, out: Path, measured: Measured | None = None
 ) -> None:
-    """Save a converted model to `out`, its tokenizer where there is one, what a folder of
-    sentence-transformers in `source` has besides, and a card with what was measured."""
+    """Save a converted model to `out`, with what made its inputs, or what in the folder `source`
+    makes them; what a folder of sentence-transformers there has besides; and a card with what was
+    measured."""
     from secateurs.storage.checkpoint import save
     from secateurs.storage.model_card import write_card
-    from secateurs.storage.model_folders import open_tokenizer
+    from secateurs.storage.model_folders import copy_processors, tokenizer_in
     from secateurs.storage.sentence_folders import is_sentence_folder, keep_modules
 
+    processor = processor or tokenizer_in(source)
     save(model, out)
     if is_sentence_folder(source):
         keep_modules(source, out)
-        tokenizer = tokenizer or open_tokenizer(source)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(out)
+    copy_processors(source, out, processor)
     write_card(out, model, measured)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from secateurs.cli.tokenizers import tokenizer_of
+from secateurs.cli.calibration import image_processor_of, tokenizer_of
 
 
 def add_task(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -35,13 +35,7 @@ def processor_of(options: argparse.Namespace, model: Any, task: Any) -> Any:
     DataError if the folder has none, or one whose images do not fit."""
     if reads_text(task):
         return tokenizer_of(options, model)
-    from secateurs.data.image_classification import check_size
-    from secateurs.measurement.inputs import pair
-    from secateurs.storage.model_folders import open_image_processor
-
-    processor = open_image_processor(options.model)
-    check_size(processor, (model.config.num_channels, *pair(model.config.image_size)))
-    return processor
+    return image_processor_of(options.model, model)
 
 
 def judged_by_task(options: argparse.Namespace) -> tuple[Any, Any]:

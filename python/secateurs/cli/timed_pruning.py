@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateurs.cli.arguments import above_one, milliseconds, weighted_shape
+from secateurs.cli.arguments import above_one, milliseconds
+from secateurs.cli.calibration import shuffled_batches
 from secateurs.cli.results import measured_here, write_model
+from secateurs.cli.shapes import add_shapes, shapes_of
 from secateurs.cli.terminal import OK
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ EFFORTS = ("quick", "normal", "long")  # the first is the default
 AUTO = "auto"
 PRECISIONS = ("int8", "bfloat16", AUTO)
 WITHOUT_A_TIME = ("int8",)  # that convert alone makes
-DEFAULT_SHAPE = ((8, 128), 1.0)
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
@@ -66,18 +66,6 @@ def add_precisions(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_shapes(parser: argparse.ArgumentParser) -> None:
-    """Add the calls that a time is for."""
-    parser.add_argument(
-        "--shape",
-        action="append",
-        type=weighted_shape,
-        metavar="BxT[:WEIGHT]",
-        help="batch size and tokens of the calls that count; once for each kind of call, with how "
-        "often it comes, as 1x32:0.7 (default: 8x128)",
-    )
-
-
 def add_force(parser: argparse.ArgumentParser) -> None:
     """Add the argument that goes on in spite of noise."""
     parser.add_argument(
@@ -86,27 +74,6 @@ def add_force(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="go on where the machine is too noisy for its times to be trusted",
     )
-
-
-def shuffled_batches(
-    options: argparse.Namespace, model: Any, rows: Sequence[Any]
-) -> tuple[Any, list[Any]]:
-    """The tokenizer of a model folder, and batches of `rows` in an order of the seed."""
-    from secateurs.cli.tokenizers import tokenizer_of
-    from secateurs.data.text import batches
-
-    tokenizer = tokenizer_of(options, model)
-    training = batches(tokenizer, rows, options.batch_size, options.max_length)
-    random.Random(options.seed).shuffle(training)
-    return tokenizer, training
-
-
-def shapes_of(options: argparse.Namespace) -> dict[tuple[int, int], float]:
-    """The weights of shapes; a shape that comes twice counts twice."""
-    weights: dict[tuple[int, int], float] = {}
-    for shape, weight in options.shape or [DEFAULT_SHAPE]:
-        weights[shape] = weights.get(shape, 0.0) + weight
-    return weights
 
 
 def prune_to_a_time(options: argparse.Namespace, rows: Sequence[Any], out: Path) -> tuple[int, Any]:
@@ -118,13 +85,14 @@ def prune_to_a_time(options: argparse.Namespace, rows: Sequence[Any], out: Path)
     from secateurs.storage.model_folders import open_model
 
     model = open_model(options.model)
-    tokenizer, training = shuffled_batches(options, model, rows)
+    processor, training = shuffled_batches(options, model, rows)
+    shapes = shapes_of(options, model)
     budget = Budget(latency=options.latency, speedup=options.speedup)
     found = compress(
         model,
         training[: -(-options.examples // options.batch_size)],
         budget,
-        shapes=shapes_of(options),
+        shapes=shapes,
         effort=options.effort,
         method=options.method,
         precision=options.precision,
@@ -132,7 +100,7 @@ def prune_to_a_time(options: argparse.Namespace, rows: Sequence[Any], out: Path)
         force=options.force,
         progress=options.progress,
     )
-    write_model(found.model, tokenizer, options.model, out, measured_of(found, shapes_of(options)))
+    write_model(found.model, processor, options.model, out, measured_of(found, shapes))
     density = find_sites(model).density(found.plan)
     figures = figures_of(found)
     print_figures([figures])

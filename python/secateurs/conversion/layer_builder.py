@@ -12,7 +12,7 @@ from secateurs.architectures import schema
 from secateurs.architectures.kept import LayerKeep
 from secateurs.architectures.linears import module_at
 from secateurs.architectures.sites import Sites
-from secateurs.architectures.stock import behaviour, scale_of
+from secateurs.architectures.stock import behaviour, outlet_of
 from secateurs.conversion.cost import FormPicker
 from secateurs.conversion.forms import Stack, choices
 from secateurs.conversion.modules import (
@@ -113,10 +113,6 @@ class LayerBuilder:
             self.architecture.ffn,
         )
         head_norms = [self._norm(template, path) for path in attention.head_norms]
-        attention_scale, ffn_scale = (
-            Scale(scale) if isinstance(scale, (int, float)) else scale
-            for scale in (scale_of(template, part) for part in (attention, ffn))
-        )
         layer = layer_class(stock)(
             self._attention(),
             self._ffn(),
@@ -126,8 +122,8 @@ class LayerBuilder:
             self._place,
             self._relative_bias(template),
             nn.ModuleList(head_norms) if head_norms else None,
-            attention_scale,
-            ffn_scale,
+            self._outlet(template, attention),
+            self._outlet(template, ffn),
             None if cross is None else self._cross_attention(cross),
             None if cross is None else self._norm(template, cross.norm),
         )
@@ -139,6 +135,13 @@ class LayerBuilder:
     def _place(self) -> int:
         """The number of the layer in its stack, which is its number in a cache."""
         return self.sites.place(self.index)[1]
+
+    def _outlet(self, template: nn.Module, sublayer: schema.SubLayer) -> nn.Module | None:
+        """Return what the output of a sub-layer goes through, if anything."""
+        if sublayer.output_norm is not None:
+            return self._norm(template, sublayer.output_norm)
+        outlet = outlet_of(template, sublayer)
+        return Scale(outlet) if isinstance(outlet, (int, float)) else outlet
 
     def _norm(self, template: nn.Module, path: str) -> nn.Module:
         architecture = self.architecture

@@ -106,7 +106,7 @@ def stock_husk(
         return getattr(lent[path], part) if with_norms and path in lent else held
 
     stock = again(husk, tensor)
-    for path in (*architecture.norms, *architecture.attention.head_norms):
+    for path in (*architecture.norms, *architecture.inner_norms):
         norm = stock.get_submodule(path)
         for name in eps_names(norm):
             setattr(norm, name, next(getattr(lent[path], own) for own in eps_names(lent[path])))
@@ -121,8 +121,8 @@ def lent_modules(layer: Layer, architecture: Architecture) -> dict[str, nn.Modul
         attention.norm: layer.attention_norm,
         ffn.norm: layer.ffn_norm,
         None if cross is None else cross.norm: layer.cross_norm,
-        attention.scale: layer.attention_scale,
-        ffn.scale: layer.ffn_scale,
+        attention.outlet: layer.attention_scale,
+        ffn.outlet: layer.ffn_scale,
         **dict(zip(architecture.attention.head_norms, layer.head_norms or (), strict=True)),
     }
     if layer.relative_bias is not None:

@@ -8,9 +8,6 @@ Images are kept as the files they are, and read and resized batch by batch.
 
 from __future__ import annotations
 
-import io
-import tarfile
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateurs.checks import brief, first_line
+from secateurs.checks import brief
 from secateurs.data.base import Rows, Task
+from secateurs.data.images import TARS, checked_image, files_in, pillow, pixel_values
 from secateurs.data.metrics import accuracy
 from secateurs.data.task_files import VALIDATION, from_hub, part_of, task_folder
 from secateurs.errors import DataError
 
-TARS = (".tar", ".tar.gz", ".tgz")
-MOST_BYTES = 1 << 26  # of one image: larger ones are no photos
 _COLUMNS = ("image", "img")  # what data sets on the hub call it
 
 
@@ -44,7 +40,7 @@ class ImageTask(Task):
     def read(self, split: str, directory: str | Path | None = None) -> Rows:
         """Rows with `image`, the bytes of a file, and `label`; those of all classes in turns, so
         that the first few are of each."""
-        _pillow()
+        pillow()
         if directory is None:
             return _rows_from_hub(self.source, split)
         path = _part(directory, self.source, split)
@@ -55,7 +51,7 @@ class ImageTask(Task):
                     f"expected classes out of {brief(', '.join(self.classes))} at {where}, got "
                     f"{name}"
                 )
-            of_class[name].append(_checked(data, where))
+            of_class[name].append(checked_image(data, where))
         if not of_class:
             raise DataError(f"expected images as CLASS/NAME in {path}, got none")
         turns = [
@@ -97,34 +93,6 @@ def image_task(source: str = "", directory: str | Path | None = None) -> ImageTa
     return ImageTask(name, len(classes), {"accuracy": accuracy}, tuple(classes), source)
 
 
-def pixel_values(processor: Any, images: Sequence[bytes]) -> Tensor:
-    """What an image processor makes of files `[B, C, H, W]`. Raises DataError where it fails, as on
-    images that it leaves of different sizes."""
-    pillow = _pillow()
-    opened = [pillow.open(io.BytesIO(data)).convert("RGB") for data in images]
-    try:
-        made: Tensor = processor(opened, return_tensors="pt")["pixel_values"]
-    except Exception as error:  # processors raise whatever they come to
-        sizes = sorted({f"{image.width}x{image.height}" for image in opened})
-        raise DataError(
-            f"the image processor cannot read images of {', '.join(sizes[:4])}: {first_line(error)}"
-        ) from error
-    return made
-
-
-def check_size(processor: Any, shape: tuple[int, ...]) -> None:
-    """Raise DataError unless an image processor makes `shape` (channels, height, width) of images
-    of two sizes."""
-    pillow, images = _pillow(), []
-    for size in ((48, 40), (30, 50)):
-        images.append(io.BytesIO())
-        pillow.new("RGB", size).save(images[-1], "PNG")
-    made = tuple(pixel_values(processor, [image.getvalue() for image in images]).shape[1:])
-    if made != shape:
-        told, wanted = ("x".join(map(str, one)) for one in (made, shape))
-        raise DataError(f"expected an image processor that makes images of {wanted}, got {told}")
-
-
 def _part(directory: str | Path, source: str, split: str) -> Path:
     """The folder or the tar of a split."""
     folder = task_folder(directory, "images", source)
@@ -137,54 +105,6 @@ def _part(directory: str | Path, source: str, split: str) -> Path:
         if any(folder.glob(f"{start}*{end}") for end in TARS):
             break
     return part_of(folder, split, TARS, "images, or a folder,", starts)
-
-
-def _images(path: Path, with_data: bool = True) -> Iterator[tuple[str, str, bytes]]:
-    """The class, the place and the bytes of each image of a part, in order of their names within a
-    folder; of a tar in its own. Raises DataError for any other file."""
-    if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.is_dir():
-                continue
-            if len(file.relative_to(path).parts) != 2 or file.stat().st_size > MOST_BYTES:
-                raise DataError(f"expected images as CLASS/NAME in {path}, got {file}")
-            yield file.parent.name, str(file), file.read_bytes() if with_data else b""
-        return
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                parts = Path(member.name).parts
-                if member.isdir():
-                    continue
-                if len(parts) < 2 or not member.isreg() or member.size > MOST_BYTES:
-                    raise DataError(f"expected images as CLASS/NAME in {path}, got {member.name}")
-                opened = tar.extractfile(member) if with_data else None
-                data = opened.read() if opened else b""
-                yield parts[-2], f"{path}:{member.name}", data
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise DataError(f"expected a tar of images in {path}, got {first_line(error)}") from error
-
-
-def _checked(data: bytes, where: str) -> bytes:
-    """`data` if it is an image. Raises DataError, with the place."""
-    try:
-        with _pillow().open(io.BytesIO(data)) as image:
-            image.load()
-    except DataError:
-        raise
-    except Exception as error:  # decoders raise whatever they come to
-        raise DataError(f"expected an image at {where}, got {first_line(error)}") from error
-    return data
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise DataError(
-            "expected the package pillow, to read images, got none: pip install 'secateurs[images]'"
-        ) from None
-    return Image
 
 
 def _split_of_hub(source: str, split: str) -> Any:
@@ -218,5 +138,16 @@ def _rows_from_hub(source: str, split: str) -> Rows:
         where = f"images:{source} {split}:{number}"
         if not isinstance(row["label"], int) or row["label"] < 0:
             raise DataError(f"expected a class at {where}, got {brief(row['label'])}")
-        found.append({"image": _checked(row[column]["bytes"], where), "label": row["label"]})
+        found.append({"image": checked_image(row[column]["bytes"], where), "label": row["label"]})
     return found
+
+
+def _images(path: Path, with_data: bool = True) -> Iterator[tuple[str, str, bytes]]:
+    """The class, the place and the bytes of each image of a part, in order of their names within a
+    folder; of a tar in its own. Raises DataError for any other file."""
+    of_folder = path.is_dir()
+    for file in files_in(path, None if with_data else ()):
+        depth = len(file.parts)
+        if depth < 2 or (of_folder and depth > 2):
+            raise DataError(f"expected images as CLASS/NAME in {path}, got {file.where}")
+        yield file.parts[-2], file.where, file.data

@@ -24,7 +24,7 @@ from secateurs.conversion.report import conversion_of
 from secateurs.errors import BackendError, CheckpointError
 from secateurs.integrations.runtimes import runtime
 from secateurs.integrations.sentence_embeddings import open_embedder
-from secateurs.measurement.inputs import Shape, token_inputs
+from secateurs.measurement.inputs import Shape, token_inputs, tokens_of_an_input
 from secateurs.measurement.timing import relative_error
 from secateurs.storage.checkpoint import load
 from secateurs.storage.compact_export import export_compact
@@ -44,6 +44,7 @@ class Exported:
     Attributes:
         path: of the file to open.
         output: the name of what it gives.
+        compact: the model that was written.
         run: calls it, with inputs by name.
         converted: calls the converted model likewise.
         inputs: random ones of a shape, without padding.
@@ -52,6 +53,7 @@ class Exported:
 
     path: Path
     output: str
+    compact: nn.Module
     run: Callable[[Mapping[str, Tensor]], Tensor]
     converted: Callable[[Mapping[str, Tensor]], Tensor]
     inputs: Callable[[Shape], dict[str, Tensor]]
@@ -69,11 +71,23 @@ class Answer(nn.Module):
         self.options = {"use_cache": False} if takes_cache else {}
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        input_values: Tensor | None = None,
+        input_features: Tensor | None = None,
     ) -> Tensor:
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if token_type_ids is not None:
-            batch["token_type_ids"] = token_type_ids
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "pixel_values": pixel_values,
+            "input_values": input_values,
+            "input_features": input_features,
+        }
+        batch = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         found: Tensor = self.model(**batch, **self.options)[self.output]
         if not self.behind:
             return found
@@ -83,34 +97,41 @@ class Answer(nn.Module):
         return features["sentence_embedding"]
 
 
-def export(folder: str | Path, target: str, out: Path) -> Exported:
+def export(folder: str | Path, target: str, out: Path, shapes: Sequence[Shape] = ()) -> Exported:
     """Write the compact model of a pruned folder for a runtime, in float32, with batch and length
-    open. A decoder is written without its cache.
+    open; where all inputs have one size, only the batch. A decoder is written without its cache.
 
     Args:
         target: a row of RUNTIMES.
         out: a new or empty folder, which is removed again if anything is raised.
+        shapes: that the caller will call it with.
 
     Raises:
         BackendError: a package is not installed, or the runtime does not take the model.
         CheckpointError: `folder` is not one of `save`, no compact model can be made of it, or what
             was written does not compute what the converted model does.
+        DataError: a shape that the model does not take.
     """
     row = runtime(target)
     converted, behind = _opened(folder)
     compact: Any = export_compact(converted).float()
-    if compact.main_input_name != "input_ids":
-        raise BackendError(
-            f"expected a model of tokens to export, got one of {compact.main_input_name}"
-        )
+    tokens = tokens_of_an_input(compact)
 
     def inputs(shape: Shape) -> dict[str, Tensor]:
         batch = token_inputs(compact, shape)
-        if getattr(compact.config, "type_vocab_size", 0) > 1:  # of pairs of texts
-            batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
+        if "input_ids" in batch and getattr(compact.config, "type_vocab_size", 0) > 1:
+            batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])  # of pairs of texts
         return batch
 
-    traced = inputs(_TRACED)
+    for shape in shapes:
+        inputs(shape)
+    traced = inputs(_of_tokens(_TRACED, tokens))
+    strange = traced.keys() - inspect.signature(Answer.forward).parameters.keys()
+    if strange:
+        raise BackendError(
+            f"expected a model of one stack of layers to export, got a {type(compact).__name__}, "
+            f"which takes {', '.join(sorted(strange))}"
+        )
     with torch.no_grad():
         given = compact(**traced)
     kind = next((name for name in _OUTPUTS if name in given), None)
@@ -122,14 +143,14 @@ def export(folder: str | Path, target: str, out: Path) -> Exported:
     output = "sentence_embedding" if behind else kind
     with _removed_on_error(out):
         try:
-            program = _program(theirs, traced)
+            program = _program(theirs, traced, tokens is None)
             path = row.write(program, list(traced), output, out)
             run = row.opened(path, output)
         except Exception as error:  # exporters raise whatever they come to
             raise BackendError(
                 f"{target} does not take a {type(compact).__name__}: {first_line(error)}"
             ) from error
-        batches = [_padded(inputs(shape)) for shape in _CHECKED]
+        batches = [_padded(inputs(_of_tokens(shape, tokens))) for shape in _CHECKED]
         distance = 0.0
         for name, model, allowed in (
             ("compact", theirs, _SAME),
@@ -141,7 +162,12 @@ def export(folder: str | Path, target: str, out: Path) -> Exported:
                     f"expected what the {name} model computes from {path}, got outputs that are "
                     f"{distance:.1e} away (allowed: {allowed:.0e})"
                 )
-    return Exported(path, output, run, _call(ours), inputs, distance)
+    return Exported(path, output, compact, run, _call(ours), inputs, distance)
+
+
+def _of_tokens(shape: Shape, tokens: int | None) -> Shape:
+    """A shape, with so many tokens where a model makes always as many."""
+    return shape if tokens is None else (shape[0], tokens)
 
 
 @contextmanager
@@ -163,8 +189,9 @@ def _opened(folder: str | Path) -> tuple[Any, list[nn.Module]]:
     return first.model, [copy.deepcopy(module) for module in behind]
 
 
-def _program(answer: Answer, batch: Mapping[str, Tensor]) -> ExportedProgram:
-    dims = {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in batch}
+def _program(answer: Answer, batch: Mapping[str, Tensor], open_length: bool) -> ExportedProgram:
+    open_sides = (0, 1) if open_length else (0,)
+    dims = {name: dict.fromkeys(open_sides, Dim.DYNAMIC) for name in batch}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own, about itself
         return torch.export.export(answer, (), dict(batch), dynamic_shapes=dims)
@@ -186,7 +213,9 @@ def _tolerance(converted: Any) -> float:
 
 
 def _padded(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The batch with half of its first example as padding, where there are others."""
+    """The batch with half of its first example as padding, where there are others, and a mask."""
+    if "attention_mask" not in batch:
+        return batch
     mask = batch["attention_mask"].clone()
     if len(mask) > 1:
         mask[0, mask.shape[1] // 2 :] = 0
@@ -197,7 +226,7 @@ def _distance(got: Tensor, wanted: Tensor, batch: Mapping[str, Tensor]) -> float
     """The relative distance of two answers, where they stand at tokens at real ones."""
     if got.shape != wanted.shape:
         return math.inf
-    real = batch["attention_mask"].bool()
-    if got.dim() == 3 and got.shape[:2] == real.shape:
-        got, wanted = got[real], wanted[real]
+    mask = batch.get("attention_mask")
+    if mask is not None and got.dim() == 3 and got.shape[:2] == mask.shape:
+        got, wanted = got[mask.bool()], wanted[mask.bool()]
     return relative_error(got.float(), wanted.float())

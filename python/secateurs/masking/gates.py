@@ -261,7 +261,7 @@ class Gates(Mapping[str, Tensor]):
         if weight is None:
             architecture = self._sites.layers[site.layer].architecture
             held = architecture.held_at(view.linear.path)
-            mine = [LinearView(view.module, linear) for linear in held]
+            mine = [self._sites.linear(self._model, site.layer, one.role) for one in held]
             weight = self._weights[view.module] = _GatedWeight(mine)
             self._opened().enter_context(weight)
         weight.gates[view.linear.role] = lambda held: self._gated(name, held, self._gates[name])

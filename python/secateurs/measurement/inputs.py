@@ -36,6 +36,16 @@ def token_inputs(model: nn.Module, shape: Shape, seed: int = 0) -> dict[str, Ten
     return inputs
 
 
+def tokens_of_an_input(model: nn.Module) -> int | None:
+    """How many tokens a model of images or spectrograms makes of each; None where inputs have
+    lengths of their own."""
+    config, name = cast(Any, model).config, getattr(model, "main_input_name", "input_ids")
+    if name == "input_ids" or hasattr(config, "conv_stride") or _has_decoder(model):
+        return None
+    signal = torch.zeros(1, *_signal(config, name, 0), dtype=cast(Any, model).dtype)
+    return _tokens(model, to_device({name: signal}, model))
+
+
 def _has_decoder(model: nn.Module) -> bool:
     """Whether a model has a decoder behind an encoder, which takes tokens of its own."""
     both = getattr(cast(Any, model).config, "is_encoder_decoder", False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateurs.architectures.linears import LinearView
 from secateurs.architectures.schema import Linear, SubLayer
 from secateurs.architectures.sites import Sites
-from secateurs.architectures.stock import scale_of
+from secateurs.architectures.stock import outlet_of
 from secateurs.data.batches import Batch, unlabelled
 from secateurs.reconstruction.layer_calls import LayerCall, input_of, layer_calls, outputs_of
 from secateurs.reconstruction.least_squares import NormalEquations
@@ -56,13 +56,19 @@ class Group:
     linears: tuple[Linear, ...]
     is_last: bool
 
+    @property
+    def into_stream(self) -> bool:
+        """Whether what the group gives adds up with the residual: not behind a norm of its own."""
+        return self.is_last and self.sublayer.output_norm is None
+
 
 @dataclass(frozen=True)
 class Walk:
     """What linears of the pruned model read, and what they should give for it.
 
-    The last linear of a sub-layer should bring the residual stream to that of the dense model, any
-    other should give what it gives in the dense model: what earlier layers lost is made up for.
+    The last linear of a sub-layer should bring the residual stream to that of the dense model; any
+    other, and one with a norm behind it, should give what it gives in the dense model: what earlier
+    layers lost is made up for.
 
     Attributes:
         sites: of both models.
@@ -106,7 +112,7 @@ class Walk:
 
     def add(self, sums: NormalEquations, group: Group, columns: Tensor, run: Run) -> None:
         """Take in what `group` reads in `run`, and how far its outputs are from those wanted."""
-        if group.is_last:
+        if group.into_stream:
             passed = self._passed(group.layer, run)
             attention = self.sites.architecture.attention
             wanted = passed.attention if group.sublayer is attention else passed.ffn
@@ -114,7 +120,7 @@ class Walk:
             wanted, _ = self._outputs(self.dense, group, run, run.dense)
         given, features = self._outputs(self.pruned, group, run, run.pruned)
         off = (wanted - given)[run.real]
-        if group.is_last and group.sublayer.scale is not None:
+        if group.into_stream and group.sublayer.scale is not None:
             off = self._unscaled(group, off)
         sums.add(features[run.real][:, columns], off)
 
@@ -133,7 +139,7 @@ class Walk:
                     stack.enter_context(outputs_of(last, outputs.append))
                 behind = run.calls[index](layer, run.dense)
             added = (
-                scaled(layer, sublayer, output.reshape(run.dense.shape))
+                let_out(layer, sublayer, output.reshape(run.dense.shape))
                 for sublayer, output in zip(self.sites.architecture.sublayers, outputs, strict=True)
             )
             attention = run.dense + next(added)
@@ -144,8 +150,8 @@ class Walk:
     def _outputs(
         self, model: nn.Module, group: Group, run: Run, states: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The outputs of a group `[B, T, N]`, those of a last linear with the residual that they
-        are added to, before a norm behind it; and what the group reads, `[B, T, K]`."""
+        """The outputs of a group `[B, T, N]`, with the residual that they are added to if there is
+        no norm between, before a norm behind it; and what the group reads, `[B, T, K]`."""
         layer, call = self.sites.layer(model, group.layer), run.calls[group.layer]
         first, attention = group.linears[0], self.sites.architecture.attention
         behind_attention: list[Tensor] = []
@@ -153,18 +159,18 @@ class Walk:
             features = input_of(layer.get_submodule(first.path), lambda: call(layer, states))
         features = features.reshape(*states.shape[:2], -1)
         outputs = torch.cat([view.outputs(features) for view in self.views(group, model)], -1)
-        if group.is_last:
+        if group.into_stream:
             if group.sublayer is not attention:
-                added = scaled(layer, attention, behind_attention[0])
+                added = let_out(layer, attention, behind_attention[0])
                 states = self._in_front_of_ffn(layer, states + added)
-            outputs = states + scaled(layer, group.sublayer, outputs)
+            outputs = states + let_out(layer, group.sublayer, outputs)
         return outputs, features
 
     def _unscaled(self, group: Group, off: Tensor) -> Tensor:
         """How far the outputs of a last linear are off, `[N, d]`, where the states behind its scale
         are so far off; by nothing where the scale is zero."""
         layer = self.sites.layer(self.pruned, group.layer)
-        factor = scaled(layer, group.sublayer, torch.ones_like(off))
+        factor = let_out(layer, group.sublayer, torch.ones_like(off))
         return torch.where(factor == 0, 0.0, off / factor)
 
     def _in_front_of_ffn(self, layer: nn.Module, behind_attention: Tensor) -> Tensor:
@@ -177,12 +183,12 @@ class Walk:
         return states
 
 
-def scaled(layer: nn.Module, sublayer: SubLayer, output: Tensor) -> Tensor:
+def let_out(layer: nn.Module, sublayer: SubLayer, output: Tensor) -> Tensor:
     """What a stock layer adds to the residual of the output of a sub-layer, `[..., d]`."""
-    scale = scale_of(layer, sublayer)
-    if scale is None:
+    outlet = outlet_of(layer, sublayer)
+    if outlet is None:
         return output
-    product: Tensor = scale(output) if isinstance(scale, nn.Module) else output * scale
+    product: Tensor = outlet(output) if isinstance(outlet, nn.Module) else output * outlet
     return product
 
 

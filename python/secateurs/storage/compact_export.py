@@ -3,6 +3,7 @@ without any kernel of ours."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -130,9 +131,13 @@ def _tell_sizes(layer: nn.Module, keep: LayerKeep) -> None:
             continue
         attention: Any = layer.get_submodule(sublayer.holder)
         width, kv_width = size_of(query.rows, keep), size_of(key.rows, keep)
-        told = {
+        told: dict[str, Any] = {
             **dict.fromkeys(_HEADS, width // keep.shape.head_dim),
             **dict.fromkeys(_WIDTHS, width),
+            "num_key_value_heads": kv_width // keep.shape.head_dim,
             "num_key_value_groups": width // kv_width,
         }
+        if query.first_as is not None:  # where the config says which part the queries are
+            told["config"] = copy.copy(attention.config)
+            setattr(told["config"], architecture.heads, width // keep.shape.head_dim)
         vars(attention).update({name: told[name] for name in told.keys() & vars(attention).keys()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from secateurs.storage.sentence_folders import (
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _ATTENTION = ("eager", "sdpa", "flex_attention")  # all others may be fetched
 _LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _NEW_PARTS = 1 << 24  # weights that a folder need not hold: a new head, buffers of positions
 
@@ -131,10 +133,21 @@ def open_image_processor(path: str | Path) -> Any:
         raise DataError(f"expected an image processor in {path}: {one_line(error)}") from error
 
 
-def copy_tokenizer(path: str | Path, out: Path) -> None:
-    """Write the tokenizer of a model folder to another one; nothing where there is none."""
-    if any((Path(path) / name).exists() for name in _TOKENIZER):
-        open_tokenizer(path).save_pretrained(out)
+def tokenizer_in(path: str | Path) -> Any:
+    """The tokenizer in a model folder, None where there is none. Raises DataError for files that
+    make none."""
+    has_one = any((Path(path) / name).exists() for name in _TOKENIZER)
+    return open_tokenizer(path) if has_one else None
+
+
+def copy_processors(path: str | Path, out: Path, processor: Any) -> None:
+    """Write what makes the inputs of a model from its folder to another one: the settings of a
+    processor of images or sound, and an opened tokenizer or `processor`, if it is not None."""
+    for name in _PROCESSORS:
+        if (Path(path) / name).is_file():
+            shutil.copyfile(Path(path) / name, out / name)
+    if processor is not None:
+        processor.save_pretrained(out)
 
 
 def is_pruned(path: str | Path) -> bool:

@@ -72,6 +72,9 @@ FAULTS = (
     ),
     *faults_in(
         "python/secateurs/search/latency_table.py",
+        ("for _ in range(_TRIES):", "for _ in range(1):", "search/test_compress.py -k once_more"),
+        ("if table.least >= -_OFF * table.dense:", "if True:",
+         "search/test_compress.py -k once_more"),
         ("if table.spread > _BUSY:", "if False:", "search/test_compress.py -k busy_minute"),
         ("        with evaluation_mode(model):", "        if model.eval():",
          "kinds/test_training_modes.py -k a_table"),

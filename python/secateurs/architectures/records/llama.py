@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from secateurs.architectures.schema import Architecture, attention, feed_forward
+from secateurs.architectures.schema import (
+    Architecture,
+    attention,
+    feed_forward,
+    fused_attention,
+    fused_feed_forward,
+)
 
 LLAMA = Architecture(
     "llama",
@@ -42,6 +48,27 @@ GRANITE = replace(
 
 GEMMA = replace(LLAMA.named("gemma"), norm_offset=1.0)
 
+GEMMA3 = replace(
+    GEMMA.named("gemma3_text"),
+    attention=replace(QWEN3.attention, output_norm="post_attention_layernorm"),
+    ffn=replace(
+        GEMMA.ffn, norm="pre_feedforward_layernorm", output_norm="post_feedforward_layernorm"
+    ),
+)
+
+PHI3 = replace(
+    LLAMA.named("phi3"),
+    attention=fused_attention(
+        "self_attn.qkv_proj", "self_attn.o_proj", norm="input_layernorm", grouped=True
+    ),
+    ffn=fused_feed_forward(
+        "mlp.gate_up_proj",
+        "mlp.down_proj",
+        activation="mlp.activation_fn",
+        norm="post_attention_layernorm",
+    ),
+)
+
 STABLELM = replace(LLAMA.named("stablelm"), rms_norm=False, when=("use_parallel_residual", False))
 
 EUROBERT = replace(LLAMA.named("eurobert"), causal=False)
@@ -75,6 +102,8 @@ RECORDS = (
     QWEN3,
     GRANITE,
     GEMMA,
+    GEMMA3,
+    PHI3,
     STABLELM,
     STARCODER2,
 )

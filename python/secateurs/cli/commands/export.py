@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from secateurs.cli.arguments import add_timing
 from secateurs.cli.paths import new_directory
+from secateurs.cli.shapes import add_timing, timed_shapes
 from secateurs.cli.terminal import OK, quiet
 
 SUMMARY = "write a pruned model folder for torch alone, ONNX Runtime or OpenVINO"
@@ -20,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="DIR", help="the pruned model folder")
     parser.add_argument("--to", required=True, choices=TARGETS, help="what will run it")
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="a new folder for the file and the tokenizer"
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="a new folder for the file and what makes its inputs",
     )
     add_timing(parser)
 
@@ -30,14 +33,14 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     from secateurs.cli.tables import table
     from secateurs.integrations.exported import export
     from secateurs.measurement.timing import measure
-    from secateurs.storage.model_folders import copy_tokenizer
+    from secateurs.storage.model_folders import copy_processors, tokenizer_in
 
     quiet()
     out = new_directory(options.out)
-    made = export(options.model, options.to, out)
-    copy_tokenizer(options.model, out)
+    made = export(options.model, options.to, out, options.shapes or ())
+    copy_processors(options.model, out, tokenizer_in(options.model))
     rows = []
-    for size in options.shapes:
+    for size in timed_shapes(options, made.compact):
         took = measure(
             lambda **batch: made.run(batch),
             made.inputs(size),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,18 @@ from secateurs.cli.arguments import (
     seed,
     settle,
 )
+from secateurs.cli.calibration import (
+    add_sources,
+    has_source,
+    read_rows,
+    reads_text,
+    shuffled_batches,
+)
 from secateurs.cli.dense_peers import add_peers, rows_of_peers, wanted_peers
 from secateurs.cli.embeddings import QUALITY, add_pairs, judged_by_pairs
 from secateurs.cli.paths import new_directory
 from secateurs.cli.results import write_model
+from secateurs.cli.shapes import add_shapes, shapes_of
 from secateurs.cli.tasks import add_task, judged_by_task
 from secateurs.cli.terminal import OK, quiet, tell
 from secateurs.cli.timed_pruning import (
@@ -29,12 +37,9 @@ from secateurs.cli.timed_pruning import (
     add_effort,
     add_force,
     add_precisions,
-    add_shapes,
     figures_of,
     measured_of,
     print_figures,
-    shapes_of,
-    shuffled_batches,
 )
 
 SUMMARY = "measure what several speeds cost, and save the models"
@@ -53,8 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FACTOR",
         help="times as fast as transformers runs the model here (default: 2 3 4 6)",
     )
-    parser.add_argument("--text", metavar="FILE", help="read plain text, sentence by sentence")
-    parser.add_argument("--data", metavar="FILE", help="read JSON lines with text, maybe text_pair")
+    add_sources(parser)
     add_task(parser, required=False)
     add_pairs(parser)
     add_shapes(parser)
@@ -86,17 +90,18 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         {**SAMPLING, "examples": TIMED_EXAMPLES, "force": False, "effort": EFFORTS[0]},
         {
             "data_dir": (options.task is not None, "with --task"),
-            "pairs": (options.task is None, "with --text or --data"),
+            "pairs": (reads_text(options), "with --text or --data"),
         },
     )
     out, names = new_directory(options.out), wanted_peers(options)
     subject = _subject(options)
     model = subject.model
     training = subject.training[: -(-options.examples // options.batch_size)]
+    shapes = shapes_of(options, model)
     search = Search(
         model,
         training,
-        shapes=shapes_of(options),
+        shapes=shapes,
         method=options.method,
         precision=options.precision,
         seed=options.seed,
@@ -112,7 +117,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
             continue
         folder = out / f"speedup-{speedup:g}"
         if not options.no_models:
-            measured = measured_of(found, shapes_of(options))
+            measured = measured_of(found, shapes)
             write_model(found.model, subject.processor, options.model, folder, measured)
         score = subject.score(found.model)
         results.append({"target": speedup, **figures_of(found), **score})
@@ -139,13 +144,12 @@ def _subject(options: argparse.Namespace) -> _Subject:
     """What the arguments say is pruned and judged. Raises DataError unless they name one source of
     data."""
     from secateurs.data.sentence_pairs import read_pairs
-    from secateurs.data.text import read_examples, read_text
     from secateurs.errors import DataError
     from secateurs.storage.model_folders import open_model
     from secateurs.training.task_recipe import evaluate
 
-    if sum(source is not None for source in (options.text, options.data, options.task)) != 1:
-        raise DataError("expected one of --text, --data and --task")
+    if has_source(options) == bool(options.task):
+        raise DataError("expected one of --text, --data, --images and --task")
     if options.task:
         model, data = judged_by_task(options)
         chosen = random.Random(options.seed).sample(data.train, len(data.train))
@@ -156,8 +160,7 @@ def _subject(options: argparse.Namespace) -> _Subject:
             return dict([next(iter(evaluate(judged, data).items()))])
 
         return _Subject(model, data.processor, training, score)
-    rows: Sequence[Any]
-    rows = read_text(options.text) if options.text else read_examples(options.data)
+    rows = read_rows(options)
     pairs = read_pairs(options.pairs) if options.pairs else None
     model = open_model(options.model)
     processor, training = shuffled_batches(options, model, rows)

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateurs.cli.arguments import add_precision, add_timing, settle
+from secateurs.cli.arguments import add_precision, settle
+from secateurs.cli.calibration import image_processor_of, tokenizer_of
 from secateurs.cli.embeddings import QUALITY, add_pairs, judged_by_pairs
 from secateurs.cli.results import measured_here
+from secateurs.cli.shapes import add_timing, timed_shapes
 from secateurs.cli.tasks import add_task, judged_by_task
 from secateurs.cli.terminal import OK, quiet
-from secateurs.cli.tokenizers import tokenizer_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 SUMMARY = "time a pruned model folder against a dense one, or part by part"
 EXAMPLE = "secateurs measure pruned --baseline bert --shapes 1x32 8x128"
 
+_IMAGES = 256  # of a folder, at most, on which outputs are compared
 _PROFILE = (
     "Each part is timed in calls of its own: the sum differs from the whole, above all where a "
     "layer runs as one operation, and its parts run one by one to be timed."
@@ -36,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="time each part of the model in the first folder; --baseline may be left out",
     )
     add_timing(parser)
-    parser.add_argument("--text", metavar="FILE", help="also compare outputs on this text")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--text", metavar="FILE", help="also compare outputs on this text")
+    shown.add_argument("--images", metavar="DIR", help="also compare outputs on these images")
     add_pairs(parser)
     add_task(parser, required=False)
     parser.add_argument(
@@ -51,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> tuple[int, Any]:
     """Print the times, how near the outputs are to the baseline's, and the scores of both; or where
     the time of one model goes."""
+    from secateurs.data.images import read_images
     from secateurs.data.sentence_pairs import read_pairs
     from secateurs.data.text import read_text
     from secateurs.errors import DataError
@@ -61,29 +66,34 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         raise DataError("expected --baseline, --profile or both, got neither")
     against = (options.baseline is not None, "with --baseline")
     with_task = (options.task is not None, "with --task")
-    comparing = dict.fromkeys(("task", "text", "pairs", "card"), against)
+    comparing = dict.fromkeys(("task", "text", "images", "pairs", "card"), against)
     settle(options, {}, {"data_dir": with_task, **comparing})
-    sentences = read_text(options.text) if options.text else []
+    rows: Sequence[Any] = ()
+    if options.text:
+        rows = read_text(options.text)
+    elif options.images:
+        rows = read_images(options.images, _IMAGES)
     pairs = read_pairs(options.pairs) if options.pairs else None
     if options.card:
         _check_card(options.model)
     model = open_model(options.model)
     if options.precision is not None:
         model = _rounded(model, options)
-    result = {} if options.baseline is None else _compared(model, sentences, pairs, options)
+    result = {} if options.baseline is None else _compared(model, rows, pairs, options)
     if options.profile:
         result["profile"] = _profile(model, options)
     return OK, result
 
 
 def _compared(
-    model: nn.Module, sentences: Sequence[str], pairs: Any, options: argparse.Namespace
+    model: nn.Module, rows: Sequence[Any], pairs: Any, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Print times beside those of the baseline, how near the outputs are to its, and the scores by
     pairs and by a task."""
     from dataclasses import asdict
 
     from secateurs.cli.tables import speed_table, table
+    from secateurs.data.images import image_batches
     from secateurs.data.text import batches
     from secateurs.measurement.quality import fidelity, speed
     from secateurs.storage.model_folders import open_model
@@ -96,9 +106,10 @@ def _compared(
     else:
         dense, data = open_model(options.baseline), None
     judged: list[Any] = []
-    if sentences:
-        tokenizer = tokenizer_of(reading, dense)
-        judged = batches(tokenizer, sentences, 32, reading.max_length)
+    if options.text:
+        judged = batches(tokenizer_of(reading, dense), rows, 32, reading.max_length)
+    elif options.images:
+        judged = image_batches(image_processor_of(options.baseline, dense), rows, 32)
     result: dict[str, Any] = {}
     if pairs is not None:  # before minutes of timing, for what cannot be judged is refused
         result["pairs"] = {
@@ -112,7 +123,7 @@ def _compared(
         Path(options.baseline).name,
         dense,
         {"pruned": model},
-        options.shapes,
+        timed_shapes(options, dense),
         min_time=options.min_time,
         progress=options.progress,
     )
@@ -191,12 +202,12 @@ def _profile(model: nn.Module, options: argparse.Namespace) -> list[dict[str, An
     from secateurs.measurement.inputs import token_inputs
     from secateurs.measurement.parts import time_parts
 
-    record = record_of(model)
+    record, shapes = record_of(model), timed_shapes(options, model)
     sites = find_sites(model) if record is None else record.sites
     layers = [sites.layer_path(index) for index in range(len(sites.layers))]
     rows = [
         {"shape": list(size), **asdict(part)}
-        for size in shown(options.shapes, len(options.shapes), "profile", options.progress)
+        for size in shown(shapes, len(shapes), "profile", options.progress)
         for part in time_parts(model, token_inputs(model, size), layers, min_time=options.min_time)
     ]
     columns = {

@@ -43,9 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> tuple[int, Any]:
     """Train the scorer and save it."""
     from secateurs.architectures.sites import find_sites
+    from secateurs.cli.calibration import tokenizer_of
     from secateurs.cli.paths import new_file
     from secateurs.cli.tasks import reads_text
-    from secateurs.cli.tokenizers import tokenizer_of
     from secateurs.data.tasks import find_task
     from secateurs.errors import DataError
     from secateurs.pruning.map_scorer import save_scorer

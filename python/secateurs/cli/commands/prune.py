@@ -1,4 +1,4 @@
-"""`secateurs prune`: decide in one pass over text or batches, and save the fast model."""
+"""`secateurs prune`: decide in one pass over text or images, and save the fast model."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ from secateurs.cli.arguments import (
     rate,
     settle,
 )
+from secateurs.cli.calibration import (
+    add_sources,
+    has_source,
+    read_rows,
+    reads_text,
+    shuffled_batches,
+)
 from secateurs.cli.paths import new_directory
 from secateurs.cli.results import write_model
 from secateurs.cli.terminal import OK, quiet
@@ -26,13 +33,13 @@ from secateurs.cli.timed_pruning import (
     add_precisions,
     add_target,
     prune_to_a_time,
-    shuffled_batches,
 )
 from secateurs.errors import DataError, MethodError
 
-SUMMARY = "prune a model folder on text and save the fast model"
+SUMMARY = "prune a model folder on text or images and save the fast model"
 EXAMPLE = "secateurs prune --model bert --text text.txt --speedup 3 --shape 8x128 --out pruned"
 _TIMED = "with --speedup or --latency"
+_SOURCES = "--text, --data or --images"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,13 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pruning(parser, needs_budget=False)
     add_target(parser)
     add_precisions(parser)
-    data = parser.add_mutually_exclusive_group()
-    data.add_argument(
-        "--text", metavar="FILE", help="read plain text, sentence by sentence, to decide what goes"
-    )
-    data.add_argument(
-        "--data", metavar="FILE", help="read JSON lines with text, and maybe text_pair and label"
-    )
+    add_sources(parser)
     add_sampling(parser)
     parser.add_argument(
         "--no-refit",
@@ -66,8 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> tuple[int, Any]:
     """Prune, re-fit, recover, convert and save; bad input is refused before the model is read."""
-    from secateurs.data.text import read_examples, read_text
-
     quiet()
     targets = [options.budget, options.speedup, options.latency]
     if sum(target is not None for target in targets) != 1:
@@ -76,26 +75,23 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
             f"{'more' if any(target is not None for target in targets) else 'none'}"
         )
     timed = options.budget is None
-    has_data = bool(options.text or options.data)
-    _settle(options, timed, has_data)
+    _settle(options, timed)
     out = new_directory(options.out)
-    rows: Sequence[Any] = ()
-    prepared = None if timed else _checked_budget(options, has_data)
-    if has_data:
-        rows = read_text(options.text) if options.text else read_examples(options.data)
+    prepared = None if timed else _checked_budget(options)
+    if timed and not has_source(options):
+        raise DataError(f"expected {_SOURCES}, which a time needs, got none of them")
+    rows = read_rows(options) if has_source(options) else ()
     if timed:
-        if not rows:
-            raise DataError("expected --text or --data, which a time needs, got neither")
         return prune_to_a_time(options, rows, out)
     assert prepared is not None
     return _prune_to_a_budget(options, prepared, rows, out)
 
 
-def _settle(options: argparse.Namespace, timed: bool, has_data: bool) -> None:
+def _settle(options: argparse.Namespace, timed: bool) -> None:
     """Refuse arguments without an effect, and fill in defaults."""
     if not timed:
         options.method = options.method or "gradient"
-    reads_data = timed or _reads_data(options.method)
+    reads_data, has_data = timed or _reads_data(options.method), has_source(options)
     effects = {
         "allocator": (not timed, "with --budget"),
         "distill": (not timed, "with --budget: a time has --effort long"),
@@ -106,9 +102,9 @@ def _settle(options: argparse.Namespace, timed: bool, has_data: bool) -> None:
             has_data and (reads_data or not options.no_refit),
             "with data, for a method that reads some of it, or to re-fit on",
         ),
-        "no_refit": (has_data and not timed, "with --budget, and --text or --data"),
-        "batch_size": (has_data, "with --text or --data"),
-        "max_length": (has_data, "with --text or --data"),
+        "no_refit": (has_data and not timed, f"with --budget, and {_SOURCES}"),
+        "batch_size": (has_data, f"with {_SOURCES}"),
+        "max_length": (reads_text(options), "with --text or --data"),
         "lr": (options.distill is not None, "with --distill"),
     }
     if not timed and options.precision not in (None, *WITHOUT_A_TIME):
@@ -126,7 +122,7 @@ def _reads_data(method: str) -> bool:
     return bool(METHODS[method].needs & (Needs.ACTIVATIONS | Needs.GRADIENTS))
 
 
-def _checked_budget(options: argparse.Namespace, has_data: bool) -> dict[str, Any]:
+def _checked_budget(options: argparse.Namespace) -> dict[str, Any]:
     """The options of the method, once all that can be refused without the model was."""
     from secateurs.pruning import METHODS, Budget, Needs, make_pruner
 
@@ -139,9 +135,9 @@ def _checked_budget(options: argparse.Namespace, has_data: bool) -> dict[str, An
             "prune"
         )
     reads_data = _reads_data(options.method)
-    if not has_data and (reads_data or options.distill):
+    if not has_source(options) and (reads_data or options.distill):
         reader = f"method {options.method}" if reads_data else "--distill"
-        raise DataError(f"expected --text or --data, which {reader} needs, got neither")
+        raise DataError(f"expected {_SOURCES}, which {reader} needs, got none of them")
     return common
 
 
@@ -159,7 +155,7 @@ def _prune_to_a_budget(
 
     model = open_model(options.model)
     check_pruning(model, options.method, options.budget, common, seed=options.seed)
-    tokenizer, training = (None, []) if not rows else shuffled_batches(options, model, rows)
+    processor, training = (None, []) if not rows else shuffled_batches(options, model, rows)
     calibration = training[: -(-options.examples // options.batch_size)]
     plan = prune(
         model,
@@ -194,7 +190,7 @@ def _prune_to_a_budget(
         batches=calibration if calibration and options.precision else None,
         inplace=True,
     )
-    write_model(fast, tokenizer, options.model, out)
+    write_model(fast, processor, options.model, out)
     print_density(density, out)
     return OK, {
         "out": str(out),

@@ -24,7 +24,7 @@ class Constant(nn.Module):
         self.bias = None if bias is None else nn.Buffer(bias)
 
     def forward(self, x: Tensor, residual: Tensor | None, *_: Any) -> Tensor:
-        left = x.new_zeros(()) if self.bias is None else self.bias
+        left = x.new_zeros(x.shape[-1:]) if self.bias is None else self.bias
         return left if residual is None else residual + left
 
 

@@ -153,7 +153,7 @@ class Layer(Mixed, nn.Module):
         if self.head_norms is not None:
             return "its attention normalises queries and keys"
         if self.attention_scale is not None or self.ffn_scale is not None:
-            return "its sub-layers are scaled"
+            return "its sub-layers are scaled, or a norm stands behind them"
         for norm in (self.attention_norm, self.ffn_norm):
             rms = norm.rms if isinstance(norm, Norm) else not isinstance(norm, nn.LayerNorm)
             if rms or not isinstance(norm.weight, Tensor) or norm.weight.dim() != 1:
@@ -250,7 +250,7 @@ class Layer(Mixed, nn.Module):
 def _added(
     part: nn.Module, x: Tensor, residual: Tensor, scale: nn.Module | None, *context: Any
 ) -> Tensor:
-    """`residual` and what a sub-layer makes of `x`, times its scale."""
+    """`residual` and what a sub-layer makes of `x`, times its scale or behind its norm."""
     if scale is None or isinstance(part, Skip):
         y: Tensor = part(x, residual, *context)
         return y
