@@ -11,12 +11,19 @@ from secateurs import SparsityPlan, convert, find_sites, load, save
 from secateurs.cli import demo
 from secateurs.cli import main as cli
 from secateurs.cli.demo import LEAST_COSINE, MAX_DIFFERENCE, Settings, reload_identical
+from secateurs.conversion.report import conversion_of
 from secateurs.search import LatencyTable, search
 from secateurs.search.latency_table import LayerTimes
 from secateurs.search.sizes import heads_kept, neurons_kept
 from secateurs.storage.model_folders import open_model
 
-TINY = Settings(calibration=48, held_out=24, shapes=((8, 128), (1, 32)), min_time=0.0)
+TINY = Settings(
+    calibration=48,
+    precision="float32",
+    held_out=24,
+    shapes=((8, 128), (1, 32)),
+    min_time=0.0,
+)
 
 
 def made_up_times(monkeypatch):
@@ -29,7 +36,11 @@ def made_up_times(monkeypatch):
     )
     table = LatencyTable(stock=150.0, dense=60.0, layers=(layer,) * 6)
     monkeypatch.setattr(LatencyTable, "measured", classmethod(lambda *_, **__: table))
-    monkeypatch.setattr(search.Search, "_times", lambda *_: search.Times(37.0, 0.1, 150.0))
+    monkeypatch.setattr(
+        search.Search,
+        "_times",
+        lambda _, fast: search.Times(37.0 if conversion_of(fast).plan.masks else 60.0, 0.1, 150.0),
+    )
 
 
 def test_the_demo_leaves_a_model_a_report_and_a_picture(tmp_path, monkeypatch, capsys):
@@ -39,7 +50,8 @@ def test_the_demo_leaves_a_model_a_report_and_a_picture(tmp_path, monkeypatch, c
     monkeypatch.setattr(search, "_METHODS", ("kprune",))  # `obs` takes as long as all the rest
     made_up_times(monkeypatch)
     out, told = tmp_path / "out", tmp_path / "told.json"
-    assert cli.main(["demo", "--quick", "--out", str(out), "--json", str(told)]) == 0
+    words = ("demo", "--quick", "--precision", "float32", "--out", str(out), "--json", str(told))
+    assert cli.main([*words]) == 0
     result = json.loads(told.read_text())
     assert json.loads((out / "report.json").read_text()) == result
     assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
@@ -53,6 +65,7 @@ def test_the_demo_leaves_a_model_a_report_and_a_picture(tmp_path, monkeypatch, c
     assert sum(layer["neurons"] for layer in result["layers"]) < 6 * 1536
     shown = capsys.readouterr().out
     assert "identical" in shown
+    assert f"float32, {result['density']['parameters']:.0%} of the layers' weights kept" in shown
     assert "8x128" in shown
     assert len(list(load(out / "model").parameters())) > 0
 
@@ -61,10 +74,11 @@ def test_the_demo_in_8_bits_is_held_to_a_cosine(tmp_path, monkeypatch):
     settings = []
     monkeypatch.setattr(demo, "run", lambda out, chosen, **_: settings.append(chosen) or {"ok": 1})
     monkeypatch.setattr(demo, "summary", lambda _: "")
-    assert cli.main(["demo", "--out", str(tmp_path), "--precision", "int8"]) == cli.OK
-    assert settings[0].precision == "int8"
-    assert demo.is_same(None, 0.9 * MAX_DIFFERENCE, 0.0)
-    assert not demo.is_same(None, 2 * MAX_DIFFERENCE, 1.0)
+    words = ["demo", "--out", str(tmp_path), "--precision", "int8", "--speedup", "5"]
+    assert cli.main(words) == cli.OK
+    assert (settings[0].precision, settings[0].speedup) == ("int8", 5.0)
+    assert demo.is_same("float32", 0.9 * MAX_DIFFERENCE, 0.0)
+    assert not demo.is_same("float32", 2 * MAX_DIFFERENCE, 1.0)
     assert demo.is_same("int8", 1.0, LEAST_COSINE)
     assert not demo.is_same("int8", 0.0, LEAST_COSINE - 1e-3)
 

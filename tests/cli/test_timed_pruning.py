@@ -88,7 +88,7 @@ def test_words_that_cannot_be_read_are_refused(folder, text, tmp_path, capsys, w
 def test_a_time_needs_data(folder, tmp_path, capsys):
     out = tmp_path / "fast"
     assert cli.main(["prune", "--model", str(folder), "--out", str(out), "--speedup", "3"]) == 2
-    assert "--text or --data" in capsys.readouterr().err
+    assert "--text, --data or --images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", [("--speedup", 3), ("--budget", "heads=0.5")])

@@ -365,7 +365,7 @@ def test_the_nearest_of_all_candidates_is_taken(bert, monkeypatch):
         return search._judge(apply(search._recover(plan, batches=search._fitted), plan))
 
     monkeypatch.setattr(module, "_TRIED", 1000)
-    distances = [distance(candidate) for candidate in search._ways[0].candidates]
+    distances = [distance(candidate) for candidate in search._way(search._precisions[0]).candidates]
     assert len({round(d, 9) for d in distances}) > 1
     found = search.meet(Budget(speedup=3))
     assert found.distance == pytest.approx(min(distances), rel=1e-3)

@@ -89,9 +89,34 @@ def test_the_precision_that_keeps_more_within_the_time_is_chosen(bert, monkeypat
     assert notes["budget"] == "speedup=3"
 
 
-def test_a_precision_that_is_far_behind_is_given_up_at_a_first_look(bert, monkeypatch):
-    """What needs nothing removed is tried first; the others would lose nearly all their layers."""
-    machine(monkeypatch, int8=0.1, bfloat16=0.9)
+def test_what_meets_the_time_with_nothing_removed_is_not_searched(bert, monkeypatch):
+    machine(monkeypatch, int8=0.1, bfloat16=0.2)
+    monkeypatch.setattr(LatencyTable, "measured", None)
+    found = found_in(bert, "auto", "latency=8")
+    trials = {trial.precision: trial for trial in found.trials}
+    assert "with nothing removed it takes 30 ms" in trials["float32"].refusal
+    assert not found.plan.masks
+    assert found.precision == min(("bfloat16", "int8"), key=lambda name: trials[name].distance)
+    assert found.distance > 0
+    assert found.predicted == found.measured == found.dense <= 8
+    assert [size.neurons for size in found.sizes] == [96] * 3
+    assert found_in(bert, None, "latency=30").distance == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("bfloat16", "why"), [(0.6, "at a first look"), (0.9, "1.8 times")])
+def test_a_precision_that_is_far_behind_is_not_searched(bert, monkeypatch, bfloat16, why):
+    """The fastest as a whole is tried first; what would lose nearly all its layers is given up, and
+    what is much slower is not even measured."""
+    machine(monkeypatch, int8=0.5, bfloat16=bfloat16)
+    monkeypatch.setattr(module, "_BEHIND", 1.0)
+    tables, measured = [], LatencyTable.measured
+    monkeypatch.setattr(
+        LatencyTable,
+        "measured",
+        lambda model, mix, **named: (
+            tables.append(named["precision"].name) or measured(model, mix, **named)
+        ),
+    )
     tried, recover = [], module.refit
     monkeypatch.setattr(
         module,
@@ -99,14 +124,14 @@ def test_a_precision_that_is_far_behind_is_given_up_at_a_first_look(bert, monkey
         lambda model, plan, **rest: tried.append(plan) or recover(model, plan, **rest),
     )
     found = found_in(bert, "auto", "latency=8")
-    first, *others = found.trials
-    assert (first.precision, found.precision) == ("int8", "int8")
-    assert not found.plan.masks
-    assert [trial.distance for trial in others] == [None, None]
-    assert all("at a first look" in trial.refusal for trial in others)
-    assert "bfloat16 is left out: it is at a distance of" in found.plan.notes["why"]
-    # Of each of the others one choice by each method; of int8 the whole model, and its re-fit.
-    assert len(tried) == 2 * 2 + 3
+    trials = {trial.precision: trial for trial in found.trials}
+    assert found.precision == "int8"
+    assert found.plan.masks
+    assert trials["float32"].refusal == "as a whole it takes 2 times as long as int8"
+    assert why in trials["bfloat16"].refusal
+    assert tables == (["int8", "bfloat16"] if bfloat16 == 0.6 else ["int8"])
+    # Of bfloat16 one choice by each method, of int8 six and the result.
+    assert len(tried) == 7 + 2 * (bfloat16 == 0.6)
 
 
 def test_what_rounding_loses_is_part_of_the_judgement(bert, monkeypatch):

@@ -94,6 +94,14 @@ def score(
     return dict(pruner.scores())
 
 
+def check_one_shot(method: str) -> None:
+    """Raise MethodError for a method that there is not, or that decides while a model trains."""
+    if Needs.TRAINING in make_pruner(method).needs:
+        raise MethodError(
+            f"{method} decides while the model trains: expected it in a Session or PruningTrainer"
+        )
+
+
 def _observe(
     pruner: Pruner,
     method: str,
@@ -104,10 +112,7 @@ def _observe(
     progress: bool,
 ) -> None:
     """Show a method all that it reads."""
-    if Needs.TRAINING in pruner.needs:
-        raise MethodError(
-            f"{method} decides while the model trains: expected it in a Session or PruningTrainer"
-        )
+    check_one_shot(method)
     check_seed(seed)
     check_weights(model)
     reads_data = bool(pruner.needs & (Needs.ACTIVATIONS | Needs.GRADIENTS))

@@ -203,7 +203,7 @@ def _measure(
     progress: bool,
 ) -> LatencyTable:
     ready = precision.copy(model, shares=True)
-    base = getattr(ready, "base_model", ready)  # a head takes as long whatever is removed
+    base = getattr(ready, "base_model", ready)
     shapes: dict[LayerShape, list[int]] = {}
     for index, shape in enumerate(sites.layers):
         shapes.setdefault(shape, []).append(index)
@@ -217,32 +217,37 @@ def _measure(
     parts = _parts(inner, plans, next(ready.parameters()).element_size())
     kept: dict[_Key, nn.Module] = {}  # probes of the full sizes, which each part measures again
     ms: dict[_Key, float] = {}  # more than at the full size, in the same part
-    whole, spreads = [0.0, 0.0], []
+    # The converted model, and without its head, which takes as long whatever is removed.
+    bodies = [ready] if base is ready else [ready, base]
+    whole, shortened, spreads = list[float](), 0.0, []
     for number, part in enumerate(parts):
         probes: dict[_Key, nn.Module] = {key: kept[key] for key in kept if key not in part}
         of = f", part {number + 1} of {len(parts)}" if len(parts) > 1 else ""
         for key in shown(part, len(part), f"convert sizes{of}", progress):
             probes[key] = precision.converted(shell_of(base), plans[key], tokens)
         kept |= {key: probe for key, probe in probes.items() if key[1] == full[key[0]]}
-        models = list(probes.values())
+        models, wholes = list(probes.values()), [model]
         if not number:
-            dense = precision.converted(shell_of(ready), SparsityPlan(), tokens)
-            models = [model, dense, *models]
-            del dense
+            wholes += [precision.converted(shell_of(m), SparsityPlan(), tokens) for m in bodies]
+            models = [*wholes, *models]
         share = seconds * len(models) / (len(plans) + 2)
         medians, spread = _sampled(model, models, mix, share, f"measure sizes{of}", progress)
         spreads.append(spread)
         if not number:
-            whole, medians = medians[:2], medians[2:]
+            whole, medians = medians[: len(wholes)], medians[len(wholes) :]
         times = dict(zip(probes, medians, strict=True))
+        if not number:
+            shortened = times[0, full[0]]
         ms |= {key: times[key] - times[key[0], full[key[0]]] for key in part}
         # A converted model refers to itself: without this the next part would come beside it.
-        del models, probes
+        del models, probes, wholes
         gc.collect()
     layers: dict[int, LayerTimes] = {}
     for group, (shape, members) in enumerate(shapes.items()):
         of_group = {size: time for (number, size), time in ms.items() if number == group}
-        layers |= dict.fromkeys(members, _differences(shape, of_group, len(members)))
+        beyond = len(members) - _LAYERS if len(shapes) == 1 else 0
+        removed = (shortened - whole[-1]) / beyond if beyond > 0 else None
+        layers |= dict.fromkeys(members, _differences(shape, of_group, len(members), removed))
     in_order = tuple(layers[index] for index in range(len(layers)))
     by_shape = np.median(np.concatenate(spreads, axis=1), axis=1)
     spread_of_all = float(np.dot(list(mix.values()), by_shape))
@@ -311,19 +316,30 @@ def _probe(sites: Sites, members: Sequence[int], size: Size) -> SparsityPlan:
     return plan_of(sites, scores, sizes)
 
 
-def _differences(shape: LayerShape, ms: Mapping[Size, float], members: int) -> LayerTimes:
+def _differences(
+    shape: LayerShape, ms: Mapping[Size, float], members: int, removed: float | None
+) -> LayerTimes:
     """What one layer takes more than at its full size, by what a probe of each size does. A smaller
-    size never counts as slower than a larger one: that would be noise."""
+    size never counts as slower than a larger one, nor a part as more than the layer: that would be
+    noise.
+
+    Args:
+        removed: the same of a layer that is gone, by the layers that a probe does not have: what
+            all layers take together, however many there are, is no part of it. None: by a probe
+            without layers.
+    """
     full, probed = full_size(shape), min(members, _LAYERS)
     per_layer = {size: time / probed for size, time in ms.items()}
+    if removed is None or removed >= 0:
+        removed = per_layer[Size(0, 0)]
 
     def rising(sizes: Mapping[int, Size]) -> dict[int, float]:
         times, least = {}, 0.0
         for kept in sorted(sizes, reverse=True):
-            least = min(least, per_layer[sizes[kept]])
+            least = min(least, max(removed, per_layer[sizes[kept]]))
             times[kept] = least
         return times
 
     heads = rising({kept: Size(kept, full.neurons) for kept in heads_kept(shape)})
     neurons = rising({kept: Size(full.heads, kept) for kept in neurons_kept(shape)})
-    return LayerTimes(heads, neurons, min(per_layer[Size(0, 0)], heads[0], neurons[0]))
+    return LayerTimes(heads, neurons, min(removed, heads[0], neurons[0]))

@@ -1,12 +1,7 @@
-"""compress: the smaller model that meets a measured time at the least loss, without training.
+"""Search: what a model takes and loses at every size, measured once, and what meets a budget of
+time by it.
 
-Source: the frame is that of Kurtic et al. 2023, "ZipLM" (arXiv 2302.04089): errors of each size of
-a layer, measured times, a dynamic programme, a local search over sensitivities (from Frantar and
-Alistarh 2022, "SPDY", arXiv 2201.13096). Departures: errors are sums of K-prune's mixed score, or
-those of a layer-wise optimal brain surgeon, whichever leaves the model nearer to the dense one;
-what stays is re-fitted to the dense model's residual stream (`refit`), already when the search
-judges a choice; the time of the result is measured, and the search repeated where it is off; the
-precision is chosen too, where that is asked for, by models found for each and judged as they run.
+What meets the time with nothing removed is measured first; else sizes are searched.
 """
 
 from __future__ import annotations
@@ -17,7 +12,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -25,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateurs.architectures.sites import Sites, find_sites
+from secateurs.architectures.sites import find_sites
 from secateurs.checks import check_seed, door
 from secateurs.conversion.report import SiteReport, conversion_of
 from secateurs.data.batches import Batch, check_batches, evaluation_mode
@@ -40,8 +35,8 @@ from secateurs.measurement.quality import fidelity
 from secateurs.measurement.timing import interleave
 from secateurs.plan import SparsityPlan
 from secateurs.processes import from_first
-from secateurs.pruning import METHODS, Budget, Pruner
-from secateurs.pruning.run import score
+from secateurs.pruning import METHODS, Budget
+from secateurs.pruning.run import check_one_shot, score
 from secateurs.reconstruction import refit
 from secateurs.search.choices import Choices, Weights
 from secateurs.search.examples import some, split
@@ -51,7 +46,7 @@ from secateurs.search.meeting import EFFORTS, MARGINS, Times, check_target, limi
 from secateurs.search.precisions import AUTO, Precision, asked_for
 from secateurs.search.result import Compressed, Trial
 from secateurs.search.sensitivity import Judge, sensitivities
-from secateurs.search.sizes import Size
+from secateurs.search.sizes import Size, full_size
 from secateurs.training.distillation import distill
 
 _LOGGER = logging.getLogger(__name__)
@@ -62,67 +57,8 @@ _TRIED = 128  # that each of them is fitted to
 _REPEATS, _SECONDS = 11, 2.0  # of measuring a result at one shape, at least
 _STEPS, _RATE = 300, 3e-4  # of distillation
 _BEHIND = 2.0  # times the least distance so far, at which a precision is given up at a first look
+_SLOWER = 1.25  # times the least time of a whole model, above which a precision is not searched
 _NOISE = 0.5  # spread of a measurement, over its median, that says nothing any more
-
-
-@door
-def compress(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    budget: Budget | Mapping[str, Any] | str,
-    *,
-    shapes: Mapping[Shape, float] | Sequence[Shape] = ((8, 128),),
-    effort: str = "quick",
-    method: str | None = None,
-    precision: str | None = None,
-    ridge: float = 0.01,
-    seed: int = 0,
-    force: bool = False,
-    progress: bool = True,
-) -> Compressed:
-    """Find what `model` can lose to meet a time on this machine, re-fit what stays, convert it and
-    measure it. Neither labels nor training, but for `effort="long"`.
-
-    Args:
-        model: a transformers model of a supported family, on the device and in the dtype it will
-            run in; not changed.
-        batches: dicts of tensors as the model takes them, some hundred examples; labels are left
-            out. A fifth of them, 64 examples at most, judge and are not fitted to.
-        budget: `Budget(latency="4ms")` or `Budget(speedup=3)`, which is over the model as
-            transformers runs it; or the same as a dict, or as text.
-        shapes: (batch, tokens) pairs that the time is for, or weights of such pairs.
-        effort: "quick" takes the best of six choices, "normal" tries 24 others, "long" also
-            distils.
-        method: of METHODS, for heads and neurons, that says in which order units go; None takes
-            what is better of `kprune` and `obs`.
-        precision: in which the result computes: "bfloat16", "int8" (of linears, as of `convert`),
-            or "auto": the model's own, bfloat16 or int8, as far as this machine has products for
-            them, whichever leaves the outputs nearest to the dense model's within the time. What is
-            far behind at a first look is not searched. By default the model's own.
-        ridge: of `refit`.
-        seed: of the other choices and of the distillation.
-        force: go on where the machine is too noisy for its times to be trusted.
-        progress: show progress bars.
-
-    Raises:
-        BudgetError: a budget of fractions, or a time that is out of reach; the sentence names the
-            nearest one.
-        MeasurementError: a machine that is too noisy.
-        MethodError, DataError, FamilyError, PlanError: as of `prune` and `refit`.
-    """
-    budget = check_target(budget, effort)
-    search = Search(
-        model,
-        batches,
-        shapes=shapes,
-        method=method,
-        precision=precision,
-        ridge=ridge,
-        seed=seed,
-        force=force,
-        progress=progress,
-    )
-    return search.meet(budget, effort)
 
 
 @dataclass(frozen=True)
@@ -136,15 +72,17 @@ class _Way:
 
 @dataclass(frozen=True)
 class _Found:
-    """What meets a budget in one way."""
+    """What meets a budget in one precision; `predicted` and `dense` in milliseconds."""
 
-    way: _Way
+    precision: Precision
     sizes: list[Size]
     plan: SparsityPlan
     times: Times
+    predicted: float
+    dense: float
     recovered: nn.Module
     model: nn.Module
-    distance: float
+    distance: float = math.inf
 
 
 class Search:
@@ -169,38 +107,29 @@ class Search:
         self._tokens = tokens_of(self.mix)
         check_seed(seed)
         judged, self._fitted = split(check_batches(batches))
-        sites = find_sites(model).of_one_stack("compress")
+        self._sites = find_sites(model).of_one_stack("compress")
+        self._methods = _METHODS if method is None else (method,)
+        for name in self._methods:
+            check_one_shot(name)
         self._precision = precision
-        precisions, self._left_out = asked_for(model, precision)
+        self._precisions, self._left_out = asked_for(model, precision)
         self._model, self._force, self._seed, self._progress = model, force, seed, progress
         self._recover = partial(refit, model, ridge=ridge, progress=False)
         with evaluation_mode(model):
-            tables = self._tables(precisions)
             self._judge = Judge(model, judged)
-            candidates: dict[str, list[list[Candidate]]] = {name: [] for name in tables}
-            self._methods = _METHODS if method is None else (method,)
-            for name in self._methods:
-                scores, losses, weights = self._scored(name, sites)
-                for way, table in tables.items():
-                    choices = Choices(sites, scores, losses, table)
-                    candidates[way].append([Candidate(choices, each) for each in weights])
-        self._ways = [
-            # One of each method first.
-            _Way(each, tables[each.name], [*chain(*zip(*candidates[each.name], strict=True))])
-            for each in precisions
-            if each.name in tables
-        ]
+        self._wholes: dict[str, Times] = {}
+        self._ways: dict[str, _Way] = {}
         self._seconds = time.perf_counter() - start
 
     @property
     def table(self) -> LatencyTable:
         """The times in the precision that was asked for, in the model's own where any was."""
-        return self._ways[0].table
+        with evaluation_mode(self._model):
+            return self._way(self._precisions[0]).table
 
-    def _tables(self, precisions: Sequence[Precision]) -> dict[str, LatencyTable]:
-        """Tables by the names of precisions; one in which the model does not run is left out."""
-        tables: dict[str, LatencyTable] = {}
-        for precision in precisions:
+    def _way(self, precision: Precision) -> _Way:
+        """A precision with its times and candidates, which are made once."""
+        if precision.name not in self._ways:
             # One process measures while the others wait: all must decide by the same times.
             measure = partial(
                 LatencyTable.measured,
@@ -209,17 +138,24 @@ class Search:
                 precision=precision,
                 progress=self._progress,
             )
-            try:
-                tables[precision.name] = from_first(measure)
-            except (BackendError, FamilyError) as error:
-                if precision is precisions[0]:
-                    raise
-                self._left_out[precision.name] = str(error)
-        return tables
+            table = from_first(measure)
+            candidates = [
+                [Candidate(Choices(self._sites, scores, losses, table), each) for each in weights]
+                for scores, losses, weights in self._scored
+            ]
+            # One of each method first.
+            in_turns = [*chain(*zip(*candidates, strict=True))]
+            self._ways[precision.name] = _Way(precision, table, in_turns)
+        return self._ways[precision.name]
 
-    def _scored(self, method: str, sites: Sites) -> tuple[dict[str, Tensor], str, list[Weights]]:
-        """The scores of a method, its kind of losses, and weights that a search may begin with."""
-        pruner = METHODS[method].pruner if method in METHODS else Pruner  # which `score` refuses
+    @cached_property
+    def _scored(self) -> list[tuple[dict[str, Tensor], str, list[Weights]]]:
+        """Of each method the scores, its kind of losses, and weights that a search may begin
+        with."""
+        return [self._scored_by(name) for name in self._methods]
+
+    def _scored_by(self, method: str) -> tuple[dict[str, Tensor], str, list[Weights]]:
+        pruner = METHODS[method].pruner
         scores = score(
             self._model,
             self._fitted,
@@ -230,10 +166,10 @@ class Search:
             **pruner.loss_options,
         )
         if pruner.losses == "additive":
-            alike: list[Weights] = [[(heads, 1.0)] * len(sites.layers) for heads in _HEADS]
+            alike: list[Weights] = [[(heads, 1.0)] * len(self._sites.layers) for heads in _HEADS]
             return scores, pruner.losses, alike
         with torch.no_grad():
-            moved = sensitivities(self._model, sites, self._judge, progress=self._progress)
+            moved = sensitivities(self._model, self._sites, self._judge, progress=self._progress)
         weights: list[Weights] = [
             [(attention**power, ffn**power) for attention, ffn in moved] for power in _POWERS
         ]
@@ -245,11 +181,13 @@ class Search:
         start = time.perf_counter()
         budget = check_target(budget, effort)
         with evaluation_mode(self._model):
-            found, trials = self._nearest(budget, effort)
-            if effort == "long":
-                found = self._distilled(found)
+            found, trials = self._whole(budget)
+            if found is None:
+                found, trials = self._nearest(budget, effort)
+                if effort == "long":
+                    found = self._distilled(found)
             cosine = fidelity(self._model, found.model, self._judge.batches).mean
-        precision = found.way.precision.name
+        precision = found.precision.name
         reason = self._reason(trials)
         plan = replace(
             found.plan,
@@ -273,11 +211,11 @@ class Search:
             precision=precision,
             trials=tuple(trials),
             asked=limit_of(budget, found.times.stock),
-            predicted=found.way.table.predict(found.sizes),
+            predicted=found.predicted,
             measured=found.times.ms,
             spread=found.times.spread,
             stock=found.times.stock,
-            dense=found.way.table.dense,
+            dense=found.dense,
             distance=found.distance,
             cosine=cosine,
             seconds=self._seconds + time.perf_counter() - start,
@@ -291,30 +229,84 @@ class Search:
             return "asked for"
         return f"the nearest to the dense model within the time: {'; '.join(map(str, trials))}"
 
+    def _told(self, trials: list[Trial]) -> list[Trial]:
+        """What was tried, and what could not be."""
+        return trials + [Trial(name, refusal=refusal) for name, refusal in self._left_out.items()]
+
+    def _whole(self, budget: Budget) -> tuple[_Found | None, list[Trial]]:
+        """The nearest of what meets a budget with nothing removed, if anything does, and all that
+        was tried."""
+        best: _Found | None = None
+        trials: list[Trial] = []
+        for precision, times in self._measured_wholes():
+            if times.ms > limit_of(budget, times.stock):
+                reason = f"with nothing removed it takes {times.ms:.3g} ms"
+                trials.append(Trial(precision.name, refusal=reason))
+                continue
+            sizes, recovered = [*map(full_size, self._sites.layers)], copy.deepcopy(self._model)
+            found = self._converted(
+                _Found(
+                    precision,
+                    sizes,
+                    SparsityPlan(),
+                    times,
+                    times.ms,
+                    times.ms,
+                    recovered,
+                    recovered,
+                )
+            )
+            trials.append(Trial(precision.name, times.ms, found.distance))
+            if best is None or found.distance < best.distance:
+                best = found
+        return best, self._told(trials)
+
+    def _measured_wholes(self) -> list[tuple[Precision, Times]]:
+        """Every precision in which the model runs, with its times when nothing is removed."""
+        for precision in self._precisions:
+            name = precision.name
+            if name in self._wholes or name in self._left_out:
+                continue
+            try:
+                self._wholes[name] = self._timed(precision, SparsityPlan())
+            except (BackendError, FamilyError) as error:
+                if precision is self._precisions[0]:
+                    raise
+                self._left_out[name] = str(error)
+        runs = [each for each in self._precisions if each.name in self._wholes]
+        return [(precision, self._wholes[precision.name]) for precision in runs]
+
     def _nearest(self, budget: Budget, effort: str) -> tuple[_Found, list[Trial]]:
         """The best of what meets a budget in each precision, and all that was tried."""
         best: _Found | None = None
         trials: list[Trial] = []
         refusals: dict[float, Exception] = {}  # by the least time of each
         # What is fastest as a whole has the least to lose: the others are soon seen to be behind.
-        for way in sorted(self._ways, key=lambda way: way.table.dense):
+        wholes = sorted(self._measured_wholes(), key=lambda whole: whole[1].ms / whole[1].stock)
+        least = wholes[0][1].ms / wholes[0][1].stock
+        for precision, times in wholes:
+            slower = times.ms / times.stock / least
+            if slower > _SLOWER:
+                reason = f"as a whole it takes {slower:.3g} times as long as {wholes[0][0].name}"
+                trials.append(Trial(precision.name, refusal=reason))
+                continue
             bar = math.inf if best is None else _BEHIND * best.distance
+            way = self._way(precision)
             try:
                 found = self._in_one_way(way, budget, effort, bar)
             except (BudgetError, BackendError, FamilyError) as error:
-                trials.append(Trial(way.precision.name, refusal=str(error)))
+                trials.append(Trial(precision.name, refusal=str(error)))
                 refusals[way.table.least] = error
                 continue
             if isinstance(found, Trial):
                 trials.append(found)
                 continue
-            trials.append(Trial(way.precision.name, found.times.ms, found.distance))
+            trials.append(Trial(precision.name, found.times.ms, found.distance))
             if best is None or found.distance < best.distance:
                 best = found
         if best is None:
             raise refusals[min(refusals)]
-        left_out = [Trial(name, refusal=refusal) for name, refusal in self._left_out.items()]
-        return best, trials + left_out
+        return best, self._told(trials)
 
     def _in_one_way(self, way: _Way, budget: Budget, effort: str, bar: float) -> _Found | Trial:
         """What meets a budget in one precision, or why it is not worth a search: it loses more than
@@ -342,11 +334,14 @@ class Search:
                 "the dense one without it; give more data"
             )
             recovered = copy.deepcopy(self._model)
-        return self._converted(_Found(way, sizes, plan, times, recovered, recovered, math.inf))
+        predicted, dense = way.table.predict(sizes), way.table.dense
+        return self._converted(
+            _Found(way.precision, sizes, plan, times, predicted, dense, recovered, recovered)
+        )
 
     def _converted(self, found: _Found) -> _Found:
         """The same with its model converted, and judged as it runs."""
-        precision = found.way.precision
+        precision = found.precision
         model = precision.converted(
             precision.copy(found.recovered), found.plan, self._tokens, self._fitted
         )
@@ -369,7 +364,7 @@ class Search:
     def timed(self, plan: SparsityPlan) -> Times:
         """The times of the model that a plan leaves. Raises MeasurementError for noise."""
         with evaluation_mode(self._model):
-            return self._timed(self._ways[0].precision, plan)
+            return self._timed(self._precisions[0], plan)
 
     def _timed(self, precision: Precision, plan: SparsityPlan) -> Times:
         def measured() -> Times:

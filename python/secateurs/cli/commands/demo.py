@@ -6,9 +6,9 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-from secateurs.cli.arguments import add_precision
+from secateurs.cli.arguments import above_one
 from secateurs.cli.terminal import FAILED, OK, quiet
-from secateurs.cli.timed_pruning import add_effort
+from secateurs.cli.timed_pruning import AUTO, PRECISIONS, add_effort
 
 SUMMARY = "make a real model several times as fast, measure it, reload it (two to three minutes)"
 EXAMPLE = "secateurs demo --quick"
@@ -21,7 +21,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="run a short form, about a minute")
     add_effort(parser)
-    add_precision(parser)
+    parser.add_argument(
+        "--speedup",
+        type=above_one,
+        metavar="FACTOR",
+        help="times as fast as transformers runs the model here (default: 3)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", *PRECISIONS),
+        default=AUTO,
+        help="in which the fast model computes (default: the one that leaves the outputs nearest "
+        "to the dense model's)",
+    )
 
 
 def run(options: argparse.Namespace) -> tuple[int, Any]:
@@ -32,6 +44,8 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     settings = demo.QUICK if options.quick else demo.Settings()
     if options.effort is not None:
         settings = replace(settings, effort=options.effort)
+    if options.speedup is not None:
+        settings = replace(settings, speedup=options.speedup)
     settings = replace(settings, precision=options.precision)
     result = demo.run(options.out, settings, progress=options.progress)
     print(f"\n{demo.summary(result)}\n\n{options.out}: report.json, report.png, model/")
