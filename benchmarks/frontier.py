@@ -27,7 +27,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
@@ -65,7 +65,7 @@ from secateurs.measurement.peers.apart import SETTLE, Apart, Order
 from secateurs.measurement.timing import alternate, sampler
 from secateurs.reconstruction.walk import Walk
 from secateurs.search import Search
-from secateurs.search.sizes import Size
+from secateurs.search.sizes import Size, heads_kept, neurons_kept
 
 KEPT = {"two thirds": 2 / 3, "half": 0.5, "quarter": 0.25}
 # The methods of the variants that are not timed.
@@ -157,7 +157,13 @@ class Runs:
     def _timed(self, variant: str, share: float, start: float) -> dict[str, Any]:
         model, options = self._dense.model, self._options
         layers = find_sites(model).layers
-        sizes = [Size(round(s.heads * share), round(s.neurons * share)) for s in layers]
+        sizes = [
+            Size(
+                _nearest(heads_kept(s), s.heads * share),
+                _nearest(neurons_kept(s), s.neurons * share),
+            )
+            for s in layers
+        ]
         asked = self._search.table.predict(sizes)
         if variant == "gradient":
             budget, predicted = sc.Budget(heads=1 - share, neurons=1 - share), None
@@ -217,6 +223,10 @@ class Runs:
         return {**times, "peer": peer, "peer_ms": peer_ms}
 
 
+def _nearest(sizes: Sequence[int], wanted: float) -> int:
+    return min(sizes, key=lambda size: abs(size - wanted))
+
+
 @torch.no_grad()
 def tuned(dense: nn.Module, plan: sc.SparsityPlan, batches: list[dict[str, Tensor]]) -> nn.Module:
     """A copy of `dense` in which each unit that stays has a scale, by least squares towards the
@@ -262,7 +272,7 @@ def _print(record: Mapping[str, Any]) -> None:
     if record.get("peer"):
         times += f"{record['peer']} {record['peer_ms']:.1f} ms  "
     print(
-        f"  {record['kept']:<8}{record['variant']:<18}seed {record['seed']}  {record['score']:.4f} "
+        f"  {record['kept']:<12}{record['variant']:<18}seed {record['seed']}  {record['score']:.4f} "
         f"({lost:.1f} points lost)  {times}{record['seconds']:.0f} s",
         flush=True,
     )

@@ -60,10 +60,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 LAYERS = {"bert": 12, "llama": 8}
 WIDTH = 768
+HALF = "heads=0.5,neurons=0.5"
 PRECISIONS = ("float32", "bfloat16", "int8")
 PLANS = ("nothing", "half")
 CONVERTING = ("convert", "convert_inplace", "save", "load", "from_pretrained")
-SEARCHING = ("refit_inplace", "latency_table")
+PRUNING = ("kprune", "obs")  # methods of `prune`
+SEARCHING = (*PRUNING, "refit_inplace", "latency_table")
 CASE = ("model", "verb", "precision", "plan")  # what tells rows apart
 READING = ("load", "from_pretrained")  # they make a model of a folder
 
@@ -141,9 +143,7 @@ def _plan(model: nn.Module, name: str) -> sc.SparsityPlan:
     """The plan that removes `name` of the heads and neurons of every layer."""
     if name == "nothing":
         return sc.SparsityPlan()
-    return sc.prune(
-        model, method="magnitude", allocator="per_layer", budget="heads=0.5,neurons=0.5"
-    )
+    return sc.prune(model, method="magnitude", allocator="per_layer", budget=HALF)
 
 
 def _batches(model: Any) -> list[dict[str, Tensor]]:
@@ -161,6 +161,12 @@ def _table(model: Any, _: Any, case: dict[str, str], folder: Path) -> None:
         )
 
 
+def _pruned(method: str) -> Callable[[Any, Any, dict[str, str], Path], Any]:
+    return lambda model, *_: sc.prune(
+        model, _batches(model), method=method, budget=HALF, progress=False
+    )
+
+
 VERBS: dict[str, Callable[[Any, Any, dict[str, str], Path], Any]] = {
     "convert": lambda model, plan, case, _: (model, _convert(model, plan, case, inplace=False)),
     "convert_inplace": lambda model, plan, case, _: _convert(model, plan, case, inplace=True),
@@ -171,6 +177,7 @@ VERBS: dict[str, Callable[[Any, Any, dict[str, str], Path], Any]] = {
         model, plan, _batches(model), inplace=True, progress=False
     ),
     "latency_table": _table,
+    **{method: _pruned(method) for method in PRUNING},
 }
 
 

@@ -129,13 +129,17 @@ def plain(value: Any) -> Any:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise ArgumentError unless `model` has weights, none of them on the meta device."""
+    """Raise ArgumentError unless `model` has weights, none of them on the meta device, where those
+    that accelerate offloaded are too."""
     devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
     if not devices:
         raise ArgumentError(f"expected a model with weights, got a {type(model).__name__} of none")
     if "meta" in devices:
+        offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
+        why = ": some are offloaded, open it without a device_map" if offloaded else ""
         raise ArgumentError(
             f"expected a model with its weights, got a {type(model).__name__} on the meta device"
+            f"{why}"
         )
 
 

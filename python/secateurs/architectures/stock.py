@@ -109,6 +109,8 @@ def _why_not_stock(module: nn.Module) -> str | None:
     kind = type(module)
     if not f"{kind.__module__}.".startswith(_STOCK):
         return f"its class {kind.__name__} is from {kind.__module__}"
+    if hasattr(module, "_hf_hook"):
+        return "accelerate placed it: accelerate.hooks.remove_hook_from_submodules takes that off"
     if "forward" in module.__dict__:
         return "its forward was replaced"
     for hook in _hooks(module):
