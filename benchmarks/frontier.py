@@ -272,7 +272,8 @@ def _print(record: Mapping[str, Any]) -> None:
     if record.get("peer"):
         times += f"{record['peer']} {record['peer_ms']:.1f} ms  "
     print(
-        f"  {record['kept']:<12}{record['variant']:<18}seed {record['seed']}  {record['score']:.4f} "
+        f"  {record['kept']:<12}{record['variant']:<18}seed {record['seed']}  "
+        f"{record['score']:.4f} "
         f"({lost:.1f} points lost)  {times}{record['seconds']:.0f} s",
         flush=True,
     )
