@@ -57,7 +57,7 @@ def test_a_table_adds_differences_up_and_knows_layers_that_are_gone():
     assert table().predict([Size(2, 64), Size(4, 0), Size(0, 0)]) == 30 - 3 - 3 - 8
 
 
-@pytest.mark.parametrize("losses", ["cumulative", "additive", "unknown"])
+@pytest.mark.parametrize("losses", ["cumulative", "additive", "unknown", "even"])
 @pytest.mark.parametrize("limit", [10.0, 16.5, 24.0])
 def test_the_choice_has_the_least_error_of_all(losses, limit):
     """Against every combination, counted by hand."""
@@ -70,7 +70,9 @@ def test_the_choice_has_the_least_error_of_all(losses, limit):
         for kind, kept, of in (("heads", size.heads, 4), ("neurons", size.neurons, 96)):
             ordered = marks[f"layers.{layer}.{kind}"].sort().values.tolist()
             gone = ordered[: of - kept]
-            if losses == "additive":
+            if losses == "even":
+                parts.append((1 - kept / of) ** 3)
+            elif losses == "additive":
                 parts.append(sum(gone))
             elif not kept:
                 parts.append(1.0)

@@ -111,7 +111,8 @@ def _why_not_stock(module: nn.Module) -> str | None:
         return f"its class {kind.__name__} is from {kind.__module__}"
     if hasattr(module, "_hf_hook"):
         return "accelerate placed it: accelerate.hooks.remove_hook_from_submodules takes that off"
-    if "forward" in module.__dict__:
+    forward = module.__dict__.get("forward")
+    if forward is not None and getattr(forward, "__func__", None) is not kind.forward:
         return "its forward was replaced"
     for hook in _hooks(module):
         if getattr(hook, "__module__", None) != _RECORDING:

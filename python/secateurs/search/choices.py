@@ -19,13 +19,19 @@ Weights = Sequence[tuple[float, float]]
 """How much an error of 1 in the attention, and in the FFN, of each layer costs."""
 
 
+EVEN = "even"
+"""Losses of a share of the units, whichever they are, that grow faster than the share does."""
+_GROWTH = 3.0  # the power: the larger, the more alike are the shares of all sub-layers
+
+
 class Choices:
     """The sizes of all layers, of which a choice is made by times and errors.
 
     Args:
         sites: of the model.
         scores: `layers.I.heads` `[H]` and `layers.I.neurons` `[F]`.
-        losses: as `Pruner.losses` of the method that gave them.
+        losses: as `Pruner.losses` of the method that gave them, or EVEN, by which scores only say
+            in which order units go.
         table: of times.
     """
 
@@ -82,6 +88,9 @@ class Choices:
 def _errors(scores: Tensor, losses: str) -> Numbers:
     """The error of keeping so many units, `[units + 1]`: 0 for all; for none the sum of additive
     losses, else 1."""
+    if losses == EVEN:
+        share: Numbers = np.linspace(1.0, 0.0, len(scores) + 1) ** _GROWTH
+        return share
     ordered = scores.double().sort().values
     if losses != "cumulative":
         ordered = ordered.clamp_min(0).cumsum(0)

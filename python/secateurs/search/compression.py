@@ -2,11 +2,12 @@
 
 Source: the frame is that of Kurtic et al. 2023, "ZipLM" (arXiv 2302.04089): errors of each size of
 a layer, measured times, a dynamic programme, a local search over sensitivities (from Frantar and
-Alistarh 2022, "SPDY", arXiv 2201.13096). Departures: errors are sums of K-prune's mixed score, or
-those of a layer-wise optimal brain surgeon, whichever leaves the model nearer to the dense one;
-what stays is re-fitted to the dense model's residual stream (`refit`), already when the search
-judges a choice; the time of the result is measured, and the search repeated where it is off; the
-precision is chosen too, where that is asked for, by models found for each and judged as they run.
+Alistarh 2022, "SPDY", arXiv 2201.13096). Departures: units go in the order of K-prune's mixed score
+or of a layer-wise optimal brain surgeon, and errors are theirs, or powers of the shares that go,
+whichever leaves the model nearer to the dense one; what stays is re-fitted to the dense model's
+residual stream (`refit`), already when the search judges a choice; the time of the result is
+measured, and the search repeated where it is off; the precision is chosen too, where that is asked
+for, by models found for each and judged as they run.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from secateurs.processes import from_first
 from secateurs.pruning import METHODS, Budget
 from secateurs.pruning.run import check_one_shot, score
 from secateurs.reconstruction import refit
-from secateurs.search.choices import Choices, Weights
+from secateurs.search.choices import EVEN, Choices, Weights
 from secateurs.search.examples import some, split
 from secateurs.search.latency_table import LatencyTable, mixed, tokens_of
 from secateurs.search.local_search import Candidate, best_of
@@ -51,8 +51,7 @@ from secateurs.training.distillation import distill
 
 _LOGGER = logging.getLogger(__name__)
 _METHODS = ("kprune", "obs")  # that it begins with
-_HEADS = (1.0, 1 / 8, 1 / 64)  # weights of heads beside neurons, for losses that add up
-_POWERS = (0.0, 0.5, 1.0)  # of sensitivities, for errors of sub-layers
+_HEADS = (1.0, 1 / 64)  # weights of heads beside neurons, for losses that add up
 _TRIED = 128  # that each of them is fitted to
 _REPEATS, _SECONDS = 11, 2.0  # of measuring a result at one shape, at least
 _STEPS, _RATE = 300, 3e-4  # of distillation
@@ -117,6 +116,7 @@ class Search:
         self._recover = partial(refit, model, ridge=ridge, progress=False)
         with evaluation_mode(model):
             self._judge = Judge(model, judged)
+        self._scores: dict[str, dict[str, Tensor]] = {}
         self._wholes: dict[str, Times] = {}
         self._ways: dict[str, _Way] = {}
         self._seconds = time.perf_counter() - start
@@ -140,40 +140,45 @@ class Search:
             )
             table = from_first(measure)
             candidates = [
-                [Candidate(Choices(self._sites, scores, losses, table), each) for each in weights]
-                for scores, losses, weights in self._scored
+                [
+                    Candidate(Choices(self._sites, scores, losses, table), each)
+                    for losses, each in ways
+                ]
+                for scores, ways in map(self._scored, self._methods)
             ]
             # One of each method first.
             in_turns = [*chain(*zip(*candidates, strict=True))]
             self._ways[precision.name] = _Way(precision, table, in_turns)
         return self._ways[precision.name]
 
-    @cached_property
-    def _scored(self) -> list[tuple[dict[str, Tensor], str, list[Weights]]]:
-        """Of each method the scores, its kind of losses, and weights that a search may begin
-        with."""
-        return [self._scored_by(name) for name in self._methods]
-
-    def _scored_by(self, method: str) -> tuple[dict[str, Tensor], str, list[Weights]]:
+    def _scored(self, method: str) -> tuple[dict[str, Tensor], list[tuple[str, Weights]]]:
+        """The scores of a method, and three ways to weigh what goes by them: kinds of losses, and
+        weights."""
         pruner = METHODS[method].pruner
-        scores = score(
-            self._model,
-            self._fitted,
-            method=method,
-            budget=Budget(heads=0.5, neurons=0.5),
-            seed=self._seed,
-            progress=self._progress,
-            **pruner.loss_options,
-        )
+        if method not in self._scores:
+            self._scores[method] = score(
+                self._model,
+                self._fitted,
+                method=method,
+                budget=Budget(heads=0.5, neurons=0.5),
+                seed=self._seed,
+                progress=self._progress,
+                **pruner.loss_options,
+            )
+        even: Weights = [(1.0, 1.0)] * len(self._sites.layers)
+        ways = [(EVEN, even)]
         if pruner.losses == "additive":
-            alike: list[Weights] = [[(heads, 1.0)] * len(self._sites.layers) for heads in _HEADS]
-            return scores, pruner.losses, alike
+            alike: list[Weights] = [[(heads, 1.0)] * len(even) for heads in _HEADS]
+            ways += [(pruner.losses, weights) for weights in alike]
+        else:
+            roots = [(attention**0.5, ffn**0.5) for attention, ffn in self._sensitivities]
+            ways += [(EVEN, roots), (pruner.losses, self._sensitivities)]
+        return self._scores[method], ways
+
+    @cached_property
+    def _sensitivities(self) -> Weights:
         with torch.no_grad():
-            moved = sensitivities(self._model, self._sites, self._judge, progress=self._progress)
-        weights: list[Weights] = [
-            [(attention**power, ffn**power) for attention, ffn in moved] for power in _POWERS
-        ]
-        return scores, pruner.losses, weights
+            return sensitivities(self._model, self._sites, self._judge, progress=self._progress)
 
     @door
     def meet(self, budget: Budget | Mapping[str, Any] | str, effort: str = "quick") -> Compressed:
