@@ -239,7 +239,8 @@ def test_a_table_measured_in_parts_is_that_of_one_part(bert, monkeypatch, tmp_pa
 
     def sampled(calls, *_, **__):
         parts.append([weights(call) for call in calls])
-        return [[held + slower * len(parts)] * 3 for held in parts[-1]]
+        # What runs any layers has a time before the first.
+        return [[held + slower * len(parts) + 500.0 * (held > 1)] * 3 for held in parts[-1]]
 
     monkeypatch.setattr(latency_table, "interleave", sampled)
     together = LatencyTable.measured(bert, {(1, 8): 1.0}, progress=False)
@@ -253,8 +254,12 @@ def test_a_table_measured_in_parts_is_that_of_one_part(bert, monkeypatch, tmp_pa
     assert table.layers[0].removed < table.layers[0].heads[0] < 0
     assert table.layers == together.layers
     assert table.dense == together.dense + slower
+    layers = parts[0][1] - 1
+    assert together.dense == 1 + layers + 500
+    assert together.layers[0].removed == pytest.approx(-layers / 3)
+    assert together.least == pytest.approx(1 + 500)
     probes = [parts[0][2:], *(part[1:] for part in parts[1:])]  # without the full size, kept
-    assert all(sum(part) < 1.1 * table.dense for part in probes)
+    assert all(sum(part) < 1.1 * (1 + layers) for part in probes)
 
 
 @pytest.mark.parametrize(("spread", "kept"), [(0.2, 1), (0.4, 0)])

@@ -6,6 +6,23 @@ from fault import faults_in
 
 FAULTS = (
     *faults_in(
+        "python/secateurs/cli/calibration.py",
+        ('    if model.main_input_name != "pixel_values":\n', "    if False:\n",
+         "cli/test_image_models.py -k other_data"),
+        ("random.Random(options.seed).shuffle(training)", "training.reverse()",
+         "cli/test_frontier.py"),
+    ),
+    *faults_in(
+        "python/secateurs/cli/shapes.py",
+        ("tokens_of_an_input(model) or tokens", "tokens",
+         "cli/test_image_models.py -k tokens_that_images_have"),
+    ),
+    *faults_in(
+        "python/secateurs/cli/results.py",
+        ("processor = processor or tokenizer_in(source)", "pass",
+         "cli/test_image_models.py -k without_data"),
+    ),
+    *faults_in(
         "python/secateurs/cli/main.py",
         ("        return BAD_INPUT\n    except OSError", "        return OK\n    except OSError",
          "cli/test_cli_refusals.py -k one_sentence"),
@@ -71,7 +88,7 @@ FAULTS = (
         "python/secateurs/cli/commands/measure.py",
         ("if options.baseline is None and not options.profile:", "if False:",
          "cli/test_cli.py -k only_a_baseline"),
-        ('("task", "text", "pairs", "card"), against)', '("task",), against)',
+        ('("task", "text", "images", "pairs", "card"), against)', '("task",), against)',
          "cli/test_cli.py -k only_a_baseline"),
     ),
     *faults_in(

@@ -124,7 +124,7 @@ FAULTS = (
     ),
     *faults_in(
         f"{CONVERSION}/remake.py",
-        ("(*architecture.norms, *architecture.attention.head_norms):", "architecture.norms:",
+        ("(*architecture.norms, *architecture.inner_norms):", "architecture.norms:",
          f"{FAMILIES} -k changed_eps"),
         ('layer.ffn_norm.get_parameter("weight")',
          'layer.attention_norm.get_parameter("weight")',

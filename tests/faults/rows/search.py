@@ -18,6 +18,7 @@ FAULTS = (
         ("ordered = ordered.clamp_min(0).cumsum(0)", "ordered = ordered.clamp_min(0)",
          "search/test_choices.py -k least_error"),
         ("ordered.flip(0)", "ordered", "search/test_choices.py -k least_error"),
+        ("np.linspace(1.0, 0.0,", "np.linspace(0.0, 1.0,", "search/test_choices.py -k least_error"),
     ),
     *faults_in(
         "python/secateurs/search/search.py",
@@ -26,18 +27,27 @@ FAULTS = (
          "kinds/test_training_modes.py -k a_search_leaves"),
         ("budget = check_target(budget, effort)\n        with", "with",
          "search/test_compress.py -k search_refuses"),
-        ("if best is None or found.distance < best.distance:", "if best is None:",
+        ("if best is None or found.distance < best.distance:\n                best = found\n"
+         "        if best is None:",
+         "if best is None:\n                best = found\n        if best is None:",
          "search/test_precisions.py -k keeps_more"),
         ("model=model, distance=self._judge(model))",
          "model=model, distance=self._judge.under(found.recovered, found.plan))",
          "search/test_precisions.py -k rounding_loses"),
-        ("key=lambda way: way.table.dense", "key=lambda way: -way.table.dense",
+        ("key=lambda whole: whole[1].ms / whole[1].stock", "key=lambda whole: -whole[1].ms",
          "search/test_precisions.py -k far_behind"),
+        ("            if slower > _SLOWER:\n", "            if False:\n",
+         "search/test_precisions.py -k far_behind"),
+        ("if times.ms > limit_of(budget, times.stock):", "if True:",
+         "search/test_precisions.py -k is_not_searched"),
+        ("best is None or found.distance < best.distance:\n                best = found\n"
+         "        return best, self._told", "best is None:\n                best = found\n"
+         "        return best, self._told", "search/test_precisions.py -k is_not_searched"),
         ("        if distance > bar:", "        if False:",
          "search/test_precisions.py -k far_behind"),
         ("raise refusals[min(refusals)]", "raise refusals[max(refusals)]",
          "search/test_precisions.py -k out_of_reach"),
-        ("return best, trials + left_out", "return best, trials",
+        ("trials + [Trial(name, refusal=refusal) for", "trials + 0 * [Trial(name) for",
          "search/test_precisions.py -k left_out_and_told"),
     ),
     *faults_in(
@@ -80,6 +90,7 @@ FAULTS = (
          "kinds/test_training_modes.py -k a_table"),
         ("times[key[0], full[key[0]]] for", "times[0, full[0]] * 0 for",
          "search/test_compress.py -k in_parts"),
+        ("(shortened - whole[-1]) / beyond", "-shortened", "search/test_compress.py -k in_parts"),
         ("size + weights > max(total, _AT_ONCE)", "False", "search/test_compress.py -k in_parts"),
     ),
 )  # fmt: skip
