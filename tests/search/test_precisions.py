@@ -134,6 +134,16 @@ def test_a_precision_that_is_far_behind_is_not_searched(bert, monkeypatch, bfloa
     assert len(tried) == 7 + 2 * (bfloat16 == 0.6)
 
 
+def test_the_nearest_of_all_that_is_searched_is_taken(bert, monkeypatch):
+    """Both lose the same units; the one that rounds is tried first, for it is faster as a whole."""
+    machine(monkeypatch, int8=0.795, float32=0.8, bfloat16=3.0)
+    found = found_in(bert, "auto", "latency=20")
+    distances = {trial.precision: trial.distance for trial in found.trials}
+    assert distances["float32"] < distances["int8"]
+    assert distances["bfloat16"] is None
+    assert found.precision == "float32"
+
+
 def test_what_rounding_loses_is_part_of_the_judgement(bert, monkeypatch):
     """Where nothing need go, only rounding differs."""
     machine(monkeypatch)

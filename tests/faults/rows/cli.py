@@ -10,7 +10,7 @@ FAULTS = (
         ('    if model.main_input_name != "pixel_values":\n', "    if False:\n",
          "cli/test_image_models.py -k other_data"),
         ("random.Random(options.seed).shuffle(training)", "training.reverse()",
-         "cli/test_frontier.py"),
+         "cli/test_calibration.py -k order_of_the_seed"),
     ),
     *faults_in(
         "python/secateurs/cli/shapes.py",

@@ -30,7 +30,7 @@ FAULTS = (
         ("if best is None or found.distance < best.distance:\n                best = found\n"
          "        if best is None:",
          "if best is None:\n                best = found\n        if best is None:",
-         "search/test_precisions.py -k keeps_more"),
+         "search/test_precisions.py -k all_that_is_searched"),
         ("model=model, distance=self._judge(model))",
          "model=model, distance=self._judge.under(found.recovered, found.plan))",
          "search/test_precisions.py -k rounding_loses"),
