@@ -10,7 +10,7 @@ from secateurs.cli.arguments import above_one
 from secateurs.cli.terminal import FAILED, OK, quiet
 from secateurs.cli.timed_pruning import AUTO, PRECISIONS, add_effort
 
-SUMMARY = "make a real model several times as fast, measure it, reload it (two to three minutes)"
+SUMMARY = "make a real model several times as fast, measure it, reload it (one to three minutes)"
 EXAMPLE = "secateurs demo --quick"
 
 
