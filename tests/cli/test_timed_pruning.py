@@ -135,10 +135,28 @@ def test_measuring_tells_the_scores_of_a_task(classifier, glue, tmp_path):
     assert scores["dense"] != scores["pruned"]
 
 
+@pytest.mark.parametrize("command", ["prune", "frontier"])
+def test_a_time_is_met_in_any_precision_unless_its_own_is_asked_for(
+    folder, text, tmp_path, monkeypatch, command
+):
+    asked, precisions = [], module.asked_for
+
+    def recorded(model, precision):
+        asked.append(precision)
+        return precisions(model, precision)
+
+    monkeypatch.setattr(module, "asked_for", recorded)
+    target = ("--speedup", 2) if command == "prune" else ("--speedups", 2, "--peers")
+    for number, words in enumerate([(), ("--precision", "own"), ("--precision", "bfloat16")]):
+        arguments = ("--model", folder, "--text", text, "--out", tmp_path / str(number))
+        assert run(command, *arguments, *target, *words) == 0
+    assert asked == ["auto", None, "bfloat16"]
+
+
 def test_the_precision_that_was_chosen_is_told_with_its_reason(folder, text, tmp_path, capsys):
     out, told = tmp_path / "fast", tmp_path / "told.json"
     arguments = ("--model", folder, "--text", text, "--out", out, "--json", told)
-    assert run("prune", *arguments, "--latency", "31ms", "--precision", "auto") == 0
+    assert run("prune", *arguments, "--latency", "31ms") == 0
     result = json.loads(told.read_text())
     assert result["precision"] == "float32"  # nothing need go, and rounding would only lose
     precisions = [trial["precision"] for trial in result["precisions"]]

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 TIMED_EXAMPLES = 512
 EFFORTS = ("quick", "normal", "long")  # the first is the default
-AUTO = "auto"
+AUTO, OWN = "auto", "own"
 PRECISIONS = ("int8", "bfloat16", AUTO)
-WITHOUT_A_TIME = ("int8",)  # that convert alone makes
+WITHOUT_A_TIME = ("int8", OWN)  # that convert alone makes
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
@@ -59,11 +59,18 @@ def add_precisions(parser: argparse.ArgumentParser) -> None:
     """Add in what the linears of the fast model compute, and `auto`, which a search settles."""
     parser.add_argument(
         "--precision",
-        choices=PRECISIONS,
-        help="int8 runs linears on weights and inputs of 8 bits, on the CPU; with a time to meet "
-        "there are bfloat16, and auto: of all that this machine has products for, the one that "
-        "leaves the outputs nearest to the dense model's (default: the model's own dtype)",
+        choices=(*PRECISIONS, OWN),
+        help="int8 runs linears on weights and inputs of 8 bits, on the CPU; own is the model's "
+        "own dtype; with a time to meet there are bfloat16, and auto: of all that this machine has "
+        "products for, the one that leaves the outputs nearest to the dense model's (default: auto "
+        "with a time to meet, else own)",
     )
+
+
+def precision_of(options: argparse.Namespace, *, timed: bool) -> str | None:
+    """The precision that was asked for, as `compress` and `convert` name it."""
+    name: str | None = options.precision or (AUTO if timed else OWN)
+    return None if name == OWN else name
 
 
 def add_force(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +102,7 @@ def prune_to_a_time(options: argparse.Namespace, rows: Sequence[Any], out: Path)
         shapes=shapes,
         effort=options.effort,
         method=options.method,
-        precision=options.precision,
+        precision=precision_of(options, timed=True),
         seed=options.seed,
         force=options.force,
         progress=options.progress,
@@ -104,7 +111,7 @@ def prune_to_a_time(options: argparse.Namespace, rows: Sequence[Any], out: Path)
     density = find_sites(model).density(found.plan)
     figures = figures_of(found)
     print_figures([figures])
-    if options.precision == AUTO:
+    if len(found.trials) > 1:
         print(f"computes in {found.precision}, {found.plan.notes['why']}\n")
     print_density(density, out)
     return OK, {"out": str(out), "budget": str(budget), "density": density, **figures}

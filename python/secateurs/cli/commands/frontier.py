@@ -39,6 +39,7 @@ from secateurs.cli.timed_pruning import (
     add_precisions,
     figures_of,
     measured_of,
+    precision_of,
     print_figures,
 )
 
@@ -103,7 +104,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         training,
         shapes=shapes,
         method=options.method,
-        precision=options.precision,
+        precision=precision_of(options, timed=True),
         seed=options.seed,
         force=options.force,
         progress=options.progress,

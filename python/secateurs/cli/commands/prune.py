@@ -32,6 +32,7 @@ from secateurs.cli.timed_pruning import (
     WITHOUT_A_TIME,
     add_precisions,
     add_target,
+    precision_of,
     prune_to_a_time,
 )
 from secateurs.errors import DataError, MethodError
@@ -183,11 +184,12 @@ def _prune_to_a_budget(
             progress=options.progress,
         )
     density = find_sites(model).density(plan)
+    precision = precision_of(options, timed=False)
     fast = convert(
         recovered,
         plan,
-        precision=options.precision,
-        batches=calibration if calibration and options.precision else None,
+        precision=precision,
+        batches=calibration if calibration and precision else None,
         inplace=True,
     )
     write_model(fast, processor, options.model, out)
