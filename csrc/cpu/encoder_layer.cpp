@@ -83,6 +83,7 @@ class Chunk {
     problem.kv_of = l_.kv_of;
     problem.key_mask = key_mask_;
     problem.scale = 1 / std::sqrt(static_cast<float>(d));
+    problem.short_products = l_.qkv.scales != nullptr;  // which rounds more
     problem.out = context_;
     problem.threads = threads_;
     run(kernels_, problem);

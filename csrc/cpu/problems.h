@@ -116,7 +116,8 @@ struct Attention {
   bool causal;                // query i sees keys up to i + keys - queries
   float scale;
   BlockPattern pattern;
-  T* out;  // [batch, queries, heads, dim], contiguous
+  bool short_products;  // those of float may be rounded to bfloat16 before they are multiplied
+  T* out;               // [batch, queries, heads, dim], contiguous
   int threads;
 };
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.models import answer, relative, saved_files
+from support.oracles import relative_error
 from support.plans import PLANS
 from support.tiny_models import tiny_model
 from torch import nn
@@ -29,6 +30,9 @@ from secateurs import (
 from secateurs.conversion.modules import Int8Linear
 from secateurs.errors import BackendError, CheckpointError, PlanError
 from secateurs.ops._backends import cpu
+
+# An instruction set that multiplies floats only.
+WITH_LONG_PRODUCTS = next(isa for isa in cpu.isas() if "bf16" not in isa and isa != "amx")
 
 
 class RoundedLinear(nn.Module):
@@ -67,9 +71,10 @@ def int8_linears(model):
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "llama", "vit"], indirect=True)
 def test_computes_what_plain_torch_computes_on_codes(model, batch):
     """Behind the first layer: the last bit of a state decides now and then which of two codes is
-    the nearer one, and layers add up what follows from that."""
+    the nearer one, and layers add up what follows from that. Products of attention may be shorter
+    where the instruction set has such."""
     fast = convert(model, SparsityPlan(), precision="int8")
-    with torch.no_grad():
+    with torch.no_grad(), cpu.use_isa(WITH_LONG_PRODUCTS):
         got, exact, want = (
             m(**batch, output_hidden_states=True).hidden_states[1].double()
             for m in (fast, model, rounded_model(model))
@@ -79,6 +84,34 @@ def test_computes_what_plain_torch_computes_on_codes(model, batch):
     rounding, difference = ((got - other)[seen].square().mean().sqrt() for other in (exact, want))
     assert float(rounding / exact.square().mean().sqrt()) > 1e-3
     assert float(difference / rounding) < 0.05
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"], indirect=True)
+def test_shorter_products_of_attention_add_next_to_nothing(model, batch):
+    fast, errors = convert(model, SparsityPlan(), precision="int8"), []
+    want = answer(model, batch).double().numpy()
+    for isa in (cpu.isas()[0], WITH_LONG_PRODUCTS):
+        with cpu.use_isa(isa):
+            errors.append(relative_error(answer(fast, batch), want))
+    assert errors[0] < 1.1 * errors[1]
+
+
+@pytest.mark.parametrize("family", ["llama", "marian"])
+@pytest.mark.parametrize("precision", [None, "int8"])
+def test_attention_beside_linears_in_codes_may_round(family, precision, batch, monkeypatch):
+    """In the layers that run in parts, of one stack and of two."""
+    fast = convert(tiny_model(family), SparsityPlan(), precision=precision)
+    short, kernel = [], cpu.kernels.attention
+
+    def watched(**args):
+        short.append(args["short_products"])
+        return kernel(**args)
+
+    monkeypatch.setattr(cpu.kernels, "attention", watched)
+    asked = {"decoder_input_ids": batch["input_ids"]} if family == "marian" else {}
+    with torch.no_grad():
+        fast(**batch, **asked)
+    assert short == [precision == "int8"] * len(short) != []
 
 
 @pytest.mark.parametrize("name", list(PLANS))

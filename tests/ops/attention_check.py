@@ -17,7 +17,7 @@ TOLERANCE = {
     torch.float32: oracles.TOLERANCE["float32"],
     torch.bfloat16: math.sqrt(2) * ROUNDING,
 }
-ROUNDED_ONCE = ("portable", "avx2", "avx512")  # products in float
+ROUNDED_ONCE = ("portable", "avx2", "avx_vnni", "avx512", "avx512_vnni")  # products in float
 
 
 def qkv(b=2, hq=3, hkv=3, tq=9, tk=9, d=16, dtype=torch.float32):

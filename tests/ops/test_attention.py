@@ -10,7 +10,15 @@ import torch
 from support import oracles
 from support.models import opcheck
 
-from ops.attention_check import assert_exact, guarded, qkv, tolerance, truth_of
+from ops.attention_check import (
+    ROUNDED_ONCE,
+    ROUNDING,
+    assert_exact,
+    guarded,
+    qkv,
+    tolerance,
+    truth_of,
+)
 from secateurs import _C_cpu
 from secateurs.errors import BackendError, OperandError
 from secateurs.ops import attention, explain_choice, use_backend
@@ -55,6 +63,25 @@ def test_few_queries_read_keys_together(isa, dtype, tq, heads, d):
     mask = guarded(torch.randn(2, heads + 1, tq, 700))
     assert_exact(q, k, v, kv_of=kv_of)
     assert_exact(q, k, v, kv_of=kv_of, key_mask=seen, mask=mask, causal=True)
+
+
+@pytest.mark.parametrize(
+    ("tq", "tk", "d"),
+    [(3, 3, 1), (7, 8, 31), (16, 129, 32), (33, 5, 33), (40, 300, 64), (2, 9, 32)],
+)
+@pytest.mark.parametrize("masks", [False, True])
+def test_short_products(isa, tq, tk, d, masks):
+    """Elements are rounded where the instruction set multiplies pairs of bfloat16; where they are
+    such numbers, weights alone are."""
+    long = tuple(map(guarded, qkv(2, 3, 3, tq, tk, d)))
+    short = tuple(guarded(x.bfloat16().float()) for x in long)
+    seen = torch.rand(2, tk) < 0.8
+    named = {"key_mask": seen, "causal": True, "mask": torch.randn(tq, tk)} if masks else {}
+    y = attention(*short, **named, short_products=True)
+    assert oracles.relative_error(y, truth_of(*short, **named)) < ROUNDING
+    rounds = isa not in ROUNDED_ONCE and tq > 2  # few queries are read as they are
+    assert torch.equal(y, attention(*long, **named, short_products=True)) == rounds
+    assert torch.equal(y, attention(*short, **named)) != rounds
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -324,7 +351,7 @@ def test_cpu_backend_refuses_in_words_and_never_falls_back():
 def test_torch_accepts_the_operator(masked):
     q, k, v = (t.requires_grad_() for t in qkv())
     key_mask = torch.rand(2, 9) < 0.7 if masked else None
-    args = (q, k, v, None, key_mask, None, True, 0.25, None, None, None, None)
+    args = (q, k, v, None, key_mask, None, True, 0.25, None, None, None, None, False)
     opcheck(torch.ops.secateurs.attention.default, args)
 
 

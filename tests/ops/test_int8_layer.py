@@ -60,7 +60,9 @@ def one_by_one(x, part, attention_norm, ffn, ffn_norm, key_mask=None):
     if part is not None:
         joint = linear(x, part.qkv).unflatten(-1, (part.heads + 2 * part.kv_heads, -1))
         q, k, v = joint.transpose(1, 2).split([part.heads, part.kv_heads, part.kv_heads], dim=1)
-        context = attention(q, k, v, kv_of=part.kv_of, key_mask=key_mask).flatten(2)
+        short = hasattr(part.qkv, "scales")
+        context = attention(q, k, v, kv_of=part.kv_of, key_mask=key_mask, short_products=short)
+        context = context.flatten(2)
         x = linear(context, part.output, residual=x)
     x = norm(x, attention_norm)
     if ffn is not None:

@@ -42,6 +42,7 @@ AttentionCall<T> attention_call(const Arguments& arguments) {
                                      field<C, &C::pattern, &P::block>("pattern_block"),
                                      field<C, &C::pattern, &P::rows>("pattern_rows"),
                                      field<C, &C::pattern, &P::per_head>("pattern_per_head"),
+                                     field<C, &C::short_products>("short_products"),
                                      field<C, &C::out>("out"),
                                      field<C, &C::threads>("threads"),
                                  }));

@@ -64,6 +64,16 @@ inline F exp2_bf16(F x) {
   return ldexp(polynomial(x - n, c), n);
 }
 
+#ifdef SECATEURS_PAIR_PRODUCTS
+// The same, relative error below 9e-5, with 2^0 = 1 exactly, so that sums whose largest score stays
+// are left alone, and numbers below 2^-126 as they come. For x = -inf the fraction is 0, and the
+// scaling by 2^-inf gives 0.
+inline F exp2_short(F x) {
+  constexpr float c[] = {1.0f, 0.69511658f, 0.227646038f, 0.0770660862f};
+  return ldexp(polynomial(fraction(x), c), x);
+}
+#endif
+
 inline F gelu_bf16(F x) {
   constexpr float c[] = {-1.3593207e-4f, 0.1193694f, 0.13407893f, 0.039641935f, 0.20715378f};
   const F t = reciprocal(fma(abs(x), set1(0.3f), set1(1)));

@@ -57,6 +57,39 @@ inline void store(bf16* p, F x, int n) {
   #define SECATEURS_PAIR_PRODUCTS
 // sum[j] += a[2j] b[2j] + a[2j + 1] b[2j + 1] of bf16.
 inline F dot(F sum, F a, F b) { return {_mm512_dpbf16_ps(sum.v, (__m512bh)a.v, (__m512bh)b.v)}; }
+// Of a thread, while it lives: zeros in place of numbers below 2^-126, which would take a hundred
+// times as long.
+class FlushToZero {
+ public:
+  FlushToZero() { _mm_setcsr(before | _MM_FLUSH_ZERO_ON); }
+  ~FlushToZero() { _mm_setcsr(before); }
+  FlushToZero(const FlushToZero&) = delete;
+  FlushToZero& operator=(const FlushToZero&) = delete;
+
+ private:
+  const unsigned before = _mm_getcsr();
+};
+// Lane i: low[i], then high[i], rounded to bfloat16.
+inline F paired(F low, F high) {
+  constexpr auto both = [](int i) { return (16 + i) << 16 | i; };
+  const __m512i order = _mm512_setr_epi32(both(0), both(1), both(2), both(3), both(4), both(5),
+                                          both(6), both(7), both(8), both(9), both(10), both(11),
+                                          both(12), both(13), both(14), both(15));
+  const auto side_by_side = (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v);
+  return {_mm512_castsi512_ps(_mm512_permutexvar_epi16(order, side_by_side))};
+}
+// The first `n` elements at p, 32 of them where there are more, then zeros: each two neighbours a
+// pair, rounded to bfloat16.
+inline F pairs(const bf16* p, int64_t n) {
+  const __mmask32 there = n < 32 ? (1u << n) - 1 : ~0u;
+  return {_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(there, p))};
+}
+inline F pairs(const float* p, int64_t n) {
+  const __mmask32 there = n < 32 ? (1u << n) - 1 : ~0u;
+  const __m512 low = _mm512_maskz_loadu_ps(static_cast<Mask>(there), p);
+  const __m512 high = _mm512_maskz_loadu_ps(static_cast<Mask>(there >> 16), p + 16);
+  return {_mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(high, low))};
+}
 #else
 // Of every pair of bf16: the first, the second.
 inline F lower(F pairs) {
@@ -80,6 +113,8 @@ inline F max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F abs(F a) { return {_mm512_abs_ps(a.v)}; }
 inline F round(F a) { return {_mm512_roundscale_ps(a.v, 8)}; }
+// a - floor(a).
+inline F fraction(F a) { return {_mm512_reduce_ps(a.v, 1)}; }
 inline F ldexp(F a, F n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 inline Mask operator<(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
 inline F select(Mask m, F yes, F no) { return {_mm512_mask_blend_ps(m, no.v, yes.v)}; }

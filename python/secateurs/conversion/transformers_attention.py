@@ -132,9 +132,10 @@ def attend(
     scale: float | None = None,
     kv_of: Tensor | None = None,
     rules: Sequence[Rule] | None = None,
+    short_products: bool = False,
 ) -> Tensor:
     """Attention `[B, Tq, Hq, D]` under a mask of either form, and `rules` of each head, by which
-    the last query is at the last key."""
+    the last query is at the last key; `short_products` as of `ops.attention`."""
     key_mask, explicit = (mask, None) if mask is None or mask.dim() == 2 else (None, mask)
     causal = causal and explicit is None
     pattern, (tq, tk) = None, (q.shape[2], k.shape[2])
@@ -162,6 +163,7 @@ def attend(
         causal=causal,
         scale=scale,
         pattern=pattern,
+        short_products=short_products,
     )
 
 

@@ -47,6 +47,8 @@ FAULTS = (
         f"{CONVERSION}/modules/attention.py",
         ("scores_bias = scores_bias[:, self.kept_heads]", "pass",
          f"{CONVERT} -k converted_equals_masked"),
+        ("short_products=isinstance(self.qkv, Int8Linear)", "short_products=False",
+         f"{CODES} -k may_round"),
         ("one_side * (distance > 0)", "one_side * (distance < 0)", f"{CONVERT} -k equals_masked"),
         ("return bias.masked_fill(~mask, -math.inf)", "return bias", f"{CONVERT} -k equals_masked"),
         ("if head_norms is not None:", "if False:", f"{FAMILIES} -k contract and qwen3"),
@@ -141,6 +143,7 @@ FAULTS = (
     ),
     *faults_in(
         "python/secateurs/conversion/modules/cross_attention.py",
+        ("short = isinstance(self.query, Int8Linear)", "short = False", f"{CODES} -k may_round"),
         ("of_cross is not None and cache.is_updated.get(self.layer_idx)", "False",
          "architectures/test_two_stacks.py -k contract and mbart"),
         ('getattr(cache, "self_attention_cache", cache)', "cache",

@@ -49,6 +49,17 @@ FAULTS = (
          "ops/test_attention.py -k uneven_heads"),
     ),
     *faults_in(
+        f"{KERNELS}/attention/panels.h",
+        ("word(weigh(j), zero())", "word(weigh(j), weigh(j))",
+         "ops/test_attention.py -k short_products"),
+        ("in_pairs && j + 1 < count ? or_zeros(head.value(slot + j + 1)) : zeros", "zeros",
+         "ops/test_attention.py -k short_products"),
+        ("left - 2 * words", "left", "ops/test_attention.py -k short_products"),
+        ("masked || cut || !(unit > 0)", "masked || cut",
+         "ops/test_attention.py -k explicit_scale"),
+        ("      unit = 1;\n", "", "ops/test_attention.py -k explicit_mask"),
+    ),
+    *faults_in(
         f"{KERNELS}/linear/int8_product.h",
         ("p.index[b] * p.depth + done == word + half_words", "true",
          f"{INT8} -k any_number_of_rows"),

@@ -162,7 +162,14 @@ void attention(const Attention<T>& p) {
   if constexpr (sizeof(T) == sizeof(bf16))
     return solve_attention<TileAttention<2>, TileAttention<1>>(p);
 #endif
-  solve_attention<PanelAttention<T, 2>, PanelAttention<T, 1>>(p);
+#ifdef SECATEURS_PAIR_PRODUCTS
+  if constexpr (sizeof(T) == sizeof(float))
+    if (!p.short_products)
+      return solve_attention<PanelAttention<T, float, 2>, PanelAttention<T, float, 1>>(p);
+  solve_attention<PanelAttention<T, Pair, 2>, PanelAttention<T, Pair, 1>>(p);
+#else
+  solve_attention<PanelAttention<T, float, 2>, PanelAttention<T, float, 1>>(p);
+#endif
 }
 
 }  // namespace

@@ -37,15 +37,6 @@ struct AttentionStep {
   bool last = false;        // of its queries
 };
 
-// 2^x for what is rounded to bfloat16 next: relative error below 9e-5, and 2^0 is 1 exactly, so that
-// sums whose largest score stays are left alone. For x = -inf the reduced argument is 0, and the
-// scaling by 2^-inf gives 0.
-inline F exp2_short(F x) {
-  constexpr float c[] = {1.0f, 0.69511658f, 0.227646038f, 0.0770660862f};
-  const F fraction = {_mm512_reduce_ps(x.v, 1)};  // x - floor(x)
-  return {_mm512_scalef_ps(polynomial(fraction, c).v, x.v)};
-}
-
 // Puts the result in all lanes.
 inline F largest(F x) {
   x = max(x, {_mm512_shuffle_f32x4(x.v, x.v, 0x4e)});

@@ -25,14 +25,12 @@ template <int QT>
 class TileAttention {
  public:
   using Element = bf16;
-  // Of a thread: the shapes of its tiles, and zeros in place of weights below 2^-126, which would
-  // take a hundred times as long.
+  // Of a thread: the shapes of its tiles, and the weights it may take for zero.
   struct Session {
     Tiles tiles{config()};
-    unsigned control = _mm_getcsr();
+    FlushToZero weights;
 
-    Session() { _mm_setcsr(control | _MM_FLUSH_ZERO_ON); }
-    ~Session() { _mm_setcsr(control); }
+    Session() {}
 
     static TileConfig config() {
       TileConfig c;

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.conversion.modules.int8_linear import Int8Linear
 from secateurs.conversion.modules.part import Linear
 from secateurs.conversion.transformers_attention import attend
 from secateurs.errors import FormatError
@@ -112,7 +113,15 @@ class Attention(nn.Module):
                 scores_bias = scores_bias[:, self.kept_heads]
             mask = biased(scores_bias.to(q.dtype), mask)
         context = attend(
-            q, k, v, mask, causal=causal, scale=self.scale, kv_of=self.kv_of, rules=self.rules
+            q,
+            k,
+            v,
+            mask,
+            causal=causal,
+            scale=self.scale,
+            kv_of=self.kv_of,
+            rules=self.rules,
+            short_products=isinstance(self.qkv, Int8Linear),  # which rounds more
         )
         out: Tensor = self.output(context.flatten(2), residual=residual)
         return out

@@ -50,6 +50,7 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
     pattern: Pattern | None = None,
+    short_products: bool = False,
 ) -> Tensor:
     """Attend with every query head to its key/value head: `[B, Tq, Hq, D]`, contiguous.
 
@@ -72,12 +73,14 @@ def attention(
         pattern: the blocks of scores that exist, for each head or for all; what else hides a key
             hides it still. Its indices are trusted: make them with
             `secateurs.attention_patterns.layout`, or `validate` them.
+        short_products: elements and weights in float32 may be rounded to bfloat16 before they are
+            multiplied, where that is faster; sums stay in float32.
 
     Raises:
         OperandError: the tensors do not fit together.
         BackendError: the backend that is forced refuses the call.
     """
-    return _call(arguments(q, k, v, kv_of, key_mask, mask, causal, scale, pattern))
+    return _call(arguments(q, k, v, kv_of, key_mask, mask, causal, scale, pattern, short_products))
 
 
 def arguments(
@@ -90,6 +93,7 @@ def arguments(
     causal: bool = False,
     scale: float | None = None,
     pattern: Pattern | None = None,
+    short_products: bool = False,
 ) -> Operands:
     """Return the operands of the same call."""
     if scale is None:
@@ -102,7 +106,7 @@ def arguments(
                 f"over {tuple(pattern.shape)}"
             )
         blocks = (pattern.indptr, pattern.indices, pattern.partial, pattern.masks)
-    return Operands(q, k, v, kv_of, key_mask, mask, causal, scale, *blocks)
+    return Operands(q, k, v, kv_of, key_mask, mask, causal, scale, *blocks, short_products)
 
 
 OP = Op(

@@ -20,7 +20,8 @@ def _refuse(operands: Operands) -> str | None:
 
 
 def _run(operands: Operands) -> Tensor:
-    q, k, v, kv_of, key_mask, mask, causal, scale, indptr, indices, partial, masks = operands
+    q, k, v, kv_of, key_mask, mask, causal, scale, *_ = operands
+    indptr, indices, partial, masks = operands.pattern()
     (b, hq, tq, d), (hkv, tk) = q.shape, k.shape[1:3]
     out = operands.new_output()
     q, k, v = packed_last(q), packed_last(k), packed_last(v)
@@ -59,6 +60,7 @@ def _run(operands: Operands) -> Tensor:
             pattern_block=0 if masks is None else masks.shape[-1],
             pattern_rows=0 if indptr is None else indptr.shape[1] - 1,
             pattern_per_head=indptr is not None and indptr.shape[0] > 1,
+            short_products=operands.short_products,
             out=out.data_ptr(),
             threads=torch.get_num_threads(),
         )

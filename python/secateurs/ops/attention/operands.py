@@ -28,6 +28,7 @@ class Operands(NamedTuple):
     pattern_indices: Tensor | None  # int32 [blocks]
     pattern_partial: Tensor | None  # int32 [blocks]
     pattern_masks: Tensor | None  # bool [P, block, block]
+    short_products: bool = False
 
     def new_output(self) -> Tensor:
         """Return an uninitialised output `[B, Tq, Hq, D]`."""
@@ -36,12 +37,13 @@ class Operands(NamedTuple):
 
     def pattern(self) -> PatternTensors:
         """Return indptr, indices, partial and masks of the block pattern."""
-        return self[8:]
+        return self[8:12]
 
 
 def check(operands: Operands) -> None:
     """Raise OperandError, in a sentence, unless the operands fit together."""
-    q, k, v, kv_of, key_mask, mask, _, _, *blocks = operands
+    q, k, v, kv_of, key_mask, mask, *_ = operands
+    blocks = operands.pattern()
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
         raise OperandError(
             f"expected q, k and v [B, H, T, D], got {q.dim()}, {k.dim()}, {v.dim()} dims"

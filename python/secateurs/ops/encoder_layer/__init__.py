@@ -63,8 +63,8 @@ def encoder_layer(
     """Compute norm(a + ffn(a)) for a = norm(x + attention(x)), shape of `x`.
 
     The products are those of `block_sparse_linear`, or of `int8_linear` where a weight has scales,
-    the rest that of `attention` and `add_norm`. Gradients are those of the reference, which runs
-    wherever gradients are recorded.
+    the rest that of `attention`, with short products where qkv has scales, and `add_norm`.
+    Gradients are those of the reference, which runs wherever gradients are recorded.
 
     Args:
         x: `[B, T, d]`.
