@@ -51,7 +51,8 @@ from secateurs.training.task_recipe import Outcome, Settings, prune_on_task
 
 HEADS = ("random", "magnitude", "gradient", "smp", "voita", "dsp")
 PATTERNS = ("random", "magnitude", "admm_pattern")
-WEIGHTS = ("random", "magnitude", "seven_pre", "seven")
+WEIGHTS = ("random", "magnitude", "seven_pre", "seven", "platon", "dcil")
+BOTH = ("random", "magnitude", "gradient", "mlpruning", "sensi_bert")
 Run = tuple[str, str, dict[str, Any]]
 RUNS: tuple[Run, ...] = (
     *((method, f"heads={f}", {}) for f in (0.5, 0.75) for method in HEADS),
@@ -64,6 +65,11 @@ RUNS: tuple[Run, ...] = (
         for method in PATTERNS
     ),
     *((method, f"weights={f}", {}) for f in (0.5, 0.7, 0.9) for method in WEIGHTS),
+    *((method, "heads=0.5,neurons=0.5", {}) for method in BOTH),
+    ("sensi_bert", "heads=0.5,neurons=0.5", {"order": "magnitude"}),
+    ("sensi_bert", "heads=0.5,neurons=0.5", {"allocator": "per_layer"}),
+    *((method, "blocks=0.8", {}) for method in ("random", "magnitude", "mlpruning")),
+    ("mlpruning", "heads=0.5,neurons=0.5,blocks=0.8", {}),
 )
 LATENCY_SHAPE = (8, 32)
 

@@ -48,7 +48,7 @@ KERNELS = (
 )
 FAMILIES = "families.jsonl"
 TARGETS = "targets.jsonl"
-METHODS = "methods.jsonl"
+METHODS = ("methods.jsonl", "methods_epyc.jsonl")
 ONE_SHOT = "one_shot.jsonl"
 FRONTIER = "frontier.jsonl"
 ROUNDING = "rounding.jsonl"
@@ -70,8 +70,8 @@ def main() -> None:
     if (RESULTS / TARGETS).exists():
         rows = lines_of(TARGETS)
         parts += [how_asked(rows), targets_table(rows)]
-    rows = lines_of(METHODS)
-    parts += [how_trained(rows), methods_table(rows)]
+    for rows in map(lines_of, METHODS):
+        parts += [how_trained(rows), methods_table(rows)]
     rows = lines_of(ONE_SHOT)
     parts += [how_fitted(rows), one_shot_table(rows)]
     parts += frontier_parts(lines_of(FRONTIER))

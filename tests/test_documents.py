@@ -17,6 +17,7 @@ from support.word_folders import saved
 from transformers import AutoTokenizer
 
 from secateurs import METHODS, HeadMask, SparsityPlan, convert, explain, load, save
+from secateurs.architectures.records import ARCHITECTURES
 from secateurs.cli.main import parser
 from secateurs.integrations.exported import export
 from secateurs.integrations.runtimes import RUNTIMES, runtime
@@ -39,6 +40,7 @@ def test_links_lead_to_files(page):
 def test_the_readme_is_short_and_gives_both_commands():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) < 140
+    assert f"[{len(ARCHITECTURES)} types]" in text
     block = text.partition("```sh\n")[2].partition("```")[0].splitlines()
     commands = dict(zip(block[::2], block[1::2], strict=True))
     assert commands["# demo"].endswith("secateurs demo")
