@@ -189,11 +189,27 @@ def calibration(
 ) -> list[dict[str, Tensor]]:
     """Some training examples from anywhere, without their labels; in an order of the `seed`, or of
     their lengths."""
-    chosen = random.Random(seed or 0).sample(dense.data.train, count)
-    batches = [unlabelled(batch, dense.model) for batch in dense.data.batches(chosen, batch_size)]
+    batches = _of_places(dense, _sample(dense, count, seed or 0), batch_size)
     if seed is not None:
         random.Random(seed).shuffle(batches)
     return batches
+
+
+def rest_of_calibration(
+    dense: Dense, count: int, batch_size: int, seed: int
+) -> list[dict[str, Tensor]]:
+    """The training examples that `calibration` leaves, without their labels."""
+    places = sorted({*range(len(dense.data.train))} - {*_sample(dense, count, seed)})
+    return _of_places(dense, places, batch_size)
+
+
+def _sample(dense: Dense, count: int, seed: int) -> list[int]:
+    return random.Random(seed).sample(range(len(dense.data.train)), count)
+
+
+def _of_places(dense: Dense, places: list[int], batch_size: int) -> list[dict[str, Tensor]]:
+    chosen = [dense.data.train[place] for place in places]
+    return [unlabelled(batch, dense.model) for batch in dense.data.batches(chosen, batch_size)]
 
 
 def steps_of(data: TaskData, epochs: float, options: argparse.Namespace) -> int:

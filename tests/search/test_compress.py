@@ -360,6 +360,41 @@ def test_a_fit_that_is_worse_on_other_examples_is_left_out(bert, monkeypatch, ca
     )
 
 
+def test_much_effort_distils_on_more_data_than_it_fits_to(bert, monkeypatch):
+    Clock(monkeypatch)
+    quick = compress(bert, data(), "speedup=3", shapes=SHAPES, progress=False)
+    read, distill = [], module.distill
+
+    def recorded(model, plan, batches, **named):
+        read.extend(batches)
+        return distill(model, plan, batches, **{**named, "steps": 20})
+
+    monkeypatch.setattr(module, "distill", recorded)
+    more = data(7, seed=4)
+    named = {"shapes": SHAPES, "effort": "long", "distill_on": more, "progress": False}
+    found = compress(bert, data(), "speedup=3", **named)
+    assert len(read) == 4 + 7  # two of the six judge
+    assert all(any(batch is one for one in read) for batch in more)
+    assert found.distance < quick.distance
+
+
+def test_a_distillation_that_spoils_the_model_is_left_out(bert, monkeypatch):
+    Clock(monkeypatch)
+    monkeypatch.setattr(module, "EFFORTS", {**module.EFFORTS, "long": module.EFFORTS["quick"]})
+    quick = compress(bert, data(), "speedup=3", shapes=SHAPES, progress=False)
+
+    def spoilt(model, *rest, **named):
+        spoilt = copy.deepcopy(model)
+        with torch.no_grad():
+            spoilt.embeddings.word_embeddings.weight.normal_()
+        return spoilt
+
+    monkeypatch.setattr(module, "distill", spoilt)
+    found = compress(bert, data(), "speedup=3", shapes=SHAPES, effort="long", progress=False)
+    assert found.distance == quick.distance
+    assert torch.equal(answer(found.model, data(1)[0]), answer(quick.model, data(1)[0]))
+
+
 def test_the_nearest_of_all_candidates_is_taken(bert, monkeypatch):
     Clock(monkeypatch)
     search = module.Search(bert, data(), shapes=SHAPES, progress=False)

@@ -94,6 +94,7 @@ def run(
             batches(tokenizer, sample, 16, MAX_LENGTH),
             shapes=settings.shapes[:1],
             precision=settings.precision,
+            distill_on=batches(tokenizer, [s for s in seen if s not in sample], 16, MAX_LENGTH),
             force=True,
             progress=progress,
         )

@@ -95,14 +95,16 @@ def prune_to_a_time(options: argparse.Namespace, rows: Sequence[Any], out: Path)
     processor, training = shuffled_batches(options, model, rows)
     shapes = shapes_of(options, model)
     budget = Budget(latency=options.latency, speedup=options.speedup)
+    count = -(-options.examples // options.batch_size)
     found = compress(
         model,
-        training[: -(-options.examples // options.batch_size)],
+        training[:count],
         budget,
         shapes=shapes,
         effort=options.effort,
         method=options.method,
         precision=precision_of(options, timed=True),
+        distill_on=training[count:],
         seed=options.seed,
         force=options.force,
         progress=options.progress,

@@ -36,6 +36,7 @@ def compress(
     effort: str = "quick",
     method: str | None = None,
     precision: str | None = None,
+    distill_on: Iterable[Batch] = (),
     ridge: float = 0.01,
     seed: int = 0,
     force: bool = False,
@@ -62,6 +63,8 @@ def compress(
             meets it with nothing removed goes before what would have to lose some; of the others,
             what is much slower as a whole, or far behind at a first look, is not searched. By
             default the model's own.
+        distill_on: more batches, for the distillation of effort "long", which learns from
+            thousands of examples what a re-fit has from hundreds.
         ridge: of `refit`.
         seed: of the other choices and of the distillation.
         force: go on where the machine is too noisy for its times to be trusted.
@@ -80,6 +83,7 @@ def compress(
         shapes=shapes,
         method=method,
         precision=precision,
+        distill_on=distill_on,
         ridge=ridge,
         seed=seed,
         force=force,

@@ -24,12 +24,7 @@ from secateurs.architectures.sites import find_sites
 from secateurs.checks import check_seed, door
 from secateurs.conversion.report import SiteReport, conversion_of
 from secateurs.data.batches import Batch, check_batches, evaluation_mode
-from secateurs.errors import (
-    BackendError,
-    BudgetError,
-    FamilyError,
-    MeasurementError,
-)
+from secateurs.errors import BackendError, BudgetError, FamilyError, MeasurementError
 from secateurs.measurement.inputs import Shape, token_inputs
 from secateurs.measurement.quality import fidelity
 from secateurs.measurement.timing import interleave
@@ -96,6 +91,7 @@ class Search:
         shapes: Mapping[Shape, float] | Sequence[Shape] = ((8, 128),),
         method: str | None = None,
         precision: str | None = None,
+        distill_on: Iterable[Batch] = (),
         ridge: float = 0.01,
         seed: int = 0,
         force: bool = False,
@@ -106,6 +102,7 @@ class Search:
         self._tokens = tokens_of(self.mix)
         check_seed(seed)
         judged, self._fitted = split(check_batches(batches))
+        self._distill_on = [*self._fitted, *distill_on]
         self._sites = find_sites(model).of_one_stack("compress")
         self._methods = _METHODS if method is None else (method,)
         for name in self._methods:
@@ -353,17 +350,19 @@ class Search:
         return replace(found, model=model, distance=self._judge(model))
 
     def _distilled(self, found: _Found) -> _Found:
+        """The same, distilled, where that is nearer to the dense model."""
         recovered = distill(
             found.recovered,
             found.plan,
-            self._fitted,
+            self._distill_on,
             teacher=self._model,
             steps=_STEPS,
             lr=_RATE,
             seed=self._seed,
             progress=self._progress,
         )
-        return self._converted(replace(found, recovered=recovered))
+        distilled = self._converted(replace(found, recovered=recovered))
+        return min(found, distilled, key=lambda each: each.distance)
 
     @door
     def timed(self, plan: SparsityPlan) -> Times:

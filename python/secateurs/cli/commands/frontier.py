@@ -97,14 +97,14 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
     out, names = new_directory(options.out), wanted_peers(options)
     subject = _subject(options)
     model = subject.model
-    training = subject.training[: -(-options.examples // options.batch_size)]
     shapes = shapes_of(options, model)
     search = Search(
         model,
-        training,
+        subject.training,
         shapes=shapes,
         method=options.method,
         precision=precision_of(options, timed=True),
+        distill_on=subject.rest,
         seed=options.seed,
         force=options.force,
         progress=options.progress,
@@ -124,7 +124,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         results.append({"target": speedup, **figures_of(found), **score})
     if not results:
         raise BudgetError("expected speeds that can be met, got none that is")
-    peers = rows_of_peers(options, names, model, training, search.mix, whole)
+    peers = rows_of_peers(options, names, model, subject.training, search.mix, whole)
     told = {"results": results, "peers": peers}
     _report(options, out, told, whole)
     return OK, {"out": str(out), **told}
@@ -132,12 +132,13 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
 
 @dataclass(frozen=True)
 class _Subject:
-    """A model to prune, what reads its data, batches to decide on, and the score that a model
-    reaches by name, if anything judges it."""
+    """A model to prune, what reads its data, batches to decide on and the rest of them, and the
+    score that a model reaches by name, if anything judges it."""
 
     model: Any
     processor: Any
     training: list[Any]
+    rest: list[Any]
     score: Callable[[Any], dict[str, float]]
 
 
@@ -154,13 +155,16 @@ def _subject(options: argparse.Namespace) -> _Subject:
     if options.task:
         model, data = judged_by_task(options)
         chosen = random.Random(options.seed).sample(data.train, len(data.train))
-        training = data.batches(chosen[: options.examples], options.batch_size)
+        training, rest = (
+            data.batches(part, options.batch_size)
+            for part in (chosen[: options.examples], chosen[options.examples :])
+        )
         random.Random(options.seed).shuffle(training)
 
         def score(judged: Any) -> dict[str, float]:
             return dict([next(iter(evaluate(judged, data).items()))])
 
-        return _Subject(model, data.processor, training, score)
+        return _Subject(model, data.processor, training, rest, score)
     rows = read_rows(options)
     pairs = read_pairs(options.pairs) if options.pairs else None
     model = open_model(options.model)
@@ -169,7 +173,9 @@ def _subject(options: argparse.Namespace) -> _Subject:
     def ranked(judged: Any) -> dict[str, float]:
         return {QUALITY: judged_by_pairs(pairs, judged, options, options.model)}
 
-    return _Subject(model, processor, training, ranked if pairs else lambda _: {})
+    count = -(-options.examples // options.batch_size)
+    judge = ranked if pairs else lambda _: {}
+    return _Subject(model, processor, training[:count], training[count:], judge)
 
 
 def _report(
