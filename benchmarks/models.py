@@ -4,10 +4,10 @@
     python benchmarks/models.py --precisions fp32 bf16 int8 --peers all --data-dir DIR
 
 Densities below 1 remove random heads and neurons in equal shares: speed does not depend on which.
-Every row is timed alternately with eager torch, in float32 where the precision is int8. The peers
-are such rows too, each in a process of its own whose threads sleep while eager torch works, so the
-speedups of one shape may be compared; those that are not installed, or not made for a precision,
-say so and are left out.
+All that is timed of one model on one shape, in all precisions, is timed in turns: the machine's
+speed may wander, and each row is beside eager torch, in float32 where the precision is int8. The
+peers are such rows too, each in a process of its own; before each turn the threads of the last one
+fall asleep. Those that are not installed, or not made for a precision, say so and are left out.
 
 Outputs are compared on random tokens, and on sentences cut or padded to the shape: `cosine` is the
 mean, and `cosine_least` the least, over their mean hidden states in the two models. Scales of int8
@@ -17,12 +17,11 @@ are taken from other sentences, by us and by those that take any.
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +44,14 @@ from secateurs.cli.demo import model_folder
 from secateurs.errors import BackendError
 from secateurs.measurement.inputs import token_inputs
 from secateurs.measurement.peers import PEERS, peer_in
-from secateurs.measurement.peers.apart import Apart, Order, in_turns
+from secateurs.measurement.peers.apart import SETTLE, Apart, Order
 from secateurs.measurement.quality import backend_of, pooled
 from secateurs.measurement.rows import append_rows, row
 from secateurs.measurement.timing import (
     Measurement,
-    measure,
+    alternate,
     relative_error,
+    sampler,
     summarised,
 )
 
@@ -125,6 +125,12 @@ class Variant:
     keeps: float = 1.0
     kept: float = 1.0
 
+    def sampler(self, subject: Subject) -> Callable[[], float]:
+        """What takes one sample of its time, once other threads have fallen asleep."""
+        if isinstance(self.model, Apart):
+            return self.model.sample
+        return in_this_process(self.model, subject)
+
 
 def converted(
     dense: nn.Module, precision: str | None, densities: list[float], sentences: Sentences
@@ -141,20 +147,24 @@ def converted(
         yield Variant(f"converted {density:g}", ours, truth, density, kept)
 
 
-def rows_of_peers(
-    subject: Subject, names: list[str], sentences: Sentences, options: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
-    """Other dense runtimes, fixed to the shape."""
+def in_this_process(model: nn.Module, subject: Subject) -> Callable[[], float]:
+    device = subject.dense.device
+    return sampler(partial(model, **subject.inputs), device, settle=SETTLE)
+
+
+def peers_of(
+    subject: Subject, names: list[str], sentences: Sentences, stack: ExitStack
+) -> Iterator[Variant]:
+    """Other dense runtimes, fixed to the shape, which live as long as the stack does."""
     threads = torch.get_num_threads()
     order = Order(subject.dense, subject.inputs, sentences.one_by_one(), threads)
     for name in names:
         try:
             peer = peer_in(name, PRECISIONS[subject.precision][1])
-            with Apart(peer, order) as apart:
-                variant = Variant(peer.label, apart, subject.dense)
-                yield run(subject, variant, options.min_time, None)
+            apart = stack.enter_context(Apart(peer, order))
+            yield Variant(peer.label, apart, subject.dense)
         except BackendError as error:
-            print(f"  {name}: left out, {error}")
+            print(f"  {subject.precision} {name}: left out, {error}")
 
 
 def work(dense: nn.Module, shape: tuple[int, int], kept: float) -> float:
@@ -186,31 +196,60 @@ def main(arguments: list[str] | None = None) -> int:
         if options.json:
             append_rows(options.json, [record])
 
-    for name, precision in itertools.product(options.models, options.precisions):
-        dtype, of_linears = PRECISIONS[precision]
-        dense = MODELS[name]().to(options.device, dtype)
-        ours = list(converted(dense, of_linears, options.densities, sentences))
+    for name in options.models:
+        models, by_dtype = {}, {}
+        for precision in options.precisions:
+            dtype, of_linears = PRECISIONS[precision]
+            if dtype not in by_dtype:
+                by_dtype[dtype] = MODELS[name]().to(options.device, dtype)
+            dense = by_dtype[dtype]
+            ours = list(converted(dense, of_linears, options.densities, sentences))
+            models[precision] = dense, ours
         for shape in options.shapes or SHAPES[name]:
-            print(f"{name} {precision} {shape[0]}x{shape[1]}, {torch.get_num_threads()} threads")
-            judged = sentences.of_shape(*shape)
-            subject = Subject(name, precision, shape, dense, token_inputs(dense, shape), judged)
-            for variant in ours:
-                keep(run(subject, variant, options.min_time, peak))
-            for record in rows_of_peers(subject, names, sentences, options):
-                keep(record)
+            print(f"{name} {shape[0]}x{shape[1]}, {torch.get_num_threads()} threads")
+            with ExitStack() as stack:
+                compared: list[tuple[Subject, Variant]] = []
+                for precision, (dense, ours) in models.items():
+                    judged = sentences.of_shape(*shape)
+                    inputs = token_inputs(dense, shape)
+                    subject = Subject(name, precision, shape, dense, inputs, judged)
+                    peers = peers_of(subject, names, sentences, stack)
+                    compared += [(subject, variant) for variant in (*ours, *peers)]
+                for row_of in rows(compared, options.min_time, peak):
+                    keep(row_of)
     wrong = [r for r in records if not r["ok"]]
     for record in wrong:
         print(f"WRONG: {record['model']} {record['variant']} {record['shape']}", file=sys.stderr)
     return 1 if wrong else 0
 
 
-def run(subject: Subject, variant: Variant, min_time: float, peak: Peak | None) -> dict[str, Any]:
-    """Time one variant against eager torch, print its line, and return its row."""
+def rows(
+    compared: Sequence[tuple[Subject, Variant]], min_time: float, peak: Peak | None
+) -> Iterator[dict[str, Any]]:
+    """Time all variants, and the dense models that they are of, in turns of which each variant has
+    `min_time` seconds; yield their rows."""
+    dense = list({id(subject.dense): subject for subject, _ in compared}.values())
+    with torch.inference_mode():
+        samplers = [variant.sampler(subject) for subject, variant in compared]
+        samplers += [in_this_process(subject.dense, subject) for subject in dense]
+        samples = alternate(samplers, min_repeats=10, min_time=min_time * len(samplers))
+    of_dense = {
+        id(subject.dense): each
+        for subject, each in zip(dense, samples[len(compared) :], strict=True)
+    }
+    for (subject, variant), own in zip(compared, samples, strict=False):
+        device = subject.dense.device
+        yield run(subject, variant, summarised([own, of_dense[id(subject.dense)]], device), peak)
+
+
+def run(
+    subject: Subject, variant: Variant, result: Measurement, peak: Peak | None
+) -> dict[str, Any]:
+    """Compare the outputs of one variant, print its line, and return its row."""
     with torch.inference_mode():
         outputs = (model(**subject.inputs)[0] for model in (variant.model, variant.truth))
         error = relative_error(*outputs)
     cosines = agreement(subject, variant)
-    result = timed(subject, variant, min_time)
     ours = isinstance(variant.model, nn.Module)
     share = None
     if peak is not None and subject.dense.device.type == "cpu":
@@ -234,26 +273,14 @@ def run(subject: Subject, variant: Variant, min_time: float, peak: Peak | None) 
         fma_share=share,
     )
     print(
-        f"  {variant.label:<26}{record['ms']:>9.2f} ms  eager {record['baseline_ms']:>9.2f} ms  "
+        f"  {subject.precision:<10}{variant.label:<18}{record['ms']:>9.2f} ms  "
+        f"eager {record['baseline_ms']:>9.2f} ms  "
         f"speedup {result.speedup:>5.2f} ({result.speedup_p20:.2f} to {result.speedup_p80:.2f})  "
         f"{'-' if share is None else f'{share:.0%}'} of peak  rel err {error:.0e}  "
         f"cosine {record['cosine']:.5f} (least {record['cosine_least']:.5f})",
         flush=True,
     )
     return record
-
-
-def timed(subject: Subject, variant: Variant, min_time: float) -> Measurement:
-    """Time a variant alternately with eager torch, which lets the threads of a peer fall asleep
-    before its turn."""
-    if not isinstance(variant.model, Apart):
-        return measure(
-            variant.model, subject.inputs, subject.dense, min_time=min_time, compare=False
-        )
-    samples = in_turns(
-        variant.model, subject.dense, subject.inputs, min_repeats=10, min_time=min_time
-    )
-    return summarised(samples, torch.device("cpu"))
 
 
 def agreement(subject: Subject, variant: Variant) -> Tensor:

@@ -101,6 +101,20 @@ def test_a_prediction_that_is_short_is_corrected_by_what_was_measured(bert, monk
     assert len(clock.measured) > 1
 
 
+def test_a_time_that_is_missed_by_little_is_aimed_at_lower_until_it_is_met(bert, monkeypatch):
+    clock = Clock(monkeypatch)
+    just_above, measured = [21.0] * 6, clock.times
+
+    def times(search, fast):
+        found = measured(fast)
+        return module.Times(just_above.pop(), 0.1, 60.0) if just_above else found
+
+    monkeypatch.setattr(module.Search, "_times", times)
+    found = compress(bert, data(), "latency=20ms", shapes=SHAPES, progress=False)
+    assert not just_above
+    assert found.measured <= 20
+
+
 def test_what_cannot_be_met_names_the_nearest(bert, monkeypatch):
     Clock(monkeypatch, slower=3.0)
     with pytest.raises(BudgetError, match=r"expected latency=7 to be met, got .* ms"):

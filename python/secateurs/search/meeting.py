@@ -18,6 +18,8 @@ EFFORTS = {"quick": 0, "normal": 24, "long": 24}
 _TOLERANCE = 0.05  # of the time asked for, below which a result is not searched again
 # Of the limit, at which to aim, round by round: half of all measurements lie above their median.
 MARGINS = (0.99, 0.98, 0.96, 0.94, 0.92)
+_ROUNDS = 10  # at most, as long as nothing meets the time; else as many as there are margins
+_LOWER = 1.05  # times as low to aim where the same sizes come out again
 
 
 def check_target(budget: Budget | Mapping[str, Any] | str, effort: str) -> Budget:
@@ -61,7 +63,10 @@ def met(
     choices, weights = candidate
     ratio, found = 1.0, None
     tried: dict[tuple[Size, ...], Times] = {}
-    for margin in MARGINS:
+    for number in range(_ROUNDS):
+        if found is not None and number >= len(MARGINS):
+            break
+        margin = MARGINS[min(number, len(MARGINS) - 1)]
         try:
             sizes = choices.of_least_error(margin * limit_of(budget, table.stock) / ratio, weights)
         except BudgetError:
@@ -69,7 +74,10 @@ def met(
                 raise
             break
         if tuple(sizes) in tried:
-            break
+            if found is not None:
+                break
+            ratio *= _LOWER
+            continue
         times = tried[tuple(sizes)] = timed(choices.plan(sizes))
         allowed = limit_of(budget, times.stock)
         if times.ms <= allowed and (found is None or times.ms > found[1].ms):
