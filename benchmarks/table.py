@@ -48,7 +48,7 @@ KERNELS = (
 )
 FAMILIES = "families.jsonl"
 TARGETS = "targets.jsonl"
-METHODS = ("methods.jsonl", "methods_epyc.jsonl")
+METHODS = ("methods.jsonl",)
 ONE_SHOT = "one_shot.jsonl"
 FRONTIER = "frontier.jsonl"
 ROUNDING = "rounding.jsonl"
