@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,6 +45,31 @@ def test_a_frontier_is_a_model_for_each_speed_a_table_and_a_picture(folder, text
     assert (out / "frontier.png").stat().st_size
     load(out / "speedup-4")
     assert "50 times as fast is left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("precision", ["own", "int8"])
+def test_the_whole_model_is_drawn_where_it_is_exact(folder, text, tmp_path, monkeypatch, precision):
+    drawn = []
+    monkeypatch.setattr(pictures, "frontier", lambda _, __, points, *rest: drawn.extend(points))
+    arguments = ("--model", folder, "--text", text, "--out", tmp_path / "frontier")
+    assert run("frontier", *arguments, "--speedups", 2.5, "--precision", precision) == 0
+    names = [name for name, *_ in drawn]
+    whole = ["converted, whole"] if precision == "own" else []
+    assert names == ["transformers", *whole, "2.5x"]
+
+
+def test_points_in_one_place_share_a_label():
+    told = []
+    axes = SimpleNamespace(
+        plot=lambda *_, **__: None,
+        annotate=lambda name, place, *_, **__: told.append((name, place)),
+        axvline=lambda *_, **__: None,
+        set=lambda **_: None,
+        margins=lambda _: None,
+    )
+    points = [("3x", 4.07, 0.9993), ("transformers", 1.0, 1.0), ("4x", 4.0701, 0.99931)]
+    pictures._speed_against_quality(axes, points, pictures.COSINE)
+    assert told == [("3x, 4x", (4.07, 0.9993)), ("transformers", (1.0, 1.0))]
 
 
 def test_a_frontier_without_a_speed_in_reach_is_refused(folder, text, tmp_path, capsys):
@@ -150,7 +176,7 @@ def test_a_picture_shows_the_score_of_a_task(classifier, glue, tmp_path, monkeyp
             {"points": points, "quality": quality}
         )
     )  # fmt: skip
-    words = ("--model", classifier, "--task", "sst2", "--data-dir", glue)
+    words = ("--model", classifier, "--task", "sst2", "--data-dir", glue, "--precision", "own")
     assert run("frontier", *words, "--out", tmp_path / "frontier", "--speedups", 2.5) == 0
     (row,) = json.loads((tmp_path / "frontier" / "frontier.json").read_text())["results"]
     data = TaskData.read(find_task("sst2"), open_tokenizer(classifier), glue)

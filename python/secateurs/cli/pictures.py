@@ -80,9 +80,14 @@ def _figure(width: float, title: str) -> Any:
 
 
 def _speed_against_quality(axes: Any, points: Sequence[Point], quality: str) -> None:
-    for name, speedup, value in points:
-        axes.plot(speedup, value, "o", markersize=8)
-        axes.annotate(name, (speedup, value), (0, 8), textcoords="offset points", ha="center")
+    at: dict[tuple[float, float], list[Point]] = {}
+    for point in points:
+        at.setdefault((round(point[1], 2), round(point[2], 3)), []).append(point)
+    for here in at.values():
+        _, *place = here[0]
+        axes.plot(*place, "o", markersize=8)
+        names = ", ".join(name for name, *_ in here)
+        axes.annotate(names, tuple(place), (0, 8), textcoords="offset points", ha="center")
     axes.axvline(1, color="0.8", linewidth=1, zorder=0)
     axes.set(
         xlabel="speedup over the dense model",

@@ -118,6 +118,7 @@ FAULTS = (
          "cli/test_frontier.py -k shows_the_score"),
         ("ranked if pairs else lambda _: {}", "lambda _: {}",
          "cli/test_frontier.py -k judged_by_pairs"),
+        ('if row["precision"] == own]', "]", "cli/test_frontier.py -k drawn_where_it_is_exact"),
         ("for row in peers if quality in row]", "for row in peers]",
          "cli/test_frontier.py -k another_precision"),
         ("print_figures(results + peers,", "print_figures(results,",
@@ -136,6 +137,8 @@ FAULTS = (
     ),
     *faults_in(
         "python/secateurs/cli/pictures.py",
+        ("(round(point[1], 2), round(point[2], 3))", "point[1:]",
+         "cli/test_frontier.py -k share_a_label"),
         ('value, "s", markersize', 'value, "o", markersize',
          "cli/test_tables.py -k mark_of_their_own"),
     ),

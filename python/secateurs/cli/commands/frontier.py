@@ -81,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> tuple[int, Any]:
     """Search for each speed, and save what was found; a speed out of reach is told and left out."""
+    from secateurs.checks import dtype_name
     from secateurs.errors import BudgetError
     from secateurs.pruning import Budget
     from secateurs.search import Search
@@ -126,7 +127,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         raise BudgetError("expected speeds that can be met, got none that is")
     peers = rows_of_peers(options, names, model, subject.training, search.mix, whole)
     told = {"results": results, "peers": peers}
-    _report(options, out, told, whole)
+    _report(options, out, told, whole, dtype_name(model.dtype))
     return OK, {"out": str(out), **told}
 
 
@@ -183,9 +184,10 @@ def _report(
     out: Any,
     told: dict[str, list[dict[str, Any]]],
     dense: dict[str, float],
+    own: str,
 ) -> None:
     """Print and draw results and peers: the score by task or pairs, or the cosine where there is
-    none. A peer that has no score is not drawn."""
+    none. A peer that has no score is not drawn. `own` is the precision of the dense model."""
     from secateurs.cli import pictures
     from secateurs.cli.tables import write_json
 
@@ -197,10 +199,11 @@ def _report(
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "frontier.json", told)
     quality, best = next(iter(dense.items()), ("cosine", 1.0))
-    whole = results[0]["stock_ms"] / results[0]["dense_ms"]
+    # In another precision the whole model is no longer as good as the dense one.
+    exact = [row for row in results if row["precision"] == own]
     points = [
         ("transformers", 1.0, best),
-        ("converted, whole", whole, best),
+        *(("converted, whole", row["stock_ms"] / row["dense_ms"], best) for row in exact[:1]),
         *((f"{row['target']:g}x", row["speedup"], row[quality]) for row in results),
     ]
     beside = [(row["peer"], row["speedup"], row[quality]) for row in peers if quality in row]
