@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from support.models import answer
 from support.tiny_models import tiny_model
 from test_compress import SHAPES, Clock, data
 
-from secateurs import compress
+from secateurs import Budget, compress
 from secateurs.errors import BudgetError
 from secateurs.search import search as module
+from secateurs.search.meeting import Times, met
 
 
 @pytest.fixture
@@ -28,18 +30,23 @@ def test_a_prediction_that_is_short_is_corrected_by_what_was_measured(bert, monk
     assert len(clock.measured) > 1
 
 
-def test_a_time_that_is_missed_by_little_is_aimed_at_lower_until_it_is_met(bert, monkeypatch):
-    clock = Clock(monkeypatch)
-    just_above, measured = [21.0] * 6, clock.times
+def test_a_time_that_is_missed_by_little_is_aimed_at_lower_until_it_is_met():
+    """Sizes come in steps: a little lower gives the same ones again."""
+    choices = SimpleNamespace(
+        of_least_error=lambda limit, weights: ["large"] if limit > 15 else ["small"],
+        plan=lambda sizes: sizes,
+        is_whole=lambda sizes: False,
+    )
+    table = SimpleNamespace(stock=60.0, predict=lambda sizes: 19.8)
+    tried = []
 
-    def times(search, fast):
-        found = measured(fast)
-        return module.Times(just_above.pop(), 0.1, 60.0) if just_above else found
+    def timed(plan):
+        tried.append(plan)
+        return Times(20.01 if plan == ["large"] else 14.0, 0.1, 60.0)
 
-    monkeypatch.setattr(module.Search, "_times", times)
-    found = compress(bert, data(), "latency=20ms", shapes=SHAPES, progress=False)
-    assert not just_above
-    assert found.measured <= 20
+    sizes, times = met(Budget(latency=20.0), (choices, None), table, timed)
+    assert (sizes, times.ms) == (["small"], 14.0)
+    assert tried == [["large"], ["small"]]  # nothing is measured twice
 
 
 def test_what_cannot_be_met_names_the_nearest(bert, monkeypatch):
