@@ -158,6 +158,13 @@ def test_last_dimension_apart(isa, dtype):
     assert_exact(q, k, v)
 
 
+def test_large_scores_of_a_negative_scale_do_not_overflow(isa, dtype):
+    q, k, v = qkv(1, 1, 1, 40, 300, dtype=dtype)
+    y = attention(8 * q, 8 * k, v, scale=-0.25)
+    same = attention(-8 * q, 8 * k, v, scale=0.25).double().numpy()
+    assert oracles.relative_error(y, same) < max(1e-3, tolerance(dtype))
+
+
 @pytest.mark.parametrize("tq", [2, 40])
 def test_large_scores_do_not_overflow(isa, dtype, tq):
     """Scores of thousands; a score's own rounding, half a unit in its last place, moves its weight

@@ -56,7 +56,7 @@ FAULTS = (
          "ops/test_attention.py -k short_products"),
         ("left - 2 * words", "left", "ops/test_attention.py -k short_products"),
         ("masked || cut || !(unit > 0)", "masked || cut",
-         "ops/test_attention.py -k explicit_scale"),
+         "ops/test_attention.py -k negative_scale"),
         ("      unit = 1;\n", "", "ops/test_attention.py -k explicit_mask"),
     ),
     *faults_in(
