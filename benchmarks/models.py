@@ -252,7 +252,7 @@ def run(
     cosines = agreement(subject, variant)
     ours = isinstance(variant.model, nn.Module)
     share = None
-    if peak is not None and subject.dense.device.type == "cpu":
+    if ours and peak is not None and subject.dense.device.type == "cpu":
         operations = work(subject.dense, subject.shape, variant.keeps)
         share = operations / result.timing.ms / 1e6 / peak.of(subject.dense.dtype)
     record = row(

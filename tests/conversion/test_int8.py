@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+from ops.attention_check import WITH_LONG_PRODUCTS
 from safetensors.torch import load_file, save_file
 from support.models import answer, relative, saved_files
 from support.oracles import relative_error
@@ -30,9 +31,6 @@ from secateurs import (
 from secateurs.conversion.modules import Int8Linear
 from secateurs.errors import BackendError, CheckpointError, PlanError
 from secateurs.ops._backends import cpu
-
-# An instruction set that multiplies floats only.
-WITH_LONG_PRODUCTS = next(isa for isa in cpu.isas() if "bf16" not in isa and isa != "amx")
 
 
 class RoundedLinear(nn.Module):

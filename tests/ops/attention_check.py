@@ -18,6 +18,7 @@ TOLERANCE = {
     torch.bfloat16: math.sqrt(2) * ROUNDING,
 }
 ROUNDED_ONCE = ("portable", "avx2", "avx_vnni", "avx512", "avx512_vnni")  # products in float
+WITH_LONG_PRODUCTS = next(isa for isa in cpu.isas() if isa in ROUNDED_ONCE)
 
 
 def qkv(b=2, hq=3, hkv=3, tq=9, tk=9, d=16, dtype=torch.float32):

@@ -11,7 +11,7 @@ from support import oracles
 from support.models import opcheck
 
 from ops import test_encoder_layer as floats
-from ops.attention_check import ROUNDED_ONCE
+from ops.attention_check import WITH_LONG_PRODUCTS
 from ops.conftest import code_weight
 from secateurs.errors import OperandError
 from secateurs.ops import (
@@ -26,7 +26,6 @@ from secateurs.ops import int8_linear as coded
 from secateurs.ops._backends import cpu
 
 DTYPES = floats.DTYPES
-WITH_LONG_PRODUCTS = next(isa for isa in cpu.isas() if isa in ROUNDED_ONCE)
 
 
 @pytest.fixture(autouse=True)

@@ -139,6 +139,7 @@ def test_a_budget_above_the_dense_time_removes_nothing(bert, monkeypatch):
         ({"budget": "latency=inf"}, BudgetError, "latency above 0"),
         ({"effort": "much"}, MethodError, "quick, normal, long"),
         ({"batches": []}, DataError, "at least one batch"),
+        ({"distill_on": ["words"]}, DataError, "batches as dicts of tensors, got 'words'"),
         ({"shapes": {}}, DataError, "shapes"),
         ({"shapes": {(1, 8): 0.0}}, DataError, "weights above 0"),
         ({"shapes": {(1, 8): float("nan")}}, DataError, "weights above 0"),

@@ -61,6 +61,12 @@ def shuffled_batches(
     return processor, training
 
 
+def parted(options: argparse.Namespace, batches: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The batches that hold the first `--examples`, which decide what goes, and the others."""
+    count = -(-options.examples // options.batch_size)
+    return batches[:count], batches[count:]
+
+
 def tokenizer_of(options: argparse.Namespace, model: Any) -> Any:
     """Open the tokenizer in `options.model`; a `max_length` beyond the model's positions is cut,
     with a sentence on stderr. Raises DataError if the folder has none that can be used."""

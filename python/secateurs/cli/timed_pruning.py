@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateurs.cli.arguments import above_one, milliseconds
-from secateurs.cli.calibration import shuffled_batches
+from secateurs.cli.calibration import parted, shuffled_batches
 from secateurs.cli.results import measured_here, write_model
 from secateurs.cli.shapes import add_shapes, shapes_of
 from secateurs.cli.terminal import OK
@@ -93,18 +93,18 @@ def prune_to_a_time(options: argparse.Namespace, rows: Sequence[Any], out: Path)
 
     model = open_model(options.model)
     processor, training = shuffled_batches(options, model, rows)
+    deciding, rest = parted(options, training)
     shapes = shapes_of(options, model)
     budget = Budget(latency=options.latency, speedup=options.speedup)
-    count = -(-options.examples // options.batch_size)
     found = compress(
         model,
-        training[:count],
+        deciding,
         budget,
         shapes=shapes,
         effort=options.effort,
         method=options.method,
         precision=precision_of(options, timed=True),
-        distill_on=training[count:],
+        distill_on=rest,
         seed=options.seed,
         force=options.force,
         progress=options.progress,

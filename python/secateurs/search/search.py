@@ -102,7 +102,7 @@ class Search:
         self._tokens = tokens_of(self.mix)
         check_seed(seed)
         judged, self._fitted = split(check_batches(batches))
-        self._distill_on = [*self._fitted, *distill_on]
+        self._distill_on = check_batches([*self._fitted, *distill_on])
         self._sites = find_sites(model).of_one_stack("compress")
         self._methods = _METHODS if method is None else (method,)
         for name in self._methods:

@@ -47,6 +47,8 @@ FAULTS = (
          "search/test_precisions.py -k far_behind"),
         ("raise refusals[min(refusals)]", "raise refusals[max(refusals)]",
          "search/test_precisions.py -k out_of_reach"),
+        ("check_batches([*self._fitted, *distill_on])", "[*self._fitted, *distill_on]",
+         "search/test_compress.py -k bad_input"),
         ("[*self._fitted, *distill_on]", "[*self._fitted]",
          "search/test_meeting.py -k much_effort"),
         ("return min(found, distilled, key=lambda each: each.distance)", "return distilled",

@@ -20,6 +20,7 @@ from secateurs.cli.arguments import (
 from secateurs.cli.calibration import (
     add_sources,
     has_source,
+    parted,
     read_rows,
     reads_text,
     shuffled_batches,
@@ -174,9 +175,8 @@ def _subject(options: argparse.Namespace) -> _Subject:
     def ranked(judged: Any) -> dict[str, float]:
         return {QUALITY: judged_by_pairs(pairs, judged, options, options.model)}
 
-    count = -(-options.examples // options.batch_size)
     judge = ranked if pairs else lambda _: {}
-    return _Subject(model, processor, training[:count], training[count:], judge)
+    return _Subject(model, processor, *parted(options, training), judge)
 
 
 def _report(

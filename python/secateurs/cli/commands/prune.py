@@ -19,6 +19,7 @@ from secateurs.cli.arguments import (
 from secateurs.cli.calibration import (
     add_sources,
     has_source,
+    parted,
     read_rows,
     reads_text,
     shuffled_batches,
@@ -157,7 +158,7 @@ def _prune_to_a_budget(
     model = open_model(options.model)
     check_pruning(model, options.method, options.budget, common, seed=options.seed)
     processor, training = (None, []) if not rows else shuffled_batches(options, model, rows)
-    calibration = training[: -(-options.examples // options.batch_size)]
+    calibration, _ = parted(options, training)
     plan = prune(
         model,
         calibration,
