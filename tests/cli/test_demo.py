@@ -13,7 +13,7 @@ from secateurs.cli import main as cli
 from secateurs.cli.demo import LEAST_COSINE, MAX_DIFFERENCE, Settings, reload_identical
 from secateurs.conversion.report import conversion_of
 from secateurs.search import LatencyTable, search
-from secateurs.search.latency_table import LayerTimes
+from secateurs.search.layer_times import LayerTimes
 from secateurs.search.sizes import heads_kept, neurons_kept
 from secateurs.storage.model_folders import open_model
 

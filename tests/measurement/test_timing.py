@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,12 @@ from torch import nn
 
 from secateurs.errors import DataError
 from secateurs.measurement.rows import append_rows, row
-from secateurs.measurement.timing import max_relative_difference, measure, relative_error
+from secateurs.measurement.timing import (
+    alternate,
+    max_relative_difference,
+    measure,
+    relative_error,
+)
 
 ROW_KEYS = {
     "backend", "isa", "dtype", "shape", "block", "density", "ms", "ms_p20", "ms_p80", "baseline",
@@ -70,6 +76,16 @@ def test_samples_alternate_and_swap_order(monkeypatch):
     )  # fmt: skip
     warmup_and_sizing = "abab"
     assert "".join(log) == warmup_and_sizing + "abbaabba"
+
+
+def test_of_more_than_two_no_sample_follows_the_same_one_each_time():
+    log: list[str] = []
+    calls = [partial(log.append, name) for name in "abcd"]
+    alternate([lambda call=call: call() or 1.0 for call in calls], min_repeats=12, min_time=0.0)
+    rounds = ["".join(log[start : start + 4]) for start in range(0, len(log), 4)]
+    assert {"".join(sorted(one)) for one in rounds} == {"abcd"}
+    before_b = {log[place - 1] for place in range(1, len(log)) if log[place] == "b"}
+    assert {"a", "c", "d"} <= before_b
 
 
 def test_short_calls_are_grouped_into_samples(monkeypatch):

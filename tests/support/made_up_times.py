@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from secateurs.architectures.kept import LayerShape
 from secateurs.search import LatencyTable
-from secateurs.search.latency_table import LayerTimes
+from secateurs.search.layer_times import LayerTimes
 from secateurs.search.sizes import heads_kept, neurons_kept
 
 

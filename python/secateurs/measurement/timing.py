@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -161,7 +162,7 @@ def interleave(
     min_sample: float = 1e-3,
     settle: float = 0.0,
 ) -> list[list[float]]:
-    """Milliseconds per call, one list for each of `calls`; the order within a round alternates.
+    """Milliseconds per call, one list for each of `calls`; in the orders of `alternate`.
 
     Args:
         device: where they run; a sample ends with it idle.
@@ -208,15 +209,19 @@ def sampler(
 def alternate(
     samplers: Sequence[Callable[[], float]], *, min_repeats: int, min_time: float
 ) -> list[list[float]]:
-    """The samples of each of `samplers`, wherever it takes them; the order within a round
-    alternates."""
+    """The samples of each of `samplers`, wherever it takes them. The order within a round
+    alternates between two; of more it is another one each time, for what ran before, and left
+    caches as they are, must not be the same for all samples of one."""
     samples: list[list[float]] = [[] for _ in samplers]
-    order = list(range(len(samplers)))
+    order, chance = list(range(len(samplers))), random.Random(0)
     end = time.perf_counter() + min_time
     while len(samples[0]) < min_repeats or time.perf_counter() < end:
         for i in order:
             samples[i].append(samplers[i]())
-        order.reverse()
+        if len(order) > 2:
+            chance.shuffle(order)
+        else:
+            order.reverse()
     return samples
 
 

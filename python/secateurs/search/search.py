@@ -35,7 +35,8 @@ from secateurs.pruning.run import check_one_shot, score
 from secateurs.reconstruction import refit
 from secateurs.search.choices import EVEN, Choices, Weights
 from secateurs.search.examples import some, split
-from secateurs.search.latency_table import LatencyTable, mixed, tokens_of
+from secateurs.search.latency_table import LatencyTable, mixed
+from secateurs.search.layer_times import tokens_of
 from secateurs.search.local_search import Candidate, best_of
 from secateurs.search.meeting import EFFORTS, MARGINS, Times, check_target, limit_of, met
 from secateurs.search.precisions import AUTO, Precision, asked_for

@@ -9,7 +9,9 @@ FAMILIES = "architectures/test_families.py"
 FAULTS = (
     *faults_in(
         "python/secateurs/measurement/timing.py",
-        ("        order.reverse()\n", "", "measurement/test_timing.py -k alternate"),
+        ("            order.reverse()\n", "            pass\n",
+         "measurement/test_timing.py -k alternate"),
+        ("if len(order) > 2:", "if False:", "measurement/test_timing.py -k more_than_two"),
         ("speedup=timings[1].ms / timings[0].ms", "speedup=timings[0].ms / timings[1].ms",
          "measurement/test_timing.py -k median_speedup"),
         ("            return math.nan\n", "            continue\n",

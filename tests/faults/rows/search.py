@@ -96,9 +96,14 @@ FAULTS = (
         ("if table.spread > _BUSY:", "if False:", "search/test_compress.py -k busy_minute"),
         ("        with evaluation_mode(model):", "        if model.eval():",
          "kinds/test_training_modes.py -k a_table"),
-        ("times[key[0], full[key[0]]] for", "times[0, full[0]] * 0 for",
+    ),
+    *faults_in(
+        "python/secateurs/search/layer_times.py",
+        ("of_probes[key] - of_probes[full[key.group]]", "of_probes[key] - times[-1]",
          "search/test_compress.py -k in_parts"),
-        ("(shortened - whole[-1]) / beyond", "-shortened", "search/test_compress.py -k in_parts"),
+        ("(times[-1] - times[-2]) / beyond", "-times[-1]", "search/test_compress.py -k in_parts"),
         ("size + weights > max(total, _AT_ONCE)", "False", "search/test_compress.py -k in_parts"),
+        ("time / len(group.probed)", "time / 2", "search/test_compress.py -k have_one_size"),
+        ("*sizes[:_SMALLEST], ", "", "search/test_compress.py -k none_to_all"),
     ),
 )  # fmt: skip
