@@ -49,6 +49,17 @@ def test_a_time_that_is_missed_by_little_is_aimed_at_lower_until_it_is_met():
     assert tried == [["large"], ["small"]]  # nothing is measured twice
 
 
+def test_a_whole_model_that_met_a_time_once_by_luck_is_pruned(bert, monkeypatch):
+    """It takes 30 ms, and was measured at 24 the first time."""
+    clock = Clock(monkeypatch, slower=0.8)
+    search = module.Search(bert, data(), shapes=SHAPES, progress=False)
+    assert not search.meet(Budget(latency=31)).plan.masks
+    clock.slower = 1.0
+    found = search.meet(Budget(latency=25))
+    assert found.plan.masks
+    assert found.measured <= 25
+
+
 def test_what_cannot_be_met_names_the_nearest(bert, monkeypatch):
     Clock(monkeypatch, slower=3.0)
     with pytest.raises(BudgetError, match=r"expected latency=7 to be met, got .* ms"):

@@ -1,13 +1,31 @@
-"""Compressed: what a search found, and what it tried besides."""
+"""Compressed: what a search found, and what it tried besides; Found: the same in one precision."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
 
 from secateurs.plan import SparsityPlan
+from secateurs.search.meeting import Times
+from secateurs.search.precisions import Precision
 from secateurs.search.sizes import Size
+
+
+@dataclass(frozen=True)
+class Found:
+    """What meets a budget in one precision; `predicted` and `dense` in milliseconds."""
+
+    precision: Precision
+    sizes: list[Size]
+    plan: SparsityPlan
+    times: Times
+    predicted: float
+    dense: float
+    recovered: nn.Module
+    model: nn.Module
+    distance: float = math.inf
 
 
 @dataclass(frozen=True)
