@@ -244,14 +244,16 @@ def test_a_table_of_families_names_what_is_slower_than_wanted():
 
 
 def test_a_table_of_speeds_asked_for_counts_what_is_off():
-    def row(speedup, off):
-        return {"dtype": "fp32", "shape": [1, 32], "speedup": speedup, "off": off, "spread": 0.02}
+    def row(speedup, off, predicted_off, whole=False):
+        row = {"dtype": "fp32", "shape": [1, 32], "speedup": speedup, "off": off, "spread": 0.02}
+        return {**row, "whole": whole, "predicted_off": predicted_off}
 
-    rows = [row(2.0, -0.06), row(3.0, 0.01), row(4.0, 0.03)]
+    rows = [row(2.0, -0.06, 0.05), row(3.0, 0.01, -0.02), row(4.0, 0.03, 0.01)]
+    rows.append(row(1.3, -0.3, 0.4, whole=True))
     rows.append({"dtype": "fp32", "shape": [1, 32], "speedup": 9.0, "refused": "too fast"})
     module = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))
     assert module["targets_table"](rows).splitlines()[2] == (
-        "| 1x32 | fp32 | 4 | 3 | 2 | -6.0% | +1.0% | +3.0% | 1 | 2.0% |"
+        "| 1x32 | fp32 | 5 | 4 | 1 | 2 | -6.0% | +1.0% | +3.0% | 1 | 2.0% | 2.0% | 5.0% |"
     )
 
 

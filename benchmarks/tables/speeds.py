@@ -64,7 +64,8 @@ def precisions_table(rows: list[Row]) -> str:
 
 def kernels_tables(rows: list[Row]) -> list[str]:
     """Of each kernel, speedups over the fastest dense peer."""
-    tables = (linears_table(rows), *(others_table(rows, word) for word in OTHERS))
+    others = (others_table(rows, word) for word in OTHERS)
+    tables = (linears_table(rows), int8_linears_table(rows), *others)
     return [table for table in tables if table]
 
 
@@ -83,6 +84,29 @@ def linears_table(rows: list[Row]) -> str:
         lines.append(cells)
     heads = ["M x K x N", "fastest dense peer", *(f"{d:.0%} of blocks kept" for d in densities)]
     return markdown(heads, lines)
+
+
+def int8_linears_table(rows: list[Row]) -> str:
+    """One line per shape of int8_linear and dtype of its input: milliseconds, how many times as
+    fast as with all blocks, and that times the density; nothing if there is none."""
+    rows = [r for r in rows if r["op"] == "int8_linear"]
+    if not rows:
+        return ""
+    densities = sorted({r["density"] for r in rows}, reverse=True)
+    lines = []
+    for dtype, shape in dict.fromkeys((r["dtype"], tuple(r["shape"])) for r in rows):
+        of_kind = [r for r in rows if (r["dtype"], tuple(r["shape"])) == (dtype, shape)]
+        found = {r["density"]: r for r in of_kind}
+        dense = found[densities[0]]
+        cells = ["x".join(map(str, shape)), dtype, f"{dense['speedup']:.2f}x {dense['baseline']}"]
+        for density in densities:
+            ms = found[density]["ms"]
+            times = dense["ms"] / ms
+            less = f", {times:.2f}x, {times * density:.2f}" if density < densities[0] else ""
+            cells.append(f"{ms:.2f} ms{less}")
+        lines.append(cells)
+    heads = ["int8, M x K x N", "of inputs in", "all blocks over the fastest other"]
+    return markdown([*heads, *(f"{d:.0%} of blocks kept" for d in densities)], lines)
 
 
 def others_table(rows: list[Row], word: str) -> str:
@@ -134,34 +158,41 @@ def missed_goals(rows: list[Row]) -> str:
 
 def how_asked(rows: list[Row]) -> str:
     """What all searches for a speed have in common."""
-    agree(rows, "model", "device", "isa", "threads", "torch", "commit")
+    agree(rows, "model", "device", "isa", "threads", "torch")
     first = rows[0]
     asked = sorted({row["speedup"] for row in rows})
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     return (
         f"Speed-ups asked for, {', '.join(f'{speedup:g}' for speedup in asked)}, of "
         f"{first['model']}, {first['device']} ({first['isa']}), {first['threads']} threads, torch "
-        f"{first['torch']}, commit {first['commit']}. Each model that was found is measured a "
-        "second time, in turns with the model as transformers runs it; off is that time over the "
-        "one asked for:"
+        f"{first['torch']}, commit {commits}. Each model that was found is measured a second time, "
+        "in turns with the model as transformers runs it; off is that time over the one asked for. "
+        "Predictions are off from what the search measured:"
     )
 
 
 def targets_table(rows: list[Row]) -> str:
-    """One line per precision and shape: how many speeds were met, and how far off they are."""
+    """One line per precision and shape: how many speeds were met, how far off they are where
+    something was removed, and how far the table of times was."""
     groups: dict[tuple[str, tuple[int, ...]], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["dtype"], tuple(row["shape"])), []).append(row)
     lines = []
     for (dtype, shape), of_kind in groups.items():
         found = [row for row in of_kind if "refused" not in row]
-        off = sorted(row["off"] for row in found)
+        pruned = [row for row in found if not row["whole"]]
+        off = sorted(row["off"] for row in pruned)
+        predicted = [abs(row["predicted_off"]) for row in pruned]
         late = sum(row["off"] > row["spread"] for row in found)
         cells = ["x".join(map(str, shape)), dtype, str(len(of_kind)), str(len(found))]
-        cells.append(str(sum(abs(value) <= 0.05 for value in off)))
+        cells += [str(len(found) - len(pruned)), str(sum(abs(value) <= 0.05 for value in off))]
         cells += [f"{off[0]:+.1%}", f"{median(off):+.1%}", f"{off[-1]:+.1%}"] if off else ["-"] * 3
-        lines.append([*cells, str(late), f"{median(row['spread'] for row in found):.1%}"])
-    heads = ["batch x tokens", "in", "asked", "reachable", "within 5 %", "fastest", "median"]
-    return markdown([*heads, "slowest", "late by more than the spread", "spread"], lines)
+        cells += [str(late), f"{median(row['spread'] for row in found):.1%}"]
+        cells += [f"{median(predicted):.1%}", f"{max(predicted):.1%}"] if off else ["-"] * 2
+        lines.append(cells)
+    heads = ["batch x tokens", "in", "asked", "reachable", "lose nothing", "others within 5 %"]
+    heads += ["fastest", "median", "slowest", "late by more than the spread", "spread"]
+    return markdown([*heads, "prediction off, median", "most"], lines)
 
 
 def _ours(rows: list[Row]) -> list[str]:
