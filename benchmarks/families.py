@@ -150,6 +150,7 @@ FAMILIES = {
     # The other ways in which some types are built.
     "wav2vec2 stable": Family("wav2vec2", STABLE),
     "hubert stable": Family("hubert", STABLE),
+    "stablelm parallel": Family("stablelm", {**CHANGED["stablelm"], "use_parallel_residual": True}),
     "opt post-norm": Family("opt", {"do_layer_norm_before": False}),
     "t5 gated": Family("t5", {"feed_forward_proj": "gated-gelu", "d_ff": 1024}),
 }

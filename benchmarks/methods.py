@@ -187,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
         json="methods.jsonl",
     )
     parser.add_argument("--methods", type=listed, default=[], help="default: all")
-    parser.add_argument("--budgets", type=listed, default=[], help="default: all")
+    parser.add_argument("--budgets", nargs="+", default=[], help="default: all")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--examples", type=int, default=512, help="that one-shot methods read")
     parser.add_argument("--prune-epochs", type=float, default=1)

@@ -26,7 +26,7 @@ from transformers import (
     LiltModel,
     LongformerConfig,
     MixtralConfig,
-    StableLmConfig,
+    PhiConfig,
     SwinConfig,
 )
 
@@ -228,8 +228,8 @@ def test_layers_with_more_parts_than_those_of_a_family_are_not_like_them():
 
 
 def test_a_config_that_asks_for_other_layers_is_refused_by_name():
-    config = StableLmConfig(use_parallel_residual=True, hidden_size=48, num_attention_heads=2)
-    with pytest.raises(FamilyError, match=r"stablelm with config\.use_parallel_residual=False, g"):
+    config = PhiConfig(qk_layernorm=True, hidden_size=48, num_attention_heads=2)
+    with pytest.raises(FamilyError, match=r"phi with config\.qk_layernorm=False, got True"):
         find_sites(Bare(config))
 
 

@@ -68,6 +68,7 @@ def _besides(record: Architecture) -> list[str]:
         "factors of sub-layers": attention.scale is not None,
         "norms behind the outputs of sub-layers": attention.output_norm is not None,
         "norms store their distance to one": bool(record.norm_offset),
+        "attention and FFN side by side": record.parallel,
     }
     told = [fact for fact, holds in facts.items() if holds]
     return told if record.when is None else [f"`{record.when[0]}={record.when[1]}`", *told]

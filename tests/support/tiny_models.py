@@ -164,6 +164,12 @@ RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "post-norm opt": ("OPTConfig", "OPTForCausalLM", {**_OPT, "do_layer_norm_before": False}),
     "biogpt": ("BioGptConfig", "BioGptForCausalLM", _ENDS),
     "stablelm": ("StableLmConfig", "StableLmForCausalLM", {**_PAIRS, **_ENDS}),
+    "parallel stablelm": (
+        "StableLmConfig",
+        "StableLmForCausalLM",
+        {**_PAIRS, **_ENDS, "use_parallel_residual": True},
+    ),
+    "phi": ("PhiConfig", "PhiForCausalLM", {**_PAIRS, **_ENDS}),
     "starcoder2": ("Starcoder2Config", "Starcoder2ForCausalLM", _PAIRS),
 }
 

@@ -36,7 +36,6 @@ IN_THE_WAY: dict[str, str] = {
     "longformer": "its attention has linears of its own for global tokens",
     "olmo2": _ALL_HEADS,
     "olmo3": _ALL_HEADS,
-    "phi": "its attention and its feed-forward network stand side by side behind one norm",
     "siglip": _TWO_STACKS,
     "swin": _WINDOWS,
     "swinv2": _WINDOWS,

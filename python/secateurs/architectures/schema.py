@@ -238,6 +238,8 @@ class Architecture:
         model_type: of its config.
         layers: path of the list of layers, from the base model.
         norm_first: `x + f(norm(x))` instead of `norm(x + f(x))`.
+        parallel: `x + attention(norm(x)) + ffn(norm(x))`: with norms first, both sub-layers read
+            the states in front of the layer.
         rms_norm: the norms are `x / rms(x) * weight`, not LayerNorm.
         norm_offset: added to the weight of every norm: 1 where that is stored as its distance to
             one.
@@ -256,6 +258,7 @@ class Architecture:
     attention: SelfAttention
     ffn: FeedForward
     norm_first: bool = False
+    parallel: bool = False
     rms_norm: bool = False
     norm_offset: float = 0.0
     causal: bool = False
@@ -287,6 +290,11 @@ class Architecture:
         return tuple(sublayer.norm for sublayer in self.sublayers)
 
     @property
+    def one_norm(self) -> bool:
+        """Whether the sub-layers read what one norm gives."""
+        return self.parallel and self.attention.norm == self.ffn.norm
+
+    @property
     def inner_norms(self) -> tuple[str, ...]:
         """Those in between: of queries and keys, and of what sub-layers give."""
         behind = (sublayer.output_norm for sublayer in self.sublayers)
@@ -298,7 +306,7 @@ class Architecture:
         attention = self.attention
         outlets = (sublayer.outlet for sublayer in self.sublayers)
         others = (attention.relative_bias, *outlets)
-        return (*self.norms, *attention.head_norms, *filter(None, others))
+        return (*dict.fromkeys(self.norms), *attention.head_norms, *filter(None, others))
 
     @property
     def described(self) -> tuple[str, ...]:

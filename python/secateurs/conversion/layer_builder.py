@@ -117,7 +117,7 @@ class LayerBuilder:
             self._attention(),
             self._ffn(),
             self._norm(template, attention.norm),
-            self._norm(template, ffn.norm),
+            None if self.architecture.one_norm else self._norm(template, ffn.norm),
             self.architecture.norm_first,
             self._place,
             self._relative_bias(template),
@@ -126,6 +126,7 @@ class LayerBuilder:
             self._outlet(template, ffn),
             None if cross is None else self._cross_attention(cross),
             None if cross is None else self._norm(template, cross.norm),
+            self.architecture.parallel,
         )
         for name in self.architecture.told:
             setattr(layer, name, getattr(template, name, None))

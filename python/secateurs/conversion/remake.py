@@ -118,8 +118,8 @@ def lent_modules(layer: Layer, architecture: Architecture) -> dict[str, nn.Modul
     there: norms, a bias by relative position, and scales that are modules."""
     attention, cross, ffn = architecture.attention, architecture.cross, architecture.ffn
     lent: dict[str | None, nn.Module | None] = {
-        attention.norm: layer.attention_norm,
         ffn.norm: layer.ffn_norm,
+        attention.norm: layer.attention_norm,
         None if cross is None else cross.norm: layer.cross_norm,
         attention.outlet: layer.attention_scale,
         ffn.outlet: layer.ffn_scale,
@@ -155,5 +155,7 @@ def _whole(linear: Linear) -> Held:
 
 
 def _no_columns(layer: Layer, bias: Tensor | None) -> tuple[Tensor, Tensor | None, None]:
-    norm = layer.ffn_norm.get_parameter("weight")  # some first layers have none of attention
+    # Some first layers have no norm of attention, and some have no other.
+    held = layer.attention_norm if layer.ffn_norm is None else layer.ffn_norm
+    norm = held.get_parameter("weight")
     return (norm if bias is None else bias).new_zeros(len(norm), 0), bias, None

@@ -71,6 +71,28 @@ PHI3 = replace(
 
 STABLELM = replace(LLAMA.named("stablelm"), rms_norm=False, when=("use_parallel_residual", False))
 
+PARALLEL_STABLELM = replace(
+    STABLELM,
+    ffn=replace(LLAMA.ffn, norm="input_layernorm"),
+    parallel=True,
+    when=("use_parallel_residual", True),
+)
+
+PHI = replace(
+    LLAMA.named("phi"),
+    attention=attention(
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.dense",
+        norm="input_layernorm",
+    ),
+    ffn=feed_forward("mlp.fc1", "mlp.fc2", activation="mlp.activation_fn", norm="input_layernorm"),
+    parallel=True,
+    rms_norm=False,
+    when=("qk_layernorm", False),
+)
+
 EUROBERT = replace(LLAMA.named("eurobert"), causal=False)
 
 NOMIC_BERT = replace(
@@ -105,5 +127,7 @@ RECORDS = (
     GEMMA3,
     PHI3,
     STABLELM,
+    PARALLEL_STABLELM,
+    PHI,
     STARCODER2,
 )

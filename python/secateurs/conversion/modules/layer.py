@@ -67,14 +67,15 @@ def _made_again(maker: Callable[[type], type], stock: type, *arguments: Any) -> 
 
 class Layer(Mixed, nn.Module):
     """One Transformer layer: attention, maybe to another stack too, and FFN around their residuals,
-    the norm behind or in front of each."""
+    the norm behind or in front of each; or both side by side around one residual, each behind its
+    norm or both behind one, which is then that of attention."""
 
     def __init__(
         self,
         attention: Attention | Constant | Skip,
         ffn: FeedForward | Constant | Skip,
         attention_norm: nn.Module,
-        ffn_norm: nn.Module,
+        ffn_norm: nn.Module | None,
         norm_first: bool,
         layer_idx: int,
         relative_bias: RelativeBias | None = None,
@@ -83,13 +84,14 @@ class Layer(Mixed, nn.Module):
         ffn_scale: nn.Module | None = None,
         cross_attention: CrossAttention | Constant | Skip | None = None,
         cross_norm: nn.Module | None = None,
+        parallel: bool = False,
     ) -> None:
         # Not super(): `layer_class` mixes this class with a stock layer whose constructor must not
         # run.
         nn.Module.__init__(self)
         self.attention, self.attention_norm = attention, attention_norm
         self.ffn, self.ffn_norm = ffn, ffn_norm
-        self.norm_first, self.layer_idx = norm_first, layer_idx
+        self.norm_first, self.parallel, self.layer_idx = norm_first, parallel, layer_idx
         self.relative_bias, self.head_norms = relative_bias, head_norms
         self.attention_scale, self.ffn_scale = attention_scale, ffn_scale
         self.cross_attention, self.cross_norm = cross_attention, cross_norm
@@ -120,6 +122,7 @@ class Layer(Mixed, nn.Module):
         attention, ffn = (
             None if isinstance(part, Skip) else part for part in (self.attention, self.ffn)
         )
+        assert self.ffn_norm is not None  # or its norms would come before the sub-layers
         return PreparedLayer(self, attention, self.attention_norm, ffn, self.ffn_norm)
 
     @property
@@ -154,7 +157,7 @@ class Layer(Mixed, nn.Module):
             return "its attention normalises queries and keys"
         if self.attention_scale is not None or self.ffn_scale is not None:
             return "its sub-layers are scaled, or a norm stands behind them"
-        for norm in (self.attention_norm, self.ffn_norm):
+        for norm in filter(None, (self.attention_norm, self.ffn_norm)):
             rms = norm.rms if isinstance(norm, Norm) else not isinstance(norm, nn.LayerNorm)
             if rms or not isinstance(norm.weight, Tensor) or norm.weight.dim() != 1:
                 return "its norms are not LayerNorms with a weight"
@@ -235,6 +238,12 @@ class Layer(Mixed, nn.Module):
             scores_bias,
             self.head_norms,
         )
+        if self.parallel:
+            normed = self.attention_norm(x)
+            behind = _added(self.attention, normed, x, self.attention_scale, *context)
+            normed = normed if self.ffn_norm is None else self.ffn_norm(x)
+            return _added(self.ffn, normed, behind, self.ffn_scale)
+        assert self.ffn_norm is not None
         if self.norm_first:
             x = _added(self.attention, self.attention_norm(x), x, self.attention_scale, *context)
             if self.cross_attention is not None and self.cross_norm is not None:
