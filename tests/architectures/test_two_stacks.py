@@ -16,13 +16,13 @@ from secateurs import (
     Session,
     SparsityPlan,
     apply,
+    compress,
     convert,
     export_compact,
     export_dense,
     find_sites,
     load,
     prune,
-    refit,
     save,
 )
 from secateurs.data.batches import token_weights
@@ -188,8 +188,8 @@ def test_units_of_the_decoder_are_judged_on_its_own_real_tokens():
 def test_what_walks_through_one_stack_refuses_two():
     model = tiny_model("bart")
     batches = [{**tiny_batch(model), **LABELS}]
-    with pytest.raises(FamilyError, match="which is what refit can walk through, got bart"):
-        refit(model, SparsityPlan(), batches, progress=False)
+    with pytest.raises(FamilyError, match="which is what compress can walk through, got bart"):
+        compress(model, batches, "speedup=2", progress=False)
     with pytest.raises(FamilyError, match="which is what SMP can walk through"):
         prune(model, method="smp", budget="heads=0.5", batches=batches)
     with pytest.raises(FamilyError, match="layer-wise ADMM can walk through"):

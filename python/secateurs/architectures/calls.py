@@ -29,3 +29,8 @@ def states_behind(output: Any) -> Tensor:
     """The states that a layer returns, alone or before something else."""
     states: Tensor = output[0] if isinstance(output, tuple) else output
     return states
+
+
+def with_states_behind(output: Any, states: Tensor) -> Any:
+    """The same with other states."""
+    return (states, *output[1:]) if isinstance(output, tuple) else states

@@ -151,11 +151,18 @@ def class_logits(output: Any) -> Tensor:
     return found.transpose(1, 2) if getattr(output, "start_logits", None) is not None else found
 
 
+def mask_of(batch: Mapping[str, Any], stack: str) -> Tensor | None:
+    """The mask of the tokens of a stack of layers, by its name; None where there is none."""
+    name = "decoder_attention_mask" if stack == "decoder" else "attention_mask"
+    mask: Tensor | None = batch.get(name)
+    return mask
+
+
 def token_weights(output: Tensor, batch: Batch) -> Tensor:
     """Ones, or zeros where `output` `[B, T, ...]` stands at padding: what a comparison of outputs
     should count."""
     decoded = any(name.startswith("decoder_") for name in batch)
-    mask = batch.get("decoder_attention_mask" if decoded else "attention_mask")
+    mask = mask_of(batch, "decoder" if decoded else "")
     if mask is not None and mask.dim() == 3:  # of choices [B, C, T], which a model runs as B * C
         mask = mask.flatten(0, 1)
     if mask is None or output.dim() < 3 or mask.shape != output.shape[:2]:

@@ -10,10 +10,7 @@ from torch import Tensor, nn
 
 from secateurs.architectures.linears import LinearView
 from secateurs.architectures.sites import Sites
-from secateurs.data.batches import Batch
-
-# What batches call the mask of the tokens of a stack that is not the first.
-MASKS = {"decoder": "decoder_attention_mask"}
+from secateurs.data.batches import Batch, mask_of
 
 
 def reader(model: nn.Module, sites: Sites, name: str) -> LinearView:
@@ -35,7 +32,7 @@ def units_read(
 
     def hand_on(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         stack, _place = sites.place(sites.by_name[name].layer)
-        mask = batch.get(MASKS.get(stack.name, "attention_mask"))
+        mask = mask_of(batch, stack.name)
         states = args[0].detach().flatten(0, -2)
         real = None if mask is None or mask.numel() != len(states) else mask.bool().flatten()
         keep(name, states if real is None else states[real])

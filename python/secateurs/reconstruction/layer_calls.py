@@ -10,8 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateurs.architectures.calls import states_behind, states_of, with_states
-from secateurs.architectures.sites import Sites
+from secateurs.architectures.calls import (
+    states_behind,
+    states_of,
+    with_states,
+    with_states_behind,
+)
+from secateurs.architectures.sites import Sites, Stack
 from secateurs.data.batches import Batch, run
 
 
@@ -32,36 +37,65 @@ class _Stop(Exception):
     """What was wanted of a layer is known."""
 
 
-def layer_calls(model: nn.Module, sites: Sites, batch: Batch) -> tuple[Tensor, list[LayerCall]]:
-    """The states `[B, T, d]` in front of the first layer on `batch`, and the call of each layer.
+def layer_calls(
+    model: nn.Module, sites: Sites, batch: Batch, encoded: Tensor | None = None
+) -> tuple[Tensor, list[LayerCall]]:
+    """The states `[B, T, d]` in front of the first layer of a stack on `batch`, and the call of
+    each of its layers: of the first stack, or of the second where `encoded` are the states that the
+    layers of the first one give.
 
-    Only the first layer computes: what a model hands to the others, but for the states, does not
-    depend on those in front.
+    Only the first layer of a stack computes: what a model hands to the others, but for the states,
+    does not depend on those in front.
     """
     states: list[Tensor] = []
     calls: list[LayerCall] = []
-    behind: list[Any] = []  # what the first layer returns
 
     def record(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if not calls:
             states.append(states_of(args, named))
         calls.append(LayerCall(*with_states(args, named, None)))
 
-    def hand_on(*_: Any, **__: Any) -> Any:
-        return behind[0]
-
     takes = inspect.signature(type(model).forward).parameters
     inputs = {**batch, "use_cache": False} if "use_cache" in takes else batch
-    first, *others = [sites.layer(model, index) for index in range(len(sites.layers))]
+    wanted = sites.stacks[0 if encoded is None else 1]
     with ExitStack() as stack:
-        for layer in (first, *others):
+        if encoded is not None:
+            before = _layers(model, sites, sites.stacks[0])
+            stack.enter_context(_giving(before[0], encoded))
+            stack.enter_context(_only_the_first(before))
+        layers = _layers(model, sites, wanted)
+        for layer in layers:
             hook = layer.register_forward_pre_hook(record, with_kwargs=True)
             stack.callback(hook.remove)
-        stack.enter_context(outputs_of(first, behind.append))
-        for layer in others:
-            stack.enter_context(_instead_of_forward(layer, hand_on))
+        stack.enter_context(_only_the_first(layers))
         run(model, inputs)
     return states[0], calls
+
+
+def _layers(model: nn.Module, sites: Sites, stack: Stack) -> list[nn.Module]:
+    return [sites.layer(model, stack.first + place) for place in range(len(stack.layers))]
+
+
+@contextmanager
+def _giving(layer: nn.Module, states: Tensor) -> Iterator[None]:
+    """Let a layer give these states inside the block."""
+    hook = layer.register_forward_hook(lambda _, args, output: with_states_behind(output, states))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _only_the_first(layers: list[nn.Module]) -> Iterator[None]:
+    """Let the first of `layers` compute inside the block, and the others hand on what it gives."""
+    behind: list[Any] = []
+    first, *others = layers
+    with ExitStack() as stack:
+        stack.enter_context(outputs_of(first, behind.append))
+        for layer in others:
+            stack.enter_context(_instead_of_forward(layer, lambda *_, **__: behind[0]))
+        yield
 
 
 @contextmanager

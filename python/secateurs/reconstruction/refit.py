@@ -61,7 +61,7 @@ def refit(
         progress: show a progress bar over the layers.
 
     Raises:
-        FamilyError: the model has an encoder and a decoder.
+        FamilyError: the model is of no supported family.
         DataError: no batches, or some that the model does not take.
         PlanError: a plan of another model, or weights that are not finite.
         MethodError: a negative ridge, activations that are not finite, a singular system.
@@ -71,7 +71,7 @@ def refit(
         raise MethodError(f"expected a ridge of at least 0, got {ridge}")
     if inplace:
         check_changeable(model)
-    sites = find_sites(model).of_one_stack("refit")
+    sites = find_sites(model)
     check_plan(model, sites, plan)
     fitted = model if inplace else copy.deepcopy(model)
     fit = _Fit(Walk(sites, model, shell_of(model).eval()), plan, fitted, ridge)
@@ -118,14 +118,13 @@ class _Fit:
         """Fit what the plan leaves of a layer, and take the states of all runs through it."""
         walk, updates = self.walk, list[_Update]()
         keep = walk.sites.keep(self.plan, index)
-        stays = (keep.attention, keep.attention, keep.ffn, keep.ffn)
         with own_module(walk.pruned, walk.sites.layer_path(index)):
             mask_layer(walk.pruned, walk.sites, self.plan, index)
-            for group, kept in zip(walk.groups(index), stays, strict=True):
+            for group in walk.groups(index):
                 linears = tuple(
                     t for t in group.linears if group.is_last or _is_bound(keep, t.role)
                 )
-                if kept and linears:
+                if keep.stays[group.sublayer.name] and linears:
                     updates += self._fit(replace(group, linears=linears), keep, runs)
             for run in runs:
                 walk.advance(index, run)

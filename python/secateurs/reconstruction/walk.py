@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,35 +12,41 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.architectures.linears import LinearView
-from secateurs.architectures.schema import Linear, SubLayer
+from secateurs.architectures.schema import CrossAttention, Linear, SubLayer
 from secateurs.architectures.sites import Sites
 from secateurs.architectures.stock import outlet_of
-from secateurs.data.batches import Batch, unlabelled
+from secateurs.data.batches import Batch, mask_of, unlabelled
 from secateurs.reconstruction.layer_calls import LayerCall, input_of, layer_calls, outputs_of
 from secateurs.reconstruction.least_squares import NormalEquations
 
 _LOGGER = logging.getLogger(__name__)
 
 
-@dataclass
-class Run:
-    """One batch on its way through both models: the call of each layer, which tokens count, and the
-    states in front of the layer at hand, of the dense model and of the pruned one, `[B, T, d]`."""
+class State(NamedTuple):
+    """Where one model is: the call of each layer of the stack at hand, and the states in front of
+    the layer at hand, `[B, T, d]`."""
 
     calls: list[LayerCall]
+    states: Tensor
+
+
+@dataclass
+class Run:
+    """One batch on its way through both models, and which tokens of the stack at hand count."""
+
+    batch: Batch
+    dense: State
+    pruned: State
     real: Tensor  # bool [B, T]
-    dense: Tensor
-    pruned: Tensor
     passed: Passed | None = None
     """What the dense layer at hand gave, once it has run."""
 
 
 class Passed(NamedTuple):
     """The residual stream of the dense model behind each sub-layer of one layer, before a norm
-    behind it, and the states behind the layer, `[B, T, d]`."""
+    behind it, by the name of the sub-layer, and the states behind the layer, `[B, T, d]`."""
 
-    attention: Tensor
-    ffn: Tensor
+    stream: dict[str, Tensor]
     behind: Tensor
 
 
@@ -82,18 +89,18 @@ class Walk:
     def start(self, batch: Batch) -> Run:
         inputs = unlabelled(batch, self.dense)
         states, calls = layer_calls(self.dense, self.sites, inputs)
-        mask = inputs.get("attention_mask")
-        if mask is None or mask.shape != states.shape[:2]:
-            mask = torch.ones(states.shape[:2], device=states.device)
-        return Run(calls, mask.bool(), states, states)
+        state = State(calls, states)
+        return Run(inputs, state, state, self._real(0, inputs, states))
 
     def groups(self, index: int) -> list[Group]:
-        """Those of one layer, in the order in which it runs them."""
+        """Those of one layer, in the order in which it runs them; without the keys and values of
+        cross-attention, which read what another stack gives."""
         found = []
-        for sublayer in self.sites.architecture.sublayers:
+        for sublayer in self._sublayers(index):
             last = sublayer.last
             inner = tuple(linear for linear in sublayer.linears if linear is not last)
-            found.append(Group(index, sublayer, inner, False))
+            crossing = isinstance(sublayer, CrossAttention)
+            found.append(Group(index, sublayer, inner[:1] if crossing else inner, False))
             found.append(Group(index, sublayer, (last,), True))
         return found
 
@@ -113,57 +120,94 @@ class Walk:
     def add(self, sums: NormalEquations, group: Group, columns: Tensor, run: Run) -> None:
         """Take in what `group` reads in `run`, and how far its outputs are from those wanted."""
         if group.into_stream:
-            passed = self._passed(group.layer, run)
-            attention = self.sites.architecture.attention
-            wanted = passed.attention if group.sublayer is attention else passed.ffn
+            wanted = self._passed(group.layer, run).stream[group.sublayer.name]
         else:
-            wanted, _ = self._outputs(self.dense, group, run, run.dense)
-        given, features = self._outputs(self.pruned, group, run, run.pruned)
+            wanted, _ = self._outputs(self.dense, group, run)
+        given, features = self._outputs(self.pruned, group, run)
         off = (wanted - given)[run.real]
         if group.into_stream and group.sublayer.scale is not None:
             off = self._unscaled(group, off)
         sums.add(features[run.real][:, columns], off)
 
     def advance(self, index: int, run: Run) -> None:
-        """Take the states of both models through a layer."""
-        run.dense, run.passed = self._passed(index, run).behind, None
-        run.pruned = run.calls[index](self.sites.layer(self.pruned, index), run.pruned)
+        """Take the states of both models through a layer, and behind the last one of a stack in
+        front of the next stack."""
+        dense, run.passed = self._passed(index, run).behind, None
+        pruned = self._call(self.pruned, index, run)
+        if index + 1 < len(self.sites.layers) and self.sites.place(index + 1)[1] == 0:
+            run.dense, run.pruned = (
+                State(calls, states)
+                for states, calls in (
+                    layer_calls(model, self.sites, run.batch, encoded)
+                    for model, encoded in ((self.dense, dense), (self.pruned, pruned))
+                )
+            )
+            run.real = self._real(index + 1, run.batch, run.dense.states)
+        else:
+            run.dense, run.pruned = (
+                run.dense._replace(states=dense),
+                run.pruned._replace(states=pruned),
+            )
+
+    def _real(self, index: int, inputs: Batch, states: Tensor) -> Tensor:
+        """Which tokens count in the stack of a layer, bool `[B, T]`."""
+        mask = mask_of(inputs, self.sites.place(index)[0].name)
+        if mask is None or mask.shape != states.shape[:2]:
+            mask = torch.ones(states.shape[:2], device=states.device)
+        return mask.bool()
+
+    def _sublayers(self, index: int) -> tuple[SubLayer, ...]:
+        return self.sites.layers[index].architecture.sublayers
+
+    def _call(self, model: nn.Module, index: int, run: Run) -> Tensor:
+        """What a layer of one of the models gives for the states in front of it."""
+        state = run.dense if model is self.dense else run.pruned
+        layer = self.sites.layer(model, index)
+        return state.calls[self.sites.place(index)[1]](layer, state.states)
 
     def _passed(self, index: int, run: Run) -> Passed:
         """What the dense layer at hand gives; it runs once."""
         if run.passed is None:
             layer, outputs = self.sites.layer(self.dense, index), list[Tensor]()
             with ExitStack() as stack:
-                for sublayer in self.sites.architecture.sublayers:
+                for sublayer in self._sublayers(index):
                     last = layer.get_submodule(sublayer.last.path)
                     stack.enter_context(outputs_of(last, outputs.append))
-                behind = run.calls[index](layer, run.dense)
-            added = (
-                let_out(layer, sublayer, output.reshape(run.dense.shape))
-                for sublayer, output in zip(self.sites.architecture.sublayers, outputs, strict=True)
-            )
-            attention = run.dense + next(added)
-            ffn = self._in_front_of_ffn(layer, attention) + next(added)
-            run.passed = Passed(attention, ffn, behind)
+                behind = self._call(self.dense, index, run)
+            run.passed = Passed(self._stream(layer, index, run.dense.states, outputs), behind)
         return run.passed
 
-    def _outputs(
-        self, model: nn.Module, group: Group, run: Run, states: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _stream(
+        self, layer: nn.Module, index: int, states: Tensor, outputs: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """The residual stream behind each of the first sub-layers of a layer, before a norm behind
+        it, by what their last linears give and the states in front of the layer."""
+        architecture, found = self.sites.layers[index].architecture, dict[str, Tensor]()
+        stream, norm = states, None
+        for sublayer, output in zip(self._sublayers(index), outputs, strict=False):
+            residual = stream if norm is None else norm(stream)
+            stream = residual + let_out(layer, sublayer, output.reshape(states.shape))
+            found[sublayer.name] = stream
+            norm = None if architecture.norm_first else layer.get_submodule(sublayer.norm)
+        return found
+
+    def _outputs(self, model: nn.Module, group: Group, run: Run) -> tuple[Tensor, Tensor]:
         """The outputs of a group `[B, T, N]`, with the residual that they are added to if there is
         no norm between, before a norm behind it; and what the group reads, `[B, T, K]`."""
-        layer, call = self.sites.layer(model, group.layer), run.calls[group.layer]
-        first, attention = group.linears[0], self.sites.architecture.attention
-        behind_attention: list[Tensor] = []
-        with outputs_of(layer.get_submodule(attention.last.path), behind_attention.append):
-            features = input_of(layer.get_submodule(first.path), lambda: call(layer, states))
+        layer, sublayers = self.sites.layer(model, group.layer), self._sublayers(group.layer)
+        first = layer.get_submodule(group.linears[0].path)
+        before = list[Tensor]()  # what the sub-layers in front give
+        with ExitStack() as stack:
+            for sublayer in sublayers[: sublayers.index(group.sublayer)]:
+                last = layer.get_submodule(sublayer.last.path)
+                stack.enter_context(outputs_of(last, before.append))
+            features = input_of(first, lambda: self._call(model, group.layer, run))
+        states = (run.dense if model is self.dense else run.pruned).states
         features = features.reshape(*states.shape[:2], -1)
         outputs = torch.cat([view.outputs(features) for view in self.views(group, model)], -1)
         if group.into_stream:
-            if group.sublayer is not attention:
-                added = let_out(layer, attention, behind_attention[0])
-                states = self._in_front_of_ffn(layer, states + added)
-            outputs = states + let_out(layer, group.sublayer, outputs)
+            stream = self._stream(layer, group.layer, states, [*before, outputs])
+            outputs = stream[group.sublayer.name]
         return outputs, features
 
     def _unscaled(self, group: Group, off: Tensor) -> Tensor:
@@ -172,15 +216,6 @@ class Walk:
         layer = self.sites.layer(self.pruned, group.layer)
         factor = let_out(layer, group.sublayer, torch.ones_like(off))
         return torch.where(factor == 0, 0.0, off / factor)
-
-    def _in_front_of_ffn(self, layer: nn.Module, behind_attention: Tensor) -> Tensor:
-        """The residual input of the FFN."""
-        architecture = self.sites.architecture
-        if architecture.norm_first:
-            return behind_attention
-        norm = layer.get_submodule(architecture.attention.norm)
-        states: Tensor = norm(behind_attention)
-        return states
 
 
 def let_out(layer: nn.Module, sublayer: SubLayer, output: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fault import faults_in
 
 CALLS = "reconstruction/test_layer_calls.py"
+TWO_STACKS = "reconstruction/test_refit_two_stacks.py"
 REFIT = "reconstruction/test_refit.py"
 ADMM = "reconstruction/test_admm.py"
 ADMM_MASKS = "pruning/methods/test_layerwise_admm.py"
@@ -22,7 +23,7 @@ FAULTS = (
     ),
     *faults_in(
         f"{RECONSTRUCTION}/layer_calls.py",
-        ("stack.enter_context(_instead_of_forward(layer, hand_on))", "pass",
+        ("stack.enter_context(_instead_of_forward(layer, lambda *_, **__: behind[0]))", "pass",
          f"{CALLS} -k only_the_first"),
         ("        if before is not None:\n            layer.forward = before\n", "",
          f"{CALLS} -k as_before"),
@@ -32,17 +33,23 @@ FAULTS = (
     ),
     *faults_in(
         f"{RECONSTRUCTION}/walk.py",
-        ("return Run(calls, mask.bool(), states, states)",
-         "return Run(calls, torch.ones_like(mask.bool()), states, states)", f"{REFIT} -k padding"),
-        ("outputs = states + let_out(", "outputs = let_out(", f"{REFIT} -k closer"),
-        ("if architecture.norm_first:", "if True:", f"{REFIT} -k by_hand"),
-        ("self.sites.layer(self.pruned, index), run.pruned",
-         "self.sites.layer(self.dense, index), run.pruned", f"{ADMM_MASKS} -k later_layers"),
+        ("return mask.bool()", "return torch.ones_like(mask.bool())", f"{REFIT} -k padding"),
+        ("mask_of(inputs, self.sites.place(index)[0].name)", 'mask_of(inputs, "")',
+         f"{TWO_STACKS} -k orthogonal"),
+        ("in ((self.dense, dense), (self.pruned, pruned))",
+         "in ((self.dense, dense), (self.pruned, dense))", f"{TWO_STACKS} -k orthogonal"),
+        ("inner[:1] if crossing else inner", "inner", f"{TWO_STACKS} -k masks_of_cross"),
+        ("stream = residual + let_out(", "stream = let_out(", f"{REFIT} -k closer"),
+        ("norm = None if architecture.norm_first else", "norm = None if True else",
+         f"{REFIT} -k by_hand"),
+        ("pruned = self._call(self.pruned, index, run)",
+         "pruned = run.pruned.calls[index](self.sites.layer(self.dense, index), run.pruned.states)",
+         f"{ADMM_MASKS} -k later_layers"),
         ("return self.is_last and self.sublayer.output_norm is None", "return self.is_last",
          f"{FAMILIES} -k norms_of_their_outputs"),
         ("torch.where(factor == 0, 0.0, off / factor)", "off", f"{FAMILIES} -k factors"),
-        ("let_out(layer, sublayer, output.reshape(run.dense.shape))",
-         "output.reshape(run.dense.shape)", f"{FAMILIES} -k factors"),
+        ("let_out(layer, sublayer, output.reshape(states.shape))",
+         "output.reshape(states.shape)", f"{FAMILIES} -k factors"),
     ),
     *faults_in(
         f"{RECONSTRUCTION}/refit.py",
