@@ -123,6 +123,7 @@ CHANGED = {
     "gemma": {**GATED, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 256},
     "gemma3_text": {**GATED, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256},
     "stablelm": {**GATED, "num_key_value_heads": 12},
+    "phi": WIDE,
     "starcoder2": {**WIDE, "num_key_value_heads": 4},
     **dict.fromkeys(("bart", "marian", "mbart", "m2m_100", "pegasus"), STACKS),
 }

@@ -127,12 +127,13 @@ def frontier_table(rows: list[Row]) -> str:
 
 def how_rounded(rows: list[Row]) -> str:
     """What all rows of models in other precisions have in common."""
-    agree(rows, "model", "device", "isa", "torch", "commit")
+    agree(rows, "device", "isa", "torch")
     first = rows[0]
     examples = max(row["examples"] for row in rows)
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     return (
-        f"In other precisions, nothing pruned and nothing trained further, {first['model']}, "
-        f"{first['device']} ({first['isa']}), torch {first['torch']}, commit {first['commit']}; "
+        "In other precisions, nothing pruned and nothing trained further, "
+        f"{first['device']} ({first['isa']}), torch {first['torch']}, commit {commits}; "
         f"the data are {examples} training examples without labels:"
     )
 
@@ -141,7 +142,7 @@ def rounding_table(rows: list[Row]) -> str:
     """One line per task and precision."""
     lines = [
         [
-            f"{row['task']} {row['metric']}, {row['judged']} examples",
+            f"{row['model']}, {row['task']} {row['metric']}, {row['judged']} examples",
             row["way"],
             f"{row['dense']:.4f}",
             f"{row['score']:.4f}",
@@ -151,7 +152,7 @@ def rounding_table(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
-    heads = ["task", "in", "fp32", "score", "points lost", "cosine, mean", "least"]
+    heads = ["model, task", "in", "fp32", "score", "points lost", "cosine, mean", "least"]
     return markdown(heads, lines)
 
 

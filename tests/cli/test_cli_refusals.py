@@ -113,6 +113,20 @@ def test_rows_that_cannot_be_read_are_refused(folder, tmp_path, capsys, row, wor
     assert prune(folder, tmp_path / "out", "--data", data) == cli.BAD_INPUT
 
 
+def test_a_model_that_writes_is_shown_what_it_should_write(folder, tmp_path, text, capsys):
+    out, data = tmp_path / "out", tmp_path / "data.jsonl"
+    writer = saved(tmp_path / "t5", tiny_model("whole t5"), pad_token="[PAD]", eos_token="</s>")
+    assert prune(writer, out, "--text", text) == cli.BAD_INPUT
+    assert "expected examples with text and target" in capsys.readouterr().err
+    rows = [{"text": " ".join(WORDS[i : i + 9]), "target": WORDS[i]} for i in range(9)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    assert prune(folder, out, "--data", data) == cli.BAD_INPUT
+    assert "with an encoder and a decoder that writes alone" in capsys.readouterr().err
+    assert not out.exists()
+    assert prune(writer, out, "--data", data) == cli.OK
+    assert out.exists()
+
+
 def test_models_that_do_not_answer_alike_are_not_measured(folder, tmp_path, capsys):
     other = tmp_path / "other"
     tiny_model("bert", hidden_size=32, num_attention_heads=2).save_pretrained(other)

@@ -11,9 +11,12 @@ from secateurs.errors import DataError
 class Words:
     """A tokenizer of whitespace words, padding on the right, as transformers' are called."""
 
-    def __call__(self, texts, pairs, padding, truncation, max_length, return_tensors):
+    def __call__(
+        self, texts=None, pairs=None, *, text_target=None, padding, truncation, max_length, **_
+    ):
         import torch
 
+        texts = text_target if texts is None else texts
         joined = [f"{a} {b}" for a, b in zip(texts, pairs, strict=True)] if pairs else texts
         rows = [[len(word) for word in text.split()][:max_length] for text in joined]
         width = max(map(len, rows))
@@ -66,6 +69,9 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         ("[1]", "string 'text'"),
         ('{"text": "a", "label": 1}\n{"text": "b"}', "label on all rows or none, got 1 of 2"),
         ('{"text": "a"}\n{"text": "b", "text_pair": "c"}', "text_pair on all rows or none"),
+        ('{"text": "a", "target": 3}', "a string as target at"),
+        ('{"text": "a", "target": "b", "label": 1}', "a label or a target at .*got both"),
+        ('{"text": "a", "target": "b"}\n{"text": "b"}', "target on all rows or none, got 1 of 2"),
     ],
 )
 def test_bad_examples_are_refused_in_words(tmp_path, text, complaint):
@@ -79,6 +85,13 @@ def test_batches_gather_similar_lengths_and_keep_labels_with_their_text(tmp_path
     made = batches(Words(), read_examples(path), batch_size=2, max_length=5)
     assert [b["labels"].tolist() for b in made] == [[1, 2], [3, 4], [5]]
     assert [b["attention_mask"].sum(1).tolist() for b in made] == [[2, 3], [4, 5], [5]]
+
+
+def test_targets_are_what_a_decoder_should_write():
+    rows = [{"text": "a b c", "target": "aa"}, {"text": "a b", "target": "b aaa c"}]
+    (batch,) = batches(Words(), rows, batch_size=4, max_length=2)
+    assert batch["decoder_attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert batch["labels"].tolist() == [[1, 3], [2, -100]]
 
 
 def test_sentences_make_batches_without_labels():

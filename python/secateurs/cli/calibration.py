@@ -15,7 +15,9 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
     sources = parser.add_mutually_exclusive_group()
     sources.add_argument("--text", metavar="FILE", help="read plain text, sentence by sentence")
     sources.add_argument(
-        "--data", metavar="FILE", help="read JSON lines with text, and maybe text_pair and label"
+        "--data",
+        metavar="FILE",
+        help="read JSON lines with text, and maybe text_pair, and label or target (for a decoder)",
     )
     sources.add_argument(
         "--images", metavar="DIR", help="read images in a folder or a tar, for a model of images"
@@ -55,6 +57,7 @@ def shuffled_batches(
         processor = image_processor_of(options.model, model)
         training = image_batches(processor, rows, options.batch_size)
     else:
+        text.check_targets(model, rows)
         processor = tokenizer_of(options, model)
         training = text.batches(processor, rows, options.batch_size, options.max_length)
     random.Random(options.seed).shuffle(training)

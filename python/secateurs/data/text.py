@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.checks import brief, first_line
+from secateurs.data.base import IGNORED
 from secateurs.errors import DataError
 
 MOST_UNKNOWN = 0.5  # share of the tokens of a text that a tokenizer may not know
@@ -42,23 +43,24 @@ def read_text(path: str | Path) -> list[str]:
 
 
 def read_examples(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file: objects with `text`, maybe `text_pair`, maybe `label`.
+    """The rows of a JSON-lines file: objects with `text`, maybe `text_pair`, and maybe `label`, a
+    number, or `target`, the text that a decoder should write.
 
-    Raises DataError, with the line, if one is anything else; pairs and labels are on all or none.
+    Raises DataError, with the line, if one is anything else; each is on all rows or none.
     """
     rows = []
     for place, row in json_lines(path):
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise DataError(f"expected an object with a string 'text' at {place}, got {brief(row)}")
-        if not isinstance(row.get("text_pair", ""), str) or not _is_label(row.get("label", 0)):
-            odd = row["label"] if isinstance(row.get("text_pair", ""), str) else row["text_pair"]
-            raise DataError(
-                f"expected a string as text_pair and a number as label at {place}, got {brief(odd)}"
-            )
+        for key, kind, fits in _FIELDS:
+            if key in row and not fits(row[key]):
+                raise DataError(f"expected {kind} as {key} at {place}, got {brief(row[key])}")
+        if "label" in row and "target" in row:
+            raise DataError(f"expected a label or a target at {place}, got both")
         rows.append(row)
     if not rows:
         raise DataError(f"expected at least one example, got an empty file {path}")
-    for key in ("text_pair", "label"):
+    for key, *_ in _FIELDS:
         having = sum(key in row for row in rows)
         if having not in (0, len(rows)):
             raise DataError(
@@ -99,6 +101,8 @@ def batches(
         batch = dict(tokenized(tokenizer, texts, pairs, max_length, **together))
         if "label" in part[0]:
             batch["labels"] = torch.tensor([e["label"] for e in part])
+        if "target" in part[0]:
+            batch |= _targets(tokenizer, [e["target"] for e in part], max_length)
         made.append(batch)
     check_known(tokenizer, (ids for batch in made for ids in _unpadded(batch)))
     return made
@@ -117,6 +121,37 @@ def tokenized(
         return tokenizer(texts, pairs, truncation=True, max_length=max_length, **options)
     except Exception as error:  # tokenizers raise whatever they come to
         raise DataError(f"the tokenizer cannot read the text: {first_line(error)}") from error
+
+
+def _targets(tokenizer: Any, targets: Sequence[str], max_length: int) -> dict[str, Tensor]:
+    """What a decoder should write, `[B, T]`, and which of its tokens are no padding."""
+    options = {"truncation": True, "max_length": max_length, "padding": True}
+    try:
+        wanted = tokenizer(text_target=list(targets), return_tensors="pt", **options)
+    except Exception as error:  # tokenizers raise whatever they come to
+        raise DataError(f"the tokenizer cannot read the targets: {first_line(error)}") from error
+    real = wanted["attention_mask"]
+    labels = wanted["input_ids"].masked_fill(real == 0, IGNORED)
+    return {"labels": labels, "decoder_attention_mask": real}
+
+
+def check_targets(model: nn.Module, rows: Sequence[str | dict[str, Any]]) -> None:
+    """Raise DataError unless rows say what the decoder of `model` should write, if it has an
+    encoder and a decoder, and do not if it has none."""
+    told = isinstance(rows[0], dict) and "target" in rows[0]
+    config: Any = model.config
+    both = bool(getattr(config, "is_encoder_decoder", False))
+    writes = both and bool(getattr(model, "can_generate", bool)())
+    if writes and not told:
+        raise DataError(
+            f"expected examples with text and target, the text that {type(model).__name__} should "
+            "write, as JSON lines; got some without target"
+        )
+    if told and not writes:
+        raise DataError(
+            "expected targets for a model with an encoder and a decoder that writes alone, got "
+            f"them for {type(model).__name__}"
+        )
 
 
 def check_known(tokenizer: Any, examples: Iterable[Sequence[int]]) -> None:
@@ -202,6 +237,13 @@ def _unpadded(batch: dict[str, Tensor]) -> list[list[int]]:
 def _is_label(value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and math.isfinite(value) and abs(value) < _LABELS
+
+
+_FIELDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("text_pair", "a string", lambda value: isinstance(value, str)),
+    ("target", "a string", lambda value: isinstance(value, str)),
+    ("label", "a number", _is_label),
+)
 
 
 def read_utf8(path: str | Path) -> str:
