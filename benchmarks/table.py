@@ -14,8 +14,10 @@ if str(Path(__file__).parents[1]) not in sys.path:
 from benchmarks.tables.quality import (
     frontier_parts,
     how_fitted,
+    how_ranked,
     how_rounded,
     how_trained,
+    languages_table,
     methods_table,
     one_shot_table,
     rounding_table,
@@ -52,6 +54,7 @@ TARGETS = "targets.jsonl"
 METHODS = ("methods.jsonl",)
 ONE_SHOT = "one_shot.jsonl"
 FRONTIER = "frontier.jsonl"
+LANGUAGES = "languages.jsonl"
 ROUNDING = "rounding.jsonl"
 
 
@@ -76,6 +79,8 @@ def main() -> None:
     rows = lines_of(ONE_SHOT)
     parts += [how_fitted(rows), one_shot_table(rows)]
     parts += frontier_parts(lines_of(FRONTIER))
+    rows = lines_of(LANGUAGES)
+    parts += [how_ranked(rows), languages_table(rows)]
     rows = lines_of(ROUNDING)
     parts += [how_rounded(rows), rounding_table(rows)]
     body = "\n\n".join([BEGIN, *parts, END])

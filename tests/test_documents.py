@@ -257,6 +257,25 @@ def test_a_table_of_speeds_asked_for_counts_what_is_off():
     )
 
 
+def test_a_table_of_languages_has_medians_over_seeds():
+    def row(language, order, heads, seed, score):
+        return {
+            "language": language, "order": order, "heads": heads, "seed": seed, "score": score,
+        }  # fmt: skip
+
+    rows = [row(name, "none", 0, 0, 0.9) for name in ("en", "de")]
+    rows += [row(name, "random", 12, seed, seed / 4) for name in ("en", "de") for seed in range(3)]
+    rows.append(row("de", "correlation", None, 0, 0.5))
+    module = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))
+    assert module["languages_table"](rows).splitlines() == [
+        "| which | heads gone | en | de |",
+        "| --- | ---: | ---: | ---: |",
+        "| none | 0 | 0.900 | 0.900 |",
+        "| random | 12 | 0.250 | 0.250 |",
+        "| correlation | - | - | 0.500 |",
+    ]
+
+
 def test_rows_of_a_table_that_differ_in_what_is_told_once_are_refused():
     agree = runpy.run_path(str(ROOT / "benchmarks" / "tables" / "rows.py"))["agree"]
     rows = [{"commit": "a", "threads": 1}, {"commit": "b", "threads": 1}]

@@ -125,6 +125,36 @@ def frontier_table(rows: list[Row]) -> str:
     return markdown([*heads, "speed", "over dense peer", "s"], lines)
 
 
+def how_ranked(rows: list[Row]) -> str:
+    """What all rows of heads that one language ranks have in common."""
+    agree(rows, "task", "model", "metric", "device", "torch", "commit")
+    first = rows[0]
+    sentences = min(row["sentences"] for row in rows)
+    return (
+        f"Heads removed, as {first['task']} ranks them, and nothing trained further: "
+        f"{first['metric']} on {sentences} sentences of each language, {first['model']}, "
+        f"{first['device']}, torch {first['torch']}, commit {first['commit']}; random heads are "
+        "medians over seeds, the last line Spearman's correlation of the language's own ranking:"
+    )
+
+
+def languages_table(rows: list[Row]) -> str:
+    """One line per order and count of heads, one column per language."""
+    languages = list(dict.fromkeys(row["language"] for row in rows))
+    lines = []
+    for order, heads in dict.fromkeys((row["order"], row["heads"]) for row in rows):
+        mine = [row for row in rows if (row["order"], row["heads"]) == (order, heads)]
+        scores = (
+            [row["score"] for row in mine if row["language"] == language] for language in languages
+        )
+        lines.append([order, "-" if heads is None else str(heads), *map(_median, scores)])
+    return markdown(["which", "heads gone", *languages], lines)
+
+
+def _median(scores: list[float]) -> str:
+    return f"{median(scores):.3f}" if scores else "-"
+
+
 def how_rounded(rows: list[Row]) -> str:
     """What all rows of models in other precisions have in common."""
     agree(rows, "device", "isa", "torch")

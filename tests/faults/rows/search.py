@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fault import faults_in
 
+TABLE = "search/test_latency_table.py"
+
 FAULTS = (
     *faults_in(
         "python/secateurs/search/knapsack.py",
@@ -91,20 +93,20 @@ FAULTS = (
     ),
     *faults_in(
         "python/secateurs/search/latency_table.py",
-        ("for _ in range(_TRIES):", "for _ in range(1):", "search/test_compress.py -k once_more"),
+        ("for _ in range(_TRIES):", "for _ in range(1):", f"{TABLE} -k once_more"),
         ("if table.least >= -_OFF * table.dense:", "if True:",
-         "search/test_compress.py -k once_more"),
-        ("if table.spread > _BUSY:", "if False:", "search/test_compress.py -k busy_minute"),
+         f"{TABLE} -k once_more"),
+        ("if table.spread > _BUSY:", "if False:", f"{TABLE} -k busy_minute"),
         ("        with evaluation_mode(model):", "        if model.eval():",
          "kinds/test_training_modes.py -k a_table"),
     ),
     *faults_in(
         "python/secateurs/search/layer_times.py",
         ("of_probes[key] - of_probes[full[key.group]]", "of_probes[key] - times[-1]",
-         "search/test_compress.py -k in_parts"),
-        ("(times[-1] - times[-2]) / beyond", "-times[-1]", "search/test_compress.py -k in_parts"),
-        ("size + weights > max(total, _AT_ONCE)", "False", "search/test_compress.py -k in_parts"),
-        ("time / len(group.probed)", "time / 2", "search/test_compress.py -k have_one_size"),
-        ("*sizes[:_SMALLEST], ", "", "search/test_compress.py -k none_to_all"),
+         f"{TABLE} -k in_parts"),
+        ("(times[-1] - times[-2]) / beyond", "-times[-1]", f"{TABLE} -k in_parts"),
+        ("size + weights > max(total, _AT_ONCE)", "False", f"{TABLE} -k in_parts"),
+        ("time / len(group.probed)", "time / 2", f"{TABLE} -k have_one_size"),
+        ("*sizes[:_SMALLEST], ", "", f"{TABLE} -k none_to_all"),
     ),
 )  # fmt: skip
