@@ -33,7 +33,12 @@ from secateurs.search import Search
 
 SHAPES: tuple[Shape, ...] = ((1, 32), (1, 128), (8, 128))
 SPEEDUPS = (1.3, 1.6, 2.0, 2.3, 2.6, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 8.0)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# The dtype of the model, and in what its linears compute, where that is another.
+PRECISIONS = {
+    "fp32": (torch.float32, None),
+    "bf16": (torch.bfloat16, None),
+    "int8": (torch.float32, "int8"),
+}
 _EXAMPLES = 48
 
 
@@ -43,14 +48,17 @@ def main(arguments: list[str] | None = None) -> int:
     rows = Rows(options.json, "shape", "dtype", "speedup")
     dense = embedding_model(options)
     sentences = calibration(dense, _EXAMPLES, 16)
-    for dtype in options.precisions:
-        model = copy.deepcopy(dense.model).to(DTYPES[dtype])
+    for name in options.precisions:
+        dtype, precision = PRECISIONS[name]
+        model = copy.deepcopy(dense.model).to(dtype)
         for shape in SHAPES:
-            kind = {"shape": list(shape), "dtype": dtype}
+            kind = {"shape": list(shape), "dtype": name}
             wanted = [s for s in options.speedups if {**kind, "speedup": s} not in rows]
             if not wanted:
                 continue
-            search = Search(model, sentences, shapes=[shape], force=True, progress=False)
+            search = Search(
+                model, sentences, shapes=[shape], precision=precision, force=True, progress=False
+            )
             for speedup in wanted:
                 row = {**kind, "speedup": speedup, **where(options), **_asked(search, speedup)}
                 rows.add(row)
@@ -90,7 +98,7 @@ def _told(row: dict[str, Any]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--speedups", nargs="+", type=float, default=list(SPEEDUPS))
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", required=True, help="rows, and what is done already")
