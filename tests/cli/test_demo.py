@@ -65,6 +65,9 @@ def test_the_demo_leaves_a_model_a_report_and_a_picture(tmp_path, monkeypatch, c
     assert sum(layer["neurons"] for layer in result["layers"]) < 6 * 1536
     shown = capsys.readouterr().out
     assert "identical" in shown
+    assert f"masked                off by {result['max_relative_difference']:.1e} at most" in shown
+    rounded = demo.summary({**result, "precision": "int8"})
+    assert f"masked                cosine {result['cosine_masked']['mean']:.4f}" in rounded
     assert f"float32, {result['density']['parameters']:.0%} of the layers' weights kept" in shown
     assert "8x128" in shown
     assert len(list(load(out / "model").parameters())) > 0
