@@ -28,7 +28,7 @@ from secateurs.shells import shell_of
 
 _FEWEST = 2  # layers that a probe keeps, however large they are
 _CACHED = 2**27  # bytes of weights that caches may hold from one call to the next
-_AT_ONCE = 2**30  # bytes of probes that may be there together: of small models all are
+_AT_ONCE = 2**29  # bytes of probes that may be there together: of small models all are
 _ROUNDS = 9  # of all probes, at least
 _FULL = 3  # samples of a full size in each round, for every difference depends on it
 _SMALLEST, _EVEN = 3, 4  # sizes of a sub-layer that are measured: the smallest, and even shares
