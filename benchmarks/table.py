@@ -51,7 +51,7 @@ KERNELS = (
 )
 FAMILIES = "families.jsonl"
 TARGETS = "targets.jsonl"
-METHODS = ("methods.jsonl",)
+METHODS = ("methods.jsonl", "methods_epyc.jsonl")
 ONE_SHOT = "one_shot.jsonl"
 FRONTIER = "frontier.jsonl"
 LANGUAGES = "languages.jsonl"
