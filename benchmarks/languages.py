@@ -15,7 +15,7 @@ in the folder of languages: its first half may decide, the second judges. Rows, 
                                     its first half
 
 Departure: the paper fine-tunes the pretrained model again without the heads, for each number of
-them. Rows that the file holds are not made again.
+them. Rows that the file holds are not made again; the best count is sought each time.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from __future__ import annotations
 import argparse
 import gzip
 import sys
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,7 @@ from torch import Tensor
 
 import secateurs as sc
 from secateurs.data.token_classification import word_task
-from secateurs.pruning.head_trials import best_heads, rank_correlation
-from secateurs.pruning.ranking import lowest
+from secateurs.pruning.head_trials import best_heads, rank_correlation, without_lowest
 from secateurs.training.task_recipe import TaskData, evaluate
 
 COUNTS = (12, 36)
@@ -61,11 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
     rows = Rows(options.json, "task", "language", "order", "heads", "seed")
     (task,) = options.tasks
     study = Study(fine_tuned(task_data(task, options), options), options)
-    for found in study.rows():
-        record = {"task": task, "metric": study.dense.metric, **found, **where(options)}
+    for named, score in study.rows():
+        record = {"task": task, "metric": study.dense.metric, **named, **where(options)}
         if record not in rows:
-            rows.add(record)
-            print(" ".join(f"{value}" for value in found.values()), flush=True)
+            rows.add(record | {"score": score()})
+            print(" ".join(f"{value}" for value in named.values()), flush=True)
     return 0
 
 
@@ -76,8 +75,8 @@ class Study:
         self.dense, self._options = dense, options
         self._languages = {name: self._halves(name) for name in options.languages}
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """What is found of each language, one after the other."""
+    def rows(self) -> Iterator[tuple[dict[str, Any], Callable[[], float]]]:
+        """What tells each row apart, and what finds its score."""
         sites = sc.find_sites(self.dense.model)
         plans = [("none", 0, 0, sc.SparsityPlan())]
         for count in COUNTS:
@@ -85,20 +84,22 @@ class Study:
             orders = [("lowest", 0, self._source), ("highest", 0, highest)]
             orders += [("random", seed, self._random(seed)) for seed in range(self._options.seeds)]
             for order, seed, ranking in orders:
-                gone = zip(ranking, lowest([*ranking.values()], count), strict=True)
-                masks = {name: sc.HeadMask(~part) for name, part in gone}
-                plans.append((order, count, seed, sc.SparsityPlan(masks, sites.fingerprint())))
+                plans.append((order, count, seed, without_lowest(sites, ranking, count)))
         plans.append(self._best())
         for order, heads, seed, plan in plans:
-            model = sc.apply(self.dense.model, plan)
             for language, data in self._languages.items():
-                score = evaluate(model, data)[self.dense.metric]
                 named = {"language": language, "order": order, "heads": heads, "seed": seed}
-                yield {**named, "score": score, "sentences": len(data.validation)}
+                score = partial(self._score, plan, data)
+                yield {**named, "sentences": len(data.validation)}, score
         for language, data in self._languages.items():
-            correlation = rank_correlation(self._source, self._ranking(data.train))
             named = {"language": language, "order": "correlation", "heads": None, "seed": 0}
-            yield {**named, "score": correlation, "sentences": len(data.train)}
+            yield {**named, "sentences": len(data.train)}, partial(self._correlation, data)
+
+    def _score(self, plan: sc.SparsityPlan, data: TaskData) -> float:
+        return evaluate(sc.apply(self.dense.model, plan), data)[self.dense.metric]
+
+    def _correlation(self, data: TaskData) -> float:
+        return rank_correlation(self._source, self._ranking(data.train))
 
     @cached_property
     def _source(self) -> Ranking:
@@ -121,10 +122,7 @@ class Study:
         """As many of the lowest heads as do best on the first half of the source's sentences."""
         source = self._languages[self._options.languages[0]]
         judged = TaskData(source.task, source.processor, source.train, source.train)
-
-        def trial(plan: sc.SparsityPlan) -> float:
-            return evaluate(sc.apply(self.dense.model, plan), judged)[self.dense.metric]
-
+        trial = partial(self._score, data=judged)
         found = best_heads(self.dense.model, {"source": self._source}, trial, most=MOST)
         return "best", found.heads, 0, found.plan
 

@@ -82,7 +82,7 @@ def best_heads(
             )
         found = scores[name] = []
         for count in range(1, most + 1):
-            found.append(_worth(trial, _without(sites, ranking, count)))
+            found.append(_worth(trial, without_lowest(sites, ranking, count)))
             best = max(found)
             since = found[found.index(best) :]
             if sum(score < best - margin for score in since) >= patience:
@@ -90,7 +90,7 @@ def best_heads(
     name = max(scores, key=lambda ranking: max(scores[ranking]))
     best = max(scores[name])
     count = scores[name].index(best) + 1
-    plan = _without(sites, rankings[name], count)
+    plan = without_lowest(sites, rankings[name], count)
     return HeadTrials(plan, name, count, best, scores)
 
 
@@ -113,7 +113,7 @@ def _ranks(scores: Mapping[str, Tensor]) -> Tensor:
     return ranks[place]
 
 
-def _without(sites: Sites, ranking: Mapping[str, Tensor], count: int) -> SparsityPlan:
+def without_lowest(sites: Sites, ranking: Mapping[str, Tensor], count: int) -> SparsityPlan:
     """The plan that removes the `count` lowest heads."""
     gone = lowest([*ranking.values()], count)
     masks = {name: HeadMask(~part.cpu()) for name, part in zip(ranking, gone, strict=True)}
