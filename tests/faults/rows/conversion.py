@@ -130,9 +130,11 @@ FAULTS = (
         f"{CONVERSION}/remake.py",
         ("(*architecture.norms, *architecture.inner_norms):", "architecture.norms:",
          f"{FAMILIES} -k changed_eps"),
-        ('layer.ffn_norm.get_parameter("weight")',
-         'layer.attention_norm.get_parameter("weight")',
+        ("layer.attention_norm if layer.ffn_norm is None else layer.ffn_norm",
+         "layer.attention_norm",
          "architectures/test_families.py -k contract and modernbert"),
+        ("layer.attention_norm if layer.ffn_norm is None else layer.ffn_norm", "layer.ffn_norm",
+         "architectures/test_families.py -k contract and phi"),
     ),
     *faults_in(
         "python/secateurs/conversion/layer_builder.py",

@@ -123,7 +123,7 @@ FAULTS = (
         f"{PRUNING}/activations.py",
         ("states if real is None else states[real]", "states", f"{OBS} -k padding"),
         ("mask.numel() != len(states)", "True", f"{GATES} -k units_are_read"),
-        ('batch.get(MASKS.get(stack.name, "attention_mask"))', 'batch.get("attention_mask")',
+        ("mask_of(batch, stack.name)", 'mask_of(batch, "encoder")',
          "architectures/test_two_stacks.py -k own_real_tokens"),
     ),
     *faults_in(
