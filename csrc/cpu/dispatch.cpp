@@ -88,7 +88,8 @@ Features detect() {
   f.avx512_vnni = f.avx512 && bit(c70, 11);
   const bool more = __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0;
   f.avx_vnni = f.avx2 && more && bit(a, 4);
-  f.avx512_bf16 = f.avx512_vnni && more && bit(a, 5);
+  // With permutations of bytes, which all have but one, Cooper Lake.
+  f.avx512_bf16 = f.avx512_vnni && more && bit(a, 5) && bit(c70, 1);
   f.amx = f.avx512_bf16 && bit(d70, 22) && bit(d70, 24) && saves(0x600e6) && tiles_permitted();
   return f;
 }

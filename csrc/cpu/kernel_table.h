@@ -11,6 +11,8 @@ struct Kernels {
   void (*block_sparse_linear_bf16)(const BlockSparseLinear<bf16>&);
   void (*int8_linear)(const Int8Linear<float>&);
   void (*int8_linear_bf16)(const Int8Linear<bf16>&);
+  void (*int8_vector_linear)(const Int8VectorLinear<float>&);
+  void (*int8_vector_linear_bf16)(const Int8VectorLinear<bf16>&);
   void (*attention)(const Attention<float>&);
   void (*attention_bf16)(const Attention<bf16>&);
   void (*pattern_linear)(const PatternLinear<float>&);

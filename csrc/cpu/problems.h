@@ -65,7 +65,7 @@ struct Int8Linear : Linear<T> {
   std::int64_t rows, bk, bn;
 };
 
-// The same for a weight in which `v` neighbouring outputs keep the same inputs.
+// A weight in which `v` neighbouring outputs keep the same inputs.
 template <class T>
 struct PatternLinear : Linear<T> {
   // Group after group, [kept / s, v, s]: s inputs of an output side by side, kept rounded up. s is
@@ -74,6 +74,19 @@ struct PatternLinear : Linear<T> {
   const std::int32_t* columns;   // the inputs each group keeps, ascending, group after group
   const std::int32_t* indptr;    // [groups + 1], where those of a group begin; or null:
   std::int64_t groups, kept, v;  // every group keeps `kept`. n = groups * v
+};
+
+// The same in codes, as of Int8Linear, for W [n, k] in which `v` neighbouring outputs keep the same
+// inputs. Of each group of outputs, and of each group of inputs with one scale in turn, the kept
+// inputs lie four by four in words, the last of them filled up with codes of zero.
+template <class T>
+struct Int8VectorLinear : Linear<T> {
+  const std::int8_t* values;   // [words, v, 4], codes
+  const std::uint8_t* places;  // [words, 4], which inputs of their group
+  const std::int32_t* indptr;  // [groups * ceil(k / 64) + 1], where the words of a pair begin
+  const std::int32_t* starts;  // [groups * ceil(k / 64), v], -128 times the sum of the codes
+  const float* scales;         // [n]
+  std::int64_t groups, v;      // n = groups * v
 };
 
 // The same for up to 16 rows of x and a weight whose blocks of 4 x 4 or 1 x 4 (outputs x inputs) each

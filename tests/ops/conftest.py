@@ -92,3 +92,38 @@ def code_weight(
         indices=keep.nonzero()[:, 1].to(torch.int32),
         shape=(n, k),
     )
+
+
+def code_vectors(
+    n: int,
+    k: int,
+    v: int = 32,
+    share: float = 0.5,
+    codes: tuple[int, int] = (-127, 128),
+    chosen: torch.Tensor | None = None,
+) -> SimpleNamespace:
+    """A random weight of codes `[n, k]` from `codes` on, and random scales, in which `v`
+    neighbouring outputs keep the inputs `chosen` `[n / v, k]`, or a random `share` of them. Where
+    words are filled up, places are random, too: nobody is to see them."""
+    chosen = torch.rand(n // v, k) < share if chosen is None else chosen
+    groups, values, places, ends = -(-k // 64), [], [], [0]
+    for row in chosen:
+        for g in range(groups):
+            kept = row[64 * g : 64 * g + 64].nonzero()[:, 0]
+            words = -(-len(kept) // 4)
+            place = torch.randint(64, (4 * words,))
+            place[: len(kept)] = kept
+            value = torch.zeros(4 * words, v, dtype=torch.int8)
+            value[: len(kept)] = torch.randint(*codes, (len(kept), v)).to(torch.int8)
+            places.append(place.to(torch.uint8).view(words, 4))
+            values.append(value.view(words, 4, v).transpose(1, 2))
+            ends.append(ends[-1] + words)
+    sums = [value.sum((0, 2), dtype=torch.int32) for value in values]
+    return SimpleNamespace(
+        values=torch.cat([torch.zeros(0, v, 4, dtype=torch.int8), *values]).contiguous(),
+        scales=(0.5 + torch.rand(n)) / 100,
+        places=torch.cat([torch.zeros(0, 4, dtype=torch.uint8), *places]),
+        indptr=torch.tensor(ends, dtype=torch.int32),
+        starts=-128 * torch.stack([torch.zeros(v, dtype=torch.int32), *sums])[1:],
+        shape=(n, k),
+    )

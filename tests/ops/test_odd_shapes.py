@@ -14,8 +14,8 @@ from ops import test_block_sparse_linear as linear
 from ops import test_int8_linear as coded
 from ops.attention_check import assert_exact as assert_attention
 from ops.attention_check import qkv
-from ops.conftest import code_weight, paired, random_weight
-from secateurs.ops import block_sparse_linear, int8_linear
+from ops.conftest import code_vectors, code_weight, paired, random_weight
+from secateurs.ops import block_sparse_linear, int8_linear, int8_vector_linear
 
 
 @pytest.fixture(params=range(4))
@@ -70,6 +70,15 @@ def test_int8_linear(isa, dtype, draw):
         args = (x, weight, torch.randn(n).to(dtype), "gelu", *rest)
         truth = oracles.int8_linear(*args)
         assert oracles.relative_error(int8_linear(*args), truth) < coded.TOLERANCE[dtype]
+
+
+def test_int8_vectors(isa, dtype, draw):
+    m, n, k, v = draw(40, even=True), 64 * draw(4), draw(300), 16 * 2 ** (draw(6) // 2)
+    weight = code_vectors(n, k, v, 1 / (1 + draw(8)))
+    x, *rest = (misplaced(torch.randn(m, size).to(dtype)) for size in (k, n, n))
+    args = (x, weight, torch.randn(n).to(dtype), "gelu", *rest)
+    truth = oracles.int8_linear(*args)
+    assert oracles.relative_error(int8_vector_linear(*args), truth) < coded.TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("rms", [False, True])

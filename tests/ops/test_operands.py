@@ -20,6 +20,7 @@ OPS = (
     "block_sparse_linear",
     "encoder_layer",
     "int8_linear",
+    "int8_vector_linear",
     "pattern_linear",
 )
 NORM = dict(

@@ -3,6 +3,7 @@ package."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from itertools import pairwise
 from typing import Any
@@ -66,8 +67,9 @@ def dense_weight(weight: Any) -> Array:
 
 
 def dense_codes(weight: Any) -> Array:
-    """The codes `[N, K]` of a weight in codes, zeros where no block is stored, expanded one by
-    one."""
+    """The codes `[N, K]` of a weight in codes, zeros where none is stored, expanded one by one."""
+    if hasattr(weight, "places"):
+        return _codes_of_vectors(weight)
     n, k = weight.shape
     values = np.asarray(weight.values).astype(np.int64) - 128  # [nnz, bk / 4, bn, 4]
     indptr, indices = weight.indptr.tolist(), weight.indices.tolist()
@@ -80,6 +82,18 @@ def dense_codes(weight: Any) -> Array:
                 column = indices[block] * 4 * quads + 4 * quad
                 codes[row * bn : (row + 1) * bn, column : column + 4] = values[block, quad]
     return codes[:n, :k]
+
+
+def _codes_of_vectors(weight: Any) -> Array:
+    (n, k), values = weight.shape, np.asarray(weight.values).astype(np.int64)  # [words, v, 4]
+    v, groups = values.shape[1], -(-k // 64)
+    codes = np.zeros((n, groups * 64), dtype=np.int64)
+    for pair, (begin, end) in enumerate(itertools.pairwise(weight.indptr.tolist())):
+        row, first = pair // groups * v, pair % groups * 64
+        for word in range(begin, end):
+            for i, place in enumerate(weight.places[word].tolist()):
+                codes[row : row + v, first + place] += values[word, :, i]
+    return codes[:, :k]
 
 
 def int8_linear(

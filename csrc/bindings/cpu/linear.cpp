@@ -7,6 +7,7 @@ namespace {
 
 using cpu::BlockSparseLinear;
 using cpu::Int8Linear;
+using cpu::Int8VectorLinear;
 using cpu::LibraryLinear;
 using cpu::PatternLinear;
 
@@ -36,6 +37,13 @@ void check_sizes(const C& call) {
   if (call.m < 0 || call.n < 0 || call.k < 0 || call.threads < 1)
     throw std::invalid_argument("expected sizes of zero or more, got m=" + std::to_string(call.m) +
                                 " n=" + std::to_string(call.n) + " k=" + std::to_string(call.k));
+}
+
+// Groups of outputs that keep the same inputs.
+void check_vectors(std::int64_t v) {
+  if (v < 16 || v % 16)
+    throw std::invalid_argument("expected groups of a multiple of 16 outputs, got " +
+                                std::to_string(v));
 }
 
 template <class T>
@@ -72,6 +80,26 @@ Call<Int8Linear<T>> int8_call(const Arguments& arguments) {
 }
 
 template <class T>
+Call<Int8VectorLinear<T>> int8_vector_call(const Arguments& arguments) {
+  using C = Call<Int8VectorLinear<T>>;
+  static const Fields fields(joined(linear_fields<C>(), std::array{
+                                                            field<C, &C::scales>("scales"),
+                                                            field<C, &C::places>("places"),
+                                                            field<C, &C::indptr>("indptr"),
+                                                            field<C, &C::starts>("starts"),
+                                                            field<C, &C::groups>("groups"),
+                                                            field<C, &C::v>("v"),
+                                                        }));
+  const C call = arguments.fill(fields);
+  check_sizes(call);
+  check_vectors(call.v);
+  if (call.groups < 0 || call.n != call.groups * call.v)
+    throw std::invalid_argument("expected sizes that fit together, got n=" +
+                                std::to_string(call.n) + " groups=" + std::to_string(call.groups));
+  return call;
+}
+
+template <class T>
 Call<PatternLinear<T>> pattern_call(const Arguments& arguments) {
   using C = Call<PatternLinear<T>>;
   static const Fields fields(joined(linear_fields<C>(), std::array{
@@ -83,9 +111,7 @@ Call<PatternLinear<T>> pattern_call(const Arguments& arguments) {
                                                         }));
   const C call = arguments.fill(fields);
   check_sizes(call);
-  if (call.v < 16 || call.v % 16)
-    throw std::invalid_argument("expected groups of a multiple of 16 outputs, got " +
-                                std::to_string(call.v));
+  check_vectors(call.v);
   if (call.groups < 0 || call.kept < 0 || call.n != call.groups * call.v ||
       (!call.indptr && call.kept > call.k))
     throw std::invalid_argument(
@@ -155,6 +181,20 @@ py::object int8_linear(const Arguments& arguments) {
   });
 }
 
+py::object int8_vector_linear(const Arguments& arguments) {
+  return on_dtype(arguments, [&](auto element) {
+    using T = decltype(element);
+    const auto call = int8_vector_call<T>(arguments);
+    const cpu::Kernels& chosen = kernels(call.isa);
+    const py::gil_scoped_release released;
+    if constexpr (std::is_same_v<T, float>)
+      chosen.int8_vector_linear(call);
+    else
+      chosen.int8_vector_linear_bf16(call);
+    return chosen.name;
+  });
+}
+
 py::object pattern_linear(const Arguments& arguments) {
   return on_dtype(arguments, [&](auto element) {
     using T = decltype(element);
@@ -194,6 +234,7 @@ void register_linear(py::module_& m) {
   def<block_sparse_linear>(m, "block_sparse_linear",
                            "Runs BlockSparseLinear of csrc/cpu/problems.h.");
   def<int8_linear>(m, "int8_linear", "Runs Int8Linear of csrc/cpu/problems.h.");
+  def<int8_vector_linear>(m, "int8_vector_linear", "Runs Int8VectorLinear of csrc/cpu/problems.h.");
   def<pattern_linear>(m, "pattern_linear", "Runs PatternLinear of csrc/cpu/problems.h.");
   def<library_linear>(m, "library_linear", "Runs LibraryLinear of csrc/cpu/problems.h.");
   m.def("pattern_together", &pattern_together, py::arg("isa"), py::arg("dtype"),

@@ -9,6 +9,7 @@
 #include "cpu/kernels/attention/attention.h"
 #include "cpu/kernels/linear/block_sparse_linear.h"
 #include "cpu/kernels/linear/int8_linear.h"
+#include "cpu/kernels/linear/int8_vector_linear.h"
 #include "cpu/kernels/linear/library_linear.h"
 #include "cpu/kernels/linear/pattern_linear.h"
 #include "cpu/kernels/norm/add_norm.h"
@@ -24,6 +25,7 @@ const Kernels kernels{
     SECATEURS_NAME(SECATEURS_ISA),
     &block_sparse_linear, &block_sparse_linear_bf16,
     &int8_linear<float>, &int8_linear<bf16>,
+    &int8_vector_linear<float>, &int8_vector_linear<bf16>,
     &attention<float>, &attention<bf16>,
     &pattern_linear<float>, &pattern_linear<bf16>, bf16_together,
     &library_linear<float>, &library_linear<bf16>,

@@ -219,5 +219,41 @@ inline I dot(I sum, I w, I x) {
 #endif
 }
 
+// Picks some of the 64 bytes of a group, four for each of up to 16 words, each byte by its place.
+class Picker {
+ public:
+  Picker(const Quad* places, int words) : halves(words > 8 ? 2 : 1) {
+    const __m256i word = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    for (int half = 0; half < halves; ++half) {
+      const __m256i there = _mm256_cmpgt_epi32(_mm256_set1_epi32(words - 8 * half), word);
+      const __m256i place =
+          _mm256_maskload_epi32(reinterpret_cast<const int*>(places + 8 * half), there);
+      for (int i = 0; i < 4; ++i) {
+        // A byte with the highest bit set picks zero.
+        const __m256i inside = _mm256_sub_epi8(place, _mm256_set1_epi8(static_cast<char>(16 * i)));
+        const __m256i outside = _mm256_cmpgt_epi8(inside, _mm256_set1_epi8(15));
+        in_lane[half][i] = _mm256_or_si256(inside, outside);
+      }
+    }
+  }
+
+  void operator()(const Quad* from, Quad* to) const {
+    for (int half = 0; half < halves; ++half) {
+      __m256i x = _mm256_setzero_si256();
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const __m256i lane = _mm256_broadcastsi128_si256(
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 4 * i)));
+        x = _mm256_or_si256(x, _mm256_shuffle_epi8(lane, in_lane[half][i]));
+      }
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 8 * half), x);
+    }
+  }
+
+ private:
+  int halves;
+  __m256i in_lane[2][4];
+};
+
 }  // namespace
 }  // namespace secateurs::cpu::SECATEURS_ISA

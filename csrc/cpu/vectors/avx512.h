@@ -230,5 +230,38 @@ inline I dot(I sum, I w, I x) {
 #endif
 }
 
+// Picks some of the 64 bytes of a group, four for each of up to 16 words, each byte by its place.
+class Picker {
+ public:
+  Picker(const Quad* places, int words) : place(_mm512_maskz_loadu_epi32(first(words), places)) {
+#ifndef __AVX512VBMI__
+    const __m512i lane = _mm512_and_si512(_mm512_srli_epi16(place, 4), _mm512_set1_epi8(3));
+    for (int i = 0; i < 4; ++i)
+      in_lane[i] = _mm512_cmpeq_epi8_mask(lane, _mm512_set1_epi8(static_cast<char>(i)));
+#endif
+  }
+
+  void operator()(const Quad* from, Quad* to) const {
+    const __m512i all = _mm512_loadu_si512(from);
+#ifdef __AVX512VBMI__
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi8(place, all));
+#else
+    const auto lane = [&](__m512i before, __mmask64 here, __m512i of) {
+      return _mm512_mask_shuffle_epi8(before, here, of, place);
+    };
+    __m512i x = _mm512_shuffle_epi8(_mm512_shuffle_i32x4(all, all, 0), place);
+    x = lane(x, in_lane[1], _mm512_shuffle_i32x4(all, all, 0x55));
+    x = lane(x, in_lane[2], _mm512_shuffle_i32x4(all, all, 0xaa));
+    _mm512_storeu_si512(to, lane(x, in_lane[3], _mm512_shuffle_i32x4(all, all, 0xff)));
+#endif
+  }
+
+ private:
+  __m512i place;
+#ifndef __AVX512VBMI__
+  __mmask64 in_lane[4];
+#endif
+};
+
 }  // namespace
 }  // namespace secateurs::cpu::SECATEURS_ISA

@@ -157,5 +157,21 @@ inline I dot(I sum, I w, I x) {
   return sum;
 }
 
+// Picks some of the 64 bytes of a group, four for each of up to 16 words, each byte by its place.
+class Picker {
+ public:
+  Picker(const Quad* places, int words) : places(places), words(words) {}
+
+  void operator()(const Quad* from, Quad* to) const {
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(from);
+    for (int word = 0; word < words; ++word)
+      for (int i = 0; i < 4; ++i) to[word].codes[i] = bytes[places[word].codes[i]];
+  }
+
+ private:
+  const Quad* places;
+  int words;
+};
+
 }  // namespace
 }  // namespace secateurs::cpu::SECATEURS_ISA

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from secateurs import files, ops
 from secateurs.architectures.sites import Sites
 from secateurs.errors import PlanError
+from secateurs.formats import Int8VectorWeight
 from secateurs.measurement.environment import device_name, package_version
 from secateurs.measurement.graph_recording import Recording
 from secateurs.ops._core.dispatch import AUTO, forced_backend
@@ -111,6 +112,10 @@ class CostTable:
             for name, forms in parts.items()
             if isinstance(forms, dict)
         }
+
+
+def _told(weight: Int8VectorWeight) -> str:
+    return f"vectors of {weight.vector} at {weight.density:.2f}"
 
 
 def _is_time(ms: object) -> bool:
@@ -218,7 +223,10 @@ class FormPicker:
         if "int8 block-sparse" in rounded:
             coded = rounded["int8 block-sparse"].weight
             description += f", codes {coded.block} at {coded.density:.2f}"
-        times = self._times(description, {**rounded, **exact}, *self._call(weight, with_residual))
+        if "int8 vectors" in rounded:
+            description += f", codes {_told(rounded['int8 vectors'].weight)}"
+        call = self._call(weight.shape, weight, with_residual)
+        times = self._times(description, {**rounded, **exact}, *call)
         best, other = (min(forms, key=times.__getitem__) for forms in (rounded, exact))
         if times[best] <= SLOWER * times[other]:
             return None
@@ -246,6 +254,8 @@ class FormPicker:
             below = forms["int8 block-sparse"].weight.density <= BLOCK_BREAK_EVEN
             told = f"the usual break-even is {BLOCK_BREAK_EVEN}"
             return ("int8 block-sparse" if below else "int8 panels"), told
+        if "int8 vectors" in forms:
+            return self._pick_vectors(forms, with_residual, among)
         weight, sparse = forms["torch"].weight, forms.get("block-sparse")
         if weight.numel() < MEASURED_FROM:
             dense = "dense panels" if "dense panels" in among else "torch"
@@ -256,7 +266,21 @@ class FormPicker:
             told = f"{small}, the usual break-even is {BLOCK_BREAK_EVEN}"
             return ("block-sparse" if below else dense), told
         description = self._description(forms, with_residual)
-        return self._fastest(description, forms, *self._call(weight, with_residual), among)
+        call = self._call(weight.shape, weight, with_residual)
+        return self._fastest(description, forms, *call, among)
+
+    def _pick_vectors(
+        self, forms: Mapping[str, Any], with_residual: bool, among: Collection[str]
+    ) -> tuple[str, str]:
+        """Pick the faster form of a linear in codes whose inputs are kept by groups of outputs."""
+        module = forms["int8 vectors"]
+        n, k = module.shape
+        if n * k < MEASURED_FROM:
+            return "int8 panels", "the weight is too small to be worth a measurement"
+        description = f"{n}x{k} codes, {module.dtype} at {self.tokens} tokens, "
+        description += f"{module.activation}, residual={with_residual}, {_told(module.weight)}"
+        call = self._call(module.shape, module.like, with_residual)
+        return self._fastest(description, forms, *call, among)
 
     def pick_layer(
         self, layers: Mapping[str, nn.Module], hidden: int, like: Tensor
@@ -279,10 +303,12 @@ class FormPicker:
             description += f", {sparse.weight.block} at {sparse.weight.density:.2f}"
         return description
 
-    def _call(self, weight: Tensor, with_residual: bool) -> tuple[Tensor, Tensor | None]:
-        """Inputs of a linear, and its residual."""
-        x = self._tokens(weight.shape[1]).to(weight)
-        return x, x.new_zeros(self.tokens, weight.shape[0]) if with_residual else None
+    def _call(
+        self, shape: Sequence[int], like: Tensor, with_residual: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Inputs of a linear of `shape` `(N, K)`, as a tensor of it is, and its residual."""
+        x = self._tokens(shape[1]).to(like)
+        return x, x.new_zeros(self.tokens, shape[0]) if with_residual else None
 
     def _tokens(self, width: int) -> Tensor:
         return torch.randn(self.tokens, width, generator=torch.Generator().manual_seed(0))

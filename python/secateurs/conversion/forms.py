@@ -16,13 +16,19 @@ from torch import Tensor
 from secateurs import ops
 from secateurs.architectures.kept import LayerKeep
 from secateurs.architectures.linears import stacked
-from secateurs.conversion.modules import DenseLinear, Int8Linear, PackedLinear, PatternLinear
+from secateurs.conversion.modules import (
+    DenseLinear,
+    Int8Linear,
+    Int8VectorLinear,
+    PackedLinear,
+    PatternLinear,
+)
 from secateurs.conversion.modules.kernel_linear import KernelLinear
 from secateurs.conversion.modules.part import Linear
 from secateurs.conversion.modules.pattern_linear import pack
 from secateurs.conversion.slicing import CompactLinear, common_grid, stacked_bias
 from secateurs.errors import BackendError, FormatError
-from secateurs.formats import BlockSparseWeight, Int8Weight
+from secateurs.formats import BlockSparseWeight, Int8VectorWeight, Int8Weight
 from secateurs.formats.int8_block_sparse import row_scales
 
 
@@ -125,25 +131,38 @@ def _blocks(stack: Stack) -> Made | None:
 
 
 def _pattern(stack: Stack) -> Made | None:
-    masks = [stack.keep.patterns.get(role) for role in stack.roles]
-    present = [mask for mask in masks if mask is not None]
-    if not present:
+    block = _pattern_block(stack)
+    if block is None:
         return None
     try:
-        if len({None if mask is None else mask.block for mask in masks}) > 1:
-            raise FormatError(f"expected one kind of pattern in {', '.join(stack.roles)}")
-        kept = []
-        for role, mask in zip(stack.roles, present, strict=True):
-            rows, columns = stack.keep.sides(role)
-            kept.append(mask.keep[rows][:, columns])
-        (p, q) = present[0].block
-        packed = pack(stack.weight, torch.cat(kept), (p, q))
+        packed = pack(stack.weight, _pattern_keep(stack), block)
     except FormatError as error:
         raise FormatError(f"no one pattern is left to pack ({error})") from None
     return Made(
-        f"pattern {p}x{q} at {packed.density:.2f}",
+        f"pattern {block[0]}x{block[1]} at {packed.density:.2f}",
         PatternLinear(packed, stack.bias, stack.activation),
     )
+
+
+def _pattern_block(stack: Stack) -> tuple[int, int] | None:
+    """The `block` of the one kind of pattern of a stack, as in `PatternMask`; None without any."""
+    masks = [stack.keep.patterns.get(role) for role in stack.roles]
+    blocks = {None if mask is None else mask.block for mask in masks}
+    if len(blocks) > 1:
+        raise FormatError(
+            "no one pattern is left to pack (expected one kind of pattern in "
+            f"{', '.join(stack.roles)})"
+        )
+    return blocks.pop()
+
+
+def _pattern_keep(stack: Stack) -> Tensor:
+    """Bool `[N, K]`, which entries the patterns of all linears of a stack keep."""
+    kept = []
+    for role in stack.roles:
+        rows, columns = stack.keep.sides(role)
+        kept.append(stack.keep.patterns[role].keep[rows][:, columns])
+    return torch.cat(kept)
 
 
 def _int8_panels(stack: Stack) -> Made:
@@ -160,6 +179,22 @@ def _int8_blocks(stack: Stack) -> Made | None:
     return _int8("int8 block-sparse", sparse, stack, note)
 
 
+def _int8_vectors(stack: Stack) -> Made | None:
+    block = _pattern_block(stack)
+    if block is None:
+        return None
+    if block[1] > 1 or block[0] == 1:
+        raise FormatError("zeros of this pattern are multiplied: codes are packed by vectors alone")
+    keep = _pattern_keep(stack)
+    try:
+        packed = Int8VectorWeight.pack(stack.weight, keep, block[0], stack.scales)
+    except FormatError as error:
+        raise FormatError(f"no one pattern is left to pack ({error})") from None
+    note = f"vectors of {block[0]} outputs keep {packed.density:.2f} of the inputs"
+    module = Int8VectorLinear(packed, stack.bias, stack.activation, stack.weight.dtype)
+    return Made("int8 vectors", module, note)
+
+
 def _int8(name: str, weight: Int8Weight, stack: Stack, note: str = "") -> Made:
     module = Int8Linear(weight, stack.bias, stack.activation, stack.weight.dtype)
     return Made(name, module, note)
@@ -172,6 +207,7 @@ FORMS: tuple[Form, ...] = (
     Form("pattern", _pattern),
     Form("int8 panels", _int8_panels, whole=True, precision="int8"),
     Form("int8 block-sparse", _int8_blocks, whole=True, precision="int8"),
+    Form("int8 vectors", _int8_vectors, precision="int8"),
 )
 WITHOUT_BYTE_PRODUCTS = ("avx512", "avx2", "portable")  # of the instruction sets
 WITH_BFLOAT16_PRODUCTS = ("avx512_bf16", "amx")

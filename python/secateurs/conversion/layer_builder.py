@@ -65,7 +65,7 @@ def fastest(make: Callable[..., LayerBuilder], like: Tensor) -> LayerBuilder:
         form, why = "one operation", "wherever no gradients are recorded"
     elif (
         parts.layer.why_never_whole() is None
-        and not (parts.picker.fixed or parts.picker.only or parts.picker.precision)
+        and not (parts.picker.fixed or parts.picker.only)
         and (whole := make(packed=True)).layer.whole is not None
     ):
         layers = {"in parts": parts.layer, "one operation": whole.layer}

@@ -73,7 +73,7 @@ class Int8Weight:
         not of 32 or a multiple of 64 inputs, or mask or scales do not fit.
         """
         _check_inputs_of_block(block[1])
-        scales = _scales(weight, scales)
+        scales = scales_of(weight, scales)
         if keep is None:  # what rounds to zero was not removed
             keep = BlockSparseWeight.pack(weight, None, block).keep()
         return cls._of(BlockSparseWeight.pack(codes(weight, scales), keep, block), scales)
@@ -83,7 +83,7 @@ class Int8Weight:
     def pack_dense(cls, weight: Tensor, scales: Tensor | None = None) -> Int8Weight:
         """Round a whole `weight` `[N, K]`, any N and K, in panels of 32 outputs; `scales` as in
         `pack`. Raises FormatError if it holds NaN or infinity."""
-        scales = _scales(weight, scales)
+        scales = scales_of(weight, scales)
         return cls._of(BlockSparseWeight.pack_dense(codes(weight, scales)), scales)
 
     @classmethod
@@ -129,7 +129,7 @@ class Int8Weight:
         (n, k), inputs = self.shape, self.block[1]
         if inputs < k or inputs != -(-k // HALF_GROUP) * HALF_GROUP:
             _check_inputs_of_block(inputs)
-        _check_scales(self.scales, n)
+        check_scales(self.scales, n)
         if self.values.numel() and int(self.values.min()) == 0:
             raise FormatError(f"codes must lie in {-TOP}..{TOP}, got {-TOP - 1}")
         self.codes().validate()
@@ -157,15 +157,17 @@ def codes(weight: Tensor, scales: Tensor) -> Tensor:
     return (weight.detach().float() / scales[:, None]).round_().clamp_(-TOP, TOP).to(torch.int8)
 
 
-def _scales(weight: Tensor, scales: Tensor | None) -> Tensor:
+def scales_of(weight: Tensor, scales: Tensor | None) -> Tensor:
+    """`scales` if they fit the weight, by default those of `row_scales`; FormatError otherwise."""
     largest = row_scales(weight)
     if scales is None:
         return largest
-    _check_scales(scales, len(weight))
+    check_scales(scales, len(weight))
     return scales.detach().contiguous()
 
 
-def _check_scales(scales: Tensor, n: int) -> None:
+def check_scales(scales: Tensor, n: int) -> None:
+    """Raise FormatError unless these are scales of `n` outputs."""
     if scales.dtype != torch.float32 or tuple(scales.shape) != (n,):
         raise FormatError(
             f"scales must be float32 of shape {(n,)}, got {scales.dtype} {tuple(scales.shape)}"

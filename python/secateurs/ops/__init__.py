@@ -20,6 +20,7 @@ from secateurs.ops.encoder_layer import Prepared as PreparedEncoderLayer
 from secateurs.ops.encoder_layer import encoder_layer, encoder_layers
 from secateurs.ops.encoder_layer import prepare as prepare_encoder_layer
 from secateurs.ops.int8_linear import int8_linear
+from secateurs.ops.int8_vector_linear import int8_vector_linear
 from secateurs.ops.pattern_linear import (
     inputs_together,
     pattern_linear,
@@ -40,6 +41,7 @@ __all__ = [
     "explain_choice",
     "inputs_together",
     "int8_linear",
+    "int8_vector_linear",
     "pattern_linear",
     "plain",
     "prepare_encoder_layer",

@@ -8,6 +8,7 @@ RULED = "masking/test_ruled_attention.py"
 RULED_LAYERS = "conversion/test_ruled_layers.py"
 MEMORY = "conversion/test_memory.py"
 CODES = "conversion/test_int8.py"
+VECTORS = "conversion/test_int8_vectors.py"
 CONVERT = "conversion/test_convert.py"
 WHOLE = "conversion/test_whole_layer.py"
 QUANTIZER = "integrations/test_transformers_quantizer.py"
@@ -49,8 +50,9 @@ FAULTS = (
         f"{CONVERSION}/modules/attention.py",
         ("scores_bias = scores_bias[:, self.kept_heads]", "pass",
          f"{CONVERT} -k converted_equals_masked"),
-        ("short_products=isinstance(self.qkv, Int8Linear)", "short_products=False",
+        ("short_products=isinstance(self.qkv, CodedLinear)", "short_products=False",
          f"{CODES} -k may_round"),
+        ("isinstance(self.qkv, CodedLinear)", "False", f"{VECTORS} -k may_round"),
         ("one_side * (distance > 0)", "one_side * (distance < 0)", f"{CONVERT} -k equals_masked"),
         ("return bias.masked_fill(~mask, -math.inf)", "return bias", f"{CONVERT} -k equals_masked"),
         ("if head_norms is not None:", "if False:", f"{FAMILIES} -k contract and qwen3"),
@@ -114,6 +116,9 @@ FAULTS = (
          f"{CODES} -k identical"),
         ("levels.scale, dtype", "2 * levels.scale, dtype", f"{CODES} -k levels"),
         ("if form.precision != precision:", "if False:", CODES),
+        ("block[1] > 1 or block[0] == 1", "False", f"{VECTORS} -k other_patterns"),
+        ("keep, block[0], stack.scales", "keep, block[0], stack.scales * 2",
+         f"{VECTORS} -k near_the_masked"),
         ("if isa in WITH_BFLOAT16_PRODUCTS", "if isa",
          "search/test_precisions.py -k left_out_and_told"),
     ),
@@ -137,9 +142,18 @@ FAULTS = (
          "architectures/test_families.py -k contract and phi"),
     ),
     *faults_in(
+        f"{CONVERSION}/cost.py",
+        ("n * k < MEASURED_FROM", "False", f"{VECTORS} -k small_weights"),
+        ("return self._pick_vectors(forms, with_residual, among)", "return 'int8 panels', ''",
+         f"{VECTORS} -k small_weights"),
+    ),
+    *faults_in(
         "python/secateurs/conversion/layer_builder.py",
         ("for name in self.architecture.told:", "for name in ():",
          "architectures/test_families.py -k contract and modernbert"),
+        ("(parts.picker.fixed or parts.picker.only)",
+         "(parts.picker.fixed or parts.picker.only or parts.picker.precision)",
+         f"{VECTORS} -k whole_layer_wins"),
         ("made = made if why_not is None else unrounded", "pass",
          "conversion/test_rounding.py -k slower"),
         ("self.stays |= dict.fromkeys(sites, why_not)", "pass",
@@ -147,7 +161,7 @@ FAULTS = (
     ),
     *faults_in(
         "python/secateurs/conversion/modules/cross_attention.py",
-        ("short = isinstance(self.query, Int8Linear)", "short = False", f"{CODES} -k may_round"),
+        ("short = isinstance(self.query, CodedLinear)", "short = False", f"{CODES} -k may_round"),
         ("of_cross is not None and cache.is_updated.get(self.layer_idx)", "False",
          "architectures/test_two_stacks.py -k contract and mbart"),
         ('getattr(cache, "self_attention_cache", cache)', "cache",

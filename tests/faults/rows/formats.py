@@ -14,4 +14,13 @@ FAULTS = (
         ("keep = BlockSparseWeight.pack(weight, None, block).keep()", "pass",
          "formats/test_int8_block_sparse.py -k small_weights"),
     ),
+    *faults_in(
+        "python/secateurs/formats/int8_vector.py",
+        ("4 * ends[pair] + ", "", "formats/test_int8_vector.py -k comes_back"),
+        ("- before[pair]", "", "formats/test_int8_vector.py -k comes_back"),
+        ("* -SHIFT", "* SHIFT", "formats/test_int8_vector.py -k side_by_side"),
+        ("scales = scales_of(weight, scales)", "scales = scales_of(weight, None)",
+         "formats/test_int8_vector.py -k given_scales"),
+        ("or bool((4 * words > GROUP).any())", "", "formats/test_int8_vector.py -k validate"),
+    ),
 )  # fmt: skip

@@ -6,6 +6,7 @@ from fault import faults_in
 
 INT8 = "ops/test_int8_linear.py"
 KERNELS = "csrc/cpu/kernels"
+VECTORS = "ops/test_int8_vector_linear.py"
 LINEAR = "ops/test_block_sparse_linear.py"
 NORM = "ops/test_add_norm.py"
 
@@ -65,13 +66,31 @@ FAULTS = (
          f"{INT8} -k any_number_of_rows"),
         ("about[i].start[both ? 2 : second]", "about[i].start[both ? 2 : 0]",
          f"{INT8} -k whole_numbers"),
-        ("about.scale = top <= 1 ? 0 : __builtin_nanf(\"\");", "about.scale = 0;",
-         f"{INT8} -k bad_input"),
-        ("set1(127 / top)", "set1(126 / top)", f"{INT8} -k whole_numbers"),
         ("p.depth ? p.blocks : 0", "p.depth ? p.blocks - 1 : 0", f"{INT8} -k packed_dense"),
     ),
     *faults_in(
+        f"{KERNELS}/linear/quantise.h",
+        ("return top <= 1 ? 0 : __builtin_nanf(\"\");", "return 0;", f"{INT8} -k bad_input"),
+        ("set1(127 / top)", "set1(126 / top)", f"{INT8} -k whole_numbers"),
+    ),
+    *faults_in(
+        f"{KERNELS}/linear/int8_vector_product.h",
+        ("part.starts + g * part.v + j * W", "part.starts + j * W", f"{VECTORS} -k whole_numbers"),
+        ("part.starts += output;", "", f"{VECTORS} -k any_number_of_rows"),
+        ("code ^= 128", "code ^= 127", f"{VECTORS} -k whole_numbers"),
+        ("if (!words) continue;", "", f"{VECTORS} -k nothing_is_kept"),
+        ("x.codes(part.first + g)", "x.codes(g)", f"{VECTORS} -k chunks"),
+        ("x.scales(part.first + g)", "x.scales(g)", f"{VECTORS} -k chunks"),
+        ("for (; k < words; ++k) step(k, sum[0]);", "", f"{VECTORS} -k whole_numbers"),
+    ),
+    *faults_in(
+        f"{KERNELS}/linear/kept_inputs.h",
+        ("(to * side < kept ? to * side : kept)", "to * side",
+         "ops/test_pattern_linear.py -k any_number_of_kept"),
+    ),
+    *faults_in(
         "csrc/cpu/vectors/avx2.h",
+        ("_mm256_or_si256(inside, outside)", "inside", f"{VECTORS} -k whole_numbers"),
         ("_mm256_add_epi32(sum.v, _mm256_madd_epi16(w02, x02))",
          "_mm256_adds_epi16(sum.v, _mm256_madd_epi16(w02, x02))", f"{INT8} -k saturate"),
     ),

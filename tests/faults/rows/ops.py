@@ -6,6 +6,7 @@ from fault import faults_in
 
 CHOICE = "ops/test_cuda_choice.py"
 INT8 = "ops/test_int8_linear.py"
+VECTORS = "ops/test_int8_vector_linear.py"
 
 FAULTS = (
     *faults_in(
@@ -17,6 +18,12 @@ FAULTS = (
         ("scale.isnan() & stored[:, group].any(1)", "scale.isnan()",
          f"{INT8} -k reference_ignores"),
         ("(smooth - smooth.detach())", "0", f"{INT8} -k gradients"),
+    ),
+    *faults_in(
+        "python/secateurs/ops/int8_vector_linear/reference.py",
+        ("indptr.diff() > 0", "indptr.diff() >= 0", f"{VECTORS} -k nothing_is_kept"),
+        ("pair[:, None] * GROUP + places", "pair[:, None] * GROUP + places * 0",
+         f"{VECTORS} -k reference"),
     ),
     *faults_in(
         "python/secateurs/ops/encoder_layer/__init__.py",

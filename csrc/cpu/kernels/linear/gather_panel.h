@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/kernels/arithmetic.h"
+#include "cpu/kernels/linear/kept_inputs.h"
 #include "cpu/kernels/pack.h"
 #include "cpu/kernels/panel.h"
 #include "cpu/problems.h"
@@ -15,14 +16,10 @@ template <class T>
 constexpr int together = sizeof(T) == sizeof(float) ? 1 : 2;
 
 template <class T>
-struct GatherPanel {
+struct GatherPanel : KeptPart<T> {
   const float* x;  // [inputs][height]
   std::int64_t height;
-  const std::int32_t* columns;  // the inputs of x that are met
-  std::int64_t count;
-  const T* w;              // [count / together][w_outputs][together]
-  std::int64_t w_outputs;  // of which the panel takes the first NV vectors
-  float* sums;             // [MR][NV vectors]
+  float* sums;  // [MR][NV vectors]
   bool accumulate;
 };
 
@@ -98,18 +95,21 @@ inline GatherKernel<T> gather_panel_for(int rows) {
 template <class T, int NV>
 class GatherByVectors {
  public:
-  using Element = T;
+  using Problem = PatternLinear<T>;
+  using Kept = KeptInputs<T, together<T>>;
   struct Session {};
   static constexpr int rows = F::tile_rows(NV), outputs = NV * F::width;
-  static constexpr int side = together<T>;
   static constexpr int64_t sums = rows * outputs;  // floats of a tile
   static constexpr int64_t resident_inputs = 768;  // of a tile of x: 36 KB, in L1
 
   // Heights of tiles differ by at most one.
-  explicit GatherByVectors(int tallest)
+  GatherByVectors(const Problem&, int tallest)
       : tallest(tallest),
         panel_tallest(gather_panel_for<T, NV>(tallest)),
         panel_lower(gather_panel_for<T, NV>(tallest > 1 ? tallest - 1 : 1)) {}
+
+  // Whether `m` rows may be read as they lie: one of float32 is its own packed form.
+  static bool reads_x(int64_t m) { return m == 1 && sizeof(T) == sizeof(float); }
 
   // Floats of a packed tile.
   static int64_t packed(int height, int64_t k) { return height * k; }
@@ -118,10 +118,11 @@ class GatherByVectors {
     pack([&](int i) { return x + i * stride; }, height, k, 1, to, height);
   }
 
-  void multiply(const float* x, int height, const std::int32_t* columns, int64_t count, const T* w,
-                int64_t w_outputs, float* to, bool accumulate) const {
-    (height == tallest ? panel_tallest
-                       : panel_lower)({x, height, columns, count, w, w_outputs, to, accumulate});
+  // The product with the outputs of a group from the given one on.
+  void multiply(const float* x, int height, KeptPart<T> part, int64_t output, float* to,
+                bool accumulate) const {
+    part.w += output * together<T>;
+    (height == tallest ? panel_tallest : panel_lower)({part, x, height, to, accumulate});
   }
 
   // The sums as rows of x by outputs, `outputs` apart.

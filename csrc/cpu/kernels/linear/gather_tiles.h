@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cpu/kernels/arithmetic.h"
+#include "cpu/kernels/linear/kept_inputs.h"
 #include "cpu/problems.h"
 
 #ifdef SECATEURS_TILES
@@ -26,15 +27,18 @@ inline TileConfig full_tiles() {
 template <int NW>
 class GatherByTiles {
  public:
-  using Element = bf16;
+  static constexpr int rows = 32, outputs = 16 * NW, side = 32;
+  using Problem = PatternLinear<bf16>;
+  using Kept = KeptInputs<bf16, side>;
   struct Session {
     Tiles tiles{full_tiles()};
   };
-  static constexpr int rows = 32, outputs = 16 * NW, side = 32;
   static constexpr int64_t sums = rows * outputs;
   static constexpr int64_t resident_inputs = 1024;  // 64 KB of a tile of x, in L2
 
-  explicit GatherByTiles(int tallest) : wide(tallest > 16) {}
+  GatherByTiles(const Problem&, int tallest) : wide(tallest > 16) {}
+
+  static bool reads_x(int64_t) { return false; }
 
   static int64_t packed(int, int64_t k) { return k * 16; }
 
@@ -55,9 +59,10 @@ class GatherByTiles {
     }
   }
 
-  void multiply(const float* x, int, const std::int32_t* columns, int64_t count, const bf16* w,
-                int64_t w_outputs, float* to, bool accumulate) const {
-    (wide ? &product<2> : &product<1>)(x, columns, count, w, w_outputs, to, accumulate);
+  void multiply(const float* x, int, const KeptPart<bf16>& part, int64_t output, float* to,
+                bool accumulate) const {
+    (wide ? &product<2> : &product<1>)(x, part.columns, part.count, part.w + output * side,
+                                       part.w_outputs, to, accumulate);
   }
 
   // Sums are tiles [NW][2][16 outputs][16 rows of x].

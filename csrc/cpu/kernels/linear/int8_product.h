@@ -5,14 +5,14 @@
 // and lets x, with sign, be repeated from memory. What 128 adds to a sum, the sum starts below.
 #pragma once
 
+#include "cpu/kernels/linear/quantise.h"
 #include "cpu/kernels/panel.h"
 #include "cpu/problems.h"
 
 namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
 
-// Words of a group of inputs and of half of it, what the smallest block has.
-constexpr int group_words = scaled_together / 4, half_words = group_words / 2;
+constexpr int half_words = group_words / 2;  // of what the smallest block has
 
 // Of a row's group of inputs, beside its codes.
 struct GroupOfRow {
@@ -23,40 +23,6 @@ constexpr int about_words = sizeof(GroupOfRow) / sizeof(Quad);
 
 // A packed tile: group by group, [rows][codes of a group], then [rows] of what is beside them.
 inline int64_t group_offset(int64_t rows) { return rows * (group_words + about_words); }
-
-template <class T>
-inline void quantise_group(const T* x, int count, Quad* codes, GroupOfRow& about) {
-  constexpr int W = F::width, vectors = scaled_together / W;
-  F v[vectors];
-  I most = whole(0);  // of magnitudes: as whole numbers too, NaN and infinity being the largest
-#pragma GCC unroll 16
-  for (int i = 0; i < vectors; ++i) {
-    const int here = count - i * W;
-    v[i] = here >= W ? load(x + i * W) : here > 0 ? load(x + i * W, here) : zero();
-    most = max(bits(abs(v[i])), most);
-  }
-  const std::int32_t top_bits = largest(most);
-  float top;
-  __builtin_memcpy(&top, &top_bits, sizeof top);
-  about = {top / 127, {0, 0, 0}};
-  if (!(top <= __FLT_MAX__) || about.scale < __FLT_MIN__) {
-    about.scale = top <= 1 ? 0 : __builtin_nanf("");
-    __builtin_memset(codes, 0, scaled_together);
-    return;
-  }
-  const F inverse = set1(127 / top);
-  I sum[2] = {whole(0), whole(0)};
-  auto* bytes = reinterpret_cast<std::int8_t*>(codes);
-#pragma GCC unroll 16
-  for (int i = 0; i < vectors; ++i) {
-    const I code = to_whole(v[i] * inverse);
-    store(bytes + i * W, code);
-    sum[2 * i / vectors] = sum[2 * i / vectors] + code;
-  }
-  about.start[0] = -128 * total(sum[0]);
-  about.start[1] = -128 * total(sum[1]);
-  about.start[2] = about.start[0] + about.start[1];
-}
 
 template <int MR, int NV, bool first>
 void int8_panel(const Panel<Quad>& p) {
@@ -184,10 +150,12 @@ class Int8Product {
       auto* about = reinterpret_cast<GroupOfRow*>(to + rows * group_words);
       for (int i = 0; i < rows; ++i) {
         Quad* codes = to + i * group_words;
-        if (count == scaled_together)
-          quantise_group(x + i * x_stride + k0, scaled_together, codes, about[i]);
-        else
-          quantise_group(x + i * x_stride + k0, count, codes, about[i]);
+        I sum[2] = {whole(0), whole(0)};
+        about[i].scale = quantise_group(x + i * x_stride + k0, count, codes,
+                                        [&](int half, I code) { sum[half] = sum[half] + code; });
+        about[i].start[0] = -128 * total(sum[0]);
+        about[i].start[1] = -128 * total(sum[1]);
+        about[i].start[2] = about[i].start[0] + about[i].start[1];
       }
     }
   }

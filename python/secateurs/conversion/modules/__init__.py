@@ -15,7 +15,7 @@ from secateurs.conversion.modules.attention import (
 )
 from secateurs.conversion.modules.cross_attention import CrossAttention
 from secateurs.conversion.modules.feed_forward import FeedForward
-from secateurs.conversion.modules.int8_linear import Int8Linear
+from secateurs.conversion.modules.int8_linear import CodedLinear, Int8Linear, Int8VectorLinear
 from secateurs.conversion.modules.layer import Layer, Mixed, again, husk, layer_class
 from secateurs.conversion.modules.linears import DenseLinear, PackedLinear
 from secateurs.conversion.modules.norm import Norm
@@ -24,11 +24,13 @@ from secateurs.conversion.modules.stack import stack_class
 
 __all__ = [
     "Attention",
+    "CodedLinear",
     "Constant",
     "CrossAttention",
     "DenseLinear",
     "FeedForward",
     "Int8Linear",
+    "Int8VectorLinear",
     "Layer",
     "Mixed",
     "Norm",

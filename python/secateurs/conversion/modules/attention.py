@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.conversion.modules.int8_linear import Int8Linear
+from secateurs.conversion.modules.int8_linear import CodedLinear
 from secateurs.conversion.modules.part import Linear
 from secateurs.conversion.transformers_attention import attend
 from secateurs.errors import FormatError
@@ -121,7 +121,7 @@ class Attention(nn.Module):
             scale=self.scale,
             kv_of=self.kv_of,
             rules=self.rules,
-            short_products=isinstance(self.qkv, Int8Linear),  # which rounds more
+            short_products=isinstance(self.qkv, CodedLinear),  # which rounds more
         )
         out: Tensor = self.output(context.flatten(2), residual=residual)
         return out

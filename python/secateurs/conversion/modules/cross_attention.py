@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateurs.conversion.modules.int8_linear import Int8Linear
+from secateurs.conversion.modules.int8_linear import CodedLinear
 from secateurs.conversion.modules.part import Linear
 from secateurs.conversion.transformers_attention import attend
 
@@ -44,7 +44,7 @@ class CrossAttention(nn.Module):
     ) -> Tensor:
         q = self.query(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         k, v = self._keys_and_values(encoded, cache)
-        short = isinstance(self.query, Int8Linear)
+        short = isinstance(self.query, CodedLinear)
         context = attend(q, k, v, mask, causal=False, scale=self.scale, short_products=short)
         out: Tensor = self.output(context.flatten(2), residual=residual)
         return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,10 +15,20 @@ from secateurs.ops.int8_linear.operands import GROUP, Operands
 
 
 def int8_linear(operands: Operands) -> Tensor:
-    """Compute the operation group by group; sums of a group are whole numbers below 2^24, which
-    float32 holds exactly."""
+    """Compute the operation with the weight made dense, group by group."""
+    return product_of_codes(operands, *_dense(operands))
+
+
+def product_of_codes(operands: Any, stored: Tensor, codes: Tensor) -> Tensor:
+    """Compute a linear in codes; sums of a group of inputs are whole numbers below 2^24, which
+    float32 holds exactly.
+
+    Args:
+        operands: with x, scales and those of the epilogue.
+        stored: bool `[N, K]`, which entries are multiplied.
+        codes: `[N, K]`.
+    """
     x, bias = operands.x, operands.bias
-    stored, codes = _dense(operands)
     exact = torch.promote_types(x.dtype, torch.float32)
     scales = operands.scales.to(exact)
     product = x.new_zeros((*x.shape[:-1], len(scales)), dtype=exact)
