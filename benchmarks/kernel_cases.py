@@ -14,7 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from secateurs import ops
-from secateurs.formats import BlockSparseWeight, Int8Weight, LibraryWeight, VectorWeight
+from secateurs.formats import (
+    BlockSparseWeight,
+    Int8VectorWeight,
+    Int8Weight,
+    LibraryWeight,
+    VectorWeight,
+)
 from secateurs.plan.attention_rules import BlockLayout, Global, Local, layout
 from secateurs.plan.weight_patterns import Library, TwoFour, VectorNM
 
@@ -124,8 +130,9 @@ def int8_cases(options: argparse.Namespace) -> Iterator[Case]:
             )
 
 
-def vector_cases(options: argparse.Namespace) -> Iterator[Case]:
-    """Vector N:M: `block` is (outputs that share a choice, M)."""
+def vector_cases(options: argparse.Namespace, codes: bool = False) -> Iterator[Case]:
+    """Vector N:M: `block` is (outputs that share a choice, M). In codes of 8 bits our own kernels
+    of codes for all inputs, and of bfloat16 for those that are kept, are among the peers."""
     for shape in options.shapes or LINEAR_SHAPES[:3]:
         m, k, n = shape
         for kept, of, v in VECTOR_PATTERNS:
@@ -135,17 +142,31 @@ def vector_cases(options: argparse.Namespace) -> Iterator[Case]:
             family = VectorNM(kept, of, v)
             keep = family.keep(dense)
             weight = dense * keep
-            together = ops.inputs_together(x.device, x.dtype)
-            packed = VectorWeight.pack(weight, keep, v, together)
+            peers = dict(_linear_peers(x, weight))
+            if codes:
+                packed, call = Int8VectorWeight.pack(weight, keep, v), ops.int8_vector_linear
+                full, low = Int8Weight.pack_dense(weight), x.bfloat16()
+                together = ops.inputs_together(x.device, low.dtype)
+                few = VectorWeight.pack(weight.bfloat16(), keep, v, together)
+                peers |= {
+                    "ours int8": lambda x=x, p=full: ops.int8_linear(x, p),
+                    "ours bf16": lambda x=low, p=few: ops.pattern_linear(x, p),
+                }
+                with ops.use_backend("reference"):
+                    truth = call(x, packed).double()
+            else:
+                together = ops.inputs_together(x.device, x.dtype)
+                packed, call = VectorWeight.pack(weight, keep, v, together), ops.pattern_linear
+                truth = x.double() @ weight.double().T
             yield Case(
-                op=f"vector {kept}:{of} x{v}",
+                op=f"{'int8 ' * codes}vector {kept}:{of} x{v}",
                 shape=shape,
                 density=family.density,
                 block=(v, of),
-                backend=ops.explain_choice(ops.pattern_linear, x, packed).backend,
-                ours=lambda x=x, p=packed: ops.pattern_linear(x, p),
-                peers=dict(_linear_peers(x, weight)),
-                truth=x.double() @ weight.double().T,
+                backend=ops.explain_choice(call, x, packed).backend,
+                ours=lambda x=x, p=packed, call=call: call(x, p),
+                peers=peers,
+                truth=truth,
                 probe=x,
                 flops=2.0 * m * k * n * family.density,
                 nbytes=float(packed.values.nbytes + x.nbytes + m * n * x.element_size()),
@@ -333,6 +354,7 @@ CASES = {
     "block_sparse_linear": linear_cases,
     "int8_linear": int8_cases,
     "pattern_linear": vector_cases,
+    "int8_vector_linear": partial(vector_cases, codes=True),
     "library": library_cases,
     "add_norm": norm_cases,
     "attention": attention_cases,
