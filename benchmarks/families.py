@@ -123,7 +123,7 @@ CHANGED = {
     "gemma": {**GATED, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 256},
     "gemma3_text": {**GATED, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256},
     "stablelm": {**GATED, "num_key_value_heads": 12},
-    "phi": WIDE,
+    **dict.fromkeys(("phi", "gpt_neox"), WIDE),
     "starcoder2": {**WIDE, "num_key_value_heads": 4},
     **dict.fromkeys(("bart", "marian", "mbart", "m2m_100", "pegasus"), STACKS),
 }
@@ -152,6 +152,7 @@ FAMILIES = {
     "wav2vec2 stable": Family("wav2vec2", STABLE),
     "hubert stable": Family("hubert", STABLE),
     "stablelm parallel": Family("stablelm", {**CHANGED["stablelm"], "use_parallel_residual": True}),
+    "gpt_neox sequential": Family("gpt_neox", {**WIDE, "use_parallel_residual": False}),
     "opt post-norm": Family("opt", {"do_layer_norm_before": False}),
     "t5 gated": Family("t5", {"feed_forward_proj": "gated-gelu", "d_ff": 1024}),
 }

@@ -148,12 +148,12 @@ def test_folders_that_are_no_models_are_refused(tmp_path, capsys):
 
 
 def test_a_family_we_do_not_know_is_refused(tmp_path, capsys):
-    from transformers import GPTNeoXConfig, GPTNeoXModel
+    from transformers import DebertaConfig, DebertaModel
 
     tiny = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    GPTNeoXModel(GPTNeoXConfig(**tiny)).save_pretrained(tmp_path / "neox")
-    assert run("inspect", tmp_path / "neox") == cli.BAD_INPUT
-    assert "got 'gpt_neox'" in capsys.readouterr().err
+    DebertaModel(DebertaConfig(**tiny)).save_pretrained(tmp_path / "deberta")
+    assert run("inspect", tmp_path / "deberta") == cli.BAD_INPUT
+    assert "got 'deberta'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

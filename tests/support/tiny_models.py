@@ -169,6 +169,12 @@ RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "StableLmForCausalLM",
         {**_PAIRS, **_ENDS, "use_parallel_residual": True},
     ),
+    "gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", _ENDS),
+    "sequential gpt_neox": (
+        "GPTNeoXConfig",
+        "GPTNeoXForCausalLM",
+        {**_ENDS, "use_parallel_residual": False},
+    ),
     "phi": ("PhiConfig", "PhiForCausalLM", {**_PAIRS, **_ENDS}),
     "starcoder2": ("Starcoder2Config", "Starcoder2ForCausalLM", _PAIRS),
 }

@@ -16,42 +16,69 @@ from secateurs.errors import FamilyError
 
 @dataclass(frozen=True, eq=False)
 class LinearView:
-    """What a model's module holds of one linear. Writing to its weight or bias in place writes to
-    the module's.
+    """What a model's module holds of one linear.
 
     Attributes:
         module: that holds it, maybe with others.
-        rows: of the module's outputs that are its own; None for all.
+        rows: of the module's outputs that are its own; None for all, or for some of each head.
+        head_width: channels of a head of it, where the module holds its linears head by head.
     """
 
     module: nn.Module
     linear: Linear
     rows: slice | None = None
+    head_width: int | None = None
 
     @property
     def weight(self) -> Tensor:
-        """`[N, K]`: the module's parameter itself where that is all of it, else a view of it."""
-        held = _weight(self.module)
-        return self._own(held.T if self.linear.transposed else held)
+        """`[N, K]`: the module's parameter itself where that is all of it, else a view of it, or a
+        copy where other linears lie between its heads."""
+        return self._joined(self._own(self._held()))
 
     @property
     def bias(self) -> Tensor | None:
         """`[N]`, likewise."""
         held = self.module.bias
         assert held is None or isinstance(held, Tensor)
-        return None if held is None else self._own(held)
+        return None if held is None else self._joined(self._own(held))
 
     def outputs(self, x: Tensor) -> Tensor:
         """What the linear gives for `x` `[..., K]`: `[..., N]`."""
         return nn.functional.linear(x, self.weight, self.bias)
 
+    def write(self, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
+        """Let the module hold another weight `[N, K]`, or another bias `[N]`, of this linear. A
+        linear without a bias takes none."""
+        held = self.module.bias
+        for new, whole in ((weight, self._held()), (bias, held)):
+            if new is not None:
+                assert isinstance(whole, Tensor)
+                own = self._own(whole)
+                own.copy_(new.reshape(own.shape))
+
+    def _held(self) -> Tensor:
+        held = _weight(self.module)
+        return held.T if self.linear.transposed else held
+
     def _own(self, held: Tensor) -> Tensor:
+        """A view of its own rows, `[N, ...]`, or `[heads, width, ...]` of those among others."""
+        if self.head_width is not None:
+            number, parts = self.linear.part
+            heads: Tensor = held.unflatten(0, (-1, parts, self.head_width))
+            return heads[:, number]
         return held if self.rows is None else held[self.rows]
+
+    def _joined(self, own: Tensor) -> Tensor:
+        return own if self.head_width is None else own.flatten(0, 1)
 
 
 def view(layer: nn.Module, linear: Linear) -> LinearView:
     """The linear of a stock layer."""
     module = layer.get_submodule(linear.path)
+    if linear.head_width is not None:
+        holder, _, name = linear.head_width.rpartition(".")
+        width = getattr(layer.get_submodule(holder), name)
+        return LinearView(module, linear, head_width=int(width))
     return LinearView(module, linear, _rows(layer, module, linear))
 
 
@@ -81,11 +108,20 @@ def stacked(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def joined(parts: Sequence[Tensor], linear: Linear) -> Tensor:
-    """What the module of `linear` stores of the weights `[N, K]`, or biases `[N]`, of all linears
-    that it holds, in their order."""
-    whole = stacked(parts)
-    return whole.T.contiguous() if linear.transposed and whole.dim() == 2 else whole
+def together(parts: Sequence[Tensor], one: LinearView) -> Tensor:
+    """Weights or biases of all linears that a module holds, each with its rows in front, in the
+    order of the module's outputs; `one` is a view of any of them."""
+    if one.head_width is None:
+        return stacked(parts)
+    heads = [part.unflatten(0, (-1, one.head_width)) for part in parts]
+    return torch.stack(heads, 1).flatten(0, 2)
+
+
+def joined(parts: Sequence[Tensor], one: LinearView) -> Tensor:
+    """What a module stores of the weights `[N, K]`, or biases `[N]`, of all linears that it holds,
+    in their order."""
+    whole = together(parts, one)
+    return whole.T.contiguous() if one.linear.transposed and whole.dim() == 2 else whole
 
 
 def check_linear(layer: nn.Module, linear: Linear) -> None:

@@ -32,7 +32,6 @@ IN_THE_WAY: dict[str, str] = {
     "deberta-v2": _DISENTANGLED,
     "gemma2": "its attention caps its scores",
     "gemma3": "it reads text and images: prune its language model on its own",
-    "gpt_neox": "its queries, keys and values are fused head by head",
     "longformer": "its attention has linears of its own for global tokens",
     "olmo2": _ALL_HEADS,
     "olmo3": _ALL_HEADS,

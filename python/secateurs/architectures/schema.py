@@ -31,6 +31,8 @@ class Linear:
             gives, where the parts differ: the others share the rest equally. By default all parts
             are equal.
         transposed: whether the module stores its weight as `[K, N]`, as a Conv1D does.
+        head_width: path of the number of channels of a head, where the module holds all linears
+            head by head: of each head the channels of the first, of the second and so on.
     """
 
     role: str
@@ -40,6 +42,7 @@ class Linear:
     part: tuple[int, int] = (0, 1)
     transposed: bool = False
     first_as: str | None = None
+    head_width: str | None = None
 
     @property
     def shares(self) -> bool:
@@ -178,10 +181,16 @@ def cross_attention(query: str, key: str, value: str, output: str, norm: str) ->
 
 
 def fused_attention(
-    qkv: str, output: str, norm: str, transposed: bool = False, *, grouped: bool = False
+    qkv: str,
+    output: str,
+    norm: str,
+    transposed: bool = False,
+    *,
+    grouped: bool = False,
+    head_width: str | None = None,
 ) -> SelfAttention:
     """Self-attention whose q, k and v are parts of one module: equal ones, or of fewer heads in k
-    and v if `grouped`."""
+    and v if `grouped`; one behind the other, or head by head where there is a `head_width`."""
     sides: tuple[tuple[str, Side], ...] = (
         ("query", "heads"),
         ("key", "kv_heads"),
@@ -195,6 +204,7 @@ def fused_attention(
             part=(i, 3),
             transposed=transposed,
             first_as=output if grouped else None,
+            head_width=head_width,
         )
         for i, (role, rows) in enumerate(sides)
     )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateurs.architectures.calls import states_of
-from secateurs.architectures.linears import LinearView, stacked
+from secateurs.architectures.linears import LinearView, together
 from secateurs.architectures.sites import Sites, find_sites
 from secateurs.checks import door
 from secateurs.errors import PlanError
@@ -193,11 +193,12 @@ class Gates(Mapping[str, Tensor]):
                 f"that of {name} of shape {tuple(gate.shape)}"
             )
         if site.kind == "linear":
-            weight = self._sites.linear(self._model, site.layer, site.part).weight
-            weight.copy_(self._gated(name, weight, gate))
+            view = self._sites.linear(self._model, site.layer, site.part)
+            view.write(self._gated(name, view.weight, gate))
         else:
-            weight = self._fed_by(site).weight
-            weight.mul_(gate.to(weight.dtype).repeat_interleave(self._width(site)))
+            view = self._fed_by(site)
+            channels = gate.repeat_interleave(self._width(site))
+            view.write(view.weight * channels.to(view.weight.dtype))
         self.set(name, torch.ones_like(gate))
 
     def _opened(self) -> ExitStack:
@@ -327,7 +328,7 @@ class _GatedWeight(AbstractContextManager["_GatedWeight"]):
         weights = [self.gates.get(view.linear.role, _unchanged)(view.weight) for view in self.views]
         bias = self.views[0].module.bias
         assert bias is None or isinstance(bias, Tensor)
-        return F.linear(x, stacked(weights), bias)
+        return F.linear(x, together(weights, self.views[0]), bias)
 
 
 def _unchanged(weight: Tensor) -> Tensor:

@@ -53,17 +53,17 @@ def mask_layer(model: nn.Module, sites: Sites, plan: SparsityPlan, index: int) -
     keep = sites.keep(plan, index)
     for role in keep.shape.linears():
         linear = sites.linear(model, index, role)
-        linear.weight.mul_(keep.elements(role).to(linear.weight))
-        linear.weight.copy_(keep.rounded(role, linear.weight))
+        weight, bias = linear.weight, linear.bias
+        weight = keep.rounded(role, weight * keep.elements(role).to(weight))
         rows, _ = keep.sides(role)
-        if linear.bias is not None:
-            linear.bias.mul_(rows.to(linear.bias))
+        linear.write(weight, None if bias is None else bias * rows.to(bias))
     for sublayer in keep.shape.architecture.sublayers:
         if not keep.stays[sublayer.name]:
             last = sites.linear(model, index, sublayer.last.role)
-            last.weight.zero_()
-            if last.bias is not None:
-                last.bias.zero_()
+            bias = last.bias
+            last.write(
+                torch.zeros_like(last.weight), None if bias is None else torch.zeros_like(bias)
+            )
     if keep.kept_rules is not None:
         RuledAttention(keep.rules or ()).install(model, sites, index)
 

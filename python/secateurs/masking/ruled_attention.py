@@ -127,8 +127,8 @@ class RuledAttention:
 
 
 def _before(attention: nn.Module, given: Mapping[str, Any]) -> int:
-    cache = given.get("cache")
-    cache = given.get("past_key_values") if cache is None else cache
+    named = (given.get(name) for name in ("cache", "past_key_values", "layer_past"))
+    cache = next((each for each in named if each is not None), None)
     return 0 if cache is None else tokens_before(cache, cast(int, attention.layer_idx))
 
 

@@ -93,10 +93,10 @@ class _Update(NamedTuple):
     bias: Tensor
 
     def write(self, linear: LinearView) -> None:
-        old = linear.weight[:, self.columns]
-        linear.weight[:, self.columns] = torch.where(self.elements, self.weight.to(old), old)
-        if linear.bias is not None:
-            linear.bias.add_(self.bias.to(linear.bias))
+        weight, bias = linear.weight.clone(), linear.bias
+        old = weight[:, self.columns]
+        weight[:, self.columns] = torch.where(self.elements, self.weight.to(old), old)
+        linear.write(weight, None if bias is None else bias + self.bias.to(bias))
 
 
 @dataclass(frozen=True)

@@ -55,11 +55,11 @@ def dense_again(model: Any) -> tuple[nn.Module, Origin]:
         for linear in sites.architecture.linears:
             modules.setdefault(linear.path, []).append(linear)
         for linears in modules.values():
-            parts = [_expanded(_view(layer, linear, i), keep) for linear in linears]
-            weights, biases = zip(*parts, strict=True)
-            place(made, f"{linears[0].path}.weight", joined(weights, linears[0]))
+            views = [_view(layer, linear, i) for linear in linears]
+            weights, biases = zip(*(_expanded(view, keep) for view in views), strict=True)
+            place(made, f"{linears[0].path}.weight", joined(weights, views[0]))
             if biases[0] is not None:
-                place(made, f"{linears[0].path}.bias", joined(biases, linears[0]))
+                place(made, f"{linears[0].path}.bias", joined(biases, views[0]))
         for name, tensor in named_tensors(layer).items():
             if name.rpartition(".")[0] not in modules:
                 place(made, name, tensor)

@@ -110,7 +110,7 @@ def dense_linear(
 
 def _place_joined(layer: nn.Module, linear: Linear, parts: Sequence[DenseLinear]) -> None:
     """Give the module of `linear` the weights and biases of all linears it holds."""
-    weights, biases = zip(*parts, strict=True)
-    place(layer, f"{linear.path}.weight", joined(weights, linear))
+    (weights, biases), one = zip(*parts, strict=True), view(layer, linear)
+    place(layer, f"{linear.path}.weight", joined(weights, one))
     if biases[0] is not None:
-        place(layer, f"{linear.path}.bias", joined(biases, linear))
+        place(layer, f"{linear.path}.bias", joined(biases, one))

@@ -27,7 +27,12 @@ FAULTS = (
          f"{CONVERT} -k converted_equals_masked"),
         ("rest = (outputs - first) // (parts - 1)", "first = rest = outputs // parts",
          f"{FAMILIES} -k contract and phi3"),
-        ("return whole.T.contiguous() if linear.transposed", "return whole if linear.transposed",
+        ("return heads[:, number]", "return heads[:, number - 1]",
+         "architectures/test_families.py -k contract and gpt_neox"),
+        ("torch.stack(heads, 1).flatten(0, 2)", "torch.cat(list(parts))",
+         "architectures/test_families.py -k contract and gpt_neox"),
+        ("return whole.T.contiguous() if one.linear.transposed",
+         "return whole if one.linear.transposed",
          "storage/test_checkpoint.py -k export_dense and gpt2"),
     ),
     *faults_in(

@@ -1,4 +1,4 @@
-"""Decoders built like GPT-2 and OPT."""
+"""Decoders built like GPT-2, GPT-NeoX and OPT."""
 
 from __future__ import annotations
 
@@ -35,8 +35,33 @@ GPT2 = Architecture(
     causal=True,
 )
 
+GPT_NEOX = Architecture(
+    "gpt_neox",
+    "layers",
+    fused_attention(
+        "attention.query_key_value",
+        "attention.dense",
+        norm="input_layernorm",
+        head_width="attention.head_size",
+    ),
+    feed_forward(
+        "mlp.dense_h_to_4h",
+        "mlp.dense_4h_to_h",
+        activation="mlp.act",
+        norm="post_attention_layernorm",
+    ),
+    norm_first=True,
+    parallel=True,
+    causal=True,
+    when=("use_parallel_residual", True),
+)
+
+SEQUENTIAL_GPT_NEOX = replace(GPT_NEOX, parallel=False, when=("use_parallel_residual", False))
+
 RECORDS = (
     GPT2,
+    GPT_NEOX,
+    SEQUENTIAL_GPT_NEOX,
     OPT,
     POST_NORM_OPT,
     BIOGPT,

@@ -283,6 +283,8 @@ def layer_class(stock: type[nn.Module]) -> type[Layer]:
         about["forward"] = _forward_with_outer_bias(names)
     elif "output_attentions" in names:
         about["forward"] = _forward_in_a_tuple(names)
+    elif "layer_past" in names:
+        about["forward"] = _forward_with_past(names)
     elif names[:1] != ["attention_mask"] or "encoder_hidden_states" in names:
         about["forward"] = _forward_by_names(names)
     return type(f"Converted{stock.__name__}", (Layer, stock), about)
@@ -296,6 +298,18 @@ def _forward_by_names(names: Sequence[str]) -> Callable[..., Tensor]:
         return Layer.forward(
             layer, hidden_states, **dict(zip(names, positional, strict=False)), **named
         )
+
+    return forward
+
+
+def _forward_with_past(names: Sequence[str]) -> Callable[..., Tensor]:
+    """`forward` of a layer that calls its cache `layer_past`."""
+    by_names = _forward_by_names([name.replace("layer_past", "cache") for name in names])
+
+    def forward(layer: Layer, *args: Any, layer_past: Any = None, **named: Any) -> Tensor:
+        if layer_past is not None:
+            named["cache"] = layer_past
+        return by_names(layer, *args, **named)
 
     return forward
 

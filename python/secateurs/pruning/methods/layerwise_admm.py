@@ -133,12 +133,12 @@ class LayerwiseAdmmPruner(Pruner):
             if self.bits:
                 self._levels[name] = Levels.fit(admm.weight, self.bits)
             admm.hold(keep, self._levels.get(name), self.iterations)
-            view.weight.copy_(admm.weight)
+            view.write(admm.weight)
             self._masks[name] = self._mask(keep)
         new = stacked([view.weight for view in views]).double()
         for view, bias in zip(views, sums.bias(new - old).split(sizes), strict=True):
-            if view.bias is not None:
-                view.bias.add_(bias.to(view.bias))
+            if (held := view.bias) is not None:
+                view.write(bias=held + bias.to(held))
 
     def _columns(self, group: Group) -> Tensor:
         """All inputs of a group: `[K]`."""

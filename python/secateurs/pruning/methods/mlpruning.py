@@ -278,12 +278,12 @@ class MLPruner(Pruner):
             order = (~keep).to(torch.uint8).sort(stable=True).indices
             for linear in self.sites.architecture.ffn.linears:
                 held = self.sites.linear(self.model, layer, linear.role)
+                weight, bias = held.weight, held.bias
+                rows = order.to(weight.device)
                 if linear.rows == "neurons":
-                    held.weight.copy_(held.weight[order.to(held.weight.device)])
-                    if (bias := held.bias) is not None:
-                        bias.copy_(bias[order.to(bias.device)])
+                    held.write(weight[rows], None if bias is None else bias[rows])
                 else:
-                    held.weight.copy_(held.weight[:, order.to(held.weight.device)])
+                    held.write(weight[:, rows])
             self._kept[name] = keep[order]
         self._shut()
 
