@@ -121,6 +121,7 @@ CHANGED = {
     **dict.fromkeys(("llama", "mistral", "seed_oss", "qwen3"), SMALL_HEADS),
     "granite": {**GROUPED, "attention_multiplier": 1 / 64},
     "gemma": {**GATED, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 256},
+    "gemma2": {**GATED, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 256},
     "gemma3_text": {**GATED, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256},
     "stablelm": {**GATED, "num_key_value_heads": 12},
     **dict.fromkeys(("phi", "gpt_neox"), WIDE),

@@ -21,7 +21,6 @@ from transformers import (
     CLIPConfig,
     DebertaV2Config,
     DPRConfig,
-    Gemma2Config,
     LiltConfig,
     LiltModel,
     LongformerConfig,
@@ -200,7 +199,6 @@ IN_THE_WAY = {
     "disentangled": (DebertaV2Config(), "'deberta-v2': its attention is disentangled"),
     "experts": (MixtralConfig(), "'mixtral': its feed-forward networks are a mixture of experts"),
     "shared layers": (AlbertConfig(), "'albert': its layers share one set of weights"),
-    "capped scores": (Gemma2Config(), "'gemma2': its attention caps its scores"),
     "two stacks": (CLIPConfig(), "'clip': it has two stacks of layers"),
     "nothing there": (DPRConfig(), "'dpr': its layers are made of other parts"),
 }

@@ -185,6 +185,21 @@ def test_inplace_returns_the_model_itself():
     assert convert(model, SparsityPlan(), inplace=True) is model
 
 
+def test_a_model_caps_its_scores_under_our_attention_too(batch):
+    model, uncapped = tiny_model("gemma2"), tiny_model("gemma2")
+    for layer in uncapped.model.layers:
+        layer.self_attn.attn_logit_softcapping = None
+    want = answer(model, batch)
+    assert relative(answer(uncapped, batch), want) > 1e-3
+    fast = convert(model, SparsityPlan())  # registers the attention
+    assert relative(answer(fast, batch), want) < 1e-5
+    report = {r.site: r for r in explain(fast)}["layers.0.scores"]
+    assert report.reason == "scores are capped at 0.5, which no kernel does"
+    model.set_attn_implementation("secateurs")
+    assert relative(answer(model, batch), want) < 1e-5
+    assert relative(answer(convert(model, SparsityPlan()), batch), want) < 1e-5
+
+
 def test_dropout_in_the_registered_attention_is_refused():
     convert(tiny_model("bert"), SparsityPlan())  # registers the attention
     model = tiny_model("bert")

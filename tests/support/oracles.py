@@ -168,6 +168,7 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
     pattern: Any = None,
+    softcap: float | None = None,
 ) -> Array:
     """Softmax attention `[B, Tq, Hq, D]`, one query at a time over the keys it may attend."""
     q, k, v = (np.asarray(t, dtype=np.float64) for t in (q, k, v))
@@ -190,7 +191,9 @@ def attention(
                     seen = seen & (np.arange(tk) <= i + tk - tq)
                 if not seen.any():
                     continue
-                score = scale * (k[b, g, seen] @ q[b, h, i]) + bias[b, h, i, seen]
+                score = scale * (k[b, g, seen] @ q[b, h, i])
+                score = score if softcap is None else softcap * np.tanh(score / softcap)
+                score = score + bias[b, h, i, seen]
                 weight = np.exp(score - score.max())
                 out[b, i, h] = weight @ v[b, g, seen] / weight.sum()
     return out

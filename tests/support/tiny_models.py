@@ -152,6 +152,18 @@ RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {**_PAIRS, "head_dim": 16}),
     "granite": ("GraniteConfig", "GraniteForCausalLM", {**_PAIRS, **_SCALES}),
     "gemma": ("GemmaConfig", "GemmaForCausalLM", {**_PAIRS, "head_dim": 16}),
+    "gemma2": (
+        "Gemma2Config",
+        "Gemma2ForCausalLM",
+        {
+            **_PAIRS,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 12,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "attn_logit_softcapping": 0.5,
+        },
+    ),
     "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM", {**_PAIRS, **_GEMMA3}),
     "two-way gemma3_text": (
         "Gemma3TextConfig",
@@ -237,7 +249,7 @@ def tiny_model(kind: str, **changes: object) -> nn.Module:
         config, made, more = RECORD_FAMILIES[kind]
         if not hasattr(transformers, made):
             pytest.skip(f"this transformers has no {made}")
-        model = getattr(transformers, made)(getattr(transformers, config)(**{**sizes, **more}))
+        model = getattr(transformers, made)(getattr(transformers, config)(**{**sizes, **more, **changes}))
     elif kind == "bert":
         model = BertModel(BertConfig(**sizes))
     elif kind == "roberta":

@@ -30,7 +30,6 @@ IN_THE_WAY: dict[str, str] = {
     "clip": _TWO_STACKS,
     "deberta": _DISENTANGLED,
     "deberta-v2": _DISENTANGLED,
-    "gemma2": "its attention caps its scores",
     "gemma3": "it reads text and images: prune its language model on its own",
     "longformer": "its attention has linears of its own for global tokens",
     "olmo2": _ALL_HEADS,

@@ -27,12 +27,13 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 @dataclass(frozen=True)
 class Behaviour:
     """What a layer computes with its weights: whether a token sees later ones, the factor of its
-    scores, whether it turns queries and keys where the model has a rotary embedding, and the module
-    that is its activation."""
+    scores, whether it turns queries and keys where the model has a rotary embedding, at what it
+    caps its scores, if at all, and the module that is its activation."""
 
     causal: bool
     scale: float
     rotary: bool
+    softcap: float | None
     activation: nn.Module
 
 
@@ -55,6 +56,7 @@ def behaviour(architecture: Architecture, layer: nn.Module, head_dim: int) -> Be
         causal=bool(getattr(attention, "is_causal", architecture.causal)),
         scale=scale * head_dim**-0.5 if record.queries_scaled else scale,
         rotary=bool(getattr(attention, "use_rope", True)),
+        softcap=getattr(attention, "attn_logit_softcapping", None),
         activation=activation,
     )
 

@@ -174,6 +174,9 @@ class LayerBuilder:
         rules = keep.kept_rules
         if rules is not None:
             self.report("attention_rules", None, "restricted", self._told(rules))
+        if self.behaviour.softcap is not None:
+            told = f"scores are capped at {self.behaviour.softcap:g}, which no kernel does"
+            self.report("scores", None, "torch", told)
         device, biased = self.weights["query"].weight.device, record.biased
         return Attention(
             self._linear(("query", "key", "value")),
@@ -189,6 +192,7 @@ class LayerBuilder:
             rules,
             self.behaviour.rotary,
             biased,
+            self.behaviour.softcap,
         )
 
     def _cross_attention(self, record: schema.CrossAttention) -> CrossAttention | Constant | Skip:

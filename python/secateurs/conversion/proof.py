@@ -222,10 +222,10 @@ class _Watcher:
 
 @contextmanager
 def _stock_attention(model: Any) -> Iterator[None]:
-    """Run the model on its own attention. If that is ours, use torch's instead."""
+    """Run the model on its own attention. If that is ours, use another instead."""
     before = model.config._attn_implementation
     if before == transformers_attention.NAME:
-        model.set_attn_implementation("sdpa")
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     try:
         yield
     finally:

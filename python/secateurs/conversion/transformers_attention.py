@@ -133,9 +133,10 @@ def attend(
     kv_of: Tensor | None = None,
     rules: Sequence[Rule] | None = None,
     short_products: bool = False,
+    softcap: float | None = None,
 ) -> Tensor:
     """Attention `[B, Tq, Hq, D]` under a mask of either form, and `rules` of each head, by which
-    the last query is at the last key; `short_products` as of `ops.attention`."""
+    the last query is at the last key; `short_products` and `softcap` as of `ops.attention`."""
     key_mask, explicit = (mask, None) if mask is None or mask.dim() == 2 else (None, mask)
     causal = causal and explicit is None
     pattern, (tq, tk) = None, (q.shape[2], k.shape[2])
@@ -164,6 +165,7 @@ def attend(
         scale=scale,
         pattern=pattern,
         short_products=short_products,
+        softcap=softcap,
     )
 
 
@@ -176,6 +178,7 @@ def attention_forward(
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Our attention under transformers' calling convention: `attn_implementation="secateurs"` on
@@ -187,7 +190,8 @@ def attention_forward(
             f"expected attention without dropout (model.eval(), or probability 0), got {dropout}: "
             "the fused kernel never holds the probabilities that dropout acts on"
         )
-    return attend(query, key, value, attention_mask, causal=causal, scale=scaling), None
+    out = attend(query, key, value, attention_mask, causal=causal, scale=scaling, softcap=softcap)
+    return out, None
 
 
 def register() -> None:

@@ -55,6 +55,7 @@ FAULTS = (
         ("short_products=isinstance(self.qkv, CodedLinear)", "short_products=False",
          f"{CODES} -k may_round"),
         ("isinstance(self.qkv, CodedLinear)", "False", f"{VECTORS} -k may_round"),
+        ("self.softcap = softcap", "self.softcap = None", f"{CONVERT} -k caps_its_scores"),
         ("one_side * (distance > 0)", "one_side * (distance < 0)", f"{CONVERT} -k equals_masked"),
         ("return bias.masked_fill(~mask, -math.inf)", "return bias", f"{CONVERT} -k equals_masked"),
         ("if head_norms is not None:", "if False:", f"{FAMILIES} -k contract and qwen3"),
@@ -142,6 +143,10 @@ FAULTS = (
          "architectures/test_families.py -k contract and modernbert"),
         ("layer.attention_norm if layer.ffn_norm is None else layer.ffn_norm", "layer.ffn_norm",
          "architectures/test_families.py -k contract and phi"),
+    ),
+    *faults_in(
+        f"{CONVERSION}/transformers_attention.py",
+        ("scale=scaling, softcap=softcap)", "scale=scaling)", f"{CONVERT} -k caps_its_scores"),
     ),
     *faults_in(
         f"{CONVERSION}/cost.py",

@@ -20,6 +20,20 @@ FAULTS = (
         ("(smooth - smooth.detach())", "0", f"{INT8} -k gradients"),
     ),
     *faults_in(
+        "python/secateurs/ops/attention/reference.py",
+        ("operands.softcap * (scores / operands.softcap).tanh()", "scores",
+         "ops/test_attention_softcap.py -k formula"),
+    ),
+    *faults_in(
+        "python/secateurs/ops/attention/cpu.py",
+        ("cpu.refuse(operands.q) or refuse_softcap(operands)", "cpu.refuse(operands.q)",
+         "ops/test_attention_softcap.py -k leaves_it_to_torch"),
+    ),
+    *faults_in(
+        "python/secateurs/ops/attention/operands.py",
+        ("not 0 < cap < math.inf", "cap <= 0", "ops/test_attention_softcap.py -k cap_that_is_none"),
+    ),
+    *faults_in(
         "python/secateurs/ops/int8_vector_linear/reference.py",
         ("indptr.diff() > 0", "indptr.diff() >= 0", f"{VECTORS} -k nothing_is_kept"),
         ("pair[:, None] * GROUP + places", "pair[:, None] * GROUP + places * 0",

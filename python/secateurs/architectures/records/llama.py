@@ -56,6 +56,8 @@ GEMMA3 = replace(
     ),
 )
 
+GEMMA2 = replace(GEMMA3.named("gemma2"), attention=replace(GEMMA3.attention, head_norms=()))
+
 PHI3 = replace(
     LLAMA.named("phi3"),
     attention=fused_attention(
@@ -124,6 +126,7 @@ RECORDS = (
     QWEN3,
     GRANITE,
     GEMMA,
+    GEMMA2,
     GEMMA3,
     PHI3,
     STABLELM,

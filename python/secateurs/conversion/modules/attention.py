@@ -47,6 +47,7 @@ class Attention(nn.Module):
         rules: which keys each head sees; None: all.
         rotary: whether queries and keys are turned where the model has a rotary embedding.
         biased: whether a bias of the scores comes from outside.
+        softcap: as of `ops.attention`.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Attention(nn.Module):
         rules: tuple[Rule, ...] | None = None,
         rotary: bool = True,
         biased: bool = False,
+        softcap: float | None = None,
     ) -> None:
         super().__init__()
         if kv_of is not None and not (0 <= int(kv_of.min()) <= int(kv_of.max()) < kv_heads):
@@ -76,6 +78,7 @@ class Attention(nn.Module):
         self.causal, self.scale, self.layer_idx = causal, scale, layer_idx
         self.kept_heads = None if kept_heads is None else nn.Buffer(kept_heads)
         self.rules, self.rotary, self.biased = rules, rotary, biased
+        self.softcap = softcap
 
     def forward(
         self,
@@ -122,6 +125,7 @@ class Attention(nn.Module):
             kv_of=self.kv_of,
             rules=self.rules,
             short_products=isinstance(self.qkv, CodedLinear),  # which rounds more
+            softcap=self.softcap,
         )
         out: Tensor = self.output(context.flatten(2), residual=residual)
         return out

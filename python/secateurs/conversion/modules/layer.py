@@ -147,6 +147,8 @@ class Layer(Mixed, nn.Module):
             return f"no kernel computes it in {self.dtype}"
         if isinstance(attention, Attention) and attention.rules is not None:
             return "no kernel computes a whole layer under attention rules"
+        if isinstance(attention, Attention) and attention.softcap is not None:
+            return "its attention caps its scores"
         if isinstance(attention, Attention) and attention.biased:
             return "its scores have a bias by position"
         if isinstance(attention, Attention) and attention.causal:

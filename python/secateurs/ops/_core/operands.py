@@ -25,6 +25,7 @@ _TYPES: dict[Any, str] = {
     list[int]: "int[]",
     int: "int",
     float: "float",
+    float | None: "float?",
     bool: "bool",
     str: "str",
 }

@@ -51,6 +51,7 @@ def attention(
     scale: float | None = None,
     pattern: Pattern | None = None,
     short_products: bool = False,
+    softcap: float | None = None,
 ) -> Tensor:
     """Attend with every query head to its key/value head: `[B, Tq, Hq, D]`, contiguous.
 
@@ -75,12 +76,16 @@ def attention(
             `secateurs.attention_patterns.layout`, or `validate` them.
         short_products: elements and weights in float32 may be rounded to bfloat16 before they are
             multiplied, where that is faster; sums stay in float32.
+        softcap: scores s become softcap * tanh(s / softcap) before anything hides them (Gemma 2
+            report, 2024, section 2); no kernel does that, torch's own operations do. None: they
+            stay.
 
     Raises:
         OperandError: the tensors do not fit together.
         BackendError: the backend that is forced refuses the call.
     """
-    return _call(arguments(q, k, v, kv_of, key_mask, mask, causal, scale, pattern, short_products))
+    hidden = (kv_of, key_mask, mask, causal, scale, pattern)
+    return _call(arguments(q, k, v, *hidden, short_products, softcap))
 
 
 def arguments(
@@ -94,6 +99,7 @@ def arguments(
     scale: float | None = None,
     pattern: Pattern | None = None,
     short_products: bool = False,
+    softcap: float | None = None,
 ) -> Operands:
     """Return the operands of the same call."""
     if scale is None:
@@ -106,7 +112,7 @@ def arguments(
                 f"over {tuple(pattern.shape)}"
             )
         blocks = (pattern.indptr, pattern.indices, pattern.partial, pattern.masks)
-    return Operands(q, k, v, kv_of, key_mask, mask, causal, scale, *blocks, short_products)
+    return Operands(q, k, v, kv_of, key_mask, mask, causal, scale, *blocks, short_products, softcap)
 
 
 OP = Op(

@@ -12,11 +12,11 @@ from secateurs.lasting import lasting
 from secateurs.ops._backends import cpu
 from secateurs.ops._core.dispatch import Backend
 from secateurs.ops._core.memory import address, contiguous, packed_last
-from secateurs.ops.attention.operands import Operands
+from secateurs.ops.attention.operands import Operands, refuse_softcap
 
 
 def _refuse(operands: Operands) -> str | None:
-    return cpu.refuse(operands.q)
+    return cpu.refuse(operands.q) or refuse_softcap(operands)
 
 
 def _run(operands: Operands) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from secateurs.ops._backends import cuda
 from secateurs.ops._core.dispatch import Backend
 from secateurs.ops._core.memory import address, contiguous
-from secateurs.ops.attention.operands import Operands
+from secateurs.ops.attention.operands import Operands, refuse_softcap
 
 HEAD_DIMS = (32, 64, 80, 96, 128)
 BLOCKS = (16, 32, 64, 128)
@@ -24,7 +24,7 @@ def _refuse(operands: Operands) -> str | None:
         return f"it takes patterns of blocks of 16, 32, 64 or 128, got {masks.shape[-1]}"
     if max(q.shape[0], q.shape[1]) > 65535:
         return f"it takes at most 65535 sequences and heads, got {tuple(q.shape[:2])}"
-    return cuda.refuse(q)
+    return refuse_softcap(operands) or cuda.refuse(q)
 
 
 def _run(operands: Operands) -> Tensor:

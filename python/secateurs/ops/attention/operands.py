@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ class Operands(NamedTuple):
     pattern_partial: Tensor | None  # int32 [blocks]
     pattern_masks: Tensor | None  # bool [P, block, block]
     short_products: bool = False
+    softcap: float | None = None
 
     def new_output(self) -> Tensor:
         """Return an uninitialised output `[B, Tq, Hq, D]`."""
@@ -43,7 +45,9 @@ class Operands(NamedTuple):
 def check(operands: Operands) -> None:
     """Raise OperandError, in a sentence, unless the operands fit together."""
     q, k, v, kv_of, key_mask, mask, *_ = operands
-    blocks = operands.pattern()
+    blocks, cap = operands.pattern(), operands.softcap
+    if cap is not None and not 0 < cap < math.inf:
+        raise OperandError(f"expected a finite softcap above 0, got {cap}")
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
         raise OperandError(
             f"expected q, k and v [B, H, T, D], got {q.dim()}, {k.dim()}, {v.dim()} dims"
@@ -76,6 +80,11 @@ def check(operands: Operands) -> None:
             raise OperandError(
                 f"expected all tensors on {device} like q, got one on {tensor.device}"
             )
+
+
+def refuse_softcap(operands: Operands) -> str | None:
+    """Tell why no kernel runs a call whose scores are capped."""
+    return None if operands.softcap is None else "it does not cap scores"
 
 
 def check_key_mask(key_mask: Tensor | None, batch: int, keys: int) -> None:

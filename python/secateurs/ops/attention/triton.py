@@ -27,7 +27,7 @@ from secateurs.ops._backends.triton import launch
 from secateurs.ops._core import gpu
 from secateurs.ops._core.memory import contiguous, packed_last
 from secateurs.ops._core.tuning import Config, Key, Table
-from secateurs.ops.attention.operands import Operands
+from secateurs.ops.attention.operands import Operands, refuse_softcap
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
@@ -253,7 +253,7 @@ def refuse(operands: Operands) -> str | None:
     if q.shape[-1] not in HEAD_DIMS:
         known = ", ".join(map(str, HEAD_DIMS))
         return f"it takes head dimensions {known}, got {q.shape[-1]}"
-    return None
+    return refuse_softcap(operands)
 
 
 def run(operands: Operands) -> Tensor:
