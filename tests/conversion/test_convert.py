@@ -22,7 +22,7 @@ from secateurs import (
     prune,
     use_backend,
 )
-from secateurs.errors import PlanError
+from secateurs.errors import FamilyError, PlanError
 
 
 @pytest.fixture(params=[name.replace(" ", "-") for name in PLANS])
@@ -198,6 +198,13 @@ def test_a_model_caps_its_scores_under_our_attention_too(batch):
     model.set_attn_implementation("secateurs")
     assert relative(answer(model, batch), want) < 1e-5
     assert relative(answer(convert(model, SparsityPlan()), batch), want) < 1e-5
+
+
+def test_a_cap_that_transformers_leaves_out_is_refused():
+    model = tiny_model("gemma2")
+    model.config._attn_implementation = "sdpa"
+    with pytest.raises(FamilyError, match="expected attn_implementation='eager' of a model that"):
+        convert(model, SparsityPlan())
 
 
 def test_dropout_in_the_registered_attention_is_refused():

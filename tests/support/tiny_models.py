@@ -249,7 +249,11 @@ def tiny_model(kind: str, **changes: object) -> nn.Module:
         config, made, more = RECORD_FAMILIES[kind]
         if not hasattr(transformers, made):
             pytest.skip(f"this transformers has no {made}")
-        model = getattr(transformers, made)(getattr(transformers, config)(**{**sizes, **more, **changes}))
+        if kind == "gemma2" and getattr(transformers, made)._supports_sdpa:
+            pytest.skip("this transformers leaves the cap of its scores out by default")
+        model = getattr(transformers, made)(
+            getattr(transformers, config)(**{**sizes, **more, **changes})
+        )
     elif kind == "bert":
         model = BertModel(BertConfig(**sizes))
     elif kind == "roberta":

@@ -56,7 +56,7 @@ def behaviour(architecture: Architecture, layer: nn.Module, head_dim: int) -> Be
         causal=bool(getattr(attention, "is_causal", architecture.causal)),
         scale=scale * head_dim**-0.5 if record.queries_scaled else scale,
         rotary=bool(getattr(attention, "use_rope", True)),
-        softcap=getattr(attention, "attn_logit_softcapping", None),
+        softcap=_softcap(attention),
         activation=activation,
     )
 
@@ -79,8 +79,18 @@ def outlet_of(layer: nn.Module, sublayer: SubLayer) -> nn.Module | float | None:
 def check_stock(model: nn.Module, sites: Sites) -> None:
     """Raise FamilyError, naming the module, unless the layers of `model` are transformers' own and
     hold nothing that the record of their architecture does not describe."""
+    config: Any = model.config
     for index in range(len(sites.layers)):
         layer, path = sites.layer(model, index), sites.layer_path(index)
+        holder = sites.layers[index].architecture.attention.holder
+        if (
+            config._attn_implementation == "sdpa"
+            and _softcap(layer.get_submodule(holder)) is not None
+        ):
+            raise FamilyError(
+                "expected attn_implementation='eager' of a model that caps its scores, got 'sdpa', "
+                "under which transformers leaves the cap out, or fails"
+            )
         for name, module in layer.named_modules():
             why = _why_not_stock(module)
             if why is not None:
@@ -95,6 +105,12 @@ def check_stock(model: nn.Module, sites: Sites) -> None:
                     f"expected layers made of {', '.join(described)}, but {path} also has {name}; "
                     "convert would lose it"
                 )
+
+
+def _softcap(attention: Any) -> float | None:
+    """At what an attention module caps its scores, if at all."""
+    cap: float | None = getattr(attention, "attn_logit_softcapping", None)
+    return cap
 
 
 def forget_recording(model: nn.Module) -> None:
