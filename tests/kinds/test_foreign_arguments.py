@@ -124,7 +124,7 @@ def test_the_registered_attention_refuses_what_it_does_not_understand():
     attention = torch.nn.Module()
     for name in FOR_OTHERS_IN_ATTENTION:
         attention_forward(attention, q, q, q, None, **{name: 4})
-    for name in ("softcap", "s_aux", "position_bias", "head_mask", "cu_seq_lens_q"):
+    for name in ("s_aux", "position_bias", "head_mask", "cu_seq_lens_q"):
         attention_forward(attention, q, q, q, None, **{name: None})
         with pytest.raises(OperandError, match=f"understands, got {name}=0.5"):
             attention_forward(attention, q, q, q, None, **{name: 0.5})

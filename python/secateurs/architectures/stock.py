@@ -80,13 +80,11 @@ def check_stock(model: nn.Module, sites: Sites) -> None:
     """Raise FamilyError, naming the module, unless the layers of `model` are transformers' own and
     hold nothing that the record of their architecture does not describe."""
     config: Any = model.config
+    may_leave_out_caps = config._attn_implementation == "sdpa"
     for index in range(len(sites.layers)):
         layer, path = sites.layer(model, index), sites.layer_path(index)
         holder = sites.layers[index].architecture.attention.holder
-        if (
-            config._attn_implementation == "sdpa"
-            and _softcap(layer.get_submodule(holder)) is not None
-        ):
+        if may_leave_out_caps and _softcap(layer.get_submodule(holder)) is not None:
             raise FamilyError(
                 "expected attn_implementation='eager' of a model that caps its scores, got 'sdpa', "
                 "under which transformers leaves the cap out, or fails"
