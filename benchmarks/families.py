@@ -114,6 +114,7 @@ STABLE = {**DEEP, "do_stable_layer_norm": True, "feat_extract_norm": "layer"}
 CHANGED = {
     **dict.fromkeys(("bert-generation", "rembert", "xlm-roberta-xl", "megatron-bert"), WIDE),
     "biogpt": WIDE,
+    "albert": {**WIDE, "embedding_size": 128},
     "esm": {"vocab_size": 33, "mask_token_id": 32, "position_embedding_type": "rotary"},
     "clip_text_model": LONG,
     **dict.fromkeys(("wav2vec2", "hubert", "data2vec-audio"), DEEP),

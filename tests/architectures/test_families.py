@@ -17,7 +17,6 @@ from support.tiny_models import (
 )
 from torch import nn
 from transformers import (
-    AlbertConfig,
     CLIPConfig,
     DebertaV2Config,
     DPRConfig,
@@ -198,7 +197,6 @@ IN_THE_WAY = {
     "global tokens": (LongformerConfig(), "'longformer': its attention has linears of its own"),
     "disentangled": (DebertaV2Config(), "'deberta-v2': its attention is disentangled"),
     "experts": (MixtralConfig(), "'mixtral': its feed-forward networks are a mixture of experts"),
-    "shared layers": (AlbertConfig(), "'albert': its layers share one set of weights"),
     "two stacks": (CLIPConfig(), "'clip': it has two stacks of layers"),
     "nothing there": (DPRConfig(), "'dpr': its layers are made of other parts"),
 }

@@ -82,6 +82,7 @@ RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "EsmModel",
         {"position_embedding_type": "rotary", "pad_token_id": 0, "mask_token_id": 1},
     ),
+    "albert": ("AlbertConfig", "AlbertModel", {"embedding_size": 32}),
     "megatron-bert": ("MegatronBertConfig", "MegatronBertModel", {}),
     "mpnet": ("MPNetConfig", "MPNetModel", {"relative_attention_num_buckets": 32}),
     "modernbert": (

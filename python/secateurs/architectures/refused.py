@@ -19,12 +19,10 @@ _DISENTANGLED = (
 )
 _EXPERTS = "its feed-forward networks are a mixture of experts, of which each token takes some"
 _ALL_HEADS = "it normalises queries and keys over all heads at once, and a head cannot go alone"
-_SHARED = "its layers share one set of weights, and could not lose different parts"
 _TWO_STACKS = "it has two stacks of layers: prune its text model and its vision model on their own"
 
 # What is in the way, by kind of model.
 IN_THE_WAY: dict[str, str] = {
-    "albert": _SHARED,
     "beit": "its bias by relative position is a table of its own in each layer",
     "big_bird": "its attention skips blocks of keys, some of them at random",
     "clip": _TWO_STACKS,

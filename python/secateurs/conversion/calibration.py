@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateurs.architectures.sites import Sites
 from secateurs.data.batches import Batch, check_batches, unlabelled
 from secateurs.errors import DataError
-from secateurs.reconstruction.layer_calls import LayerCall, layer_calls
+from secateurs.reconstruction.layer_calls import LayerCall, passes
 
 MOST_TOKENS = 4096  # that are kept of what a linear reads
 
@@ -41,15 +41,18 @@ class Calibration:
         self._model, self._sites = model, sites
         found = check_batches(batches)
         share = -(-MOST_TOKENS // len(found))
-        self._runs = [self._start(unlabelled(batch, model), share) for batch in found]
+        inputs = [unlabelled(batch, model) for batch in found]
+        self._runs = [run for batch in inputs for run in self._start(batch, share)]
 
-    def _start(self, batch: Batch, share: int) -> _Run:
-        states, calls = layer_calls(self._model, self._sites, batch)
+    def _start(self, batch: Batch, share: int) -> list[_Run]:
+        runs = passes(self._model, self._sites, batch)
+        size = runs[0].states.shape[:2]
         mask = batch.get("attention_mask")
-        if mask is None or mask.shape != states.shape[:2]:
-            mask = torch.ones(states.shape[:2], device=states.device)
+        if mask is None or mask.shape != size:
+            mask = torch.ones(size, device=runs[0].states.device)
         real = mask.flatten().nonzero()[:, 0]
-        return _Run(calls, real[:: max(1, -(-len(real) // share))], states)
+        rows = real[:: max(1, -(-len(real) * len(runs) // share))]
+        return [_Run(calls, rows, states) for states, calls in runs]
 
     def layer(self, index: int) -> dict[str, Tensor]:
         """What each linear of a layer reads, `[M, K]` in float32 by role; takes all batches through

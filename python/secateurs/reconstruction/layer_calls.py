@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from secateurs.architectures.calls import (
 )
 from secateurs.architectures.sites import Sites, Stack
 from secateurs.data.batches import Batch, run
+from secateurs.errors import FamilyError
 
 
 @dataclass(frozen=True)
@@ -37,23 +38,32 @@ class _Stop(Exception):
     """What was wanted of a layer is known."""
 
 
-def layer_calls(
+class Pass(NamedTuple):
+    """One run through the layers of a stack: the states `[B, T, d]` in front of the first, and the
+    call of each."""
+
+    states: Tensor
+    calls: list[LayerCall]
+
+
+def passes(
     model: nn.Module, sites: Sites, batch: Batch, encoded: Tensor | None = None
-) -> tuple[Tensor, list[LayerCall]]:
-    """The states `[B, T, d]` in front of the first layer of a stack on `batch`, and the call of
-    each of its layers: of the first stack, or of the second where `encoded` are the states that the
-    layers of the first one give.
+) -> list[Pass]:
+    """The runs of a model through a stack on `batch`: one, or where it runs a shared layer again
+    and again, one for each time. It is the first stack, or the second where `encoded` are the
+    states that the layers of the first one give.
 
     Only the first layer of a stack computes: what a model hands to the others, but for the states,
     does not depend on those in front.
-    """
-    states: list[Tensor] = []
-    calls: list[LayerCall] = []
 
-    def record(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if not calls:
-            states.append(states_of(args, named))
-        calls.append(LayerCall(*with_states(args, named, None)))
+    Raises FamilyError for several layers that are shared.
+    """
+    found: list[Pass] = []
+
+    def record(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if layer is layers[0]:
+            found.append(Pass(states_of(args, named), []))
+        found[-1].calls.append(LayerCall(*with_states(args, named, None)))
 
     takes = inspect.signature(type(model).forward).parameters
     inputs = {**batch, "use_cache": False} if "use_cache" in takes else batch
@@ -69,7 +79,12 @@ def layer_calls(
             stack.callback(hook.remove)
         stack.enter_context(_only_the_first(layers))
         run(model, inputs)
-    return states[0], calls
+    if len(found) > 1 and len(layers) > 1:
+        raise FamilyError(
+            f"expected one layer that {wanted.architecture.model_type} runs again and again, got "
+            f"{len(layers)} that it runs in turns"
+        )
+    return found
 
 
 def _layers(model: nn.Module, sites: Sites, stack: Stack) -> list[nn.Module]:

@@ -76,7 +76,7 @@ def refit(
     fitted = model if inplace else copy.deepcopy(model)
     fit = _Fit(Walk(sites, model, shell_of(model).eval()), plan, fitted, ridge)
     with evaluating(model), torch.no_grad():
-        runs = [fit.walk.start(batch) for batch in batches]
+        runs = [run for batch in batches for run in fit.walk.start(batch)]
         for index in shown(range(len(sites.layers)), len(sites.layers), "refit", progress):
             fit.layer(index, runs)
     return fitted

@@ -16,7 +16,7 @@ from secateurs.architectures.schema import CrossAttention, Linear, SubLayer
 from secateurs.architectures.sites import Sites
 from secateurs.architectures.stock import outlet_of
 from secateurs.data.batches import Batch, mask_of, unlabelled
-from secateurs.reconstruction.layer_calls import LayerCall, input_of, layer_calls, outputs_of
+from secateurs.reconstruction.layer_calls import LayerCall, input_of, outputs_of, passes
 from secateurs.reconstruction.least_squares import NormalEquations
 
 _LOGGER = logging.getLogger(__name__)
@@ -86,11 +86,12 @@ class Walk:
     dense: nn.Module
     pruned: nn.Module
 
-    def start(self, batch: Batch) -> Run:
+    def start(self, batch: Batch) -> list[Run]:
+        """The runs of a batch: one, or of a model that runs one layer again and again, one for each
+        time, which begins where the dense model has come to."""
         inputs = unlabelled(batch, self.dense)
-        states, calls = layer_calls(self.dense, self.sites, inputs)
-        state = State(calls, states)
-        return Run(inputs, state, state, self._real(0, inputs, states))
+        states = [State(p.calls, p.states) for p in passes(self.dense, self.sites, inputs)]
+        return [Run(inputs, each, each, self._real(0, inputs, each.states)) for each in states]
 
     def groups(self, index: int) -> list[Group]:
         """Those of one layer, in the order in which it runs them; without the keys and values of
@@ -136,11 +137,9 @@ class Walk:
         pruned = self._call(self.pruned, index, run)
         if index + 1 < len(self.sites.layers) and self.sites.place(index + 1)[1] == 0:
             run.dense, run.pruned = (
-                State(calls, states)
-                for states, calls in (
-                    layer_calls(model, self.sites, run.batch, encoded)
-                    for model, encoded in ((self.dense, dense), (self.pruned, pruned))
-                )
+                State(only.calls, only.states)
+                for model, encoded in ((self.dense, dense), (self.pruned, pruned))
+                for only in passes(model, self.sites, run.batch, encoded)
             )
             run.real = self._real(index + 1, run.batch, run.dense.states)
         else:

@@ -135,9 +135,7 @@ FAULTS = (
         ("costs[chosen].cumsum(0)", "costs[chosen]", f"{OBS} -k together"),
         ("self._moments, self._seen, self._layer = {}, 0,", "self._seen, self._layer = 0,",
          f"{OBS} -k whole_model_hands_on"),
-        ("self.rounds == 1 or self.sites.by_name[name].layer == self._layer", "True",
-         f"{OBS} -k whole_model_hands_on"),
-        ("self._walks[self._seen].advance", "self._walks[0].advance",
+        ("for walk in self._walks[self._seen]:", "for walk in self._walks[0]:",
          f"{OBS} -k whole_model_hands_on"),
     ),
     *faults_in(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fault import faults_in
 
 CALLS = "reconstruction/test_layer_calls.py"
+SHARED = "reconstruction/test_refit_shared_layer.py"
 TWO_STACKS = "reconstruction/test_refit_two_stacks.py"
 REFIT = "reconstruction/test_refit.py"
 ADMM = "reconstruction/test_admm.py"
@@ -27,9 +28,17 @@ FAULTS = (
          f"{CALLS} -k only_the_first"),
         ("        if before is not None:\n            layer.forward = before\n", "",
          f"{CALLS} -k as_before"),
-        ("calls.append(LayerCall(*with_states(args, named, None)))",
-         "calls[:] = [LayerCall(*with_states(args, named, None))] * (len(calls) + 1)",
+        ("found[-1].calls.append(LayerCall(*with_states(args, named, None)))",
+         "found[-1].calls[:] = [LayerCall(*with_states(args, named, None))] * "
+         "(len(found[-1].calls) + 1)",
          f"{CALLS} -k walk_meets"),
+        ("if layer is layers[0]:", "if not found:", f"{CALLS} -k walk_meets and albert"),
+        ("if len(found) > 1 and len(layers) > 1:", "if False:", f"{SHARED} -k in_turns"),
+    ),
+    *faults_in(
+        f"{RECONSTRUCTION}/refit.py",
+        ("for run in fit.walk.start(batch)]", "for run in fit.walk.start(batch)[:1]]",
+         f"{SHARED} -k orthogonal"),
     ),
     *faults_in(
         f"{RECONSTRUCTION}/walk.py",

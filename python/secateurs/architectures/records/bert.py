@@ -51,6 +51,21 @@ ESM = replace(
     norm_first=True,
 )
 
+ALBERT = Architecture(
+    "albert",
+    "encoder.albert_layer_groups.0.albert_layers",
+    attention(
+        "attention.query",
+        "attention.key",
+        "attention.value",
+        "attention.dense",
+        norm="attention.LayerNorm",
+    ),
+    feed_forward("ffn", "ffn_output", activation="activation", norm="full_layer_layer_norm"),
+    count="inner_group_num",
+    when=("num_hidden_groups", 1),
+)
+
 XLM_ROBERTA_XL = replace(
     BERT.named("xlm-roberta-xl"),
     attention=replace(BERT.attention, norm="attention.self_attn_layer_norm"),
@@ -109,6 +124,7 @@ RECORDS = (
     PRE_NORM_ROBERTA,
     XLM_ROBERTA_XL,
     ESM,
+    ALBERT,
     MEGATRON_BERT,
     MPNET,
     DISTILBERT,

@@ -23,6 +23,7 @@ what is left of the mean.
 from __future__ import annotations
 
 import copy
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ class LayerwiseAdmmPruner(Pruner):
             )
         self.iterations, self.ridge, self.bits = iterations, ridge, bits
         self._walk: Walk | None = None
-        self._runs: list[Run] = []
+        self._runs: list[list[Run]] = []  # of each batch
         self._seen = 0  # batches of this round
         self._sums: NormalEquations | None = None
         self._masks: dict[str, Mask] = {}
@@ -97,7 +98,8 @@ class LayerwiseAdmmPruner(Pruner):
                 self._sums = self._walk.equations(group, columns)
             if len(self._runs) < self.batches:
                 self._runs.append(self._walk.start(batch))
-            self._walk.add(self._sums, group, columns, self._runs[self._seen])
+            for run in self._runs[self._seen]:
+                self._walk.add(self._sums, group, columns, run)
         self._seen += 1
 
     @torch.no_grad()
@@ -110,7 +112,7 @@ class LayerwiseAdmmPruner(Pruner):
         self._sums, self._seen = None, 0
         if self._groups and self._groups[0].layer != group.layer:
             with evaluating(self.model), torch.no_grad():
-                for run in self._runs:
+                for run in chain.from_iterable(self._runs):
                     self._walk.advance(group.layer, run)
 
     def plan(self) -> SparsityPlan:

@@ -32,7 +32,7 @@ from secateurs.processes import summed, total
 from secateurs.pruning.activations import reader, units_read
 from secateurs.pruning.allocation.budget import Budget
 from secateurs.pruning.base import Needs, Pruner
-from secateurs.reconstruction.layer_calls import LayerCall, layer_calls
+from secateurs.reconstruction.layer_calls import LayerCall, passes
 
 _STEPS = 96  # in which the neurons of one sub-layer go
 
@@ -53,7 +53,7 @@ class ObsPruner(Pruner):
         if not damping > 0:
             raise MethodError(f"expected a damping above 0, got {damping}")
         self.damping = damping
-        self._walks: list[_Walk] = []  # of the batches, in a model of one stack
+        self._walks: list[list[_Walk]] = []  # of each batch, in a model of one stack
         self._seen = 0  # batches of this round
         self._layer = 0
         self._moments: dict[str, Moments] = {}
@@ -73,14 +73,16 @@ class ObsPruner(Pruner):
         with (
             evaluating(self.model),
             torch.no_grad(),
-            units_read(self.model, self.sites, self._observed(), inputs, gather),
+            units_read(self.model, self.sites, self.units(), inputs, gather),
         ):
             if self.rounds == 1:
                 run(self.model, inputs)
                 return
             if self._layer == 0:
-                self._walks.append(_Walk(*layer_calls(self.model, self.sites, inputs)))
-            self._walks[self._seen].advance(self.sites.layer(self.model, self._layer), self._layer)
+                found = passes(self.model, self.sites, inputs)
+                self._walks.append([_Walk(states, calls) for states, calls in found])
+            for walk in self._walks[self._seen]:
+                walk.advance(self.sites.layer(self.model, self._layer), self._layer)
         self._seen += 1
 
     def end_round(self) -> None:
@@ -93,14 +95,6 @@ class ObsPruner(Pruner):
         if not self._scores:
             raise DataError("obs expects calibration batches, got none")
         return self._scores
-
-    def _observed(self) -> list[str]:
-        """The sites that are read in this round."""
-        return [
-            name
-            for name in self.units()
-            if self.rounds == 1 or self.sites.by_name[name].layer == self._layer
-        ]
 
     def _scored(self, name: str, gathered: Moments) -> Tensor:
         """The scores of the units of one site, `[units]`."""
