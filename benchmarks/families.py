@@ -133,6 +133,7 @@ CHANGED = {
 PATCHES = 11
 SIZED = {
     **dict.fromkeys(("vit", "vit_msn"), ({"image_size": PATCHES * 16}, PATCHES**2 + 1)),
+    "beit": ({"image_size": PATCHES * 16, "use_relative_position_bias": True}, PATCHES**2 + 1),
     "deit": ({"image_size": PATCHES * 16}, PATCHES**2 + 2),
     "ijepa": ({"image_size": PATCHES * 16}, PATCHES**2),
     "dinov2": ({"image_size": PATCHES * 14}, PATCHES**2 + 1),

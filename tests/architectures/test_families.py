@@ -92,7 +92,7 @@ def test_a_family_keeps_the_whole_contract(kind, tmp_path):
     assert relative(answer(convert(fitted, chosen), batch), want) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["mpnet", "modernbert", "phi3"])
+@pytest.mark.parametrize("kind", ["mpnet", "modernbert", "phi3", "gpt_neox", "beit"])
 def test_what_is_left_of_fused_and_biased_layers_is_exported_small(kind):
     model = tiny_model(kind)
     grid = torch.ones(6, 4).bool()

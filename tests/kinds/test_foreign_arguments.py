@@ -98,16 +98,18 @@ def test_a_positional_argument_is_refused_by_its_name():
         layer(torch.randn(1, 4, 64), None, torch.randn(1, 4, 64))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "t5"])
+@pytest.mark.parametrize("family", ["gpt2", "t5", "gemma3_text"])
 def test_arguments_in_another_order_are_known_by_their_names(family):
     fast = convert(tiny_model(family), PLAN)
     layer, states = [m for m in fast.modules() if isinstance(m, Layer)][1], torch.randn(1, 4, 64)
     hidden = torch.tensor([[True, True, False, True]])
-    place = {"gpt2": (None, hidden), "t5": (hidden,)}[family]
+    place = (hidden,) if family == "t5" else (None, hidden)
     by_place, by_name = layer(states, *place), layer(states, attention_mask=hidden)
     by_place, by_name = (x[0] if isinstance(x, tuple) else x for x in (by_place, by_name))
     assert torch.equal(by_place, by_name)
     assert not torch.equal(by_place, (layer(states)[0] if family == "t5" else layer(states)))
+    if family == "gemma3_text":
+        return
     with pytest.raises(OperandError, match="got encoder_hidden_states="):
         layer(states, *place, *([None] * (2 - len(place))), torch.ones(1))
 

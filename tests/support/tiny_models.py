@@ -115,6 +115,12 @@ RECORD_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "deit": ("DeiTConfig", "DeiTModel", IMAGE),
     "ijepa": ("IJepaConfig", "IJepaModel", IMAGE),
     "vit_msn": ("ViTMSNConfig", "ViTMSNModel", IMAGE),
+    "beit": ("BeitConfig", "BeitModel", {**IMAGE, "use_relative_position_bias": True}),
+    "shared beit": (
+        "BeitConfig",
+        "BeitModel",
+        {**IMAGE, "use_shared_relative_position_bias": True, "layer_scale_init_value": 0.0},
+    ),
     "dinov2": ("Dinov2Config", "Dinov2Model", {**IMAGE, "mlp_ratio": 2}),
     "dinov2_with_registers": (
         "Dinov2WithRegistersConfig",

@@ -23,7 +23,6 @@ _TWO_STACKS = "it has two stacks of layers: prune its text model and its vision 
 
 # What is in the way, by kind of model.
 IN_THE_WAY: dict[str, str] = {
-    "beit": "its bias by relative position is a table of its own in each layer",
     "big_bird": "its attention skips blocks of keys, some of them at random",
     "clip": _TWO_STACKS,
     "deberta": _DISENTANGLED,
@@ -79,6 +78,6 @@ def _has_such_stack(base: nn.Module, record: Architecture) -> bool:
         return False
     named = (*layers[0].named_parameters(), *layers[0].named_buffers())
     needed = (*(linear.path for linear in record.linears), *record.norms)
-    return all(name.rpartition(".")[0] in record.described for name, _ in named) and all(
+    return all(record.describes(name) for name, _ in named) and all(
         module_at(layers[0], path) for path in needed
     )

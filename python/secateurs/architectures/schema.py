@@ -63,8 +63,8 @@ class SubLayer:
     Attributes:
         linears: those that it runs; one of them writes to the width of the model.
         norm: path of the norm in front of it or behind it.
-        scale: path of what its output is multiplied by before the residual is added: a module that
-            holds a factor for each channel (Touvron et al. 2021, LayerScale), or a number.
+        scale: path of what its output is multiplied by before the residual is added: a factor for
+            each channel (Touvron et al. 2021, LayerScale), or a module that holds one, or a number.
         output_norm: path of a norm of its output before the residual is added.
     """
 
@@ -100,8 +100,9 @@ class SelfAttention(SubLayer):
     """Self-attention.
 
     Attributes:
-        relative_bias: path of an embedding `[buckets, H]` that is added to the scores by relative
-            position (Raffel et al. 2020, section 2.1); the first layer holds it for all.
+        relative_bias: path of what is added to the scores by relative position: an embedding
+            `[buckets, H]` that the first layer holds for all (Raffel et al. 2020, section 2.1), or
+            a module in each layer that makes it for the patches of an image (Bao et al. 2022).
         outer_bias: the model hands a bias of the scores of each head to every layer.
         scores_scale: of the scores, where the module does not say; None: `head_dim ** -0.5`.
         queries_scaled: queries are multiplied by `head_dim ** -0.5` before the module's scale.
@@ -320,8 +321,12 @@ class Architecture:
 
     @property
     def described(self) -> tuple[str, ...]:
-        """Paths of all that a layer may hold tensors in."""
+        """Paths of all that a layer may hold tensors in, and of its own tensors."""
         return (*dict.fromkeys(linear.path for linear in self.linears), *self.lent)
+
+    def describes(self, name: str) -> bool:
+        """Whether a layer may hold a tensor of this name."""
+        return name in self.described or name.rpartition(".")[0] in self.described
 
     def held_at(self, path: str) -> list[Linear]:
         """The linears that the module at `path` holds, in its order."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateurs.architectures.linears import module_at
 from secateurs.architectures.schema import FUNCTIONS, Architecture, SubLayer
@@ -61,14 +61,14 @@ def behaviour(architecture: Architecture, layer: nn.Module, head_dim: int) -> Be
     )
 
 
-def outlet_of(layer: nn.Module, sublayer: SubLayer) -> nn.Module | float | None:
+def outlet_of(layer: nn.Module, sublayer: SubLayer) -> nn.Module | Tensor | float | None:
     """What the output of a sub-layer goes through, or is multiplied by, before the residual is
     added; None for nothing. Raises FamilyError where the layer has no such thing."""
     if sublayer.outlet is None:
         return None
     holder, _, name = sublayer.outlet.rpartition(".")
     outlet: Any = getattr(module_at(layer, holder), name, None)
-    if not isinstance(outlet, (nn.Module, float, int)):
+    if not isinstance(outlet, (nn.Module, Tensor, float, int)):
         raise FamilyError(
             f"expected a factor or a norm at {sublayer.outlet} of {type(layer).__name__}, got "
             f"{outlet!r}"
@@ -96,12 +96,12 @@ def check_stock(model: nn.Module, sites: Sites) -> None:
                     f"expected a stock module at {f'{path}.{name}'.rstrip('.')}, but {why}; "
                     "convert would lose it"
                 )
-        described = sites.layers[index].architecture.described
+        record = sites.layers[index].architecture
         for name, _ in (*layer.named_parameters(), *layer.named_buffers()):
-            if name.rpartition(".")[0] not in described:
+            if not record.describes(name):
                 raise FamilyError(
-                    f"expected layers made of {', '.join(described)}, but {path} also has {name}; "
-                    "convert would lose it"
+                    f"expected layers made of {', '.join(record.described)}, but {path} also has "
+                    f"{name}; convert would lose it"
                 )
 
 

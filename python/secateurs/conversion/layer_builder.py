@@ -142,22 +142,22 @@ class LayerBuilder:
         if sublayer.output_norm is not None:
             return self._norm(template, sublayer.output_norm)
         outlet = outlet_of(template, sublayer)
-        return Scale(outlet) if isinstance(outlet, (int, float)) else outlet
+        return outlet if outlet is None or isinstance(outlet, nn.Module) else Scale(outlet)
 
     def _norm(self, template: nn.Module, path: str) -> nn.Module:
         architecture = self.architecture
         stock = template.get_submodule(path)
         return Norm.of(stock, architecture.rms_norm, architecture.norm_offset)
 
-    def _relative_bias(self, template: nn.Module) -> RelativeBias | None:
+    def _relative_bias(self, template: nn.Module) -> nn.Module | None:
         """Return the module that makes the bias by relative position, if this layer has it."""
         path = self.architecture.attention.relative_bias
-        embedding: Any = module_at(template, path) if path else None
-        if embedding is None or path is None:
-            return None
+        held = module_at(template, path) if path else None
+        if path is None or not isinstance(held, nn.Embedding):
+            return held
         attention: Any = template.get_submodule(path.rpartition(".")[0])
         distance = attention.relative_attention_max_distance
-        return RelativeBias(embedding, distance, self.behaviour.causal)
+        return RelativeBias(held, distance, self.behaviour.causal)
 
     def _attention(self) -> Attention | Constant | Skip:
         keep, shape, record = self.keep, self.keep.shape, self.architecture.attention

@@ -17,6 +17,7 @@ from secateurs.conversion.modules import (
     CrossAttention,
     FeedForward,
     Layer,
+    RelativeBias,
     Scale,
     again,
 )
@@ -99,11 +100,13 @@ def stock_husk(
 ) -> nn.Module:
     """Return the stock layer that `layer` was converted from, without data. With `with_norms`, the
     modules it lent to `layer` have their data. Norms have their current eps."""
-    lent = lent_modules(layer, architecture)
+    lent, factors = lent_modules(layer, architecture), channel_factors(layer, architecture)
 
     def tensor(name: str, held: Tensor) -> Tensor:
         path, _, part = name.rpartition(".")
-        return getattr(lent[path], part) if with_norms and path in lent else held
+        if with_norms and path in lent:
+            held = getattr(lent[path], part)
+        return factors.get(name, held) if with_norms else held
 
     stock = again(husk, tensor)
     for path in (*architecture.norms, *architecture.inner_norms):
@@ -125,12 +128,26 @@ def lent_modules(layer: Layer, architecture: Architecture) -> dict[str, nn.Modul
         ffn.outlet: layer.ffn_scale,
         **dict(zip(architecture.attention.head_norms, layer.head_norms or (), strict=True)),
     }
-    if layer.relative_bias is not None:
-        lent[architecture.attention.relative_bias] = layer.relative_bias.embedding
+    bias = layer.relative_bias
+    lent[attention.relative_bias] = bias.embedding if isinstance(bias, RelativeBias) else bias
     return {
         path: module
         for path, module in lent.items()
         if path is not None and module is not None and not isinstance(module, Scale)
+    }
+
+
+def channel_factors(layer: Layer, architecture: Architecture) -> dict[str, Tensor]:
+    """Return the factors of channels that a converted layer took over from tensors of its stock
+    layer, by their names there."""
+    scales = {
+        architecture.attention.scale: layer.attention_scale,
+        architecture.ffn.scale: layer.ffn_scale,
+    }
+    return {
+        path: scale.factor
+        for path, scale in scales.items()
+        if path is not None and isinstance(scale, Scale) and isinstance(scale.factor, Tensor)
     }
 
 

@@ -17,6 +17,7 @@ from secateurs.architectures.linears import view
 from secateurs.architectures.sites import Sites, find_sites
 from secateurs.conversion.rebuilding import Linears
 from secateurs.conversion.remake import (
+    channel_factors,
     compact_linears,
     converted_layer,
     lent_modules,
@@ -336,6 +337,8 @@ def _layer_tensors(
         for name, module in lent_modules(layer, architecture).items()
         for leaf, tensor in named_tensors(module).items()
     }
+    factors = channel_factors(layer, architecture)
+    tensors |= {f"{path}.{name}": factor for name, factor in factors.items()}
     keep = sites.keep(conversion.plan, index)
     for role, linear in compact_linears(layer, keep).items():
         stock = view(conversion.husks[index], architecture.linear(role))

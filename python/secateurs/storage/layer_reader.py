@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateurs.architectures.kept import LayerKeep
-from secateurs.architectures.linears import module_at, view
+from secateurs.architectures.linears import view
 from secateurs.architectures.sites import Sites
 from secateurs.conversion.slicing import CompactLinear, compact_blocks
 from secateurs.errors import FormatError
@@ -38,10 +38,10 @@ class LayerReader:
 
     def read(self) -> dict[str, CompactLinear]:
         """Fill what the layer holds besides its linears, and return these by role."""
-        for path in self.keep.shape.architecture.lent:
-            module = module_at(self.layer, path)
-            for leaf, made in named_tensors(module).items() if module is not None else ():
-                place(self.layer, f"{path}.{leaf}", self._taken(f"{path}.{leaf}", made))
+        lent = self.keep.shape.architecture.lent
+        for name, made in named_tensors(self.layer).items():
+            if name in lent or name.rpartition(".")[0] in lent:
+                place(self.layer, name, self._taken(name, made))
         return {role: self._linear(role) for role in self._stored()}
 
     def _stored(self) -> list[str]:

@@ -22,6 +22,10 @@ FAULTS = (
          "architectures/test_two_stacks.py -k macs"),
     ),
     *faults_in(
+        f"{ARCHITECTURES}/schema.py",
+        ("name in self.described or name", "name", f"{FAMILIES} -k contract and beit"),
+    ),
+    *faults_in(
         f"{ARCHITECTURES}/linears.py",
         ("start = 0 if number == 0 else first + (number - 1) * rest", "start = 0",
          f"{CONVERT} -k converted_equals_masked"),
@@ -64,7 +68,7 @@ FAULTS = (
         f"{ARCHITECTURES}/refused.py",
         ("if kind in IN_THE_WAY:", "if False:", f"{FAMILIES} -k in_the_way"),
         ("if any(getattr(config, name, None) for", "if any(False for", f"{FAMILIES} -k in_the_way"),
-        ('name.rpartition(".")[0] in record.described', "True", f"{FAMILIES} -k more_parts"),
+        ("all(record.describes(name) for", "all(True for", f"{FAMILIES} -k more_parts"),
         ("record.causal != causal", "0", f"{FAMILIES} -k sentence_says"),
     ),
     *faults_in(

@@ -27,6 +27,13 @@ DINOV2 = replace(
     ffn=replace(VIT.ffn, norm="norm2", scale="layer_scale2"),
 )
 
+BEIT = replace(
+    VIT.named("beit"),
+    attention=replace(VIT.attention, relative_bias="relative_position_bias", scale="lambda_1"),
+    ffn=replace(VIT.ffn, scale="lambda_2"),
+    told=("patch_size",),
+)
+
 EARLIER_DINOV2 = replace(  # in older versions of transformers
     DINOV2,
     attention=replace(
@@ -65,6 +72,7 @@ RECORDS = (
     VIT.named("deit"),
     VIT.named("ijepa"),
     VIT.named("vit_msn"),
+    BEIT,
     DINOV2,
     EARLIER_DINOV2,
     DINOV2.named("dinov2_with_registers"),

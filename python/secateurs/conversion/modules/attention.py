@@ -165,11 +165,11 @@ class RelativeBias(nn.Module):
 
 
 class Scale(nn.Module):
-    """A factor of the output of a sub-layer."""
+    """A factor of the output of a sub-layer, or one of each channel `[d]`."""
 
-    def __init__(self, factor: float) -> None:
+    def __init__(self, factor: float | Tensor) -> None:
         super().__init__()
-        self.factor = factor
+        self.factor = nn.Buffer(factor.detach()) if isinstance(factor, Tensor) else factor
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.factor
