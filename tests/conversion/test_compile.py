@@ -75,7 +75,7 @@ def test_opcheck_of_attention_with_a_pattern():
     q = torch.randn(2, 3, 20, 8, requires_grad=True)
     blocks = layout([Local(3), Sinks(2), Local(0)], 20, 20, block=16)
     tensors = (blocks.indptr, blocks.indices, blocks.partial, blocks.masks)
-    args = (q, q, q, None, None, None, True, 0.5, *tensors, False)
+    args = (q, q, q, None, None, None, True, 0.5, *tensors, False, None)
     opcheck(torch.ops.secateurs.attention.default, args)
 
 

@@ -358,7 +358,7 @@ def test_cpu_backend_refuses_in_words_and_never_falls_back():
 def test_torch_accepts_the_operator(masked):
     q, k, v = (t.requires_grad_() for t in qkv())
     key_mask = torch.rand(2, 9) < 0.7 if masked else None
-    args = (q, k, v, None, key_mask, None, True, 0.25, None, None, None, None, False)
+    args = (q, k, v, None, key_mask, None, True, 0.25, None, None, None, None, False, None)
     opcheck(torch.ops.secateurs.attention.default, args)
 
 
