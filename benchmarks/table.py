@@ -45,6 +45,7 @@ MODELS = (
 KERNELS = (
     "kernels.jsonl",
     "kernels_int8.jsonl",
+    "kernels_int8_vectors.jsonl",
     "kernels_xeon_bf16_linears.jsonl",
     "kernels_xeon_bf16.jsonl",
     "kernels_xeon_fp32.jsonl",

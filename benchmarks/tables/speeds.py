@@ -64,8 +64,9 @@ def precisions_table(rows: list[Row]) -> str:
 
 def kernels_tables(rows: list[Row]) -> list[str]:
     """Of each kernel, speedups over the fastest dense peer."""
-    others = (others_table(rows, word) for word in OTHERS)
-    tables = (linears_table(rows), int8_linears_table(rows), *others)
+    vectors = int8_vectors_table(rows)
+    others = () if vectors else (others_table(rows, word) for word in OTHERS)
+    tables = (linears_table(rows), int8_linears_table(rows), vectors, *others)
     return [table for table in tables if table]
 
 
@@ -107,6 +108,27 @@ def int8_linears_table(rows: list[Row]) -> str:
         lines.append(cells)
     heads = ["int8, M x K x N", "of inputs in", "all blocks over the fastest other"]
     return markdown([*heads, *(f"{d:.0%} of blocks kept" for d in densities)], lines)
+
+
+def int8_vectors_table(rows: list[Row]) -> str:
+    """One line per pattern in codes and dtype of its input, one column per shape: milliseconds, and
+    how many times as fast as the fastest other product, ours of codes for all inputs among them;
+    nothing if there is none."""
+    rows = [r for r in rows if r["op"].startswith("int8 vector")]
+    if not rows:
+        return ""
+    shapes = list(dict.fromkeys(tuple(r["shape"]) for r in rows))
+    lines = []
+    for op, dtype in dict.fromkeys((r["op"], r["dtype"]) for r in rows):
+        found = {tuple(r["shape"]): r for r in rows if (r["op"], r["dtype"]) == (op, dtype)}
+        told = (
+            f"{found[shape]['ms']:.2f} ms, {found[shape]['speedup']:.2f}x "
+            f"{found[shape]['baseline']}"
+            for shape in shapes
+        )
+        lines.append([op, dtype, *told])
+    heads = ["M x K x N", "inputs in", *("x".join(map(str, shape)) for shape in shapes)]
+    return markdown(heads, lines)
 
 
 def others_table(rows: list[Row], word: str) -> str:
