@@ -45,6 +45,11 @@ namespace amx {
 extern const Kernels kernels;
 }
 #endif
+#ifdef SECATEURS_HAS_emulated_amx
+namespace emulated_amx {
+extern const Kernels kernels;
+}
+#endif
 
 namespace {
 
@@ -125,6 +130,9 @@ const std::vector<Isa>& isas() {
         {&avx2::kernels, cpu.avx2},
 #endif
         {&portable::kernels, true},
+#ifdef SECATEURS_HAS_emulated_amx
+        {&emulated_amx::kernels, cpu.avx512_bf16},  // last: for those who ask for it
+#endif
     };
   }();
   return table;

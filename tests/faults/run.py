@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[2]
 TESTS_FAILED = 1  # of pytest's exit codes: tests ran, and some failed
 OUTPUT = "output.txt"  # of pytest, in the scratch folder
 BROKEN = 3  # pytest itself fails: no test has seen anything
-# Instruction sets that are not built: one with vectors, and the one without, are enough.
+# Instruction sets that are not built: one with vectors, and the one without, are enough; and the
+# emulated one with tiles, where faults are in what uses them.
 SKIPPED = [f"HAS_{isa}" for isa in ("avx_vnni", "avx512", "avx512_vnni", "amx")]
 PATIENCE = 900  # seconds for one test; a fault may make a loop endless
 
@@ -43,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     with tempfile.TemporaryDirectory() as folder:
         load_once()
-        scratch = Scratch(Path(folder), builds=any(f.file.startswith("csrc") for f in faults))
+        builds = any(f.file.startswith("csrc") for f in faults)
+        scratch = Scratch(Path(folder), builds, tiles=any("tile" in f.file for f in faults))
         whole: dict[tuple[bool, str], bool] = {}
         unseen = 0
         for number, fault in enumerate(faults, 1):
@@ -79,10 +81,11 @@ class Scratch:
 
     Args:
         builds: whether to build the kernels of the copy; else the package's own are used.
+        tiles: whether to build those on emulated tiles, too.
     """
 
-    def __init__(self, folder: Path, builds: bool) -> None:
-        self.folder, self._build = folder, folder / "build"
+    def __init__(self, folder: Path, builds: bool, tiles: bool) -> None:
+        self.folder, self._build, self._tiles = folder, folder / "build", tiles
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "python", folder / "python", ignore=ignored)
         if builds:
@@ -161,6 +164,7 @@ class Scratch:
             # A body is one text for all instruction sets, but for what multiplies pairs: three of
             # them build in half of the time.
             **dict.fromkeys(SKIPPED, "OFF"),
+            "SECATEURS_EMULATED_TILES": "ON" if self._tiles else "OFF",
         }
         command += [f"-D{name}={value}" for name, value in settings.items()]
         environment = {**os.environ, "SECATEURS_CUDA": "off"}

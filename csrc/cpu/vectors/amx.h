@@ -15,6 +15,8 @@ struct alignas(64) TileConfig {
   std::uint8_t rows[16] = {};
 };
 
+#ifndef SECATEURS_EMULATED_TILES
+
 // Tiles have shapes, and the thread that set them, until this is gone. All tiles begin as zeros.
 class Tiles {
  public:
@@ -46,6 +48,78 @@ template <int sum, int a, int b>
 inline void tile_dot() {
   __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
 }
+
+#else
+
+// The same by plain loops, for tests on CPUs without tiles. Whatever the CPU would refuse, traps.
+struct EmulatedTiles {
+  TileConfig config;
+  alignas(64) unsigned char bytes[8][16][64];
+};
+inline thread_local EmulatedTiles emulated;
+
+class Tiles {
+ public:
+  explicit Tiles(const TileConfig& config) {
+    emulated.config = config;
+    __builtin_memset(emulated.bytes, 0, sizeof emulated.bytes);
+  }
+  Tiles(const Tiles&) = delete;
+  ~Tiles() { emulated.config = {}; }
+};
+
+template <int tile>
+inline void tile_zero() {
+  if (!emulated.config.rows[tile]) __builtin_trap();
+  __builtin_memset(emulated.bytes[tile], 0, sizeof emulated.bytes[tile]);
+}
+template <int tile>
+inline void tile_load(const void* from, std::int64_t stride) {
+  tile_zero<tile>();
+  for (int i = 0; i < emulated.config.rows[tile]; ++i)
+    __builtin_memcpy(emulated.bytes[tile][i], static_cast<const char*>(from) + i * stride,
+                     emulated.config.row_bytes[tile]);
+}
+template <int tile>
+inline void tile_store(void* to, std::int64_t stride) {
+  if (!emulated.config.rows[tile]) __builtin_trap();
+  for (int i = 0; i < emulated.config.rows[tile]; ++i)
+    __builtin_memcpy(static_cast<char*>(to) + i * stride, emulated.bytes[tile][i],
+                     emulated.config.row_bytes[tile]);
+}
+// Row i of a tile, its elements of four bytes from j on.
+template <class Word>
+inline Word emulated_word(int tile, int i, int j) {
+  Word word;
+  __builtin_memcpy(&word, emulated.bytes[tile][i] + 4 * j, sizeof word);
+  return word;
+}
+inline float widened(bf16 x) {
+  const std::uint32_t bits = std::uint32_t{x.bits} << 16;
+  float wide;
+  __builtin_memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+template <int sum, int a, int b>
+inline void tile_dot() {
+  const TileConfig& c = emulated.config;
+  if (!c.rows[sum] || c.rows[a] != c.rows[sum] || c.row_bytes[b] != c.row_bytes[sum] ||
+      c.row_bytes[a] != 4 * c.rows[b])
+    __builtin_trap();
+  for (int i = 0; i < c.rows[sum]; ++i)
+    for (int j = 0; j < c.row_bytes[sum] / 4; ++j) {
+      float even = 0, odd = 0;
+      for (int p = 0; p < c.rows[b]; ++p) {
+        const auto left = emulated_word<Pair>(a, i, p), right = emulated_word<Pair>(b, p, j);
+        even += widened(left.first) * widened(right.first);
+        odd += widened(left.second) * widened(right.second);
+      }
+      const float total = emulated_word<float>(sum, i, j) + (even + odd);
+      __builtin_memcpy(emulated.bytes[sum][i] + 4 * j, &total, sizeof total);
+    }
+}
+
+#endif
 
 }  // namespace
 }  // namespace secateurs::cpu::SECATEURS_ISA

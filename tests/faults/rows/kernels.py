@@ -84,6 +84,14 @@ FAULTS = (
         ("for (; k < words; ++k) step(k, sum[0]);", "", f"{VECTORS} -k whole_numbers"),
     ),
     *faults_in(
+        f"{KERNELS}/linear/gather_tiles.h",
+        ("part.w + output * side", "part.w", "ops/test_pattern_linear.py -k any_number_of_rows"),
+    ),
+    *faults_in(
+        f"{KERNELS}/linear/tile_product.h",
+        ("depth(p.bk % 32 ? 8 : 16)", "depth(16)", f"{LINEAR} -k any_number_of_rows"),
+    ),
+    *faults_in(
         f"{KERNELS}/linear/kept_inputs.h",
         ("(to * side < kept ? to * side : kept)", "to * side",
          "ops/test_pattern_linear.py -k any_number_of_kept"),
