@@ -13,23 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.architectures.linears import view
 from secateurs.architectures.sites import Sites, find_sites
 from secateurs.conversion.rebuilding import Linears
 from secateurs.conversion.remake import (
-    channel_factors,
-    compact_linears,
     converted_layer,
-    lent_modules,
     stock_husk,
 )
-from secateurs.conversion.report import Conversion, conversion_of
+from secateurs.conversion.report import conversion_of
 from secateurs.conversion.slicing import CompactLinear, compact_blocks
 from secateurs.errors import CheckpointError, FormatError, SecateursError
 from secateurs.formats import BlockSparseWeight
 from secateurs.formats.int8_block_sparse import codes
 from secateurs.plan import SparsityPlan
 from secateurs.storage.layer_reader import PARTS, SCALES, LayerReader
+from secateurs.storage.layer_writer import layer_tensors
 from secateurs.storage.skeleton import (
     arguments_for,
     change_settings,
@@ -272,7 +269,7 @@ def blueprint_of(model: Any) -> tuple[Blueprint, dict[str, Tensor]]:
     layers = {
         name: tensor
         for i in range(len(sites.layers))
-        for name, tensor in _layer_tensors(model, sites, conversion, i).items()
+        for name, tensor in layer_tensors(model, sites, conversion, i).items()
     }
     dtypes = {n: t.dtype for n, t in (outer | layers).items() if t.is_floating_point()}
     for name, dtype in dtypes.items():
@@ -324,32 +321,6 @@ def _settings(
                 )
         changed |= changed_settings(ours, theirs, path=path)
     return changed
-
-
-def _layer_tensors(
-    model: nn.Module, sites: Sites, conversion: Conversion, index: int
-) -> dict[str, Tensor]:
-    """The tensors of one converted layer under stock names, its linears sliced but dense."""
-    layer, path = converted_layer(model, sites, index), sites.layer_path(index)
-    architecture = sites.layers[index].architecture
-    tensors = {
-        f"{path}.{name}.{leaf}": tensor
-        for name, module in lent_modules(layer, architecture).items()
-        for leaf, tensor in named_tensors(module).items()
-    }
-    factors = channel_factors(layer, architecture)
-    tensors |= {f"{path}.{name}": factor for name, factor in factors.items()}
-    keep = sites.keep(conversion.plan, index)
-    for role, linear in compact_linears(layer, keep).items():
-        stock = view(conversion.husks[index], architecture.linear(role))
-        name = stock.linear.name
-        tensors[f"{path}.{name}.weight"] = linear.weight
-        if linear.scales is not None and role not in keep.levels:
-            tensors[f"{path}.{name}.{SCALES}"] = linear.scales
-        # Of q, k and v as one linear, those without a bias have zeros.
-        if linear.bias is not None and stock.bias is not None:
-            tensors[f"{path}.{name}.bias"] = linear.bias
-    return tensors
 
 
 def _coded(tensors: dict[str, Tensor], sites: Sites, plan: SparsityPlan) -> dict[str, Tensor]:
