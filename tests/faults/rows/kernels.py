@@ -93,8 +93,8 @@ FAULTS = (
     ),
     *faults_in(
         f"{KERNELS}/linear/kept_inputs.h",
-        ("(to * side < kept ? to * side : kept)", "to * side",
-         "ops/test_pattern_linear.py -k any_number_of_kept"),
+        ("from = cut(steps, chunks, chunk)", "from = 0",
+         "ops/test_pattern_linear.py -k chunks_of_inputs"),
     ),
     *faults_in(
         "csrc/cpu/vectors/avx2.h",
