@@ -36,12 +36,13 @@ def where(rows: list[Row]) -> str:
     """What all rows of a file have in common, in words."""
     first = rows[0]
     what = "Whole models" if "model" in first else "Single kernels"
-    agree(rows, "device", "threads", "torch", "commit")
+    agree(rows, "device", "threads", "torch")
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     isa = next(row["isa"] for row in rows if row["isa"])
     dtypes = ", ".join(dict.fromkeys(map(precision_of, rows)))
     return (
         f"{what}, {dtypes}, {first['device']} ({isa}), {first['threads']} threads, "
-        f"torch {first['torch']}, commit {first['commit']}:"
+        f"torch {first['torch']}, commit {commits}:"
     )
 
 
