@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.tiny_models import tiny_model
 from torch import nn
-from transformers import BertConfig, BertModel, DebertaConfig, DebertaModel
+from transformers import BertConfig, BertModel, LongformerConfig, LongformerModel
 
 from secateurs import BlockMask, HeadMask, ModuleMask, NeuronMask, SparsityPlan, convert, find_sites
 from secateurs.architectures.records import ARCHITECTURES
@@ -78,8 +78,8 @@ def test_blocks_and_heads_are_not_counted_twice():
 
 def test_unknown_and_unsuitable_models_are_refused(monkeypatch):
     tiny = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    with pytest.raises(FamilyError, match="got 'deberta'"):
-        find_sites(DebertaModel(DebertaConfig(**tiny)))
+    with pytest.raises(FamilyError, match="got 'longformer'"):
+        find_sites(LongformerModel(LongformerConfig(**tiny)))
     with monkeypatch.context() as patch:
         patch.setitem(ARCHITECTURES, "bart", (replace(BART, decoder=None),))
         with pytest.raises(FamilyError, match="got BartForConditionalGeneration, which has both"):

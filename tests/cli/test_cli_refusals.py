@@ -148,12 +148,12 @@ def test_folders_that_are_no_models_are_refused(tmp_path, capsys):
 
 
 def test_a_family_we_do_not_know_is_refused(tmp_path, capsys):
-    from transformers import DebertaConfig, DebertaModel
+    from transformers import LongformerConfig, LongformerModel
 
     tiny = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    DebertaModel(DebertaConfig(**tiny)).save_pretrained(tmp_path / "deberta")
-    assert run("inspect", tmp_path / "deberta") == cli.BAD_INPUT
-    assert "got 'deberta'" in capsys.readouterr().err
+    LongformerModel(LongformerConfig(**tiny)).save_pretrained(tmp_path / "longformer")
+    assert run("inspect", tmp_path / "longformer") == cli.BAD_INPUT
+    assert "got 'longformer'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
