@@ -7,7 +7,7 @@ avx512_vnni, avx512_bf16 or amx.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from secateurs import _C_cpu
 from secateurs.errors import BackendError
+from secateurs.ops._core.epilogue import Linear
 from secateurs.ops._core.forced import Forced
-from secateurs.ops._core.memory import rows_of
+from secateurs.ops._core.memory import address, contiguous, rows_of
 
 kernels: Any = _C_cpu
 # The numbers of csrc/common, by dtype and by the name of an activation.
@@ -75,6 +76,36 @@ def prepared_rows(x: Tensor | None) -> tuple[Tensor | None, int, int]:
         return None, 0, 0
     x = rows_of(x)
     return x, x.data_ptr(), x.stride(0)
+
+
+def run_linear(kernel: Callable[..., Any], operands: Linear, n: int, **weight: Any) -> Tensor:
+    """Run a kernel of a linear of `n` outputs; `weight` is what it takes for the weight that
+    `operands` hold."""
+    y = operands.new_output()
+    x, bias = rows_of(operands.x), contiguous(operands.bias)
+    m, k = x.shape
+    # Both tensors live, copies among them, until the kernel has run.
+    _multiplier, multiplier_start, multiplier_stride = prepared_rows(operands.multiplier)
+    _residual, residual_start, residual_stride = prepared_rows(operands.residual)
+    kernel(
+        isa=isa_number(),
+        dtype=DTYPES[x.dtype],
+        x=x.data_ptr(),
+        x_stride=x.stride(0),
+        m=m,
+        n=n,
+        k=k,
+        bias=address(bias),
+        activation=ACTIVATIONS[operands.activation],
+        multiplier=multiplier_start,
+        multiplier_stride=multiplier_stride,
+        residual=residual_start,
+        residual_stride=residual_stride,
+        y=y.data_ptr(),
+        threads=torch.get_num_threads(),
+        **weight,
+    )
+    return y
 
 
 _forced: Forced[int] = Forced("secateurs_isa")

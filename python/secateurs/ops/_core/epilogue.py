@@ -43,6 +43,7 @@ class Linear(Protocol):
     def multiplier(self) -> Tensor | None: ...  # [..., N]
     @property
     def residual(self) -> Tensor | None: ...  # [..., N]
+    def new_output(self) -> Tensor: ...
 
 
 def check_epilogue(

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from secateurs.ops._backends import cpu
 from secateurs.ops._core.dispatch import Backend
-from secateurs.ops._core.memory import address, contiguous, rows_of
 from secateurs.ops.block_sparse_linear.operands import Operands
 
 WIDTHS = (16, 32, 64)
@@ -36,37 +35,19 @@ def refuse_weight(x: Tensor, values: Tensor, indptr: Tensor, indices: Tensor) ->
 
 
 def _run(operands: Operands) -> Tensor:
-    x, values, indptr, indices, out_features, bias, activation, multiplier, residual = operands
-    y = operands.new_output()
-    x, bias = rows_of(x), contiguous(bias)
-    m, k = x.shape
-    multiplier, multiplier_start, multiplier_stride = cpu.prepared_rows(multiplier)
-    residual, residual_start, residual_stride = cpu.prepared_rows(residual)
+    _, values, indptr, indices, out_features, *_ = operands
     rows, bk, bn = block_rows(values, indptr)
-    cpu.kernels.block_sparse_linear(
-        isa=cpu.isa_number(),
-        dtype=cpu.DTYPES[x.dtype],
-        x=x.data_ptr(),
-        x_stride=x.stride(0),
-        m=m,
-        n=out_features,
-        k=k,
+    return cpu.run_linear(
+        cpu.kernels.block_sparse_linear,
+        operands,
+        out_features,
         values=values.data_ptr(),
         indptr=indptr.data_ptr(),
         indices=indices.data_ptr(),
         rows=rows,
         bk=bk,
         bn=bn,
-        bias=address(bias),
-        activation=cpu.ACTIVATIONS[activation],
-        multiplier=multiplier_start,
-        multiplier_stride=multiplier_stride,
-        residual=residual_start,
-        residual_stride=residual_stride,
-        y=y.data_ptr(),
-        threads=torch.get_num_threads(),
     )
-    return y
 
 
 def block_rows(values: Tensor, indptr: Tensor) -> tuple[int, int, int]:

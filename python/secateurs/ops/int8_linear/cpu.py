@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from secateurs.ops._backends import cpu
 from secateurs.ops._core.dispatch import Backend
-from secateurs.ops._core.memory import address, contiguous, rows_of
 from secateurs.ops.block_sparse_linear.cpu import WIDTHS
 from secateurs.ops.int8_linear.operands import Operands
 
@@ -26,29 +24,12 @@ def refuse_weight(values: Tensor, scales: Tensor, indptr: Tensor, indices: Tenso
 
 
 def _run(operands: Operands) -> Tensor:
-    x, values, scales, indptr, indices, bias, activation, multiplier, residual = operands
-    y = operands.new_output()
-    x, bias = rows_of(x), contiguous(bias)
-    m, k = x.shape
-    multiplier, multiplier_start, multiplier_stride = cpu.prepared_rows(multiplier)
-    residual, residual_start, residual_stride = cpu.prepared_rows(residual)
-    cpu.kernels.int8_linear(
-        isa=cpu.isa_number(),
-        dtype=cpu.DTYPES[x.dtype],
-        x=x.data_ptr(),
-        x_stride=x.stride(0),
-        m=m,
-        n=scales.shape[0],
-        k=k,
+    _, values, scales, indptr, indices, *_ = operands
+    return cpu.run_linear(
+        cpu.kernels.int8_linear,
+        operands,
+        scales.shape[0],
         values=values.data_ptr(),
-        bias=address(bias),
-        activation=cpu.ACTIVATIONS[activation],
-        multiplier=multiplier_start,
-        multiplier_stride=multiplier_stride,
-        residual=residual_start,
-        residual_stride=residual_stride,
-        y=y.data_ptr(),
-        threads=torch.get_num_threads(),
         scales=scales.data_ptr(),
         indptr=indptr.data_ptr(),
         indices=indices.data_ptr(),
@@ -56,7 +37,6 @@ def _run(operands: Operands) -> Tensor:
         bk=4 * values.shape[1],
         bn=values.shape[2],
     )
-    return y
 
 
 BACKEND = Backend("cpu", _refuse, _run)

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from secateurs.ops._backends import cpu
 from secateurs.ops._core.dispatch import Backend
-from secateurs.ops._core.memory import address, contiguous, rows_of
 from secateurs.ops.int8_vector_linear.operands import Operands
 from secateurs.ops.pattern_linear.cpu import VECTORS
 
@@ -27,30 +25,13 @@ def _refuse(operands: Operands) -> str | None:
 
 
 def _run(operands: Operands) -> Tensor:
-    x, values, scales, places, indptr, starts, bias, activation, multiplier, residual = operands
-    y = operands.new_output()
-    x, bias = rows_of(x), contiguous(bias)
-    m, k = x.shape
-    multiplier, multiplier_start, multiplier_stride = cpu.prepared_rows(multiplier)
-    residual, residual_start, residual_stride = cpu.prepared_rows(residual)
+    _, values, scales, places, indptr, starts, *_ = operands
     n, v = scales.shape[0], values.shape[1]
-    cpu.kernels.int8_vector_linear(
-        isa=cpu.isa_number(),
-        dtype=cpu.DTYPES[x.dtype],
-        x=x.data_ptr(),
-        x_stride=x.stride(0),
-        m=m,
-        n=n,
-        k=k,
+    return cpu.run_linear(
+        cpu.kernels.int8_vector_linear,
+        operands,
+        n,
         values=values.data_ptr(),
-        bias=address(bias),
-        activation=cpu.ACTIVATIONS[activation],
-        multiplier=multiplier_start,
-        multiplier_stride=multiplier_stride,
-        residual=residual_start,
-        residual_stride=residual_stride,
-        y=y.data_ptr(),
-        threads=torch.get_num_threads(),
         scales=scales.data_ptr(),
         places=places.data_ptr(),
         indptr=indptr.data_ptr(),
@@ -58,7 +39,6 @@ def _run(operands: Operands) -> Tensor:
         groups=n // v,
         v=v,
     )
-    return y
 
 
 BACKEND = Backend("cpu", _refuse, _run)

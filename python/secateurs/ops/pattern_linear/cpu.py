@@ -8,7 +8,6 @@ from torch import Tensor
 
 from secateurs.ops._backends import cpu
 from secateurs.ops._core.dispatch import Backend
-from secateurs.ops._core.memory import address, contiguous, rows_of
 from secateurs.ops.pattern_linear.operands import Operands
 
 VECTORS = (16, 32, 64, 128)
@@ -58,52 +57,34 @@ def _refuse_library(x: Tensor, library: Tensor) -> str | None:
 
 
 def _run(operands: Operands) -> Tensor:
-    x, values, index, library, bias, activation, multiplier, residual = operands
-    y = operands.new_output()
-    x, bias = rows_of(x), contiguous(bias)
-    m, k = x.shape
-    multiplier, multiplier_start, multiplier_stride = cpu.prepared_rows(multiplier)
-    residual, residual_start, residual_stride = cpu.prepared_rows(residual)
-    linear = {
-        "isa": cpu.isa_number(),
-        "dtype": cpu.DTYPES[x.dtype],
-        "x": x.data_ptr(),
-        "x_stride": x.stride(0),
-        "m": m,
-        "n": operands.out_features(),
-        "k": k,
-        "values": values.data_ptr(),
-        "bias": address(bias),
-        "activation": cpu.ACTIVATIONS[activation],
-        "multiplier": multiplier_start,
-        "multiplier_stride": multiplier_stride,
-        "residual": residual_start,
-        "residual_stride": residual_stride,
-        "y": y.data_ptr(),
-        "threads": torch.get_num_threads(),
-    }
+    _, values, index, library, *_ = operands
+    n = operands.out_features()
     if library is None:
         groups, kept = index.shape
-        cpu.kernels.pattern_linear(
-            **linear,
+        return cpu.run_linear(
+            cpu.kernels.pattern_linear,
+            operands,
+            n,
+            values=values.data_ptr(),
             columns=index.data_ptr(),
             indptr=0,
             groups=groups,
             kept=kept,
             v=values.shape[2],
         )
-    else:
-        patterns, block_outputs, block_inputs = library.shape
-        cpu.kernels.library_linear(
-            **linear,
-            codes=index.data_ptr(),
-            library=library.data_ptr(),
-            patterns=patterns,
-            block_outputs=block_outputs,
-            block_inputs=block_inputs,
-            ones=values.shape[2],
-        )
-    return y
+    patterns, block_outputs, block_inputs = library.shape
+    return cpu.run_linear(
+        cpu.kernels.library_linear,
+        operands,
+        n,
+        values=values.data_ptr(),
+        codes=index.data_ptr(),
+        library=library.data_ptr(),
+        patterns=patterns,
+        block_outputs=block_outputs,
+        block_inputs=block_inputs,
+        ones=values.shape[2],
+    )
 
 
 BACKEND = Backend("cpu", _refuse, _run)
