@@ -3,11 +3,12 @@
     python benchmarks/methods.py --data-dir DIR --tasks sst2,cola,stsb,qnli --json methods.jsonl
 
 One model is fine-tuned for each task and seed; every method starts from it, at the same budgets and
-epochs. A row holds the metric of the dense, the pruned and the converted model over the whole
-validation split, what is kept by four denominators, the time of a training step over that of plain
-fine-tuning, and the latency of the converted model, alternating with the dense one. Rows that the
-file already holds are not run again, and an interrupted run goes on from its last checkpoint;
-checkpoints of complete runs are removed, fine-tuned models stay.
+epochs. A row holds the metric of the dense model, of the plan before any recovery, as it is and
+(a method that does not train) re-fitted, and of the recovered and the converted model, over the whole validation split; what is
+kept by three denominators, the time of a training step over that of plain fine-tuning, and the
+latency of the converted model, alternating with the dense one. Rows that the file already holds are
+not run again, and an interrupted run goes on from its last checkpoint; checkpoints of complete runs
+are removed, fine-tuned models stay.
 
 The rows of results/methods.jsonl are smaller than the defaults, 225 steps a method: one to three
 minutes of one core each.
@@ -23,6 +24,7 @@ import copy
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from benchmarks.dense import (
     Dense,
     Rows,
     add_arguments,
+    calibration,
     fine_tuned,
     listed,
     prepare,
@@ -41,13 +44,16 @@ from benchmarks.dense import (
     steps_of,
     task_data,
 )
+from torch import nn
 
 import secateurs as sc
 from secateurs.measurement.inputs import token_inputs
 from secateurs.measurement.quality import backend_of
 from secateurs.measurement.rows import row
 from secateurs.measurement.timing import measure
-from secateurs.training.task_recipe import Outcome, Settings, prune_on_task
+from secateurs.plan import SparsityPlan
+from secateurs.training.task_recipe import Outcome, prune_on_task
+from secateurs.training.trainer import Distillation
 
 HEADS = ("random", "magnitude", "gradient", "smp", "voita", "dsp")
 PATTERNS = ("random", "magnitude", "admm_pattern")
@@ -55,16 +61,18 @@ WEIGHTS = ("random", "magnitude", "seven_pre", "seven", "platon", "dcil")
 BOTH = ("random", "magnitude", "gradient", "mlpruning", "sensi_bert")
 Run = tuple[str, str, dict[str, Any]]
 RUNS: tuple[Run, ...] = (
-    *((method, f"heads={f}", {}) for f in (0.5, 0.75) for method in HEADS),
+    *((method, f"heads={f}", {}) for f in (0.5, 0.75, 0.9) for method in HEADS),
     *((method, "modules=0.5", {}) for method in ("random", "magnitude", "snip_identity")),
     ("snip_identity", "modules=0.5", {"spectral": 0}),
     ("snip_identity", "modules=0.5", {"estimator": "rel"}),
+    ("snip_identity", "modules=0.5", {"modules_in": "parameters"}),
+    ("snip_identity", "modules=0.5", {"modules_in": "parameters", "spectral": 0}),
     *(
         (method, f"patterns=0.5{kind}", {})
         for kind in ("", ",pattern=library")
         for method in PATTERNS
     ),
-    *((method, f"weights={f}", {}) for f in (0.5, 0.7, 0.9) for method in WEIGHTS),
+    *((method, f"weights={f}", {}) for f in (0.5, 0.7, 0.8, 0.9) for method in WEIGHTS),
     *((method, "heads=0.5,neurons=0.5", {}) for method in BOTH),
     ("sensi_bert", "heads=0.5,neurons=0.5", {"order": "magnitude"}),
     ("sensi_bert", "heads=0.5,neurons=0.5", {"allocator": "per_layer"}),
@@ -77,7 +85,7 @@ LATENCY_SHAPE = (8, 32)
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     prepare(options)
-    rows = Rows(options.json, "task", "seed", "method", "budget", "options")
+    rows = Rows(options.json, "task", "seed", "method", "budget", "options", "imitates")
     for name in options.tasks:
         data = task_data(name, options)
         for seed in range(options.seeds):
@@ -86,22 +94,44 @@ def main(arguments: list[str] | None = None) -> int:
                 method, budget, chosen = run
                 record = {"task": name, "seed": seed, "method": method, "budget": budget}
                 record["options"] = chosen
+                if options.imitate:
+                    record["imitates"] = True
                 if not _wanted(run, options) or record in rows:
                     continue
                 named = (method, budget, *(f"{k}={v}" for k, v in chosen.items()))
                 checkpoints = dense.work / "-".join(named)
-                found = one(run, dense, checkpoints, settings_of(options, seed), options)
-                record |= report(found, dense, options)
+                before: dict[str, float] = {}
+                found = one(run, dense, checkpoints, seed, options, before)
+                record |= before | report(found, dense, options)
                 rows.add(record)
                 shutil.rmtree(checkpoints, ignore_errors=True)  # half a gigabyte of checkpoints
                 _print(record)
     return 0
 
 
-def one(run: Run, dense: Dense, checkpoints: Path, settings: Settings, options: Any) -> Outcome:
+def one(
+    run: Run,
+    dense: Dense,
+    checkpoints: Path,
+    seed: int,
+    options: Any,
+    before: dict[str, float],
+) -> Outcome:
+    """Prune and recover; what the plan scores before it recovers goes to `before`."""
     method, budget, chosen = run
     if method == "smp":
         chosen = {**chosen, "pair": int(dense.data.task.pair)}
+
+    def judge(model: nn.Module, plan: SparsityPlan) -> None:
+        before["unrecovered"] = dense.score(sc.apply(model, plan))
+        if options.refit and not _trains(method):  # a training leaves no dense model to fit to
+            batches = calibration(dense, options.refit, options.batch_size, seed)
+            fitted = sc.refit(copy.deepcopy(model), plan, batches, progress=False)
+            before["refitted"] = dense.score(sc.apply(fitted, plan))
+
+    settings = settings_of(options, seed)
+    if options.imitate:
+        settings = replace(settings, distillation=Distillation())
     return prune_on_task(
         copy.deepcopy(dense.model),
         dense.data,
@@ -114,6 +144,7 @@ def one(run: Run, dense: Dense, checkpoints: Path, settings: Settings, options: 
         examples=options.examples,
         progress=False,
         options=chosen,
+        before_recovery=judge,
     )
 
 
@@ -128,7 +159,7 @@ def report(found: Outcome, dense: Dense, options: Any) -> dict[str, Any]:
     inputs = token_inputs(dense.model, LATENCY_SHAPE)
     timing = measure(fast, inputs, dense.model, min_time=options.min_time, compare=False)
     steps = steps_of(data, options.prune_epochs, options)
-    trains = sc.METHODS[plan.notes["method"]].needs & sc.Needs.TRAINING
+    trains = _trains(plan.notes["method"])
     latency = row(
         timing,
         model=options.model,
@@ -159,6 +190,10 @@ def report(found: Outcome, dense: Dense, options: Any) -> dict[str, Any]:
     }
 
 
+def _trains(method: str) -> bool:
+    return sc.Needs.TRAINING in sc.METHODS[method].needs
+
+
 def _wanted(run: Run, options: Any) -> bool:
     method, budget, _ = run
     return method in (options.methods or [method]) and budget in (options.budgets or [budget])
@@ -169,7 +204,9 @@ def _print(record: Mapping[str, Any]) -> None:
     step = record["step_over_plain"]
     print(
         f"  {record['method']:<14}{record['budget']:<14}{record['options'] or ''!s:<16}"
-        f"{record['metric']} {record['pruned']:.4f} (dense {record['dense']:.4f})  kept "
+        f"{record['metric']} {record['unrecovered']:.4f} without recovery, "
+        + (f"{record['refitted']:.4f} re-fitted, " if "refitted" in record else "")
+        + f"{record['pruned']:.4f} recovered (dense {record['dense']:.4f})  kept "
         f"{kept[0]:.2f} {kept[1]:.2f} {kept[2]:.2f}  speedup {record['latency']['speedup']:.2f}  "
         f"{sum(record['seconds'].values()):.0f} s"
         + (f", a step {step:.2f} of a plain one" if step else ""),
@@ -190,6 +227,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budgets", nargs="+", default=[], help="default: all")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--examples", type=int, default=512, help="that one-shot methods read")
+    parser.add_argument("--refit", type=int, default=0, help="examples to re-fit by, if any")
+    parser.add_argument("--imitate", action="store_true", help="learn from the dense model, too")
     parser.add_argument("--prune-epochs", type=float, default=1)
     parser.add_argument("--recover-epochs", type=float, default=0.5)
     parser.add_argument("--min-time", type=float, default=1.0, help="seconds of timing a row")

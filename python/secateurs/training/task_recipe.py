@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -233,6 +233,7 @@ def prune_on_task(
     examples: int = 512,
     progress: bool = True,
     options: Mapping[str, Any] | None = None,
+    before_recovery: Callable[[nn.Module, SparsityPlan], None] | None = None,
 ) -> Outcome:
     """Prune a fine-tuned `model`, which is trained further in place.
 
@@ -242,6 +243,8 @@ def prune_on_task(
 
     Args:
         directory: for checkpoints; whole ones of the same run are gone on from.
+        before_recovery: called with the model, dense in form, and its plan before that recovers;
+            it must leave the model as it is.
 
     Raises as `Session`, `prune` and `train`, DataError for no epochs where a method needs them.
     """
@@ -272,6 +275,8 @@ def prune_on_task(
         )
         seconds["prune"] = time.perf_counter() - start
         left = prune_epochs + recover_epochs
+    if before_recovery is not None:
+        before_recovery(model, plan)
     with Session(model, plan, seed=settings.seed) as session:
         if left > 0:
             seconds["recover"] = train(
