@@ -3,12 +3,12 @@
     python benchmarks/methods.py --data-dir DIR --tasks sst2,cola,stsb,qnli --json methods.jsonl
 
 One model is fine-tuned for each task and seed; every method starts from it, at the same budgets and
-epochs. A row holds the metric of the dense model, of the plan before any recovery, as it is and
-(a method that does not train) re-fitted, and of the recovered and the converted model, over the whole validation split; what is
-kept by three denominators, the time of a training step over that of plain fine-tuning, and the
-latency of the converted model, alternating with the dense one. Rows that the file already holds are
-not run again, and an interrupted run goes on from its last checkpoint; checkpoints of complete runs
-are removed, fine-tuned models stay.
+epochs. A row holds the metric of the dense model, of the plan before any recovery (as it is, and
+re-fitted where the method does not train), and of the recovered and the converted model, over the
+whole validation split; what is kept by three denominators, the time of a training step over that of
+plain fine-tuning, and the latency of the converted model, alternating with the dense one. Rows that
+the file already holds are not run again, and an interrupted run goes on from its last checkpoint;
+checkpoints of complete runs are removed, fine-tuned models stay.
 
 The rows of results/methods.jsonl are smaller than the defaults, 225 steps a method: one to three
 minutes of one core each.

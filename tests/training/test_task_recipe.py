@@ -105,11 +105,16 @@ def test_equal_epochs_for_every_method_and_going_on_after_an_interruption(model_
     settings = Settings(lr=1e-3, batch_size=8)
     work = glue.parent / "work"
     ends = {}
+    seen = []
+
+    def look(model, plan):
+        seen.append(evaluate(secateurs.apply(model, plan), data))
+
     for method, budget in (("magnitude", "heads=0.5"), ("dsp", "heads=0.5")):
         for attempt in range(2):
             outcome = prune_on_task(
                 open_classifier(model_folder, 2), data, method, budget, work / method, settings,
-                prune_epochs=2, recover_epochs=1, progress=False,
+                prune_epochs=2, recover_epochs=1, progress=False, before_recovery=look,
             )  # fmt: skip
             state = {k: v.clone() for k, v in outcome.model.state_dict().items()}
             files = work.joinpath(method).glob("*/checkpoint-*/trainer_state.json")
@@ -126,6 +131,8 @@ def test_equal_epochs_for_every_method_and_going_on_after_an_interruption(model_
         )  # fmt: skip
         masked = secateurs.apply(outcome.model, outcome.plan)
         assert evaluate(masked, data) == outcome.metrics
+        assert seen[0] == seen[1] != outcome.metrics, "the plan, before it recovered"
+        seen.clear()
 
 
 def run(*arguments: object) -> int:
