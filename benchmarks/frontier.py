@@ -27,8 +27,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ with suppress(ValueError):
     sys.path.remove(str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np
 import torch
 from benchmarks.dense import (
     EMBEDDINGS,
@@ -54,16 +53,14 @@ from benchmarks.dense import (
     task_data,
     where,
 )
+from benchmarks.dense_peers import PEERS, dense_peers, times_beside
 from torch import Tensor, nn
 
 import secateurs as sc
 from secateurs.architectures.sites import find_sites
+from secateurs.cli.arguments import shape
 from secateurs.data.batches import check_batches, evaluating
-from secateurs.errors import BackendError
-from secateurs.measurement.inputs import token_inputs
-from secateurs.measurement.peers import peer_in
-from secateurs.measurement.peers.apart import SETTLE, Apart, Order
-from secateurs.measurement.timing import alternate, sampler
+from secateurs.measurement.peers.apart import Apart
 from secateurs.reconstruction.walk import Walk
 from secateurs.search import Search
 from secateurs.search.sizes import Size, heads_kept, neurons_kept
@@ -77,7 +74,6 @@ SHARES = {
     "shares, tuned": "kprune",
 }
 TIMED = ("gradient", "mask tuning", "quick", "normal", "long")
-PEERS = ("openvino", "onnxruntime", "compiled")
 Batches = list[dict[str, Tensor]]
 
 
@@ -91,7 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
             if name == EMBEDDINGS
             else fine_tuned(task_data(name, options), options)
         )
-        with dense_peers(dense, options) as peers:
+        timed = set(options.variants) & set(TIMED)
+        names = options.peers if timed else ()
+        with dense_peers(dense, names, options.shape, options.linears) as peers:
             for seed in range(options.seeds):
                 runs = Runs(dense, seed, peers, options)
                 for kept in options.kept:
@@ -103,26 +101,6 @@ def main(arguments: list[str] | None = None) -> int:
                             rows.add(record)
                             _print(record)
     return 0
-
-
-@contextmanager
-def dense_peers(dense: Dense, options: argparse.Namespace) -> Iterator[dict[str, Apart]]:
-    """Other runtimes of the dense model, as far as they are installed and something is timed."""
-    found: dict[str, Apart] = {}
-    with ExitStack() as stack:
-        for name in options.peers if set(options.variants) & set(TIMED) else ():
-            inputs = token_inputs(dense.model, options.shape)
-            examples = [
-                {name: value[:1] for name, value in batch.items()}
-                for batch in calibration(dense, 64, 1)
-            ]
-            order = Order(dense.model, inputs, examples, torch.get_num_threads())
-            try:
-                peer = peer_in(name, options.linears)
-                found[name] = stack.enter_context(Apart(peer, order))
-            except BackendError as error:
-                print(f"  {name}: left out, {error}")
-        yield found
 
 
 class Runs:
@@ -182,7 +160,7 @@ class Runs:
         else:
             fast = found.model
         seconds = time.perf_counter() - start
-        times = self._times(fast)
+        times = times_beside(fast, self._dense, self._peers, options.shape, options.min_time)
         return {
             "score": self._dense.score(fast),
             "asked_ms": times["stock_ms"] / speedup,
@@ -210,22 +188,6 @@ class Runs:
             if variant in ("shares, tuned", "mask tuning")
             else partial(sc.refit, progress=False)
         )
-
-    @torch.inference_mode()
-    def _times(self, fast: nn.Module) -> dict[str, Any]:
-        """Medians in turns with the model as transformers runs it and the dense peers."""
-        inputs, device = token_inputs(self._dense.model, self._options.shape), torch.device("cpu")
-        ours = [
-            sampler(partial(model, **inputs), device, settle=SETTLE if self._peers else 0.0)
-            for model in (fast, self._dense.model)
-        ]
-        others = [peer.sample for peer in self._peers.values()]
-        samples = alternate([*ours, *others], min_repeats=15, min_time=self._options.min_time)
-        ms, stock, *of_peers = map(float, np.median(np.array(samples), axis=1))
-        low, high = np.quantile(samples[0], (0.2, 0.8))
-        peer_ms, peer = min(zip(of_peers, self._peers, strict=True), default=(None, None))
-        times = {"ms": ms, "spread_ms": float(high - low), "stock_ms": stock}
-        return {**times, "peer": peer, "peer_ms": peer_ms}
 
 
 def _nearest(sizes: Sequence[int], wanted: float) -> int:
@@ -296,9 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=int, default=3, help="of the calibration data")
     parser.add_argument("--examples", type=int, default=512, help="that the search reads")
-    parser.add_argument(
-        "--shape", type=lambda text: tuple(map(int, text.split("x"))), default=(8, 128)
-    )
+    parser.add_argument("--shape", type=shape, default=(8, 128), metavar="BxT")
     parser.add_argument("--linears", choices=("int8",), help="the precision of `compress`")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, help="default: all")
     parser.add_argument("--min-time", type=float, default=1.0, help="seconds of timing a row")

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import shutil
 import sys
 from collections.abc import Mapping
@@ -43,10 +44,13 @@ from benchmarks.dense import (
     settings_of,
     steps_of,
     task_data,
+    where,
 )
+from benchmarks.dense_peers import PEERS, dense_peers, times_beside
 from torch import nn
 
 import secateurs as sc
+from secateurs.cli.arguments import shape
 from secateurs.measurement.inputs import token_inputs
 from secateurs.measurement.quality import backend_of
 from secateurs.measurement.rows import row
@@ -170,6 +174,9 @@ def report(found: Outcome, dense: Dense, options: Any) -> dict[str, Any]:
         baseline="dense",
         variant="converted",
     )
+    beside = {}
+    if options.peers:
+        beside["beside"] = [times_in(p, found, dense, options) for p in (None, "int8")]
     return {
         "metric": dense.metric,
         "dense": dense.metrics[dense.metric],
@@ -187,7 +194,18 @@ def report(found: Outcome, dense: Dense, options: Any) -> dict[str, Any]:
         "lr": options.lr,
         "precision": options.precision,
         "latency": latency,
+        **beside,
     }
+
+
+def times_in(precision: str | None, found: Outcome, dense: Dense, options: Any) -> dict[str, Any]:
+    """What the model scores with linears in a precision, and its time beside dense peers in it."""
+    tokens = math.prod(options.shape)
+    fast = sc.convert(found.model, found.plan, tokens=tokens, precision=precision)
+    with dense_peers(dense, options.peers, options.shape, precision) as peers:
+        times = times_beside(fast, dense, peers, options.shape, options.min_time)
+    named = {"precision": precision, "shape": list(options.shape), "score": dense.score(fast)}
+    return {**named, **where(options), **times}
 
 
 def _trains(method: str) -> bool:
@@ -231,6 +249,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--imitate", action="store_true", help="learn from the dense model, too")
     parser.add_argument("--prune-epochs", type=float, default=1)
     parser.add_argument("--recover-epochs", type=float, default=0.5)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=(), help="to time beside")
+    parser.add_argument(
+        "--shape", type=shape, default=(8, 128), metavar="BxT", help="that peers are timed at"
+    )
     parser.add_argument("--min-time", type=float, default=1.0, help="seconds of timing a row")
     return parser
 

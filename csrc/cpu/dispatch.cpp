@@ -95,7 +95,9 @@ Features detect() {
   f.avx_vnni = f.avx2 && more && bit(a, 4);
   // With permutations of bytes, which all have but one, Cooper Lake.
   f.avx512_bf16 = f.avx512_vnni && more && bit(a, 5) && bit(c70, 1);
-  f.amx = f.avx512_bf16 && bit(d70, 22) && bit(d70, 24) && saves(0x600e6) && tiles_permitted();
+  // Tiles, with products of bfloat16 and of codes.
+  f.amx = f.avx512_bf16 && bit(d70, 22) && bit(d70, 24) && bit(d70, 25) && saves(0x600e6) &&
+          tiles_permitted();
   return f;
 }
 

@@ -108,7 +108,8 @@ class Scratch:
         while time.monotonic() < end:
             finished, status = os.waitpid(child, os.WNOHANG)
             if finished:
-                return os.waitstatus_to_exitcode(status)
+                code = os.waitstatus_to_exitcode(status)
+                return TESTS_FAILED if code < 0 else code  # by a signal: the fault crashed the test
             time.sleep(0.05)
         os.killpg(child, signal.SIGKILL)
         os.waitpid(child, 0)

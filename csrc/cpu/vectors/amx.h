@@ -8,6 +8,8 @@
 namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
 
+inline I load(const std::int32_t* p) { return {_mm512_loadu_si512(p)}; }
+
 // Shapes of the tiles, as the CPU reads them.
 struct alignas(64) TileConfig {
   std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -47,6 +49,13 @@ inline void tile_store(void* to, std::int64_t stride) {
 template <int sum, int a, int b>
 inline void tile_dot() {
   __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
+}
+
+// sum[i][j] += sum over p < 4 k of a[i][p] b[p / 4][4 j + p % 4], codes of a with a sign and of b
+// without, in whole numbers.
+template <int sum, int a, int b>
+inline void tile_dot_codes() {
+  __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
 }
 
 #else
@@ -100,23 +109,46 @@ inline float widened(bf16 x) {
   __builtin_memcpy(&wide, &bits, sizeof wide);
   return wide;
 }
-template <int sum, int a, int b>
-inline void tile_dot() {
+// Whether tiles have shapes that can be multiplied.
+inline void check_shapes(int sum, int a, int b) {
   const TileConfig& c = emulated.config;
   if (!c.rows[sum] || c.rows[a] != c.rows[sum] || c.row_bytes[b] != c.row_bytes[sum] ||
       c.row_bytes[a] != 4 * c.rows[b])
     __builtin_trap();
-  for (int i = 0; i < c.rows[sum]; ++i)
-    for (int j = 0; j < c.row_bytes[sum] / 4; ++j) {
-      float even = 0, odd = 0;
-      for (int p = 0; p < c.rows[b]; ++p) {
-        const auto left = emulated_word<Pair>(a, i, p), right = emulated_word<Pair>(b, p, j);
-        even += widened(left.first) * widened(right.first);
-        odd += widened(left.second) * widened(right.second);
-      }
-      const float total = emulated_word<float>(sum, i, j) + (even + odd);
+}
+// Replaces each element of four bytes of `sum` by what `next` makes of it, its row and its place.
+template <class Word, class Next>
+inline void renew(int sum, const Next& next) {
+  for (int i = 0; i < emulated.config.rows[sum]; ++i)
+    for (int j = 0; j < emulated.config.row_bytes[sum] / 4; ++j) {
+      const Word total = next(emulated_word<Word>(sum, i, j), i, j);
       __builtin_memcpy(emulated.bytes[sum][i] + 4 * j, &total, sizeof total);
     }
+}
+template <int sum, int a, int b>
+inline void tile_dot() {
+  check_shapes(sum, a, b);
+  renew<float>(sum, [](float before, int i, int j) {
+    float even = 0, odd = 0;
+    for (int p = 0; p < emulated.config.rows[b]; ++p) {
+      const auto left = emulated_word<Pair>(a, i, p), right = emulated_word<Pair>(b, p, j);
+      even += widened(left.first) * widened(right.first);
+      odd += widened(left.second) * widened(right.second);
+    }
+    return before + (even + odd);
+  });
+}
+template <int sum, int a, int b>
+inline void tile_dot_codes() {
+  check_shapes(sum, a, b);
+  renew<std::int32_t>(sum, [](std::int32_t before, int i, int j) {
+    for (int p = 0; p < emulated.config.rows[b]; ++p) {
+      const auto left = emulated_word<Quad>(a, i, p), right = emulated_word<Quad>(b, p, j);
+      for (int e = 0; e < 4; ++e)
+        before += static_cast<std::int8_t>(left.codes[e]) * right.codes[e];
+    }
+    return before;
+  });
 }
 
 #endif

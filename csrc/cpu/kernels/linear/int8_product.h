@@ -24,6 +24,68 @@ constexpr int about_words = sizeof(GroupOfRow) / sizeof(Quad);
 // A packed tile: group by group, [rows][codes of a group], then [rows] of what is beside them.
 inline int64_t group_offset(int64_t rows) { return rows * (group_words + about_words); }
 
+inline GroupOfRow* about_rows(Quad* group, int64_t rows) {
+  return reinterpret_cast<GroupOfRow*>(group + rows * group_words);
+}
+inline const GroupOfRow* about_rows(const Quad* group, int64_t rows) {
+  return reinterpret_cast<const GroupOfRow*>(group + rows * group_words);
+}
+
+// x[0 .. rows][0 .. k] to a packed tile of `height` rows; those beyond are left as they are.
+template <class T>
+__attribute__((always_inline)) inline void pack_codes(const T* x, int64_t x_stride, int rows,
+                                                      int64_t height, int64_t k, int64_t words,
+                                                      Quad* to) {
+  for (int64_t g = 0; g * group_words < words; ++g, to += group_offset(height)) {
+    const int64_t k0 = g * scaled_together;
+    const int count = static_cast<int>(clamp(k - k0, 0, scaled_together));
+    GroupOfRow* about = about_rows(to, height);
+    for (int i = 0; i < rows; ++i) {
+      I sum[2] = {whole(0), whole(0)};
+      about[i].scale = quantise_group(x + i * x_stride + k0, count, to + i * group_words,
+                                      [&](int half, I code) { sum[half] = sum[half] + code; });
+      about[i].start[0] = -128 * total(sum[0]);
+      about[i].start[1] = -128 * total(sum[1]);
+      about[i].start[2] = about[i].start[0] + about[i].start[1];
+    }
+  }
+}
+
+// The groups of inputs that the blocks of a panel meet, one after the other.
+class MetGroups {
+ public:
+  explicit MetGroups(const Panel<Quad>& p)
+      : a(p.a), index(p.index), end(p.index + (p.depth ? p.blocks : 0)), depth(p.depth) {}
+
+  // Goes on to the next group, unless there is none.
+  bool next() {
+    if (index == end) return false;
+    word = at();
+    second = word % group_words != 0;
+    advance();
+    both = !second && index < end && at() == word + half_words;
+    if (both) advance();
+    return true;
+  }
+
+  // Of a packed tile of `rows` rows.
+  const Quad* in_tile(int64_t rows) const { return a + word / group_words * group_offset(rows); }
+
+  bool second, both;  // halves that are met: the second alone, both, or the first alone
+
+ private:
+  const Quad* a;
+  const std::int32_t *index, *end;  // the next block
+  int64_t depth, done = 0;          // words of a block, and of those that are behind
+  int64_t word = 0;                 // where the group begins
+
+  int64_t at() const { return *index * depth + done; }
+  void advance() {
+    done += half_words;
+    if (done == depth) ++index, done = 0;
+  }
+};
+
 template <int MR, int NV, bool first>
 void int8_panel(const Panel<Quad>& p) {
   // As in panel(): a short tile has too few sums to hide the latency of a dot product.
@@ -37,26 +99,16 @@ void int8_panel(const Panel<Quad>& p) {
       total[i][j] = p.accumulate ? load(p.c + i * p.c_stride + j * W) : zero();
 
   const Quad* w = p.w;
-  const int64_t blocks = p.depth ? p.blocks : 0;
-  int64_t b = 0, done = 0;  // blocks, and words of the next one
-  while (b < blocks) {
-    const int64_t word = p.index[b] * p.depth + done;
-    const auto advance = [&] {
-      done += half_words;
-      if (done == p.depth) ++b, done = 0;
-    };
-    advance();
-    const bool second = word % group_words != 0;
-    const bool both = !second && b < blocks && p.index[b] * p.depth + done == word + half_words;
-    if (both) advance();
-
-    const Quad* group = p.a + word / group_words * group_offset(MR);
-    const Quad* a = group + (second ? half_words : 0);
-    const auto* about = reinterpret_cast<const GroupOfRow*>(group + MR * group_words);
+  MetGroups met(p);
+  while (met.next()) {
+    const Quad* group = met.in_tile(MR);
+    const Quad* a = group + (met.second ? half_words : 0);
+    const GroupOfRow* about = about_rows(group, MR);
+    const int halves = met.both ? 2 : 1, start_of = met.both ? 2 : met.second;
     I sum[lanes][MR][NV];
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
-      const I start = whole(about[i].start[both ? 2 : second]);
+      const I start = whole(about[i].start[start_of]);
 #pragma GCC unroll 2
       for (int j = 0; j < NV; ++j) {
         sum[0][i][j] = start;
@@ -64,7 +116,7 @@ void int8_panel(const Panel<Quad>& p) {
         for (int l = 1; l < lanes; ++l) sum[l][i][j] = whole(0);
       }
     }
-    for (int half = both ? 2 : 1; half > 0; --half) {
+    for (int half = 0; half < halves; ++half) {
 #pragma GCC unroll 8
       for (int k = 0; k < half_words; ++k) {
         if (first) {
@@ -144,20 +196,7 @@ class Int8Product {
   // x[0 .. rows][0 .. k] to a packed tile.
   static void pack_tile(const T* x, int64_t x_stride, int rows, int64_t k, int64_t words,
                         Quad* to) {
-    for (int64_t g = 0; g * group_words < words; ++g, to += group_offset(rows)) {
-      const int64_t k0 = g * scaled_together;
-      const int count = static_cast<int>(clamp(k - k0, 0, scaled_together));
-      auto* about = reinterpret_cast<GroupOfRow*>(to + rows * group_words);
-      for (int i = 0; i < rows; ++i) {
-        Quad* codes = to + i * group_words;
-        I sum[2] = {whole(0), whole(0)};
-        about[i].scale = quantise_group(x + i * x_stride + k0, count, codes,
-                                        [&](int half, I code) { sum[half] = sum[half] + code; });
-        about[i].start[0] = -128 * total(sum[0]);
-        about[i].start[1] = -128 * total(sum[1]);
-        about[i].start[2] = about[i].start[0] + about[i].start[1];
-      }
-    }
+    pack_codes(x, x_stride, rows, rows, k, words, to);
   }
 
   // The panel of a tile of `rows` rows.
