@@ -118,6 +118,11 @@ __device__ inline float shuffle_xor(float x, int lanes) {
   return __shfl_xor_sync(0xffffffffu, x, lanes);
 }
 
+// Bit l: what lane l says.
+__device__ inline std::uint32_t ballot(bool mine) { return __ballot_sync(0xffffffffu, mine); }
+
+__device__ inline int leading_zeros(int x) { return __clz(x); }
+
 // 2^x, two units in the last place off at most; denormal results are zero.
 __device__ inline float exp2(float x) {
   float y;

@@ -44,7 +44,7 @@ def seeded(file: str, text: str) -> str:
     return text
 
 
-STACKED, ATTENTION = "stacked_linear.cuh", "attention.cu"
+STACKED, ATTENTION, KEY_STACK = "stacked_linear.cuh", "attention.cu", "key_stack.cuh"
 SPARSE, LIBRARY, NORM = "sparse_linear.cu", "library_linear.cu", "add_norm.cu"
 TILE, EPILOGUE, NUMBER = "tile.cuh", "epilogue.cuh", "number.cuh"
 WAIT = "ptx::wait_copies<C::STAGES - 2>();"
@@ -159,65 +159,75 @@ FAULTS = (
         "load_rows<C>(tile + C::STAGE, k, p.v_stride.row, keys);",
         "attention",
     ),
-    Fault(ATTENTION, "key * stride + chunk * 8", "key * stride", "attention"),
+    Fault(KEY_STACK, "key * stride + chunk * 8", "key * stride", "attention"),
     Fault(ATTENTION, "at * p.q_stride.row", "at * p.q_stride.head", "attention"),
     Fault(ATTENTION, "h / (p.heads / p.kv_heads)", "h", "attention"),
     Fault(
         ATTENTION,
-        "((lane / 4 + i * 8) * C::ROW + d) * 4 + lane % 4",
-        "(lane / 4 * C::ROW + d) * 4 + lane % 4",
+        "((f * 16 + lane / 4 + i * 8) * C::ROW + d) * 4 + lane % 4",
+        "((f * 16 + lane / 4) * C::ROW + d) * 4 + lane % 4",
         "attention",
     ),
     # What is seen.
-    Fault(ATTENTION, "key <= row + offset", "key < row + offset", "causal"),
+    Fault(KEY_STACK, "last - places.first[i] + 1", "last - places.first[i]", "causal"),
+    Fault(KEY_STACK, "places.first[i] + (1 << log_run) - 1 <= last", "true", "causal"),
+    Fault(KEY_STACK, "places.mask[i] < 0", "true", "block=128"),
+    Fault(KEY_STACK, "places.seen[i] == ~0u", "true", "padded"),
+    Fault(KEY_STACK, "begin - w * 32", "begin", "causal"),
+    Fault(KEY_STACK, "words_[w] >>= left;", ";", "causal"),
+    Fault(KEY_STACK, "pair >> 8 ? 0 : 2", "0", "block=64"),
+    Fault(KEY_STACK, "column >> log_run", "0", "block=16"),
+    Fault(KEY_STACK, "min(log_block, 6)", "log_block", "block=128"),
+    Fault(ATTENTION, "s.cut.heads == 1 ? first + warp * C::OF_WARP : 0", "first + 64", "causal"),
+    Fault(ATTENTION, "rows[f][i] + offset", "offset", "causal"),
     Fault(
         ATTENTION,
         "min(p.keys, first + C::QUERIES + offset)",
         "min(p.keys, first + offset)",
         "causal",
     ),
-    Fault(ATTENTION, "key >= p.keys || (key_mask && !key_mask[key])", "key >= p.keys", "padded"),
+    Fault(KEY_STACK, "key < p.keys && !(key_mask && !key_mask[key])", "key < p.keys", "padded"),
     Fault(ATTENTION, "h * (p.pattern.rows + 1)", "0", "block=16"),
-    Fault(
-        ATTENTION, "row % p.pattern.block * p.pattern.block", "row * p.pattern.block", "block=64"
-    ),
-    Fault(
-        ATTENTION,
-        "which * p.pattern.block * p.pattern.block + inside",
-        "which * p.pattern.block * p.pattern.block",
-        "block=64",
-    ),
+    Fault(KEY_STACK, "row & (p.pattern.block - 1)", "row", "block=64"),
+    Fault(KEY_STACK, "(which << 2 * log_block) + inside", "which << 2 * log_block", "block=128"),
     Fault(ATTENTION, "first / p.pattern.block", "blockIdx.x", "block=128"),
     Fault(ATTENTION, "p.kv_of[h]", "0", "mapped"),
     Fault(ATTENTION, "first + row < s.p.queries", "true", "attention"),
     Fault(ATTENTION, "(row[1] - row[0]) * p.pattern.block", "row[1] * p.pattern.block", "block="),
     Fault(ATTENTION, "stack.begin = row[0];", "stack.begin = 0;", "block="),
     Fault(
-        ATTENTION,
-        "p.pattern.indices[block] * p.pattern.block + inside",
-        "p.pattern.indices[block] * p.pattern.block",
+        KEY_STACK,
+        "(p.pattern.indices[block] << log_block) + inside",
+        "p.pattern.indices[block] << log_block",
         "block=",
     ),
-    Fault(ATTENTION, "p.key_mask + std::int64_t{b} * p.keys", "p.key_mask", "padded"),
+    Fault(KEY_STACK, "p.key_mask + std::int64_t{sequence} * p.keys", "p.key_mask", "padded"),
     # The running softmax.
-    Fault(ATTENTION, "total[i] *= shrink;", ";", "attention"),
-    Fault(ATTENTION, "out[d][i * 2 + 1] *= shrink;", ";", "attention"),
-    Fault(ATTENTION, "ptx::shuffle_xor(highest[i], 2)", "highest[i]", "attention"),
-    Fault(ATTENTION, "total[i] += ptx::shuffle_xor(total[i], 1);", ";", "attention"),
-    Fault(ATTENTION, "highest[i] == -INFINITY ? 0.f : highest[i]", "highest[i]", "attention"),
-    Fault(ATTENTION, "total[i] == 0 ? 0.f : 1 / total[i]", "1 / total[i]", "attention"),
-    Fault(ATTENTION, "ptx::shuffle_xor(highest[i], 1)", "highest[i]", "attention"),
-    Fault(ATTENTION, "ptx::exp2(top[i] - base[i])", "ptx::exp2(base[i] - top[i])", "attention"),
-    Fault(ATTENTION, "top[i] = highest[i];", ";", "attention"),
-    Fault(ATTENTION, "total[i / 2] += score[n][i];", ";", "attention"),
+    Fault(ATTENTION, "total[f][i] *= shrink;", ";", "attention"),
+    Fault(ATTENTION, "out[f][d][i * 2 + 1] *= shrink;", ";", "attention"),
+    Fault(ATTENTION, "ptx::shuffle_xor(highest, 2)", "highest", "attention"),
+    Fault(ATTENTION, "total[f][i] += ptx::shuffle_xor(total[f][i], 1);", ";", "attention"),
+    Fault(
+        ATTENTION, "highest == -INFINITY ? 0.f : highest * scale", "highest * scale", "attention"
+    ),
+    Fault(ATTENTION, "total[f][i] == 0 ? 0.f : 1 / total[f][i]", "1 / total[f][i]", "attention"),
+    Fault(ATTENTION, "ptx::shuffle_xor(highest, 1)", "highest", "attention"),
+    Fault(
+        ATTENTION,
+        "ptx::exp2(top[f][i] * scale - base)",
+        "ptx::exp2(base - top[f][i] * scale)",
+        "attention",
+    ),
+    Fault(ATTENTION, "top[f][i] = highest;", ";", "attention"),
+    Fault(ATTENTION, "total[f][i] += weight;", ";", "attention"),
     # Keys in parts.
     Fault(ATTENTION, "steps * (part + 1) / parts", "steps * part / parts + 1", "parts"),
     Fault(ATTENTION, "tile_of_all * parts + part", "tile_of_all * parts", "parts"),
     Fault(ATTENTION, "step == begin", "step == 0", "parts"),
     Fault(
         ATTENTION,
-        "reinterpret_cast<float2*>(row)[C::D / 2] = {top[i], total[i]};",
-        "reinterpret_cast<float2*>(row)[C::D / 2] = {top[i], 1};",
+        "reinterpret_cast<float2*>(row)[C::D / 2] = {top[f][i] * scale, total[f][i]};",
+        "reinterpret_cast<float2*>(row)[C::D / 2] = {top[f][i], total[f][i]};",
         "parts",
     ),
     Fault(ATTENTION, "if (top == -INFINITY) continue;", ";", "parts"),
@@ -240,7 +250,12 @@ FAULTS = (
         "(std::int64_t{b} * p.queries + at) * p.heads + h",
         "attention",
     ),
-    Fault(ATTENTION, "row_of(s, first, warp * 16 + lane / 4).at", "first + lane / 4", "causal"),
+    Fault(
+        ATTENTION,
+        "row_of(s, first, warp * C::OF_WARP + f * 16 + lane / 4 + i * 8).at",
+        "first + lane / 4 + i * 8",
+        "causal",
+    ),
     # 2:4.
     Fault(SPARSE, BARRIER, ";", "sparse_linear few", True, behind=f"{WAIT}\n    "),
     Fault(SPARSE, BARRIER, ";", ": bfloat m=1 n=48", True, behind="every copy has landed.\n  "),

@@ -329,6 +329,8 @@ def test_cuda_attention_refuses_in_words(run):
     cases = [
         (dict(mask=torch.ones(5, 5, dtype=torch.bool)), "no explicit mask"),
         (dict(q=q[..., :8], k=k[..., :8], v=v[..., :8]), "heads of 32, .* got 8"),
+        (dict(scale=0.0), "a scale above 0, got 0"),
+        (dict(scale=-0.5), "a scale above 0, got -0.5"),
     ]
     for change, message in cases:
         with pytest.raises(BackendError, match=message):

@@ -1,10 +1,11 @@
 // Attention with an online softmax, on mma.sync.
 //
-// A thread block owns WARPS * 16 queries of one head, a warp 16 of them, and walks over the stack of
-// keys that they may see, KEYS at a time: all keys in order, or the stored blocks of its block row one
-// behind the other. Where in the sequence the keys of a step stand, and what cuts through their
-// blocks, is looked up two steps ahead; keys and values come one step ahead. Hidden keys are never
-// read: what stands there, NaN included, does not matter.
+// A thread block owns the queries of a tile of one head, a warp 16 or 32 of them (the more, the less
+// often keys and values are read from shared memory), and walks over the stack of keys that they may
+// see (key_stack.cuh), KEYS at a time. Where in the sequence the keys of a step stand, and what cuts
+// through their blocks, is looked up two steps ahead; keys and values come one step ahead. Hidden keys
+// are never read: what stands there, NaN included, does not matter. Steps that nothing hides of,
+// which are most, do not ask what is seen.
 //
 // Heads that read the same keys and values share a tile where their queries fit into one. Where the
 // stacks are cut into parts, a thread block leaves for each of its queries the sums of
@@ -13,6 +14,7 @@
 
 #include <algorithm>
 
+#include "cuda/attention/key_stack.cuh"
 #include "cuda/number.cuh"
 
 namespace secateurs::cuda {
@@ -26,18 +28,24 @@ std::string Attention::text() const {
 
 namespace {
 
-template <class T_, int D_, int WARPS_>
+// Heads whose tiles have two fragments of queries to a warp; those of wider ones would not fit into
+// registers.
+constexpr int WIDEST_OF_TWO = 64;
+
+// A warp has FRAGMENTS times 16 queries.
+template <class T_, int D_, int WARPS_, int FRAGMENTS_>
 struct AttentionTile {
   using T = T_;
-  static constexpr int D = D_, WARPS = WARPS_, QUERIES = WARPS * 16, KEYS = 64;
+  static constexpr int D = D_, WARPS = WARPS_, FRAGMENTS = FRAGMENTS_;
+  static constexpr int OF_WARP = FRAGMENTS * 16, QUERIES = WARPS * OF_WARP, KEYS = 64;
   static constexpr int THREADS = WARPS * 32;
   static constexpr int CHUNKS = D / 8;      // of 16 bytes in a row
   static constexpr int ROW = CHUNKS | 1;    // odd: eight rows' chunks fall into different banks
   static constexpr int STAGE = KEYS * ROW;  // chunks of a stage, of keys as of values
   static constexpr int LOOK_UPS = 3;        // steps whose places are kept
   static constexpr int PIECE = QUERIES * (D + 4);  // floats of a part: sums, highest, weight
-  static constexpr int BYTES = (QUERIES * ROW + 4 * STAGE) * 16 + LOOK_UPS * KEYS * 8;
-  static_assert(D % 16 == 0 && BYTES <= 99 * 1024);
+  static constexpr int BYTES = (QUERIES * ROW + 4 * STAGE) * 16 + LOOK_UPS * sizeof(Places<KEYS>);
+  static_assert(D % 16 == 0 && KEYS % 64 == 0 && BYTES <= 99 * 1024);
 };
 
 struct AttentionParameters {
@@ -55,50 +63,6 @@ struct Row {
 __device__ inline Row row_of(const AttentionParameters& s, int first, int row) {
   if (s.cut.heads == 1) return {0, first + row, first + row < s.p.queries};
   return {row / s.p.queries, row % s.p.queries, row < s.cut.heads * s.p.queries};
-}
-
-// Where the keys of a step stand, -1: hidden; and where their column starts in the masks of blocks,
-// -1: nothing cuts through their block.
-template <class C>
-struct Places {
-  int key[C::KEYS], mask[C::KEYS];
-};
-
-template <class C>
-struct KeyStack {
-  const Attention& p;
-  const bool* key_mask;  // of this sequence
-  int begin, length;     // first block of the pattern, keys in the stack
-
-  __device__ void look_up(int step, Places<C>& places) const {
-    for (int i = threadIdx.x; i < C::KEYS; i += C::THREADS) {
-      const int at = step * C::KEYS + i;
-      int key = -1, mask = -1;
-      if (at < length) {
-        key = at;
-        if (p.pattern.indptr) {
-          const int block = begin + at / p.pattern.block, inside = at % p.pattern.block;
-          key = p.pattern.indices[block] * p.pattern.block + inside;
-          const int which = p.pattern.partial[block];
-          if (which >= 0) mask = which * p.pattern.block * p.pattern.block + inside;
-        }
-        if (key >= p.keys || (key_mask && !key_mask[key])) key = -1;
-      }
-      places.key[i] = key;
-      places.mask[i] = mask;
-    }
-  }
-};
-
-// Starts the copies of the rows that `keys` names, zeros for those that are hidden.
-template <class C>
-__device__ inline void load_rows(uint4* tile, const typename C::T* from, std::int64_t stride,
-                                 const int (&keys)[C::KEYS]) {
-#pragma unroll 4
-  for (int t = threadIdx.x; t < C::KEYS * C::CHUNKS; t += C::THREADS) {
-    const int row = t / C::CHUNKS, chunk = t % C::CHUNKS, key = keys[row];
-    ptx::copy_async16(tile + row * C::ROW + chunk, from + key * stride + chunk * 8, key >= 0);
-  }
 }
 
 template <class C>
@@ -119,9 +83,9 @@ __global__ void __launch_bounds__(C::THREADS, 2) attention_forward(AttentionPara
 
   auto* q_tile = reinterpret_cast<uint4*>(ptx::dyn_smem<16>());
   uint4* stages = q_tile + C::QUERIES * C::ROW;
-  auto* places = reinterpret_cast<Places<C>*>(stages + 4 * C::STAGE);
+  auto* places = reinterpret_cast<Places<C::KEYS>*>(stages + 4 * C::STAGE);
 
-  KeyStack<C> stack{p, p.key_mask ? p.key_mask + std::int64_t{b} * p.keys : nullptr, 0, p.keys};
+  KeyStack<C> stack(p, b);
   if (p.pattern.indptr) {
     const std::int32_t* row = p.pattern.indptr + first / p.pattern.block +
                               (p.pattern.per_head ? h * (p.pattern.rows + 1) : 0);
@@ -152,11 +116,19 @@ __global__ void __launch_bounds__(C::THREADS, 2) attention_forward(AttentionPara
   load(begin);
   ptx::commit_copies();
 
-  std::uint32_t query[C::D / 16][4];
-  float out[C::D / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, total[2] = {};
-  const float scale = p.scale * 1.4426950408889634f;  // scores are kept in powers of two
-  const int rows[2] = {row_of(s, first, warp * 16 + lane / 4).at,
-                       row_of(s, first, warp * 16 + lane / 4 + 8).at};
+  std::uint32_t query[C::FRAGMENTS][C::D / 16][4];
+  float out[C::FRAGMENTS][C::D / 8][4] = {}, top[C::FRAGMENTS][2], total[C::FRAGMENTS][2] = {};
+  const float scale = p.scale * 1.4426950408889634f;  // weights are powers of two
+  int rows[C::FRAGMENTS][2];
+#pragma unroll
+  for (int f = 0; f < C::FRAGMENTS; ++f)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      top[f][i] = -INFINITY;
+      rows[f][i] = row_of(s, first, warp * C::OF_WARP + f * 16 + lane / 4 + i * 8).at;
+    }
+  // Of the queries of this warp, the one that sees least.
+  const int least = s.cut.heads == 1 ? first + warp * C::OF_WARP : 0;
 
   for (int step = begin; step < end; ++step) {
     ptx::wait_copies<0>();
@@ -166,12 +138,16 @@ __global__ void __launch_bounds__(C::THREADS, 2) attention_forward(AttentionPara
     stack.look_up(step + 2, places[(step + 2) % C::LOOK_UPS]);
     if (step == begin) {
 #pragma unroll
-      for (int d = 0; d < C::D / 16; ++d)
-        ptx::load_matrices(query[d], q_tile + (warp * 16 + lane % 16) * C::ROW + d * 2 + lane / 16);
+      for (int f = 0; f < C::FRAGMENTS; ++f)
+#pragma unroll
+        for (int d = 0; d < C::D / 16; ++d)
+          ptx::load_matrices(
+              query[f][d],
+              q_tile + (warp * C::OF_WARP + f * 16 + lane % 16) * C::ROW + d * 2 + lane / 16);
     }
 
     const uint4* keys = stages + step % 2 * 2 * C::STAGE;
-    float score[C::KEYS / 8][4] = {};
+    float score[C::FRAGMENTS][C::KEYS / 8][4] = {};
 #pragma unroll
     for (int d = 0; d < C::D / 16; ++d)
 #pragma unroll
@@ -179,98 +155,123 @@ __global__ void __launch_bounds__(C::THREADS, 2) attention_forward(AttentionPara
         std::uint32_t pair[4];
         ptx::load_matrices(
             pair, keys + (n * 16 + lane / 16 * 8 + lane % 8) * C::ROW + d * 2 + lane / 8 % 2);
-        ptx::multiply<T>(score[n * 2], query[d], pair[0], pair[1]);
-        ptx::multiply<T>(score[n * 2 + 1], query[d], pair[2], pair[3]);
+#pragma unroll
+        for (int f = 0; f < C::FRAGMENTS; ++f) {
+          ptx::multiply<T>(score[f][n * 2], query[f][d], pair[0], pair[1]);
+          ptx::multiply<T>(score[f][n * 2 + 1], query[f][d], pair[2], pair[3]);
+        }
       }
 
-    const Places<C>& place = places[step % C::LOOK_UPS];
-    float highest[2] = {top[0], top[1]};
+    const Places<C::KEYS>& place = places[step % C::LOOK_UPS];
+    if (!stack.all_seen(place, least + offset)) {
 #pragma unroll
-    for (int n = 0; n < C::KEYS / 8; ++n)
+      for (int f = 0; f < C::FRAGMENTS; ++f)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int column = n * 8 + lane % 4 * 2 + i % 2, row = rows[i / 2];
-        const int key = place.key[column], mask = place.mask[column];
-        bool seen = key >= 0 && (!p.causal || key <= row + offset);
-        if (mask >= 0)
-          seen = seen && p.pattern.masks[mask + row % p.pattern.block * p.pattern.block];
-        score[n][i] = seen ? score[n][i] * scale : -INFINITY;
-        highest[i / 2] = fmaxf(highest[i / 2], score[n][i]);
-      }
-    float base[2];
+        for (int i = 0; i < 2; ++i) {
+          const Sight<C> sight(stack, place, rows[f][i], rows[f][i] + offset);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      highest[i] = fmaxf(highest[i], ptx::shuffle_xor(highest[i], 1));
-      highest[i] = fmaxf(highest[i], ptx::shuffle_xor(highest[i], 2));
-      base[i] = highest[i] == -INFINITY ? 0.f : highest[i];  // nothing seen yet
-      const float shrink = ptx::exp2(top[i] - base[i]);
-      top[i] = highest[i];
-      total[i] *= shrink;
+          for (int n = 0; n < C::KEYS / 8; ++n)
 #pragma unroll
-      for (int d = 0; d < C::D / 8; ++d) {
-        out[d][i * 2] *= shrink;
-        out[d][i * 2 + 1] *= shrink;
-      }
+            for (int j = 0; j < 2; ++j)
+              if (!sight.sees(n, j)) score[f][n][i * 2 + j] = -INFINITY;
+        }
     }
-#pragma unroll
-    for (int n = 0; n < C::KEYS / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        score[n][i] = ptx::exp2(score[n][i] - base[i / 2]);
-        total[i / 2] += score[n][i];
-      }
 
     const uint4* values = keys + C::STAGE;
 #pragma unroll
+    for (int f = 0; f < C::FRAGMENTS; ++f)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float highest = top[f][i];
+#pragma unroll
+        for (int n = 0; n < C::KEYS / 8; ++n)
+          highest = fmaxf(highest, fmaxf(score[f][n][i * 2], score[f][n][i * 2 + 1]));
+        highest = fmaxf(highest, ptx::shuffle_xor(highest, 1));
+        highest = fmaxf(highest, ptx::shuffle_xor(highest, 2));
+        const float base = highest == -INFINITY ? 0.f : highest * scale;  // nothing seen yet
+        const float shrink = ptx::exp2(top[f][i] * scale - base);
+        top[f][i] = highest;
+        total[f][i] *= shrink;
+#pragma unroll
+        for (int d = 0; d < C::D / 8; ++d) {
+          out[f][d][i * 2] *= shrink;
+          out[f][d][i * 2 + 1] *= shrink;
+        }
+#pragma unroll
+        for (int n = 0; n < C::KEYS / 8; ++n)
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            float& weight = score[f][n][i * 2 + j];
+            weight = ptx::exp2(weight * scale - base);
+            total[f][i] += weight;
+          }
+      }
+#pragma unroll
     for (int n = 0; n < C::KEYS / 16; ++n) {
-      const auto &left = score[n * 2], &right = score[n * 2 + 1];
-      const std::uint32_t weight[4] = {packed<T>(left[0], left[1]), packed<T>(left[2], left[3]),
-                                       packed<T>(right[0], right[1]),
-                                       packed<T>(right[2], right[3])};
+      std::uint32_t weight[C::FRAGMENTS][4];
+#pragma unroll
+      for (int f = 0; f < C::FRAGMENTS; ++f) {
+        const auto &left = score[f][n * 2], &right = score[f][n * 2 + 1];
+        weight[f][0] = packed<T>(left[0], left[1]);
+        weight[f][1] = packed<T>(left[2], left[3]);
+        weight[f][2] = packed<T>(right[0], right[1]);
+        weight[f][3] = packed<T>(right[2], right[3]);
+      }
 #pragma unroll
       for (int d = 0; d < C::D / 16; ++d) {
         std::uint32_t pair[4];
         ptx::load_matrices_transposed(pair,
                                       values + (n * 16 + lane % 16) * C::ROW + d * 2 + lane / 16);
-        ptx::multiply<T>(out[d * 2], weight, pair[0], pair[1]);
-        ptx::multiply<T>(out[d * 2 + 1], weight, pair[2], pair[3]);
+#pragma unroll
+        for (int f = 0; f < C::FRAGMENTS; ++f) {
+          ptx::multiply<T>(out[f][d * 2], weight[f], pair[0], pair[1]);
+          ptx::multiply<T>(out[f][d * 2 + 1], weight[f], pair[2], pair[3]);
+        }
       }
     }
   }
   ptx::wait_copies<0>();
   ptx::sync_block();
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    total[i] += ptx::shuffle_xor(total[i], 1);
-    total[i] += ptx::shuffle_xor(total[i], 2);
-  }
+  for (int f = 0; f < C::FRAGMENTS; ++f)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      total[f][i] += ptx::shuffle_xor(total[f][i], 1);
+      total[f][i] += ptx::shuffle_xor(total[f][i], 2);
+    }
 
   if (s.cut.parts) {
     const std::int64_t tile_of_all = (std::int64_t{b} * gridDim.y + blockIdx.y) * s.tiles + tile;
     float* piece = p.partial + (tile_of_all * parts + part) * C::PIECE;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float* row = piece + (warp * 16 + lane / 4 + i * 8) * (C::D + 4);
+    for (int f = 0; f < C::FRAGMENTS; ++f)
 #pragma unroll
-      for (int d = 0; d < C::D / 8; ++d)
-        reinterpret_cast<float2*>(row)[d * 4 + lane % 4] = {out[d][i * 2], out[d][i * 2 + 1]};
-      if (lane % 4 == 0) reinterpret_cast<float2*>(row)[C::D / 2] = {top[i], total[i]};
-    }
+      for (int i = 0; i < 2; ++i) {
+        float* row = piece + (warp * C::OF_WARP + f * 16 + lane / 4 + i * 8) * (C::D + 4);
+#pragma unroll
+        for (int d = 0; d < C::D / 8; ++d)
+          reinterpret_cast<float2*>(row)[d * 4 + lane % 4] = {out[f][d][i * 2],
+                                                              out[f][d][i * 2 + 1]};
+        if (lane % 4 == 0)
+          reinterpret_cast<float2*>(row)[C::D / 2] = {top[f][i] * scale, total[f][i]};
+      }
     return;
   }
   // Through the warp's own rows of shared memory, to be stored 16 bytes at a time.
-  auto* words = reinterpret_cast<std::uint32_t*>(q_tile + warp * 16 * C::ROW);
+  auto* words = reinterpret_cast<std::uint32_t*>(q_tile + warp * C::OF_WARP * C::ROW);
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const float inverse = total[i] == 0 ? 0.f : 1 / total[i];
+  for (int f = 0; f < C::FRAGMENTS; ++f)
 #pragma unroll
-    for (int d = 0; d < C::D / 8; ++d)
-      words[((lane / 4 + i * 8) * C::ROW + d) * 4 + lane % 4] =
-          packed<T>(out[d][i * 2] * inverse, out[d][i * 2 + 1] * inverse);
-  }
+    for (int i = 0; i < 2; ++i) {
+      const float inverse = total[f][i] == 0 ? 0.f : 1 / total[f][i];
+#pragma unroll
+      for (int d = 0; d < C::D / 8; ++d)
+        words[((f * 16 + lane / 4 + i * 8) * C::ROW + d) * 4 + lane % 4] =
+            packed<T>(out[f][d][i * 2] * inverse, out[f][d][i * 2 + 1] * inverse);
+    }
   ptx::sync_warp();
-  for (int t = lane; t < 16 * C::CHUNKS; t += 32) {
-    const int row = warp * 16 + t / C::CHUNKS, chunk = t % C::CHUNKS;
+  for (int t = lane; t < C::OF_WARP * C::CHUNKS; t += 32) {
+    const int row = warp * C::OF_WARP + t / C::CHUNKS, chunk = t % C::CHUNKS;
     const auto [head, at, live] = row_of(s, first, row);
     const std::int64_t place = (std::int64_t{b} * p.queries + at) * p.heads + h + head;
     if (live)
@@ -335,8 +336,13 @@ void of_tile(const AttentionParameters& s, const Launch& where) {
 
 template <class T, int D>
 void of_dim(const AttentionParameters& s, const Launch& where) {
-  s.cut.queries == 16 ? of_tile<AttentionTile<T, D, 1>>(s, where)
-                      : of_tile<AttentionTile<T, D, 4>>(s, where);
+  if (s.cut.queries == 16) return of_tile<AttentionTile<T, D, 1, 1>>(s, where);
+  if constexpr (D <= WIDEST_OF_TWO) {
+    if (s.cut.queries == 128) return of_tile<AttentionTile<T, D, 4, 2>>(s, where);
+    of_tile<AttentionTile<T, D, 2, 2>>(s, where);
+  } else {
+    of_tile<AttentionTile<T, D, 4, 1>>(s, where);
+  }
 }
 
 template <class T>
@@ -363,6 +369,11 @@ AttentionCut cut(const Attention& p, std::int64_t seen, int multiprocessors) {
   // Blocks of 16 and 32 leave no more than that many queries a common stack.
   const bool few = p.queries <= 16 || (p.pattern.block && p.pattern.block < 64);
   AttentionCut cut{few ? 16 : 64, 1, 0};
+  if (!few && p.dim <= WIDEST_OF_TWO && (!p.pattern.block || p.pattern.block >= 128)) {
+    // Larger tiles read keys and values less often, where there are enough of them.
+    const std::int64_t tiles = (p.queries + 127) / 128;
+    if (tiles * p.heads * p.batch >= multiprocessors) cut.queries = 128;
+  }
   const int group = p.heads / std::max(1, p.kv_heads);
   if (!p.kv_of && !p.pattern.per_head && group * p.queries <= 16) cut.heads = std::max(1, group);
   constexpr int SHORTEST = 256;  // keys that are worth a thread block

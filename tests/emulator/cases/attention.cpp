@@ -149,9 +149,12 @@ void run(const Problem& p, Dtype dtype, std::uint64_t seed) {
 std::vector<Case> attention_cases() {
   std::vector<Case> cases;
   const auto add = [&](const Problem& p, Dtype dtype) {
-    const bool small = p.queries <= 16 || (p.block && p.block < 64);
-    cases.push_back({std::string("attention of ") + std::to_string(p.dim) +
-                         (small ? " small" : "") + ", " + name(dtype),
+    Attention sizes{};
+    sizes.batch = p.batch, sizes.heads = p.heads, sizes.queries = p.queries, sizes.dim = p.dim;
+    sizes.pattern.block = p.block;
+    const int tile = cut(sizes, p.keys, emulator::multiprocessors).queries;
+    cases.push_back({"attention of " + std::to_string(p.dim) + " in tiles of " +
+                         std::to_string(tile) + ", " + name(dtype),
                      text(p, dtype), [=](std::uint64_t seed) { run(p, dtype, seed); }});
   };
   for (const Dtype dtype : {Dtype::float16, Dtype::bfloat16})

@@ -104,6 +104,14 @@ inline float shuffle_xor(float x, int lanes, CALLER) {
   return mine.x;
 }
 
+inline std::uint32_t ballot(bool says, CALLER) {
+  emulator::Ballot mine{says, 0};
+  emulator::collective("ballot", &mine, emulator::count_ballot, false, WHERE);
+  return mine.bits;
+}
+
+inline int leading_zeros(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
+
 inline float exp2(float x) { return std::exp2(x); }
 
 #undef WHERE

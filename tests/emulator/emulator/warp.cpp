@@ -56,6 +56,13 @@ void shuffle_xor(void* const arguments[32]) {
   }
 }
 
+void count_ballot(void* const arguments[32]) {
+  std::uint32_t bits = 0;
+  for (int lane = 0; lane < 32; ++lane)
+    bits |= std::uint32_t{of<Ballot>(arguments, lane).says} << lane;
+  for (int lane = 0; lane < 32; ++lane) of<Ballot>(arguments, lane).bits = bits;
+}
+
 void spread_matrices(void* const arguments[32]) {
   for (int lane = 0; lane < 32; ++lane) {
     auto& mine = of<Matrices>(arguments, lane);

@@ -11,6 +11,12 @@ struct Shuffle {
 };
 void shuffle_xor(void* const arguments[32]);
 
+struct Ballot {
+  bool says;
+  std::uint32_t bits;
+};
+void count_ballot(void* const arguments[32]);
+
 struct Matrices {
   std::uint16_t row[8];  // read by the lane that named it
   bool transposed;

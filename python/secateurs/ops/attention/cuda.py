@@ -22,6 +22,8 @@ def _refuse(operands: Operands) -> str | None:
         return f"it takes heads of 32, 64, 80, 96 or 128, got {q.shape[-1]}"
     if masks is not None and masks.shape[-1] not in BLOCKS:
         return f"it takes patterns of blocks of 16, 32, 64 or 128, got {masks.shape[-1]}"
+    if not operands.scale > 0:
+        return f"it takes a scale above 0, got {operands.scale}"
     if max(q.shape[0], q.shape[1]) > 65535:
         return f"it takes at most 65535 sequences and heads, got {tuple(q.shape[:2])}"
     return refuse_softcap(operands) or cuda.refuse(q)
