@@ -77,7 +77,8 @@ def linear_calls(op: str) -> Iterator[tuple[str, torch.dtype, int, object]]:
     for size in (16, 32, 64, 128):
         dtypes = (torch.bfloat16, torch.float32, *((torch.float16,) if size == 64 else ()))
         for dtype in dtypes:
-            for rows in (512, 8):
+            many = op == "block_sparse_linear" and dtype != torch.float32
+            for rows in (2048, 512, 8) if many else (512, 8):
                 x = torch.zeros(rows, 1024, dtype=dtype)
                 bias, residual = (
                     torch.zeros(1024, dtype=dtype),

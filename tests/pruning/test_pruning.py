@@ -6,16 +6,18 @@ import copy
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from pruning.conftest import facts, planned
 from support.models import answer, relative
 from support.tiny_models import tiny_model
 
-from secateurs import METHODS, Budget, SparsityPlan, apply, convert, find_sites, prune
+from secateurs import METHODS, Budget, SparsityPlan, apply, convert, explain, find_sites, prune
 from secateurs.errors import BudgetError, DataError, MethodError, PlanError
 from secateurs.pruning import Needs
 from secateurs.pruning.allocation import GlobalRanking, PerLayer
+from secateurs.pruning.allocation.units import in_blocks
 
 ONE_SHOT = [name for name, row in METHODS.items() if Needs.TRAINING not in row.needs]
 HEADED = ("roberta", "vit")
@@ -29,7 +31,7 @@ BUDGETS = {
     "parameters": "parameters=0.45",
     "macs": "macs=0.3,seq_len=16",
     "modules": "modules=0.5",
-    "blocks": "blocks=0.5,block=16",
+    "blocks": "blocks=0.5,block=32x16",
     "weights": "weights=0.7",
     "vector patterns": "patterns=0.75,vector=16",
     "2:4": "patterns=0.5,pattern=2:4",
@@ -213,7 +215,11 @@ def test_empty_and_malformed_data_is_refused(batches):
         ("", "expected a budget like"),
         ("seq_len=5", "got none"),
         ("parameters=0.5,heads=0.5", "stand alone"),
-        ("heads=0.5,block=0", "at least 1"),
+        ("heads=0.5,vector=0", "at least 1"),
+        ("heads=0.5,block=0", "expected a block such as 32 or 128x32, got"),
+        ("heads=0.5,block=32x", "expected a block such as"),
+        ("heads=0.5,block=8x8x8", "expected a block such as"),
+        ("heads=0.5,block=1.5", "expected a block such as"),
         ("blocks=0.5,weights=0.5", "expected one of blocks, weights, patterns"),
         ("patterns=0.4", "multiples of 1/4"),
         ("patterns=0.5,pattern=paisley", "expected a pattern in"),
@@ -223,6 +229,44 @@ def test_empty_and_malformed_data_is_refused(batches):
 def test_bad_budgets_are_refused(text, words):
     with pytest.raises(BudgetError, match=words):
         Budget.parse(text)
+
+
+def test_blocks_come_in_the_forms_people_have():
+    forms = [32, "32", "32x32", (32, 32), [32, 32], np.int64(32)]
+    assert {Budget(blocks=0.5, block=form) for form in forms} == {
+        Budget(blocks=0.5, block=(32, 32))
+    }
+    assert Budget(blocks=0.5, block="128X32").tile == (128, 32)
+    assert Budget(blocks=0.5).tile == (32, 32)
+    for form in (True, 0, -8, 32.0, (), (8, 8, 8), (True, 8), "a", "", {8, 9}):
+        with pytest.raises(BudgetError, match="expected a block such as 32 or 128x32, got"):
+            Budget(blocks=0.5, block=form)
+
+
+def test_blocks_are_larger_by_default_on_a_gpu_where_they_fit():
+    """128 outputs by 32 inputs; square ones where heads are sliced off too, or a linear is
+    smaller."""
+    sizes = {"hidden_size": 128, "intermediate_size": 256}
+    wide = find_sites(tiny_model("bert", **sizes, num_attention_heads=4))
+    narrow = find_sites(tiny_model("bert"))
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    asked = Budget(blocks=0.5)
+    assert in_blocks(asked, wide, gpu).tile == (128, 32)
+    assert in_blocks(asked, wide, cpu).tile == in_blocks(asked, narrow, gpu).tile == (32, 32)
+    given, both = Budget(blocks=0.5, block=16), Budget(blocks=0.5, heads=0.5)
+    assert in_blocks(given, wide, gpu) == given
+    assert in_blocks(both, wide, gpu) == both
+
+
+@pytest.mark.parametrize("precision", [None, "int8"])
+def test_wide_blocks_run_on_the_cpu_as_narrower_ones(precision, batch):
+    model = tiny_model("bert", hidden_size=128, num_attention_heads=4, intermediate_size=256)
+    plan = prune(model, method="magnitude", budget="blocks=0.75,block=128x64")
+    fast = convert(model, plan, precision=precision)
+    assert "of the 64x64 blocks are stored" in str(explain(fast))
+    assert relative(answer(fast, batch), answer(apply(model, plan), batch)) < (
+        0.05 if precision else 1e-5
+    )
 
 
 def test_magnitude_removes_the_smallest(batches):

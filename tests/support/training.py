@@ -26,12 +26,12 @@ TRAINED = {
     "snip_identity": ["heads=0.4", "modules=0.5", "heads=0.25,modules=0.34"],
     "admm_pattern": ["patterns=0.5,vector=16", "patterns=0.5,pattern=2:4",
                      "patterns=0.25,pattern=library"],
-    "dcil": ["weights=0.7", "blocks=0.5,block=16", "patterns=0.75,vector=16"],
+    "dcil": ["weights=0.7", "blocks=0.5,block=32x16", "patterns=0.75,vector=16"],
     "mlpruning": ["heads=0.25,neurons=0.5,blocks=0.7,block=16", "heads=0.5,neurons=0.4",
-                  "blocks=0.5,block=16"],
-    "platon": ["weights=0.7", "blocks=0.5,block=16", "patterns=0.75,vector=16"],
+                  "blocks=0.5,block=32x16"],
+    "platon": ["weights=0.7", "blocks=0.5,block=32x16", "patterns=0.75,vector=16"],
     "sensi_bert": ["heads=0.5", "heads=0.25,neurons=0.6"],
-    "seven": ["weights=0.7", "blocks=0.5,block=16", "patterns=0.75,vector=16"],
+    "seven": ["weights=0.7", "blocks=0.5,block=32x16", "patterns=0.75,vector=16"],
 }  # fmt: skip
 assert TRAINED.keys() == {n for n, row in METHODS.items() if Needs.TRAINING in row.needs}
 CASES = [(method, budget) for method, budgets in TRAINED.items() for budget in budgets]

@@ -30,6 +30,7 @@ from secateurs.conversion.slicing import CompactLinear, common_grid, stacked_bia
 from secateurs.errors import BackendError, FormatError
 from secateurs.formats import BlockSparseWeight, Int8VectorWeight, Int8Weight
 from secateurs.formats.int8_block_sparse import row_scales
+from secateurs.ops.block_sparse_linear.cpu import WIDTHS
 
 
 class Stack:
@@ -122,12 +123,23 @@ def _blocks(stack: Stack) -> Made | None:
         if any(role in stack.keep.blocks for role in stack.roles):
             raise FormatError("blocks no longer align once heads or neurons are sliced off")
         return None
+    grid, block = _narrow(grid, block, stack.weight.device)
     sparse = BlockSparseWeight.pack(stack.weight, grid, block)
     return Made(
         "block-sparse",
         PackedLinear(sparse, stack.bias, stack.activation),
         f"{sparse.density:.2f} of the {block[0]}x{block[1]} blocks are stored",
     )
+
+
+def _narrow(
+    grid: Tensor, block: tuple[int, int], device: torch.device
+) -> tuple[Tensor, tuple[int, int]]:
+    """The same blocks as several of fewer outputs, where a CPU's kernels take no wider ones."""
+    (bn, bk), most = block, max(WIDTHS)
+    if device.type != "cpu" or bn <= most or bn % most:
+        return grid, block
+    return grid.repeat_interleave(bn // most, 0), (most, bk)
 
 
 def _pattern(stack: Stack) -> Made | None:
@@ -174,6 +186,7 @@ def _int8_blocks(stack: Stack) -> Made | None:
     grid, block = common_grid(stack.parts)
     if grid is None or block is None:
         return None
+    grid, block = _narrow(grid, block, stack.weight.device)
     sparse = Int8Weight.pack(stack.weight, grid, block, stack.scales)
     note = f"{sparse.density:.2f} of the {block[0]}x{block[1]} blocks are stored"
     return _int8("int8 block-sparse", sparse, stack, note)

@@ -18,6 +18,7 @@ from secateurs.plan import SparsityPlan
 from secateurs.pruning.allocation.allocator import Allocator, Price
 from secateurs.pruning.allocation.budget import Budget
 from secateurs.pruning.allocation.global_ranking import GlobalRanking
+from secateurs.pruning.allocation.units import in_blocks
 
 
 class Needs(Flag):
@@ -118,7 +119,8 @@ class Pruner:
         """Take in what to prune and how much, before any data. Raises MethodError and BudgetError
         for what the method cannot do to this model."""
         self.check(budget)
-        self.model, self.sites, self.budget = model, sites, budget
+        self.model, self.sites = model, sites
+        self.budget = in_blocks(budget, sites, next(model.parameters()).device)
         self.generator = torch.Generator().manual_seed(seed)
         self.units()  # refuses blocks and patterns that do not fit
 
@@ -246,4 +248,4 @@ class Pruner:
     def _tile(self) -> tuple[int, int]:
         if self.budget.patterns is not None:
             return self.budget.pattern_block
-        return (self.budget.block,) * 2 if self.budget.blocks is not None else (1, 1)
+        return self.budget.tile if self.budget.blocks is not None else (1, 1)

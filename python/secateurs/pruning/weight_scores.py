@@ -24,9 +24,9 @@ class WeightPruner(Pruner):
         scores = self.weight_scores()
         if self.budget.blocks is None:
             return scores
-        b = self.budget.block
+        bn, bk = self.budget.tile
         return {
-            name: score.view(score.shape[0] // b, b, -1, b).sum((1, 3))
+            name: score.view(score.shape[0] // bn, bn, -1, bk).sum((1, 3))
             for name, score in scores.items()
         }
 

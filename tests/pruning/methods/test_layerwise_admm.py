@@ -31,7 +31,7 @@ BUDGETS = (
     "patterns=0.5,vector=16",
     "patterns=0.75,pattern=library",
     "weights=0.7",
-    "blocks=0.5,block=16",
+    "blocks=0.5,block=32x16",
 )
 
 

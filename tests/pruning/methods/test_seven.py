@@ -76,7 +76,9 @@ def test_what_is_gone_scores_nothing_and_all_else_something():
     assert sensitivity.score.tolist()[:2] == [2.0, 0.0]
 
 
-@pytest.mark.parametrize("budget", ["weights=0.7", "blocks=0.75,block=16", "patterns=0.5,vector=8"])
+@pytest.mark.parametrize(
+    "budget", ["weights=0.7", "blocks=0.75,block=16x32", "patterns=0.5,vector=8"]
+)
 def test_the_share_removed_follows_the_schedule_and_nothing_comes_back(budget):
     count = 20
     with Session(classifier(), "seven", budget=budget, steps=count, every=1) as session:

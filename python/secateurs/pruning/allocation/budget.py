@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from secateurs.errors import BudgetError
 from secateurs.plan.weight_patterns import Family, Library, TwoFour, VectorNM
 
 PATTERNS = ("2:4", "vector", "library")
+_SQUARE = (32, 32)  # outputs by inputs of a block
 _M = 4  # inputs among which an N:M pattern chooses
 _BLOCK = (4, 4)  # of a library
 _LIBRARY = 16  # patterns of a library
@@ -28,7 +30,9 @@ class Budget:
         heads: of all attention heads.
         neurons: of all FFN neurons.
         modules: of all residual sub-layers (attention and FFN).
-        blocks: of all tiles of size `block` in the layers' linears.
+        blocks: of all tiles in the layers' linears: of `block` outputs by inputs, such as (128, 32)
+            or "128x32", or one number for both; by default 32 by 32, and for models on a GPU 128 by
+            32 where that divides every linear.
         weights: of all single weights of the layers' linears.
         patterns: of the weights of the layers' linears, in every repetition of a `pattern`.
         parameters: of the weights in the layers' linears; heads and neurons go in equal shares.
@@ -52,7 +56,7 @@ class Budget:
     parameters: float | None = None
     macs: float | None = None
     seq_len: int = 128
-    block: int = 32
+    block: int | str | tuple[int, int] | None = None
     pattern: str = "vector"
     vector: int = 32
     latency: float | str | None = None
@@ -77,6 +81,8 @@ class Budget:
                 raise BudgetError(
                     f"expected {name} to remove a fraction between 0 and 1, got {brief(fraction)}"
                 )
+        if self.block is not None:
+            object.__setattr__(self, "block", _block_size(self.block))
         fit_fields(self, BudgetError)
         if len(asked) > 1 and asked.keys() & set(self.TOTALS):
             raise BudgetError(
@@ -86,15 +92,19 @@ class Budget:
             raise BudgetError(
                 f"expected one of {', '.join(self.OF_LINEARS)} in a budget, got {', '.join(asked)}"
             )
-        if min(self.seq_len, self.block, self.vector) < 1:
+        if min(self.seq_len, self.vector) < 1:
             raise BudgetError(
-                f"expected seq_len, block and vector of at least 1, got {self.seq_len}, "
-                f"{self.block} and {self.vector}"
+                f"expected seq_len and vector of at least 1, got {self.seq_len} and {self.vector}"
             )
         if self.pattern not in PATTERNS:
             raise BudgetError(f"expected a pattern in {', '.join(PATTERNS)}, got {self.pattern!r}")
         if self.patterns is not None:
             self.kept_in_pattern(self.patterns)
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """The `block` of outputs by inputs, or the default one."""
+        return self.block if isinstance(self.block, tuple) else _SQUARE
 
     @property
     def is_timed(self) -> bool:
@@ -196,8 +206,8 @@ class Budget:
                     f"got {item!r}"
                 )
             try:
-                whole = name in ("seq_len", "block", "vector")
-                read = str if name in ("pattern", "latency") else int if whole else float
+                whole = name in ("seq_len", "vector")
+                read = str if name in ("block", "pattern", "latency") else int if whole else float
                 values[name] = read(value)
             except ValueError:
                 raise BudgetError(f"expected a number for {name}, got {value!r}") from None
@@ -206,3 +216,19 @@ class Budget:
     def __str__(self) -> str:
         times = {name: time for name in self.TIMES if (time := getattr(self, name)) is not None}
         return ", ".join(f"{name}={number:g}" for name, number in {**self.asked(), **times}.items())
+
+
+def _block_size(block: Any) -> tuple[int, int]:
+    """Outputs by inputs, from any form in which a budget takes them."""
+    sizes = block.lower().split("x") if isinstance(block, str) else block
+    if not isinstance(sizes, (list, tuple)):
+        sizes = (sizes,)
+    kinds_fit = all(
+        isinstance(size, (str, numbers.Integral)) and not isinstance(size, bool) for size in sizes
+    )
+    if kinds_fit and len(sizes) in (1, 2):
+        with suppress(ValueError):
+            found = [int(size) for size in sizes]
+            if min(found) >= 1:
+                return found[0], found[-1]
+    raise BudgetError(f"expected a block such as 32 or 128x32, got {brief(block)}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from secateurs.architectures.sites import Sites
@@ -24,6 +25,8 @@ from secateurs.pruning.allocation.allocator import Price
 from secateurs.pruning.allocation.budget import Budget
 from secateurs.pruning.ranking import lowest
 
+_ON_GPU = (128, 32)  # a block's outputs by inputs: the larger tile of outputs reads x less often
+
 Chooser = Callable[[Mapping[str, Tensor], int, int], Mapping[str, Tensor]]
 """From the scores of one kind by site, how many units go, and how many each site must keep, to
 bool tensors of the scores' shapes, True at what goes."""
@@ -33,6 +36,17 @@ def removed(fraction: float, total: int) -> int:
     """Count the units that a fraction of `total` removes, rounded half up: any budget is met to
     one unit."""
     return math.floor(fraction * total + 0.5)
+
+
+def in_blocks(budget: Budget, sites: Sites, device: torch.device) -> Budget:
+    """The budget with the size of its blocks, where it does not give one: for a GPU the larger
+    default, if that divides every linear and nothing else is to be sliced off."""
+    if budget.block is not None or budget.asked().keys() != {"blocks"} or device.type != "cuda":
+        return budget
+    bn, bk = _ON_GPU
+    shapes = [site.shape for site in sites.of_kind("linear")]
+    fits = all(n % bn == 0 and k % bk == 0 for n, k in shapes)
+    return replace(budget, block=_ON_GPU) if fits else budget
 
 
 def kept_heads(sites: Sites, fraction: float) -> int:
@@ -207,7 +221,7 @@ def _fewest(
 
 def _mask(kind: str, keep: Tensor, budget: Budget) -> Mask:
     if kind == "blocks":
-        return BlockMask(keep, (budget.block, budget.block))
+        return BlockMask(keep, budget.tile)
     if kind == "weights":
         return BlockMask(keep, (1, 1))
     return {"heads": HeadMask, "neurons": NeuronMask, "modules": ModuleMask}[kind](keep)

@@ -161,21 +161,21 @@ class LayerwiseAdmmPruner(Pruner):
         """What keeps most of a weight's energy: of a pattern, of single weights, or of blocks."""
         if self.budget.patterns is not None:
             return _PatternChoice(self.budget)
-        size = self.budget.block if self.budget.blocks is not None else 1
+        bn, bk = self.budget.tile if self.budget.blocks is not None else (1, 1)
 
         def largest(weight: Tensor) -> Tensor:
             n, k = weight.shape
-            energy = weight.square().view(n // size, size, k // size, size).sum((1, 3))
+            energy = weight.square().view(n // bn, bn, k // bk, bk).sum((1, 3))
             (gone,) = lowest([energy], self._removed[name])
-            return (~gone).repeat_interleave(size, 0).repeat_interleave(size, 1)
+            return (~gone).repeat_interleave(bn, 0).repeat_interleave(bk, 1)
 
         return largest
 
     def _mask(self, keep: Tensor) -> Mask:
         if self.budget.patterns is not None:
             return PatternMask(keep, self.budget.pattern_block)
-        size = self.budget.block if self.budget.blocks is not None else 1
-        return BlockMask(keep[::size, ::size], (size, size))
+        bn, bk = self.budget.tile if self.budget.blocks is not None else (1, 1)
+        return BlockMask(keep[::bn, ::bk], (bn, bk))
 
 
 class _PatternChoice:

@@ -55,4 +55,5 @@ class MagnitudePruner(Pruner):
     def _blocks(self, index: int, role: str, shape: tuple[int, ...]) -> Tensor:
         squares = self._squares(index, role)
         rows, columns = shape
-        return squares.view(rows, self.budget.block, columns, self.budget.block).mean((1, 3)).sqrt()
+        bn, bk = self.budget.tile
+        return squares.view(rows, bn, columns, bk).mean((1, 3)).sqrt()

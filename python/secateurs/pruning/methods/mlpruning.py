@@ -27,6 +27,7 @@ such unit. A neuron's optimizer moments stay where they were when neurons are mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,21 +89,21 @@ class MLPruner(Pruner):
 
     def start(self, model: nn.Module, sites: Sites, budget: Budget, seed: int) -> None:
         super().start(model, sites.of_one_stack("MLPruning"), budget, seed)
-        asked, shapes = budget.asked(), self.units()
+        asked, shapes, (bn, bk) = budget.asked(), self.units(), self.budget.tile
         device = next(model.parameters()).device
         self._fractions = {kind: asked[kind] for kind in WHOLE if kind in asked}
         for kind in self._fractions:
             mine = {name: shape for name, shape in shapes.items() if name.endswith(f".{kind}")}
-            step = budget.block if kind == "neurons" and "blocks" in asked else 1
+            step = math.lcm(bn, bk) if kind == "neurons" and "blocks" in asked else 1
             total = sum(shape[0] for shape in mine.values())
             gone = round(removed(asked[kind], total) / step) * step
             self._fractions[kind] = gone / total
             self._units[kind] = LearnableShares(mine, step, device)
         if "blocks" in asked:
             widths = {shape.head_dim for shape in sites.layers}
-            if "heads" in asked and any(width % budget.block for width in widths):
+            if "heads" in asked and any(width % math.lcm(bn, bk) for width in widths):
                 raise BudgetError(
-                    f"expected heads as wide as blocks of {budget.block}, or a multiple, to prune "
+                    f"expected heads as wide as blocks of {bn}x{bk}, or a multiple, to prune "
                     f"both, got {', '.join(map(str, sorted(widths)))}"
                 )
             tiles = {name: shape for name, shape in shapes.items() if len(shape) == 2}
@@ -232,9 +233,8 @@ class MLPruner(Pruner):
         masks = dict(plan.masks)
         for name in self._kept.keys() & masks.keys():
             keep = self._kept[name].cpu()
-            block = (self.budget.block,) * 2
             masks[name] = (
-                BlockMask(keep, block) if keep.dim() == 2 else type(masks[name])(keep)  # type: ignore[call-arg]
+                BlockMask(keep, self.budget.tile) if keep.dim() == 2 else type(masks[name])(keep)  # type: ignore[call-arg]
             )
         return SparsityPlan(masks, plan.model)
 
@@ -242,11 +242,11 @@ class MLPruner(Pruner):
         """Note which blocks heads and neurons leave. Raises BudgetError where they leave fewer than
         are to stay."""
         assert self._tiles is not None
-        b = self.budget.block
+        bn, bk = self.budget.tile
         for name, left in self._tiles.left.items():
             _, layer, role = name.split(".")
             elements = self.sites.keep(whole, int(layer)).elements(role)
-            left.copy_(elements.view(left.shape[0], b, left.shape[1], b).any(3).any(1))
+            left.copy_(elements.view(left.shape[0], bn, left.shape[1], bk).any(3).any(1))
         count = sum(int(left.sum()) for left in self._tiles.left.values())
         total = sum(left.numel() for left in self._tiles.left.values())
         kept = total - removed(self.budget.asked()["blocks"], total)
@@ -288,5 +288,5 @@ class MLPruner(Pruner):
         self._shut()
 
     def _elements(self, tiles: Tensor) -> Tensor:
-        b = self.budget.block
-        return tiles.repeat_interleave(b, 0).repeat_interleave(b, 1)
+        bn, bk = self.budget.tile
+        return tiles.repeat_interleave(bn, 0).repeat_interleave(bk, 1)
