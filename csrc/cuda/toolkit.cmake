@@ -61,7 +61,7 @@ function(choose_archs into into_reason)
     ask_gpus(archs)
   elseif(archs STREQUAL "release")
     # PTX of compute_90 is what later generations can still translate (that of 90a is for Hopper alone).
-    set(archs 80-real 86-real 89-real 90a-real 100-real 90-virtual)
+    set(archs 80-real 86-real 89-real 90a-real 100-real 120-real 90-virtual)
   endif()
   set(fit "")
   foreach(arch IN LISTS archs)

@@ -46,6 +46,8 @@ exit 1"""
 REFUSES_ARCH = "echo \"nvcc fatal   : Unsupported gpu architecture 'compute_120'\" >&2; exit 1"
 HANGS = "exec sleep 600"
 
+RELEASE = "80-real;86-real;89-real;90a-real;100-real;120-real;90-virtual"
+
 GOOD_NVCC = NVCC.format(version="13.0", compile=COMPILES)
 
 # What stands on PATH, and what the reason must say: {tool: script}, "" for no such tool.
@@ -173,6 +175,7 @@ def test_a_machine_without_a_fit_toolkit_or_gpu_is_told_why(machine, tmp_path, c
         ("echo '[N/A]'", {}, "80-real;90a-real"),
         ("echo 7.5", {"SECATEURS_CUDA_ARCHS": "80,90a"}, "80;90a"),
         ("echo 8.0", {"SECATEURS_CUDA_ARCHS": "75;86-real"}, "86-real"),
+        ("echo 8.0", {"SECATEURS_CUDA_ARCHS": "release"}, RELEASE),
     ],
     ids=[
         "one",
@@ -184,6 +187,7 @@ def test_a_machine_without_a_fit_toolkit_or_gpu_is_told_why(machine, tmp_path, c
         "n/a",
         "asked",
         "asked too low",
+        "release",
     ],
 )
 def test_what_is_compiled_for(machine, tmp_path, smi, variables, archs):
@@ -210,8 +214,9 @@ def test_the_build_goes_on_without_cuda_and_keeps_the_reason(machine, tmp_path):
         ({"SECATEURS_CUDA": "on"}, "SECATEURS_CUDA=on, but the GPUs of this machine"),
         ({"SECATEURS_CUDA": "perhaps"}, 'must be auto, on or off, got "perhaps"'),
         ({"SECATEURS_CUDA_ARCHS": "hopper"}, 'such as "80;90a", got "hopper"'),
+        ({"SECATEURS_CUDA_KERNELS": "/nowhere"}, "in SECATEURS_CUDA_KERNELS=/nowhere, which has"),
     ],
-    ids=["on", "unknown", "unknown architecture"],
+    ids=["on", "unknown", "unknown architecture", "no kernels"],
 )
 def test_what_was_demanded_fails_in_a_sentence(machine, tmp_path, variables, expected):
     done = configure(tmp_path, machine(WITHOUT["a T4"][0], **variables))
