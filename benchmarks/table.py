@@ -1,4 +1,5 @@
-"""Writes the tables of docs/results.md from the JSON lines in benchmarks/results/.
+"""Writes the tables of docs/results.md, and that of evidence in docs/methods.md, from the JSON
+lines in benchmarks/results/.
 
 python benchmarks/table.py
 """
@@ -11,7 +12,9 @@ from pathlib import Path
 if str(Path(__file__).parents[1]) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.tables.evidence import evidence_table
 from benchmarks.tables.quality import (
+    beside_table,
     frontier_parts,
     how_fitted,
     how_ranked,
@@ -33,7 +36,7 @@ from benchmarks.tables.speeds import (
     targets_table,
 )
 
-PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- results: python benchmarks/table.py -->", "<!-- /results -->"
 
 MODELS = (
@@ -52,7 +55,7 @@ KERNELS = (
 )
 FAMILIES = "families.jsonl"
 TARGETS = "targets.jsonl"
-METHODS = ("methods.jsonl", "methods_epyc.jsonl")
+METHODS = ("methods.jsonl", "methods_epyc.jsonl", "methods_upos.jsonl")
 ONE_SHOT = "one_shot.jsonl"
 FRONTIER = "frontier.jsonl"
 LANGUAGES = "languages.jsonl"
@@ -60,11 +63,6 @@ ROUNDING = "rounding.jsonl"
 
 
 def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise SystemExit(f"expected {BEGIN} and {END} in {PAGE}")
     parts = []
     for files, table in ((MODELS, models_tables), (KERNELS, kernels_tables)):
         for rows in map(read, files):
@@ -77,6 +75,8 @@ def main() -> None:
         parts += [how_asked(rows), targets_table(rows)]
     for rows in map(lines_of, METHODS):
         parts += [how_trained(rows), methods_table(rows)]
+        if any("beside" in row for row in rows):
+            parts.append(beside_table(rows))
     rows = lines_of(ONE_SHOT)
     parts += [how_fitted(rows), one_shot_table(rows)]
     parts += frontier_parts(lines_of(FRONTIER))
@@ -84,8 +84,17 @@ def main() -> None:
     parts += [how_ranked(rows), languages_table(rows)]
     rows = lines_of(ROUNDING)
     parts += [how_rounded(rows), rounding_table(rows)]
-    body = "\n\n".join([BEGIN, *parts, END])
-    PAGE.write_text(before + body + after, encoding="utf-8")
+    write(DOCS / "results.md", parts)
+    write(DOCS / "methods.md", [evidence_table(map(lines_of, METHODS))])
+
+
+def write(page: Path, parts: list[str]) -> None:
+    """Put `parts` in place of what stands between the marks of a page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise SystemExit(f"expected {BEGIN} and {END} in {page}")
+    page.write_text(before + "\n\n".join([BEGIN, *parts, END]) + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from statistics import mean, median, stdev
 from benchmarks.tables.rows import Row, agree, markdown
 
 LINEARS = "layers' linears"
+BEFORE = {"unrecovered": "without recovery", "refitted": "re-fitted"}
 
 
 def how_trained(rows: list[Row]) -> str:
@@ -29,8 +30,9 @@ def how_trained(rows: list[Row]) -> str:
 
 def methods_table(rows: list[Row]) -> str:
     """One line per budget and method: what each task's model scores, the mean over the seeds that
-    all tasks have; of the mean over tasks also the standard deviation over seeds; and what the
-    model costs."""
+    all tasks have; of the mean over tasks also the standard deviation over seeds; what the plan
+    scored before it recovered, where rows have that; and what the model costs."""
+    early = [name for name in BEFORE if any(name in row for row in rows)]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     named = [(row["budget"], _method(row)) for row in rows]
     lines = []
@@ -41,13 +43,47 @@ def methods_table(rows: list[Row]) -> str:
         whole = [s for s in seeds if all((task, s) in scores for task in tasks)]
         of_task = [[scores[t, s] for s in whole or seeds if (t, s) in scores] for t in tasks]
         of_seed = [mean([scores[task, s] for task in tasks]) for s in whole]
-        cells = [budget, method, *(f"{mean(found):.3f}" if found else "-" for found in of_task)]
+        cells = [budget, method]
+        for name in early:
+            found = [row[name] for row in mine if name in row]
+            cells.append(f"{mean(found):.3f}" if found else "-")
+        cells += [f"{mean(found):.3f}" if found else "-" for found in of_task]
         cells += [f"{mean(of_seed):.3f}" if whole else "-"]
         cells[-1] += f" ± {stdev(of_seed):.3f}" if len(whole) > 1 else ""
         cells += [str(len(whole)), f"{mean([r['kept'][LINEARS] for r in mine]):.2f}"]
         cells += [f"{median(r['latency']['speedup'] for r in mine):.2f}x"]
         lines.append(cells)
-    return markdown(["removed", "method", *tasks, "mean", "seeds", "kept", "speed"], lines)
+    heads = ["removed", "method", *(BEFORE[name] for name in early), *tasks]
+    return markdown([*heads, "mean", "seeds", "kept", "speed"], lines)
+
+
+def beside_table(rows: list[Row]) -> str:
+    """One line per model that was timed beside dense peers, by task, method and precision."""
+    lines = []
+    for row in rows:
+        for times in row.get("beside", ()):
+            shape = "x".join(map(str, times["shape"]))
+            lines.append(
+                [
+                    f"{row['task']}, {_method(row)}, {row['budget']}",
+                    f"{times['precision'] or 'float32'}, {shape}",
+                    f"{row['dense']:.3f}",
+                    f"{times['score']:.3f}",
+                    f"{times['ms']:.1f} ± {times['spread_ms']:.1f}",
+                    f"{times['stock_ms'] / times['ms']:.2f}x",
+                    f"{times['peer']}, {times['peer_ms'] / times['ms']:.2f}x",
+                ]
+            )
+    names = [
+        "model",
+        "precision, shape",
+        "dense",
+        "score",
+        "ms",
+        "over eager",
+        "over its best peer",
+    ]
+    return markdown(names, lines)
 
 
 def how_fitted(rows: list[Row]) -> str:
@@ -187,4 +223,6 @@ def rounding_table(rows: list[Row]) -> str:
 
 
 def _method(row: Row) -> str:
-    return " ".join([row["method"], *(f"{name}={value}" for name, value in row["options"].items())])
+    chosen = [f"{name}={value}" for name, value in row["options"].items()]
+    taught = ["with a teacher"] if row.get("imitates") else []
+    return " ".join([row["method"], *chosen, *taught])

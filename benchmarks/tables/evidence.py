@@ -1,0 +1,132 @@
+"""The table of evidence: what each method claims, and whether our rows bear it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from benchmarks.tables.rows import Row, markdown
+
+Variant = tuple[str, Mapping[str, Any]]  # a method and its options
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That a method keeps at least as much of the metric as each of its rivals.
+
+    Args:
+        score: of a row: "pruned" (recovered) or "unrecovered".
+    """
+
+    text: str
+    method: Variant
+    rivals: tuple[Variant, ...]
+    budgets: tuple[str, ...]
+    score: str = "pruned"
+
+
+def plain(*methods: str) -> tuple[Variant, ...]:
+    return tuple((method, {}) for method in methods)
+
+
+EVENLY = {"modules_in": "parameters"}
+CLAIMS = (
+    Claim(
+        "DSP without recovery, against other ways to choose heads",
+        ("dsp", {}),
+        plain("gradient", "voita", "random"),
+        ("heads=0.75", "heads=0.9"),
+        "unrecovered",
+    ),
+    Claim("the same, recovered", ("dsp", {}), plain("gradient", "voita", "random"),
+          ("heads=0.75", "heads=0.9")),
+    Claim(
+        "SMP against balanced random heads and an untrained scorer",
+        ("smp", {}),
+        (("random", {"allocator": "per_layer"}), *plain("random")),
+        ("heads=0.5",),
+    ),
+    Claim(
+        "SNIP with spectral normalisation, against without, and magnitude",
+        ("snip_identity", {}),
+        (("snip_identity", {"spectral": 0}), *plain("magnitude")),
+        ("modules=0.5",),
+    ),
+    Claim(
+        "the same at half of the parameters",
+        ("snip_identity", EVENLY),
+        (("snip_identity", {**EVENLY, "spectral": 0}),),
+        ("modules=0.5",),
+    ),
+    Claim(
+        "ADMM patterns against magnitude at once",
+        ("admm_pattern", {}),
+        plain("magnitude"),
+        ("patterns=0.5", "patterns=0.5,pattern=library"),
+    ),
+    *(
+        Claim(f"{name} against magnitude", (method, {}), plain("magnitude"),
+              ("weights=0.8", "weights=0.9"))
+        for name, method in (("SEVEN", "seven"), ("PLATON", "platon"), ("DCIL", "dcil"))
+    ),
+    Claim(
+        "MLPruning's heads and neurons against those of the gradient",
+        ("mlpruning", {}),
+        plain("gradient", "magnitude"),
+        ("heads=0.5,neurons=0.5",),
+    ),
+    Claim(
+        "sensitivity allocation against equal shares",
+        ("sensi_bert", {}),
+        (("sensi_bert", {"allocator": "per_layer"}),),
+        ("heads=0.5,neurons=0.5",),
+    ),
+)  # fmt: skip
+
+
+def evidence_table(files: Iterable[list[Row]]) -> str:
+    """One line per claim, task and budget: medians over the seeds that a method shares with its
+    rivals, which are compared within one file alone."""
+    lines = [line for rows in files for claim in CLAIMS for line in _lines(claim, rows)]
+    lines.sort(key=lambda line: [claim.text for claim in CLAIMS].index(line[0]))
+    names = ["claim", "task, removed", "not pruned", "seen", "rivals", "seeds", "holds"]
+    return markdown(names, lines)
+
+
+def _lines(claim: Claim, rows: list[Row]) -> Iterator[list[str]]:
+    for task in dict.fromkeys(row["task"] for row in rows):
+        for budget in claim.budgets:
+            here = [r for r in rows if (r["task"], r["budget"]) == (task, budget)]
+            here = [r for r in here if claim.score in r and not r.get("imitates")]
+            mine = _by_seed(here, claim.method)
+            rivals = {_name(rival): _by_seed(here, rival) for rival in claim.rivals}
+            rivals = {name: found for name, found in rivals.items() if mine.keys() & found.keys()}
+            if not rivals:
+                continue
+            seeds = [s for s in mine if all(s in found for found in rivals.values())]
+            scores = {
+                name: median(found[seed][claim.score] for seed in seeds)
+                for name, found in rivals.items()
+            }
+            seen = median(mine[seed][claim.score] for seed in seeds)
+            yield [
+                claim.text,
+                f"{task}, {budget}",
+                f"{median(mine[seed]['dense'] for seed in seeds):.3f}",
+                f"{seen:.3f}",
+                ", ".join(f"{name} {score:.3f}" for name, score in scores.items()),
+                str(len(seeds)),
+                "yes" if seen >= max(scores.values()) else "no",
+            ]
+
+
+def _by_seed(rows: list[Row], variant: Variant) -> dict[int, Row]:
+    method, options = variant
+    return {r["seed"]: r for r in rows if (r["method"], r["options"]) == (method, dict(options))}
+
+
+def _name(variant: Variant) -> str:
+    method, options = variant
+    return " ".join([method, *(f"{name}={value}" for name, value in options.items())])
