@@ -197,10 +197,10 @@ def test_the_page_of_variables_lists_those_that_are_read():
 
 def test_the_tables_of_results_are_those_of_the_rows(monkeypatch):
     module = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))
-    page, written = (DOCS / "results.md").read_text(encoding="utf-8"), []
+    pages, written = [DOCS / "results.md", DOCS / "methods.md"], []
     monkeypatch.setattr(Path, "write_text", lambda _, text, **__: written.append(text))
     module["main"]()
-    assert written == [page]
+    assert written == [page.read_text(encoding="utf-8") for page in pages]
 
 
 def test_the_fastest_dense_peer_is_sought_among_all_precisions():

@@ -113,6 +113,8 @@ FAULTS = (
          f"{CODES} -k identical"),
         ("levels.scale, dtype", "2 * levels.scale, dtype", f"{CODES} -k levels"),
         ("if form.precision != precision:", "if False:", CODES),
+        ("grid.repeat_interleave(bn // most, 0)", "grid.repeat(bn // most, 1)",
+         "pruning/test_pruning.py -k wide_blocks"),
         ("block[1] > 1 or block[0] == 1", "False", f"{VECTORS} -k other_patterns"),
         ("keep, block[0], stack.scales", "keep, block[0], stack.scales * 2",
          f"{VECTORS} -k near_the_masked"),

@@ -22,6 +22,10 @@ GATES = "masking/test_gates.py"
 FAULTS = (
     *faults_in(
         f"{ALLOCATION}/units.py",
+        ("fits = all(n % bn == 0 and k % bk == 0 for n, k in shapes)", "fits = True",
+         "pruning/test_pruning.py -k larger_by_default"),
+        ('budget.asked().keys() != {"blocks"}', "budget.blocks is None",
+         "pruning/test_pruning.py -k larger_by_default"),
         ("fraction * total + 0.5", "fraction * total",
          f"{CONTRACT} -k budget_is_met and random-bert"),
         ("high = middle\n", "high = middle - 1\n", f"{ALLOCATORS} -k fewest"),
@@ -231,6 +235,14 @@ FAULTS = (
         ("fraction = 1 - ones / size", "pass",
          "pruning/methods/test_seven.py -k follows_the_schedule"),
         (".sum((1, 3))", ".amax((1, 3))", "pruning/methods/test_platon.py -k block_scores"),
+        ("bn, -1, bk)", "bn, -1, bn)", "pruning/methods/test_seven.py -k follows_the_schedule"),
+    ),
+    *faults_in(
+        f"{ALLOCATION}/budget.py",
+        ("return found[0], found[-1]", "return found[-1], found[0]",
+         "pruning/test_pruning.py -k blocks_come_in_the_forms"),
+        ("and not isinstance(size, bool)", "",
+         "pruning/test_pruning.py -k blocks_come_in_the_forms"),
     ),
     *faults_in(
         "python/secateurs/pruning/methods/platon.py",
