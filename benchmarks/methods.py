@@ -124,7 +124,7 @@ def one(
     """Prune and recover; what the plan scores before it recovers goes to `before`."""
     method, budget, chosen = run
     if method == "smp":
-        chosen = {**chosen, "pair": int(dense.data.task.pair)}
+        chosen = {**chosen, "pair": dense.data.task.pair}
 
     def judge(model: nn.Module, plan: SparsityPlan) -> None:
         before["unrecovered"] = dense.score(sc.apply(model, plan))
