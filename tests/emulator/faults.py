@@ -47,6 +47,7 @@ def seeded(file: str, text: str) -> str:
 STACKED, ATTENTION = "stacked_linear.cuh", "attention.cu"
 SPARSE, LIBRARY, NORM = "sparse_linear.cu", "library_linear.cu", "add_norm.cu"
 TILE, EPILOGUE, NUMBER = "tile.cuh", "epilogue.cuh", "number.cuh"
+CUT, STACKS = "cut.h", "stacked_linear.cpp"
 WAIT = "ptx::wait_copies<C::STAGES - 2>();"
 BARRIER = "ptx::sync_block();"
 AHEAD = "if (step + C::STAGES - 1 < steps) loader.load(step + C::STAGES - 1);"
@@ -114,6 +115,13 @@ FAULTS = (
     Fault(STACKED, "first == last", "first >= last", "linear"),
     Fault(STACKED, "tile_m * C::BM + m", "m", "many rows"),
     Fault(STACKED, "tile_m * s.cut.bm + m", "m", "linear"),
+    # Which inputs are cut.
+    Fault(CUT, "whole * 10 >= at_once * 6", "whole * 10 >= at_once * 5", "cut"),
+    Fault(CUT, "fitting * each > whole", "fitting > 1", "cut"),
+    Fault(CUT, "at_once / std::max<std::int64_t>(1, each)", "at_once", "cut"),
+    Fault(STACKS, "cut.tiles_m * p.rows", "2 * cut.tiles_m * p.rows", "cut"),
+    Fault(STACKS, "std::int64_t{p.blocks} * p.bk / SHORTEST", "std::int64_t{p.blocks}", "cut"),
+    Fault(SPARSE, "p.k / SHORTEST", "p.k", "cut"),
     # The epilogue.
     Fault(
         EPILOGUE, "erfcf(x * -0.70710678118654752f)", "erfcf(x * 0.70710678118654752f)", "linear"
@@ -277,7 +285,7 @@ FAULTS = (
     Fault(SPARSE, "std::int64_t{part} * bm + m", "m", "sparse_linear"),
     Fault(SPARSE, "part < s.cut.parts", "part < s.cut.parts - 1", "sparse_linear"),
     Fault(SPARSE, "blockIdx.x % s.cut.tiles_m * bm", "0", "sparse_linear"),
-    Fault(SPARSE, "s.cut.bm == 64", "s.cut.bm >= 64", "many rows"),
+    Fault(SPARSE, "bm == 64", "bm >= 64", "sparse_linear many rows"),
     # Libraries of block patterns.
     Fault(LIBRARY, BARRIER, ";", "library", True, behind="last step's tiles any more.\n    "),
     Fault(LIBRARY, BARRIER, ";", "library", True, behind="= {0, 0, 0, 0};\n    "),

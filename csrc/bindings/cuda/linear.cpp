@@ -50,7 +50,8 @@ void count_tiles(C& call) {
 // Rows of a tile, parts, and how many floats of working memory they take.
 template <class Problem>
 py::object told(const Problem& p, int device) {
-  const Cut how = cut(p, cuda::multiprocessors(device));
+  const cuda::OnDevice on(device);
+  const Cut how = cut(p, device);
   return py::make_tuple(how.bm, how.parts, partial_sums(p, how));
 }
 
@@ -59,6 +60,7 @@ py::object cut_linear(const Arguments& arguments) {
   using C = Call<P, Whole>;
   static const Fields fields(std::array{
       field<C, &C::launch, &cuda::Launch::device>("device"),
+      field<C, &C::problem, &P::dtype>("dtype"),
       field<C, &C::problem, &P::epilogue, &Epilogue::m>("m"),
       field<C, &C::problem, &P::rows>("rows"),
       field<C, &C::problem, &P::blocks>("blocks"),
@@ -74,6 +76,7 @@ py::object cut_sparse_linear(const Arguments& arguments) {
   using C = Call<P, Whole>;
   static const Fields fields(std::array{
       field<C, &C::launch, &cuda::Launch::device>("device"),
+      field<C, &C::problem, &P::dtype>("dtype"),
       field<C, &C::problem, &P::epilogue, &Epilogue::m>("m"),
       field<C, &C::problem, &P::epilogue, &Epilogue::n>("n"),
       field<C, &C::problem, &P::k>("k"),

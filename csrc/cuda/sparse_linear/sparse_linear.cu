@@ -5,8 +5,6 @@
 // inputs are cut too.
 #include "cuda/sparse_linear/sparse_linear.h"
 
-#include <algorithm>
-
 #include "cuda/epilogue.cuh"
 #include "cuda/tile.cuh"
 
@@ -186,30 +184,38 @@ void of_tile(const SparseParameters& s, const Launch& where) {
            std::to_string(s.cut.parts) + " parts";
   };
   const auto grid = static_cast<unsigned>(tiles(s.p, s.cut));
-  launch(sparse_product<C>, dim3(grid * std::max(1, s.cut.parts)), C::THREADS, C::BYTES, where, s,
-         what);
+  launch(sparse_product<C>, dim3(grid * max(1, s.cut.parts)), C::THREADS, C::BYTES, where, s, what);
   if (s.cut.parts) launch(finish_parts<typename C::T>, dim3(grid), 128, 0, where, s, what);
 }
 
-template <class T>
-void of_type(const SparseParameters& s, const Launch& where) {
-  if (s.cut.bm == 16) {
-    of_tile<SparseTile<T, 16, 32, 256, 4, 1, 1, 4>>(s, where);
-  } else if (s.cut.bm == 64) {
-    of_tile<SparseTile<T, 64, 128, 64, 4, 2, 4, 1>>(s, where);
+template <class T, class Use>
+void of_type(int bm, const Use& use) {
+  if (bm == 16) {
+    use(SparseTile<T, 16, 32, 256, 4, 1, 1, 4>{});
+  } else if (bm == 64) {
+    use(SparseTile<T, 64, 128, 64, 4, 2, 4, 1>{});
   } else {
-    of_tile<SparseTile<T, 128, 128, 64, 3, 2, 4, 1>>(s, where);
+    use(SparseTile<T, 128, 128, 64, 3, 2, 4, 1>{});
   }
+}
+
+// Calls `use` with a tile of bm rows for the problem.
+template <class Use>
+void with_tile(const SparseLinear& p, int bm, const Use& use) {
+  p.dtype == Dtype::float16 ? of_type<ptx::Half>(bm, use) : of_type<ptx::BFloat>(bm, use);
 }
 
 }  // namespace
 
-Cut cut(const SparseLinear& p, int multiprocessors) {
+Cut cut(const SparseLinear& p, int device) {
   Cut cut = in_tiles(p.epilogue.m);
   constexpr int SHORTEST = 512;  // inputs that are worth a thread block
-  const std::int64_t parts = std::min<std::int64_t>(
-      resident(cut, multiprocessors) / std::max<std::int64_t>(1, tiles(p, cut)), p.k / SHORTEST);
-  if (parts > 1) cut.parts = static_cast<int>(parts);
+  with_tile(p, cut.bm, [&](auto tile) {
+    using C = decltype(tile);
+    const auto* kernel = reinterpret_cast<const void*>(&sparse_product<C>);
+    cut.parts = parts(tiles(p, cut), tiles(p, cut), p.k / SHORTEST,
+                      at_once(kernel, C::THREADS, C::BYTES, device));
+  });
   return cut;
 }
 
@@ -222,7 +228,7 @@ void sparse_linear(const SparseLinear& p, const Cut& cut, const Launch& where) {
   if (p.k % 32 || p.epilogue.n % 16)
     throw std::invalid_argument("expected n a multiple of 16 and k of 32, got " + p.text());
   const SparseParameters s{p, cut, p.epilogue.aligned()};
-  p.dtype == Dtype::float16 ? of_type<ptx::Half>(s, where) : of_type<ptx::BFloat>(s, where);
+  with_tile(p, cut.bm, [&](auto tile) { of_tile<decltype(tile)>(s, where); });
 }
 
 }  // namespace secateurs::cuda

@@ -297,38 +297,50 @@ class StackedLauncher {
 
   void run() const {
     if (!s_.p.epilogue.m || !s_.p.epilogue.n) return;
-    if (s_.p.dtype == Dtype::float16) {
-      of_type<ptx::Half>();
-    } else {
-      of_type<ptx::BFloat>();
-    }
+    with_tile([this](auto tile) { of_tile<decltype(tile)>(); });
+  }
+
+  std::int64_t at_once() const {
+    std::int64_t blocks = 0;
+    with_tile([&](auto tile) {
+      using C = decltype(tile);
+      blocks = cuda::at_once(reinterpret_cast<const void*>(&stacked_linear<C>), C::THREADS,
+                             C::BYTES, where_.device);
+    });
+    return blocks;
   }
 
  private:
-  template <class T>
-  void of_type() const {
+  // Calls `use` with a tile of the type that the problem asks for.
+  template <class Use>
+  void with_tile(const Use& use) const {
+    s_.p.dtype == Dtype::float16 ? of_type<ptx::Half>(use) : of_type<ptx::BFloat>(use);
+  }
+
+  template <class T, class Use>
+  void of_type(const Use& use) const {
     switch (s_.p.bn) {
       case 16:
-        return of_width<T, 16>();
+        return of_width<T, 16>(use);
       case 32:
-        return of_width<T, 32>();
+        return of_width<T, 32>(use);
       case 64:
-        return of_width<T, 64>();
+        return of_width<T, 64>(use);
       case 128:
-        return of_width<T, 128>();
+        return of_width<T, 128>(use);
     }
     throw std::invalid_argument("expected 16, 32, 64 or 128 outputs a row, got " +
                                 std::to_string(s_.p.bn));
   }
 
-  template <class T, int BN>
-  void of_width() const {
+  template <class T, int BN, class Use>
+  void of_width(const Use& use) const {
     if (s_.cut.bm == 16) {
-      of_tile<FewRows<T, BN, SINGLE>>();
+      use(FewRows<T, BN, SINGLE>{});
     } else if (s_.cut.bm == 64) {
-      of_tile<SomeRows<T, BN, SINGLE>>();
+      use(SomeRows<T, BN, SINGLE>{});
     } else {
-      of_tile<ManyRows<T, BN, SINGLE>>();
+      use(ManyRows<T, BN, SINGLE>{});
     }
   }
 

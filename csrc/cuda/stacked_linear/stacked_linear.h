@@ -33,11 +33,16 @@ struct StackedLinear {
   std::string text() const;
 };
 
-// The parts are even ones of all stacks together, whatever rows the cuts fall into: no row is too long.
-Cut cut(const StackedLinear& p, int multiprocessors);
+// How the kernel of a problem cuts it on `device`, the current GPU. The parts are even ones of all
+// stacks together, whatever rows the cuts fall into: no row is too long.
+Cut cut(const StackedLinear& p, int device);
 std::int64_t partial_sums(const StackedLinear& p, const Cut& cut);  // floats
 
 void block_sparse_linear(const StackedLinear& p, const Cut& cut, const Launch& where);
 void vector_linear(const StackedLinear& p, const Cut& cut, const Launch& where);
+
+// Thread blocks of tiles of bm rows that can be under way at once on `device`, the current GPU.
+std::int64_t block_sparse_linear_at_once(const StackedLinear& p, int bm, int device);
+std::int64_t vector_linear_at_once(const StackedLinear& p, int bm, int device);
 
 }  // namespace secateurs::cuda

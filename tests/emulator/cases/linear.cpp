@@ -59,7 +59,7 @@ void block_sparse(const Problem& p, Dtype dtype, std::uint64_t seed) {
                         p.bk,
                         finish.epilogue(),
                         dtype};
-  Cut how = cut(problem, emulator::multiprocessors);
+  Cut how = cut(problem, 0);
   if (p.parts != AS_CHOSEN) how.parts = p.parts;
   Array partial(partial_sums(problem, how), Dtype::float32);
   problem.partial = static_cast<float*>(partial.data());
@@ -103,7 +103,7 @@ void vector(const Problem& p, Dtype dtype, std::uint64_t seed) {
                         1,
                         finish.epilogue(),
                         dtype};
-  Cut how = cut(problem, emulator::multiprocessors);
+  Cut how = cut(problem, 0);
   if (p.parts != AS_CHOSEN) how.parts = p.parts;
   Array partial(partial_sums(problem, how), Dtype::float32);
   problem.partial = static_cast<float*>(partial.data());

@@ -72,10 +72,26 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int)
   return cudaSuccess;
 }
 
-template <class... Parameters>
-cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int bytes) {
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
   if (bytes > emulator::SHARED_MEMORY) return cudaErrorInvalidValue;
-  emulator::allowed_shared_memory[reinterpret_cast<const void*>(kernel)] = bytes;
+  emulator::allowed_shared_memory[kernel] = bytes;
+  return cudaSuccess;
+}
+
+namespace emulator {
+inline std::size_t allowed(const void* kernel) {
+  const auto said = allowed_shared_memory.find(kernel);
+  return max<std::size_t>(said == allowed_shared_memory.end() ? 0 : said->second, 48 << 10);
+}
+}  // namespace emulator
+
+// Of a multiprocessor with the threads and the shared memory of the smallest GPU, 1 KiB of it kept for
+// each thread block; nobody knows of registers here.
+inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* kernel,
+                                                                 int threads, std::size_t shared) {
+  if (threads < 1 || threads > 1024 || shared > emulator::allowed(kernel))
+    return cudaErrorInvalidValue;
+  *blocks = min(1536 / threads, static_cast<int>((100 << 10) / (shared + (1 << 10))));
   return cudaSuccess;
 }
 
@@ -84,11 +100,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                Arguments... arguments) {
   const dim3 &grid = config->gridDim, &block = config->blockDim;
   const std::size_t threads = std::size_t{1} * block.x * block.y * block.z;
-  const auto allowed = emulator::allowed_shared_memory.find(reinterpret_cast<const void*>(kernel));
-  const std::size_t shared =
-      allowed == emulator::allowed_shared_memory.end() ? 48 << 10 : allowed->second;
   if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535 || !threads ||
-      threads > 1024 || config->dynamicSmemBytes > max<std::size_t>(shared, 48 << 10))
+      threads > 1024 ||
+      config->dynamicSmemBytes > emulator::allowed(reinterpret_cast<const void*>(kernel)))
     return cudaErrorInvalidConfiguration;
   if (threads % 32) throw std::runtime_error("launch of a fraction of a warp");
   emulator::launched.insert(reinterpret_cast<const void*>(kernel));

@@ -184,7 +184,9 @@ def run_stacks(
     """Launch a kernel of csrc/cuda/stacked_linear, with working memory where it cuts rows."""
     where = launch(x)
     finish, _kept = epilogue(operands, y)
-    bm, parts, floats = kernels().cut_linear(device=where["device"], m=finish["m"], **sizes)
+    bm, parts, floats = kernels().cut_linear(
+        device=where["device"], dtype=where["dtype"], m=finish["m"], **sizes
+    )
     partial = x.new_empty(floats, dtype=torch.float32)
     getattr(kernels(), kernel)(
         **where,

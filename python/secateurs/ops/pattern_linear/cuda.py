@@ -88,7 +88,11 @@ def _run(operands: Operands) -> Tensor:
     }
     if library is None:
         bm, parts, floats = cuda.kernels().cut_sparse_linear(
-            device=where["device"], m=finish["m"], n=finish["n"], k=x.shape[1]
+            device=where["device"],
+            dtype=where["dtype"],
+            m=finish["m"],
+            n=finish["n"],
+            k=x.shape[1],
         )
         partial = x.new_empty(floats, dtype=torch.float32)
         cuda.kernels().sparse_linear(
