@@ -47,7 +47,7 @@ def seeded(file: str, text: str) -> str:
 STACKED, ATTENTION = "stacked_linear.cuh", "attention.cu"
 SPARSE, LIBRARY, NORM = "sparse_linear.cu", "library_linear.cu", "add_norm.cu"
 TILE, EPILOGUE, NUMBER = "tile.cuh", "epilogue.cuh", "number.cuh"
-CUT, STACKS = "cut.h", "stacked_linear.cpp"
+CUT, STACKS, LAUNCH = "cut.h", "stacked_linear.cpp", "launch.h"
 WAIT = "ptx::wait_copies<C::STAGES - 2>();"
 BARRIER = "ptx::sync_block();"
 AHEAD = "if (step + C::STAGES - 1 < steps) loader.load(step + C::STAGES - 1);"
@@ -122,6 +122,10 @@ FAULTS = (
     Fault(STACKS, "cut.tiles_m * p.rows", "2 * cut.tiles_m * p.rows", "cut"),
     Fault(STACKS, "std::int64_t{p.blocks} * p.bk / SHORTEST", "std::int64_t{p.blocks}", "cut"),
     Fault(SPARSE, "p.k / SHORTEST", "p.k", "cut"),
+    # How kernels are launched.
+    Fault(LAUNCH, "most = shared_bytes", "0", "machine"),
+    Fault(LAUNCH, "reserved[{kernel, device}]", "reserved[{kernel, 0}]", "machine"),
+    Fault(LAUNCH, "shared_bytes <= most", "most", "machine"),
     # The epilogue.
     Fault(
         EPILOGUE, "erfcf(x * -0.70710678118654752f)", "erfcf(x * 0.70710678118654752f)", "linear"

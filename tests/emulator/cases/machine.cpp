@@ -23,6 +23,24 @@ void run(Kernel kernel, const std::string& expected, std::uint64_t) {
     throw std::runtime_error("expected to be told '" + expected + "', was told '" + told + "'");
 }
 
+void does_nothing(float*) {}
+
+// A kernel must be allowed much shared memory on each device, and need not be again and again.
+void allow_once_on_each_device(std::uint64_t) {
+  const int before = emulator::times_allowed;
+  for (const int device : {0, 1, 0, 1})
+    for (const int kilobytes : {40, 60, 99, 60}) {
+      const OnDevice on(device);
+      launch(does_nothing, dim3(1), 32, kilobytes << 10, {device, nullptr},
+             static_cast<float*>(nullptr), [] { return std::string("a kernel"); });
+      at_once(reinterpret_cast<const void*>(&does_nothing), 32, kilobytes << 10, device);
+    }
+  static bool first = true;
+  if (const int times = emulator::times_allowed - before; times != (first ? 4 : 0))
+    throw std::runtime_error("allowed " + std::to_string(times) + " times");
+  first = false;
+}
+
 float* shared() { return reinterpret_cast<float*>(ptx::dyn_smem<16>()); }
 int t() { return static_cast<int>(threadIdx.x); }
 
@@ -118,5 +136,6 @@ std::vector<Case> machine_cases() {
   ADD(a_copy_from_behind, "no aligned global memory");
   ADD(a_copy_to_elsewhere, "no aligned shared memory");
 #undef ADD
+  cases.push_back({"machine", "allow_once_on_each_device", allow_once_on_each_device});
   return cases;
 }

@@ -55,16 +55,20 @@ struct cudaLaunchConfig_t {
 namespace emulator {
 inline int multiprocessors = 4;
 inline constexpr int SHARED_MEMORY = 99 << 10;  // of the smallest GPU the kernels are for
-inline std::map<const void*, int> allowed_shared_memory;
+inline constexpr int DEVICES = 2;               // that differ in nothing
+inline int device = 0;
+inline std::map<const void*, int> allowed_shared_memory[DEVICES];
+inline int times_allowed = 0;
 inline std::set<const void*> launched;  // the kernels, every instance by itself
 }  // namespace emulator
 
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "invalid argument";
 }
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = emulator::device, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : cudaErrorInvalidValue;
+  if (device < 0 || device >= emulator::DEVICES) return cudaErrorInvalidValue;
+  return emulator::device = device, cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
   *value =
@@ -74,14 +78,16 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int)
 
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
   if (bytes > emulator::SHARED_MEMORY) return cudaErrorInvalidValue;
-  emulator::allowed_shared_memory[kernel] = bytes;
+  ++emulator::times_allowed;
+  emulator::allowed_shared_memory[emulator::device][kernel] = bytes;
   return cudaSuccess;
 }
 
 namespace emulator {
 inline std::size_t allowed(const void* kernel) {
-  const auto said = allowed_shared_memory.find(kernel);
-  return max<std::size_t>(said == allowed_shared_memory.end() ? 0 : said->second, 48 << 10);
+  const auto said = allowed_shared_memory[device].find(kernel);
+  const bool none = said == allowed_shared_memory[device].end();
+  return max<std::size_t>(none ? 0 : said->second, 48 << 10);
 }
 }  // namespace emulator
 
