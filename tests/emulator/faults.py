@@ -47,7 +47,8 @@ def seeded(file: str, text: str) -> str:
 STACKED, ATTENTION = "stacked_linear.cuh", "attention.cu"
 SPARSE, LIBRARY, NORM = "sparse_linear.cu", "library_linear.cu", "add_norm.cu"
 TILE, EPILOGUE, NUMBER = "tile.cuh", "epilogue.cuh", "number.cuh"
-CUT, STACKS, LAUNCH = "cut.h", "stacked_linear.cpp", "launch.h"
+CUT, PARTS, LAUNCH = "cut.h", "parts.cuh", "launch.h"
+STACKS = "stacked_linear.cpp"
 WAIT = "ptx::wait_copies<C::STAGES - 2>();"
 BARRIER = "ptx::sync_block();"
 AHEAD = "if (step + C::STAGES - 1 < steps) loader.load(step + C::STAGES - 1);"
@@ -285,27 +286,53 @@ FAULTS = (
     ),
     # 2:4 in parts of the inputs.
     Fault(SPARSE, "all * (part + 1) / parts", "all * part / parts + 1", "sparse_linear"),
-    Fault(SPARSE, "blockIdx.x * std::int64_t{C::BM} + m", "m", "sparse_linear"),
-    Fault(SPARSE, "std::int64_t{part} * bm + m", "m", "sparse_linear"),
-    Fault(SPARSE, "part < s.cut.parts", "part < s.cut.parts - 1", "sparse_linear"),
-    Fault(SPARSE, "blockIdx.x % s.cut.tiles_m * bm", "0", "sparse_linear"),
+    Fault(PARTS, "blockIdx.x * std::int64_t{BM} + m", "m", "sparse_linear"),
+    Fault(PARTS, "std::int64_t{part} * bm + m", "m", "sparse_linear"),
+    Fault(PARTS, "part < p.cut.parts", "part < p.cut.parts - 1", "sparse_linear"),
+    Fault(PARTS, "blockIdx.x % p.cut.tiles_m * bm", "0", "sparse_linear"),
+    Fault(PARTS, "blockIdx.x / p.cut.tiles_m * p.bn", "0", "library_linear"),
     Fault(SPARSE, "bm == 64", "bm >= 64", "sparse_linear many rows"),
     # Libraries of block patterns.
     Fault(LIBRARY, BARRIER, ";", "library", True, behind="last step's tiles any more.\n    "),
     Fault(LIBRARY, BARRIER, ";", "library", True, behind="= {0, 0, 0, 0};\n    "),
-    Fault(LIBRARY, BARRIER, ";", "library", True, behind="ptx::wait_copies<1>();\n    "),
-    Fault(LIBRARY, BARRIER, ";", "library", True, behind="ptx::wait_copies<0>();\n  "),
-    Fault(LIBRARY, "ptx::wait_copies<1>();", ";", "library"),
+    Fault(LIBRARY, BARRIER, ";", "library", True, behind="places, x, step);\n    "),
+    Fault(LIBRARY, BARRIER, ";", "library", True, behind="every copy has landed.\n  "),
+    Fault(LIBRARY, BARRIER, ";", "library", True, behind="= sum[n][i];\n  "),
+    Fault(LIBRARY, BARRIER, ";", "library", True, behind="counts[threadIdx.x] = count;\n  "),
+    Fault(LIBRARY, "ptx::wait_copies<0>();", ";", "library"),
+    Fault(LIBRARY, "(step + 1) % 2 * stage", "0", "library"),
     Fault(LIBRARY, "w[threadIdx.x + i * THREADS] = {0, 0, 0, 0};", ";", "library"),
-    Fault(LIBRARY, "(entry + i) % p.ones", "entry % p.ones", "library"),
-    Fault(LIBRARY, "i / p.q * STEP + i % p.q", "i", "library"),
-    Fault(LIBRARY, "block * p.q + place % STEP", "place % STEP", "library"),
-    Fault(LIBRARY, "min(STEP / p.q, across - first)", "STEP / p.q", "library"),
-    Fault(LIBRARY, "row < p.epilogue.m && k < p.k", "row < p.epilogue.m", "library"),
-    Fault(LIBRARY, "std::int64_t{first_n} / p.p + row", "std::int64_t{row}", "library"),
-    Fault(LIBRARY, "row * p.p + place / STEP", "row * p.p", "library"),
-    Fault(LIBRARY, "first_n + row * p.p >= p.epilogue.n", "false", "library"),
-    Fault(LIBRARY, "(step + 1) % 2 * X_TILE", "0", "library"),
+    Fault(LIBRARY, "entry - block * ones", "0", "library"),
+    Fault(LIBRARY, "entry * s.inverse_ones >> LOG_DIVISOR", "0", "library"),
+    Fault(LIBRARY, "place(i >> s.log_q, i & (s.p.q - 1))", "place(0, i)", "library"),
+    Fault(LIBRARY, "n % 8 * 8", "0", "library"),
+    Fault(LIBRARY, "place(0, block << s.log_q)", "0", "library"),
+    Fault(LIBRARY, "block_place += place(0, s.p.q);", ";", "library"),
+    Fault(LIBRARY, "place(at.row << s.log_p, 0)", "0", "library"),
+    Fault(LIBRARY, "*++code * ones", "*code * ones", "library"),
+    Fault(LIBRARY, "entry += counts[pattern * SHARES + i];", ";", "library"),
+    Fault(LIBRARY, "column >= width", "false", "library"),
+    Fault(
+        LIBRARY,
+        "min(STEP >> s.log_q, s.across - first_block(step))",
+        "(STEP >> s.log_q)",
+        "library",
+    ),
+    Fault(LIBRARY, "step * STEP + chunk * 8 < s.p.k", "true", "library"),
+    Fault(LIBRARY, "row + i * ROWS_ON < s.p.epilogue.m", "true", "library"),
+    Fault(LIBRARY, "(std::int64_t{first_n} >> s.log_p) * s.across", "std::int64_t{0}", "library"),
+    Fault(
+        LIBRARY, "min(std::int64_t{BN}, s.p.epilogue.n - first_n)", "std::int64_t{BN}", "library"
+    ),
+    # Their codes, which begin anywhere.
+    Fault(LIBRARY, "(before + at.row * s.across + first) / 16 * 16", "before / 16 * 16", "library"),
+    Fault(LIBRARY, "min(std::int64_t{16}, all - begin)", "std::int64_t{16}", "library"),
+    Fault(LIBRARY, "(before + at.row * s.across + first) % 16", "first % 16", "library"),
+    Fault(LIBRARY, "(STEP / p.q + 14) / 16 + 1", "(STEP / p.q + 15) / 16", "library"),
+    # And in parts of the inputs.
+    Fault(LIBRARY, "all * (part + 1) / parts", "all * part / parts + 1", "library"),
+    Fault(LIBRARY, "blockIdx.x / parts * BN", "blockIdx.x * BN", "library"),
+    Fault(LIBRARY, "p.k / SHORTEST", "p.k", "cut"),
     # Residual and normalisation.
     Fault(NORM, BARRIER, ";", "add_norm", True),
     Fault(

@@ -5,7 +5,7 @@
 // inputs are cut too.
 #include "cuda/sparse_linear/sparse_linear.h"
 
-#include "cuda/epilogue.cuh"
+#include "cuda/parts.cuh"
 #include "cuda/tile.cuh"
 
 namespace secateurs::cuda {
@@ -145,34 +145,14 @@ __global__ void __launch_bounds__(C::THREADS) sparse_product(SparseParameters s)
   ptx::sync_block();
   for (int t = threadIdx.x; t < C::BM * C::BN / 8; t += C::THREADS) {
     const int m = t / (C::BN / 8), n = t % (C::BN / 8) * 8;
+    if (first_m + m >= p.epilogue.m) break;
     float total[8] = {};
     add8<C::WK, C::BM, C::ROW>(total, sums, m, n);
     if (s.cut.parts) {
-      store8(p.partial + (blockIdx.x * std::int64_t{C::BM} + m) * C::BN + n, total, 8, true);
+      store_part<C::BM, C::BN>(p.partial, m, n, total);
     } else {
       finish8<typename C::T>(p.epilogue, s.aligned, first_m + m, first_n + n, total);
     }
-  }
-}
-
-// Adds the parts of a tile in order and finishes it.
-template <class T>
-__global__ void __launch_bounds__(128) finish_parts(SparseParameters s) {
-  const SparseLinear& p = s.p;
-  const int bm = s.cut.bm, bn = tile_outputs(bm), chunks = bn / 8;
-  const float* parts = p.partial + blockIdx.x * std::int64_t{s.cut.parts} * bm * bn;
-  const std::int64_t first_m = blockIdx.x % s.cut.tiles_m * bm,
-                     first_n = blockIdx.x / s.cut.tiles_m * bn;
-  for (int t = threadIdx.x; t < bm * chunks; t += 128) {
-    const int m = t / chunks, n = t % chunks * 8;
-    float total[8] = {};
-    for (int part = 0; part < s.cut.parts; ++part) {
-      float sum[8];
-      load8(sum, parts + (std::int64_t{part} * bm + m) * bn + n, 8, true);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) total[i] += sum[i];
-    }
-    finish8<T>(p.epilogue, s.aligned, first_m + m, first_n + n, total);
   }
 }
 
@@ -185,7 +165,9 @@ void of_tile(const SparseParameters& s, const Launch& where) {
   };
   const auto grid = static_cast<unsigned>(tiles(s.p, s.cut));
   launch(sparse_product<C>, dim3(grid * max(1, s.cut.parts)), C::THREADS, C::BYTES, where, s, what);
-  if (s.cut.parts) launch(finish_parts<typename C::T>, dim3(grid), 128, 0, where, s, what);
+  if (s.cut.parts)
+    launch(finish_parts<typename C::T>, dim3(grid), 128, 0, where,
+           Parts{s.p.epilogue, s.cut, C::BN, s.aligned, s.p.partial}, what);
 }
 
 template <class T, class Use>

@@ -1,5 +1,6 @@
 // Into how many parts linears cut their inputs on four multiprocessors: on both sides of each limit.
 #include "cases/case.h"
+#include "cuda/library_linear/library_linear.h"
 #include "cuda/sparse_linear/sparse_linear.h"
 #include "cuda/stacked_linear/stacked_linear.h"
 
@@ -31,6 +32,17 @@ int parts_of_sparse(int m, int n, int k) {
   return cut(p, 0).parts;
 }
 
+int parts_of_library(int n, int k) {
+  LibraryLinear p{};
+  p.epilogue.m = 1;
+  p.epilogue.n = n;
+  p.k = k;
+  p.p = p.q = 4;
+  p.patterns = 16;
+  p.ones = 8;
+  return cut(p, 0).parts;
+}
+
 }  // namespace
 
 std::vector<Case> cut_cases() {
@@ -55,5 +67,9 @@ std::vector<Case> cut_cases() {
   add("two sparse tiles", 2, [] { return parts_of_sparse(16, 64, 1024); });
   add("two short sparse tiles", 0, [] { return parts_of_sparse(16, 64, 992); });
   add("a sparse tile of some rows", 4, [] { return parts_of_sparse(40, 128, 4096); });
+  // Of half dense libraries, a tile takes 50 KiB: four at once.
+  add("three tiles of a library", 0, [] { return parts_of_library(96, 4096); });
+  add("two tiles of a library", 2, [] { return parts_of_library(64, 1024); });
+  add("two short tiles of a library", 0, [] { return parts_of_library(64, 1000); });
   return cases;
 }

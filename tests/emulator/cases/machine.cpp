@@ -105,6 +105,18 @@ void a_copy_lands_when_it_is_waited_for(float* global) {
   }
 }
 
+void a_copy_of_less_leaves_zeros(float* global) {
+  if (t() == 0) {
+    global[28] = global[29] = 1;
+    ptx::copy_async(shared(), global + 28, 8);  // no more is there
+    ptx::commit_copies();
+    ptx::wait_copies<0>();
+    for (int i = 0; i < 4; ++i)
+      if (shared()[i] != (i < 2 ? 1 : 0)) emulator::fail("not what was copied, and zeros");
+  }
+}
+
+void a_copy_of_too_much(float* global) { ptx::copy_async(shared(), global, 20); }
 void a_copy_is_left_behind(float* global) { ptx::copy_async16(shared(), global, true); }
 void a_copy_from_between(float* global) { ptx::copy_async16(shared(), global + 1, true); }
 void a_dead_copy_from_between(float* global) { ptx::copy_async16(shared(), global + 1, false); }
@@ -122,6 +134,8 @@ std::vector<Case> machine_cases() {
   ADD(fresh_memory_is_no_number, "");
   ADD(halves_meet_by_themselves, "");
   ADD(a_copy_lands_when_it_is_waited_for, "");
+  ADD(a_copy_of_less_leaves_zeros, "");
+  ADD(a_copy_of_too_much, "copy of 20 bytes");
   ADD(some_do_not_come, "deadlock in block");
   ADD(numbers_disagree, "while others expect");
   ADD(a_lane_leaves, "shuffle");  // where the others are, whoever comes first

@@ -63,7 +63,7 @@ def _refuse_library(x: Tensor, values: Tensor, codes: Tensor, library: Tensor) -
         return f"it takes at most 16 patterns, of 1 to 32 by 1 to 256, got {tuple(library.shape)}"
     if x.shape[-1] % 8 or across * ones % 8 or 256 // q * ones % 8:
         return f"it reads eight weights at a time, got rows of {across} blocks of {ones}"
-    return None
+    return cuda.refuse_unaligned(codes=codes)
 
 
 def _run(operands: Operands) -> Tensor:
@@ -86,29 +86,28 @@ def _run(operands: Operands) -> Tensor:
         "k": x.shape[1],
         "values": values.data_ptr(),
     }
+    kernels = cuda.kernels()
+    problem = {"m": finish["m"], "n": finish["n"], "k": x.shape[1]}
+    device = {"device": where["device"], "dtype": where["dtype"]}
     if library is None:
-        bm, parts, floats = cuda.kernels().cut_sparse_linear(
-            device=where["device"],
-            dtype=where["dtype"],
-            m=finish["m"],
-            n=finish["n"],
-            k=x.shape[1],
-        )
+        bm, parts, floats = kernels.cut_sparse_linear(**device, **problem)
         partial = x.new_empty(floats, dtype=torch.float32)
-        cuda.kernels().sparse_linear(
+        kernels.sparse_linear(
             **call, kept=index.data_ptr(), bm=bm, parts=parts, partial=partial.data_ptr()
         )
     else:
         library = library.contiguous()
-        patterns, p, q = library.shape
-        cuda.kernels().library_linear(
+        shape = dict(zip(("patterns", "p", "q"), library.shape, strict=True), ones=v)
+        bm, parts, floats = kernels.cut_library_linear(**device, **problem, **shape)
+        partial = x.new_empty(floats, dtype=torch.float32)
+        kernels.library_linear(
             **call,
+            **shape,
             codes=index.data_ptr(),
             library=library.data_ptr(),
-            p=p,
-            q=q,
-            patterns=patterns,
-            ones=v,
+            bm=bm,
+            parts=parts,
+            partial=partial.data_ptr(),
         )
     return y
 
