@@ -6,21 +6,8 @@ built into one program, `old` where the fault is off, and switched on one at a t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Fault:
-    """`old` becomes `new` in a file of csrc/cuda; `cases` is part of the name of those that run.
-    `races`: two threads then touch the same memory with nothing to order them."""
-
-    file: str
-    old: str
-    new: str
-    cases: str = ""
-    races: bool = False
-    silent: bool = False  # a race that leaves the results right, and only ThreadSanitizer sees
-    behind: str = ""  # what `old` stands right behind, where it stands in the file more than once
+from pattern_faults import PATTERN_FAULTS
+from seeded_fault import BARRIER, TILE, WAIT, Fault
 
 
 def seeded(file: str, text: str) -> str:
@@ -45,12 +32,10 @@ def seeded(file: str, text: str) -> str:
 
 
 STACKED, ATTENTION = "stacked_linear.cuh", "attention.cu"
-SPARSE, LIBRARY, NORM = "sparse_linear.cu", "library_linear.cu", "add_norm.cu"
-TILE, EPILOGUE, NUMBER = "tile.cuh", "epilogue.cuh", "number.cuh"
-CUT, PARTS, LAUNCH = "cut.h", "parts.cuh", "launch.h"
-STACKS = "stacked_linear.cpp"
-WAIT = "ptx::wait_copies<C::STAGES - 2>();"
-BARRIER = "ptx::sync_block();"
+NORM = "add_norm.cu"
+EPILOGUE, NUMBER = "epilogue.cuh", "number.cuh"
+CUT, LAUNCH = "cut.h", "launch.h"
+STACKS, LAUNCHER, VECTOR = "stacked_linear.cpp", "stacked_launcher.cuh", "vector_linear.cu"
 AHEAD = "if (step + C::STAGES - 1 < steps) loader.load(step + C::STAGES - 1);"
 
 FAULTS = (
@@ -68,9 +53,9 @@ FAULTS = (
     Fault(STACKED, "step % C::STAGES * C::STAGE", "step % (C::STAGES - 1) * C::STAGE", "linear"),
     Fault(STACKED, "x + swizzled<C::X_CHUNKS>(row, chunk)", "x + t", "linear"),
     Fault(STACKED, "w + swizzled<C::W_CHUNKS>(k, chunk)", "w + t", "linear"),
-    Fault(STACKED, "step * C::STEP + k < inputs", "true", "linear"),
+    Fault(STACKED, "step * C::STEP + k < inputs", "true", "linear", behind="live = "),
     Fault(
-        STACKED, "at >= 0 && m < (C::SINGLE ? s.p.x_stride : s.p.epilogue.m)", "at >= 0", "linear"
+        STACKED, "at >= 0 && m < (C::TURNED ? s.p.x_stride : s.p.epilogue.m)", "at >= 0", "linear"
     ),
     Fault(STACKED, "(k & ((1 << log) - 1))", "0", "block_sparse"),
     Fault(STACKED, "look_up(step + 1);", "look_up(step);", "linear"),
@@ -79,6 +64,21 @@ FAULTS = (
     Fault(STACKED, "begin + (k >> log)", "k >> log", "linear"),
     Fault(STACKED, "std::int64_t{begin} << s.log_bk", "std::int64_t{0}", "linear"),
     Fault(STACKED, "blockIdx.x / (GROUP * s.p.rows)", "0", "linear"),
+    # Single inputs, gathered or from a turned x.
+    Fault(STACKED, "row + i * ROWS_ON >= rows", "false", "vector"),
+    Fault(STACKED, "max(column[0], 0)", "0", "vector"),
+    Fault(STACKED, "there ? numbers[i] : from_float<typename C::T>(0)", "numbers[i]", "vector"),
+    Fault(STACKED, "loader.store(0);", ";", "vector"),
+    Fault(STACKED, "loader.store(step + 1);", "loader.store(step);", "vector"),
+    Fault(STACKED, "loader.look_up(step + 3);", "loader.look_up(step + 2);", "vector"),
+    Fault(STACKED, "swizzled<C::X_CHUNKS>(row, k / 8) * 8 + k % 8", "row * C::STEP + k", "vector"),
+    Fault(VECTOR, BARRIER, ";", "vector"),
+    Fault(VECTOR, "first_m + row < p.m ? min(8, p.k - first_k - k) : 0", "8", "vector"),
+    Fault(VECTOR, "first_k + k >= p.k || first_m + m >= p.wide", "first_k + k >= p.k", "vector"),
+    Fault(VECTOR, "blockIdx.x / across * std::int64_t{SIDE}", "std::int64_t{0}", "vector"),
+    Fault(VECTOR, "static_cast<int>(blockIdx.x % across) * SIDE", "0", "vector"),
+    Fault(VECTOR, "i < count ? from[i] : 0", "from[i]", "vector"),
+    Fault(VECTOR, "p.partial += turned_numbers(p, cut) / 2;", ";", "vector"),
     # Fragments read from the wrong place.
     Fault(
         TILE,
@@ -111,7 +111,7 @@ FAULTS = (
         "linear",
     ),
     Fault(STACKED, "in_group % height", "in_group % GROUP", "linear"),
-    Fault(STACKED, "s_.cut.bm == 64", "s_.cut.bm >= 64", "many rows"),
+    Fault(LAUNCHER, "s_.cut.bm == 64", "s_.cut.bm >= 64", "many rows"),
     Fault(STACKED, "part_begin(s, part + 1)", "part_begin(s, part) + 1", "linear"),
     Fault(STACKED, "first == last", "first >= last", "linear"),
     Fault(STACKED, "tile_m * C::BM + m", "m", "many rows"),
@@ -122,7 +122,6 @@ FAULTS = (
     Fault(CUT, "at_once / std::max<std::int64_t>(1, each)", "at_once", "cut"),
     Fault(STACKS, "cut.tiles_m * p.rows", "2 * cut.tiles_m * p.rows", "cut"),
     Fault(STACKS, "std::int64_t{p.blocks} * p.bk / SHORTEST", "std::int64_t{p.blocks}", "cut"),
-    Fault(SPARSE, "p.k / SHORTEST", "p.k", "cut"),
     # How kernels are launched.
     Fault(LAUNCH, "most = shared_bytes", "0", "machine"),
     Fault(LAUNCH, "reserved[{kernel, device}]", "reserved[{kernel, 0}]", "machine"),
@@ -254,94 +253,7 @@ FAULTS = (
         "attention",
     ),
     Fault(ATTENTION, "row_of(s, first, warp * 16 + lane / 4).at", "first + lane / 4", "causal"),
-    # 2:4.
-    Fault(SPARSE, BARRIER, ";", "sparse_linear few", True, behind=f"{WAIT}\n    "),
-    Fault(SPARSE, BARRIER, ";", ": bfloat m=1 n=48", True, behind="every copy has landed.\n  "),
-    Fault(SPARSE, BARRIER, ";", ": bfloat m=1 n=48", True, behind="sum[nt][mt][i];\n      }\n  "),
-    Fault(SPARSE, "told ? told : ANY_PLACES", "told", "sparse_linear"),
-    Fault(SPARSE, "lane / 4 * 2 + lane % 2", "lane / 4 * 2", "sparse_linear"),
-    Fault(SPARSE, "(std::int64_t{first_n} / 16 + tile)", "std::int64_t{tile}", "sparse_linear"),
-    Fault(
-        TILE,
-        "swizzled<CHUNKS>(row + lane % 8, chunk + lane / 8)",
-        "swizzled<CHUNKS>(row, chunk + lane / 8)",
-        "sparse_linear",
-    ),
-    Fault(SPARSE, "w_row + i * W_ROWS < w_rows && w_chunk * 16 < left", "true", "sparse_linear"),
-    Fault(SPARSE, "tile * 16 < w_rows && kept_chunk / 4 * 32 < left", "true", "sparse_linear"),
-    Fault(
-        SPARSE,
-        "x_row + i * X_ROWS < x_rows && x_chunk * 8 < left",
-        "x_row + i * X_ROWS < x_rows",
-        "sparse_linear",
-    ),
-    Fault(SPARSE, "k / 2 + kept_chunk * 4", "k / 2", "sparse_linear"),
-    Fault(SPARSE, "tile * (C::STEP / 32) + k", "k", "sparse_linear"),
-    Fault(SPARSE, "tile_of_all % s.cut.tiles_m * C::BM", "0", "sparse_linear"),
-    Fault(
-        SPARSE,
-        "(wn * C::NT + nt) * 16 + lane / 4 + i / 2 * 8",
-        "(wn * C::NT + nt) * 16 + lane / 4 + i % 2 * 8",
-        "sparse_linear",
-    ),
-    Fault(SPARSE, "x + i * x_on", "x", "sparse_linear"),
-    Fault(SPARSE, "w + i * w_on", "w", "sparse_linear"),
-    Fault(SPARSE, "x += C::STEP;", ";", "sparse_linear"),
-    Fault(SPARSE, "w += C::STEP / 2;", ";", "sparse_linear"),
-    Fault(SPARSE, "kept += C::STEP / 2;", ";", "sparse_linear"),
-    Fault(SPARSE, "left -= C::STEP;", ";", "sparse_linear"),
-    Fault(SPARSE, "stage ? stage - 1 : C::STAGES - 1", "stage", "sparse_linear"),
-    Fault(SPARSE, "stage + 1 < C::STAGES ? stage + 1 : 0", "stage", "sparse_linear"),
-    # 2:4 in parts of the inputs.
-    Fault(SPARSE, "p.k - step * C::STEP", "p.k", "sparse_linear"),
-    Fault(SPARSE, "all * (part + 1) / parts", "all * part / parts + 1", "sparse_linear"),
-    Fault(PARTS, "blockIdx.x * std::int64_t{BM} + m", "m", "sparse_linear"),
-    Fault(PARTS, "std::int64_t{part} * bm + m", "m", "sparse_linear"),
-    Fault(PARTS, "part < p.cut.parts", "part < p.cut.parts - 1", "sparse_linear"),
-    Fault(PARTS, "blockIdx.x % p.cut.tiles_m * bm", "0", "sparse_linear"),
-    Fault(PARTS, "blockIdx.x / p.cut.tiles_m * p.bn", "0", "library_linear"),
-    Fault(SPARSE, "bm == 64", "bm >= 64", "sparse_linear many rows"),
-    # Libraries of block patterns.
-    Fault(LIBRARY, BARRIER, ";", "library", True, behind="last step's tiles any more.\n    "),
-    Fault(LIBRARY, BARRIER, ";", "library", True, behind="= {0, 0, 0, 0};\n    "),
-    Fault(LIBRARY, BARRIER, ";", "library", True, behind="places, x, step);\n    "),
-    Fault(LIBRARY, BARRIER, ";", "library", True, behind="every copy has landed.\n  "),
-    Fault(LIBRARY, BARRIER, ";", "library", True, behind="= sum[n][i];\n  "),
-    Fault(LIBRARY, BARRIER, ";", "library", True, behind="counts[threadIdx.x] = count;\n  "),
-    Fault(LIBRARY, "ptx::wait_copies<0>();", ";", "library"),
-    Fault(LIBRARY, "(step + 1) % 2 * stage", "0", "library"),
-    Fault(LIBRARY, "w[threadIdx.x + i * THREADS] = {0, 0, 0, 0};", ";", "library"),
-    Fault(LIBRARY, "entry - block * ones", "0", "library"),
-    Fault(LIBRARY, "entry * s.inverse_ones >> LOG_DIVISOR", "0", "library"),
-    Fault(LIBRARY, "place(i >> s.log_q, i & (s.p.q - 1))", "place(0, i)", "library"),
-    Fault(LIBRARY, "n % 8 * 8", "0", "library"),
-    Fault(LIBRARY, "place(0, block << s.log_q)", "0", "library"),
-    Fault(LIBRARY, "block_place += place(0, s.p.q);", ";", "library"),
-    Fault(LIBRARY, "place(at.row << s.log_p, 0)", "0", "library"),
-    Fault(LIBRARY, "*++code * ones", "*code * ones", "library"),
-    Fault(LIBRARY, "entry += counts[pattern * SHARES + i];", ";", "library"),
-    Fault(LIBRARY, "column >= width", "false", "library"),
-    Fault(
-        LIBRARY,
-        "min(STEP >> s.log_q, s.across - first_block(step))",
-        "(STEP >> s.log_q)",
-        "library",
-    ),
-    Fault(LIBRARY, "step * STEP + chunk * 8 < s.p.k", "true", "library"),
-    Fault(LIBRARY, "row + i * ROWS_ON < s.p.epilogue.m", "true", "library"),
-    Fault(LIBRARY, "(std::int64_t{first_n} >> s.log_p) * s.across", "std::int64_t{0}", "library"),
-    Fault(
-        LIBRARY, "min(std::int64_t{BN}, s.p.epilogue.n - first_n)", "std::int64_t{BN}", "library"
-    ),
-    # Their codes, which begin anywhere.
-    Fault(LIBRARY, "(before + at.row * s.across + first) / 16 * 16", "before / 16 * 16", "library"),
-    Fault(LIBRARY, "min(std::int64_t{16}, all - begin)", "std::int64_t{16}", "library"),
-    Fault(LIBRARY, "(before + at.row * s.across + first) % 16", "first % 16", "library"),
-    Fault(LIBRARY, "(STEP / p.q + 14) / 16 + 1", "(STEP / p.q + 15) / 16", "library"),
-    # And in parts of the inputs.
-    Fault(LIBRARY, "all * (part + 1) / parts", "all * part / parts + 1", "library"),
-    Fault(LIBRARY, "blockIdx.x / parts * BN", "blockIdx.x * BN", "library"),
-    Fault(LIBRARY, "p.k / SHORTEST", "p.k", "cut"),
+    *PATTERN_FAULTS,
     # Residual and normalisation.
     Fault(NORM, BARRIER, ";", "add_norm", True),
     Fault(

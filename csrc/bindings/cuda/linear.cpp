@@ -66,6 +66,7 @@ py::object cut_linear(const Arguments& arguments) {
       field<C, &C::problem, &P::blocks>("blocks"),
       field<C, &C::problem, &P::bn>("bn"),
       field<C, &C::problem, &P::bk>("bk"),
+      field<C, &C::problem, &P::k>("k"),
   });
   const C call = arguments.fill(fields);
   return told(call.problem, call.launch.device);
@@ -117,6 +118,7 @@ py::object stacked_linear(const Arguments& arguments) {
                                         field<C, &C::problem, &P::blocks>("blocks"),
                                         field<C, &C::problem, &P::bn>("bn"),
                                         field<C, &C::problem, &P::bk>("bk"),
+                                        field<C, &C::problem, &P::k>("k"),
                                     }));
   C call = arguments.fill(fields);
   count_tiles(call);

@@ -1,4 +1,4 @@
-#include "cuda/stacked_linear/stacked_linear.cuh"
+#include "cuda/stacked_linear/stacked_launcher.cuh"
 
 namespace secateurs::cuda {
 

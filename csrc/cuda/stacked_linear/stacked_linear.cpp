@@ -21,7 +21,11 @@ Cut cut(const StackedLinear& p, int device) {
 }
 
 std::int64_t partial_sums(const StackedLinear& p, const Cut& cut) {
-  return 2 * cut.parts * cut.tiles_m * cut.bm * p.bn;
+  return 2 * cut.parts * cut.tiles_m * cut.bm * p.bn + turned_numbers(p, cut) / 2;
+}
+
+std::int64_t turned_numbers(const StackedLinear& p, const Cut& cut) {
+  return p.bk > 1 || cut.bm == 16 ? 0 : (p.epilogue.m + 7) / 8 * 8 * p.k;
 }
 
 }  // namespace secateurs::cuda

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateurs.ops._backends import cuda
 from secateurs.ops._core.dispatch import Backend
-from secateurs.ops._core.memory import aligned_rows_of
+from secateurs.ops._core.memory import aligned_rows_of, rows_of
 from secateurs.ops.pattern_linear.operands import Operands
 
 VECTORS = (16, 32, 64, 128)
@@ -73,8 +73,9 @@ def _run(operands: Operands) -> Tensor:
         return y
     groups, kept, v = values.shape
     if library is None and v > 1:
-        sizes = {"rows": groups, "blocks": groups * kept, "bn": v, "bk": 1}
-        cuda.run_stacks("vector_linear", _transposed(x), values, None, index, sizes, operands, y)
+        x = rows_of(x)
+        sizes = {"rows": groups, "blocks": groups * kept, "bn": v, "bk": 1, "k": x.shape[1]}
+        cuda.run_stacks("vector_linear", x, values, None, index, sizes, operands, y)
         return y
     x = aligned_rows_of(x)
     where, (finish, _kept) = cuda.launch(x), cuda.epilogue(operands, y)
@@ -114,16 +115,6 @@ def _run(operands: Operands) -> Tensor:
 
 def _rows(x: Tensor) -> int:
     return x.shape[:-1].numel()
-
-
-def _transposed(x: Tensor) -> Tensor:
-    """`[K, M']` with M' >= M a multiple of 8, so that every row starts on a 16-byte boundary, and
-    zeros beyond M: an input that is kept is then a contiguous run."""
-    m, k = _rows(x), x.shape[-1]
-    padded = x.new_empty(k, (m + 7) // 8 * 8)
-    padded[:, :m].copy_(x.reshape(m, k).t())
-    padded[:, m:].zero_()
-    return padded
 
 
 BACKEND = Backend("cuda", _refuse, _run)
