@@ -1,6 +1,7 @@
 // How the work of a linear kernel is cut among thread blocks.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace secateurs::cuda {
@@ -19,9 +20,13 @@ inline Cut in_tiles(std::int64_t m) {
   return {bm, 0, (m + bm - 1) / bm};
 }
 
-// Thread blocks that can be under way at once: by the shared memory their tiles take.
-inline std::int64_t resident(const Cut& cut, int multiprocessors) {
-  return (cut.bm == 16 ? 3 : 2) * std::int64_t{multiprocessors};
+// Into how many parts the inputs are cut, `most` at most, where `at_once` thread blocks can be under
+// way, uncut tiles make `whole` and each part makes `each`. 0: uncut, since tiles fill three fifths of
+// the GPU and the sums of parts would go through memory, or parts would be no more thread blocks.
+inline int parts(std::int64_t whole, std::int64_t each, std::int64_t most, std::int64_t at_once) {
+  if (whole * 10 >= at_once * 6) return 0;
+  const std::int64_t fitting = std::min(at_once / std::max<std::int64_t>(1, each), most);
+  return fitting * each > whole ? static_cast<int>(fitting) : 0;
 }
 
 }  // namespace secateurs::cuda

@@ -3,8 +3,12 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "common/dtype.h"
 
@@ -46,15 +50,44 @@ struct Launch {
   cudaStream_t stream;
 };
 
-// `what` is a sentence's worth of kernel, Problem and Config, asked for only if it fails.
+// A kernel may have 48 KiB of shared memory, and more where that is said before, on each device. Said
+// once, not before each launch; what is said last counts, so never less than before.
+inline cudaError_t reserve(const void* kernel, int shared_bytes, int device) {
+  if (shared_bytes <= 48 << 10) return cudaSuccess;
+  static std::mutex mutex;
+  static std::map<std::tuple<const void*, int>, int> reserved;
+  const std::lock_guard<std::mutex> lock(mutex);
+  int& most = reserved[{kernel, device}];
+  if (shared_bytes <= most) return cudaSuccess;
+  const auto status =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (status == cudaSuccess) most = shared_bytes;
+  return status;
+}
+
+// Thread blocks of a kernel that can be under way at once on `device`, the current GPU. CUDA is asked
+// once: that takes as long as a launch.
+inline std::int64_t at_once(const void* kernel, int threads, int shared_bytes, int device) {
+  static std::mutex mutex;
+  static std::map<std::tuple<const void*, int, int, int>, std::int64_t> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const std::tuple key(kernel, threads, shared_bytes, device);
+  if (const auto found = known.find(key); found != known.end()) return found->second;
+  check(reserve(kernel, shared_bytes, device), "reserving shared memory");
+  int blocks = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
+        "asking how many thread blocks fit a multiprocessor");
+  return known[key] = std::int64_t{blocks} * multiprocessors(device);
+}
+
+// Launches a kernel on `where.device`, the current GPU. `what` is a sentence's worth of kernel, Problem
+// and Config, asked for only if it fails.
 template <class Parameters, class What>
 void launch(void (*kernel)(Parameters), dim3 grid, int threads, int shared_bytes,
             const Launch& where, const Parameters& parameters, const What& what) {
-  if (shared_bytes > 48 << 10)
-    if (const auto status =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-        status != cudaSuccess)
-      check(status, "reserving shared memory for " + what());
+  const auto* named = reinterpret_cast<const void*>(kernel);
+  if (const auto status = reserve(named, shared_bytes, where.device); status != cudaSuccess)
+    check(status, "reserving shared memory for " + what());
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(threads);

@@ -41,11 +41,16 @@ __device__ inline void sync_named(int count) {
   asm volatile("bar.sync %0, %1;" ::"n"(ID), "r"(count) : "memory");
 }
 
+// Starts a copy of `bytes`, and of zeros behind them up to 16; the rest of `global` is not read.
+__device__ inline void copy_async(void* shared, const void* global, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(global), "r"(bytes)
+               : "memory");
+}
+
 // Starts a copy of 16 bytes, or of as many zeros where `live` is false: then `global` is not read.
 __device__ inline void copy_async16(void* shared, const void* global, bool live) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
-               "l"(global), "r"(live ? 16 : 0)
-               : "memory");
+  copy_async(shared, global, live ? 16 : 0);
 }
 
 // Closes the group of the copies this thread has started.

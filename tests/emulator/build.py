@@ -93,7 +93,7 @@ def _broken(folder: Path) -> Path:
         text = seeded(path.name, path.read_text())
         target = folder / path.relative_to(CSRC)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix in (".cu", ".cuh"):
+        if path.suffix in (".cu", ".cuh", ".cpp", ".h"):
             text = f'#include "emulator/fault.h"\n#line 1 "{path.name}"\n{text}'
         if not target.exists() or target.read_text() != text:
             target.write_text(text)

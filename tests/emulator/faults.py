@@ -6,21 +6,8 @@ built into one program, `old` where the fault is off, and switched on one at a t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Fault:
-    """`old` becomes `new` in a file of csrc/cuda; `cases` is part of the name of those that run.
-    `races`: two threads then touch the same memory with nothing to order them."""
-
-    file: str
-    old: str
-    new: str
-    cases: str = ""
-    races: bool = False
-    silent: bool = False  # a race that leaves the results right, and only ThreadSanitizer sees
-    behind: str = ""  # what `old` stands right behind, where it stands in the file more than once
+from pattern_faults import PATTERN_FAULTS
+from seeded_fault import BARRIER, TILE, WAIT, Fault
 
 
 def seeded(file: str, text: str) -> str:
@@ -45,10 +32,10 @@ def seeded(file: str, text: str) -> str:
 
 
 STACKED, ATTENTION, KEY_STACK = "stacked_linear.cuh", "attention.cu", "key_stack.cuh"
-SPARSE, LIBRARY, NORM = "sparse_linear.cu", "library_linear.cu", "add_norm.cu"
-TILE, EPILOGUE, NUMBER = "tile.cuh", "epilogue.cuh", "number.cuh"
-WAIT = "ptx::wait_copies<C::STAGES - 2>();"
-BARRIER = "ptx::sync_block();"
+NORM = "add_norm.cu"
+EPILOGUE, NUMBER = "epilogue.cuh", "number.cuh"
+CUT, LAUNCH = "cut.h", "launch.h"
+STACKS, LAUNCHER, VECTOR = "stacked_linear.cpp", "stacked_launcher.cuh", "vector_linear.cu"
 AHEAD = "if (step + C::STAGES - 1 < steps) loader.load(step + C::STAGES - 1);"
 
 FAULTS = (
@@ -66,9 +53,9 @@ FAULTS = (
     Fault(STACKED, "step % C::STAGES * C::STAGE", "step % (C::STAGES - 1) * C::STAGE", "linear"),
     Fault(STACKED, "x + swizzled<C::X_CHUNKS>(row, chunk)", "x + t", "linear"),
     Fault(STACKED, "w + swizzled<C::W_CHUNKS>(k, chunk)", "w + t", "linear"),
-    Fault(STACKED, "step * C::STEP + k < inputs", "true", "linear"),
+    Fault(STACKED, "step * C::STEP + k < inputs", "true", "linear", behind="live = "),
     Fault(
-        STACKED, "at >= 0 && m < (C::SINGLE ? s.p.x_stride : s.p.epilogue.m)", "at >= 0", "linear"
+        STACKED, "at >= 0 && m < (C::TURNED ? s.p.x_stride : s.p.epilogue.m)", "at >= 0", "linear"
     ),
     Fault(STACKED, "(k & ((1 << log) - 1))", "0", "block_sparse"),
     Fault(STACKED, "look_up(step + 1);", "look_up(step);", "linear"),
@@ -77,6 +64,21 @@ FAULTS = (
     Fault(STACKED, "begin + (k >> log)", "k >> log", "linear"),
     Fault(STACKED, "std::int64_t{begin} << s.log_bk", "std::int64_t{0}", "linear"),
     Fault(STACKED, "blockIdx.x / (GROUP * s.p.rows)", "0", "linear"),
+    # Single inputs, gathered or from a turned x.
+    Fault(STACKED, "row + i * ROWS_ON >= rows", "false", "vector"),
+    Fault(STACKED, "max(column[0], 0)", "0", "vector"),
+    Fault(STACKED, "there ? numbers[i] : from_float<typename C::T>(0)", "numbers[i]", "vector"),
+    Fault(STACKED, "loader.store(0);", ";", "vector"),
+    Fault(STACKED, "loader.store(step + 1);", "loader.store(step);", "vector"),
+    Fault(STACKED, "loader.look_up(step + 3);", "loader.look_up(step + 2);", "vector"),
+    Fault(STACKED, "swizzled<C::X_CHUNKS>(row, k / 8) * 8 + k % 8", "row * C::STEP + k", "vector"),
+    Fault(VECTOR, BARRIER, ";", "vector"),
+    Fault(VECTOR, "first_m + row < p.m ? min(8, p.k - first_k - k) : 0", "8", "vector"),
+    Fault(VECTOR, "first_k + k >= p.k || first_m + m >= p.wide", "first_k + k >= p.k", "vector"),
+    Fault(VECTOR, "blockIdx.x / across * std::int64_t{SIDE}", "std::int64_t{0}", "vector"),
+    Fault(VECTOR, "static_cast<int>(blockIdx.x % across) * SIDE", "0", "vector"),
+    Fault(VECTOR, "i < count ? from[i] : 0", "from[i]", "vector"),
+    Fault(VECTOR, "p.partial += turned_numbers(p, cut) / 2;", ";", "vector"),
     # Fragments read from the wrong place.
     Fault(
         TILE,
@@ -109,11 +111,21 @@ FAULTS = (
         "linear",
     ),
     Fault(STACKED, "in_group % height", "in_group % GROUP", "linear"),
-    Fault(STACKED, "s_.cut.bm == 64", "s_.cut.bm >= 64", "many rows"),
+    Fault(LAUNCHER, "s_.cut.bm == 64", "s_.cut.bm >= 64", "many rows"),
     Fault(STACKED, "part_begin(s, part + 1)", "part_begin(s, part) + 1", "linear"),
     Fault(STACKED, "first == last", "first >= last", "linear"),
     Fault(STACKED, "tile_m * C::BM + m", "m", "many rows"),
     Fault(STACKED, "tile_m * s.cut.bm + m", "m", "linear"),
+    # Which inputs are cut.
+    Fault(CUT, "whole * 10 >= at_once * 6", "whole * 10 >= at_once * 5", "cut"),
+    Fault(CUT, "fitting * each > whole", "fitting > 1", "cut"),
+    Fault(CUT, "at_once / std::max<std::int64_t>(1, each)", "at_once", "cut"),
+    Fault(STACKS, "cut.tiles_m * p.rows", "2 * cut.tiles_m * p.rows", "cut"),
+    Fault(STACKS, "std::int64_t{p.blocks} * p.bk / SHORTEST", "std::int64_t{p.blocks}", "cut"),
+    # How kernels are launched.
+    Fault(LAUNCH, "most = shared_bytes", "0", "machine"),
+    Fault(LAUNCH, "reserved[{kernel, device}]", "reserved[{kernel, 0}]", "machine"),
+    Fault(LAUNCH, "shared_bytes <= most", "most", "machine"),
     # The epilogue.
     Fault(
         EPILOGUE, "erfcf(x * -0.70710678118654752f)", "erfcf(x * 0.70710678118654752f)", "linear"
@@ -256,59 +268,7 @@ FAULTS = (
         "first + lane / 4 + i * 8",
         "causal",
     ),
-    # 2:4.
-    Fault(SPARSE, BARRIER, ";", "sparse_linear few", True, behind=f"{WAIT}\n    "),
-    Fault(SPARSE, BARRIER, ";", ": bfloat m=1 n=48", True, behind="every copy has landed.\n  "),
-    Fault(SPARSE, BARRIER, ";", ": bfloat m=1 n=48", True, behind="sum[nt][mt][i];\n      }\n  "),
-    Fault(SPARSE, "step * C::STEP + k * 32 >= p.k", "false", "sparse_linear"),
-    Fault(SPARSE, "first_n + tile * 16 >= p.epilogue.n", "false", "sparse_linear"),
-    Fault(SPARSE, "lane / 4 * 2 + lane % 2", "lane / 4 * 2", "sparse_linear"),
-    Fault(SPARSE, "(std::int64_t{first_n} / 16 + tile)", "std::int64_t{tile}", "sparse_linear"),
-    Fault(
-        TILE,
-        "swizzled<CHUNKS>(row + lane % 8, chunk + lane / 8)",
-        "swizzled<CHUNKS>(row, chunk + lane / 8)",
-        "sparse_linear",
-    ),
-    Fault(SPARSE, "first_n + row < p.epilogue.n && k + chunk * 16 < p.k", "true", "sparse_linear"),
-    Fault(
-        SPARSE,
-        "first_m + row < p.epilogue.m && k + chunk * 8 < p.k",
-        "first_m + row < p.epilogue.m",
-        "sparse_linear",
-    ),
-    Fault(SPARSE, "k / 2 + chunk * 4", "k / 2", "sparse_linear"),
-    Fault(SPARSE, "tile * (C::STEP / 32) + k", "k", "sparse_linear"),
-    Fault(SPARSE, "tile_of_all % s.cut.tiles_m * C::BM", "0", "sparse_linear"),
-    Fault(
-        SPARSE,
-        "(wn * C::NT + nt) * 16 + lane / 4 + i / 2 * 8",
-        "(wn * C::NT + nt) * 16 + lane / 4 + i % 2 * 8",
-        "sparse_linear",
-    ),
-    # 2:4 in parts of the inputs.
-    Fault(SPARSE, "all * (part + 1) / parts", "all * part / parts + 1", "sparse_linear"),
-    Fault(SPARSE, "blockIdx.x * std::int64_t{C::BM} + m", "m", "sparse_linear"),
-    Fault(SPARSE, "std::int64_t{part} * bm + m", "m", "sparse_linear"),
-    Fault(SPARSE, "part < s.cut.parts", "part < s.cut.parts - 1", "sparse_linear"),
-    Fault(SPARSE, "blockIdx.x % s.cut.tiles_m * bm", "0", "sparse_linear"),
-    Fault(SPARSE, "s.cut.bm == 64", "s.cut.bm >= 64", "many rows"),
-    # Libraries of block patterns.
-    Fault(LIBRARY, BARRIER, ";", "library", True, behind="last step's tiles any more.\n    "),
-    Fault(LIBRARY, BARRIER, ";", "library", True, behind="= {0, 0, 0, 0};\n    "),
-    Fault(LIBRARY, BARRIER, ";", "library", True, behind="ptx::wait_copies<1>();\n    "),
-    Fault(LIBRARY, BARRIER, ";", "library", True, behind="ptx::wait_copies<0>();\n  "),
-    Fault(LIBRARY, "ptx::wait_copies<1>();", ";", "library"),
-    Fault(LIBRARY, "w[threadIdx.x + i * THREADS] = {0, 0, 0, 0};", ";", "library"),
-    Fault(LIBRARY, "(entry + i) % p.ones", "entry % p.ones", "library"),
-    Fault(LIBRARY, "i / p.q * STEP + i % p.q", "i", "library"),
-    Fault(LIBRARY, "block * p.q + place % STEP", "place % STEP", "library"),
-    Fault(LIBRARY, "min(STEP / p.q, across - first)", "STEP / p.q", "library"),
-    Fault(LIBRARY, "row < p.epilogue.m && k < p.k", "row < p.epilogue.m", "library"),
-    Fault(LIBRARY, "std::int64_t{first_n} / p.p + row", "std::int64_t{row}", "library"),
-    Fault(LIBRARY, "row * p.p + place / STEP", "row * p.p", "library"),
-    Fault(LIBRARY, "first_n + row * p.p >= p.epilogue.n", "false", "library"),
-    Fault(LIBRARY, "(step + 1) % 2 * X_TILE", "0", "library"),
+    *PATTERN_FAULTS,
     # Residual and normalisation.
     Fault(NORM, BARRIER, ";", "add_norm", True),
     Fault(

@@ -17,8 +17,8 @@ namespace {
 
 std::vector<Case> cases_with(const std::string& part) {
   std::vector<Case> chosen;
-  for (const auto& cases :
-       {linear_cases(), attention_cases(), pattern_cases(), norm_cases(), machine_cases()})
+  for (const auto& cases : {cut_cases(), linear_cases(), attention_cases(), pattern_cases(),
+                            norm_cases(), machine_cases()})
     for (const Case& c : cases)
       if ((c.kernel + ": " + c.problem).find(part) != std::string::npos) chosen.push_back(c);
   return chosen;

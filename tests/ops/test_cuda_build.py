@@ -18,6 +18,7 @@ PIPELINE = ("LDGSTS.E.BYPASS.128", "LDSM.16")
 EXPECTED = {
     "stacked_linear": (*PIPELINE, "LDSM.16.MT88.4", "HMMA.16816.F32", "LDG.E.128", "STG.E.128"),
     "finish_pieces": ("LDG.E.128", "STG.E.128"),
+    "turn_rows": ("LDG.E.128", "STG.E.128"),
     "sparse_product": (*PIPELINE, "HMMA.SP.16832.F32", "LDG.E.128", "STG.E.128"),
     "finish_parts": ("LDG.E.128", "STG.E.128"),
     "library_product": (*PIPELINE, "HMMA.16816.F32", "LDG.E.128", "STG.E.128"),

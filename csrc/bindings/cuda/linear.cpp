@@ -50,7 +50,8 @@ void count_tiles(C& call) {
 // Rows of a tile, parts, and how many floats of working memory they take.
 template <class Problem>
 py::object told(const Problem& p, int device) {
-  const Cut how = cut(p, cuda::multiprocessors(device));
+  const cuda::OnDevice on(device);
+  const Cut how = cut(p, device);
   return py::make_tuple(how.bm, how.parts, partial_sums(p, how));
 }
 
@@ -59,11 +60,13 @@ py::object cut_linear(const Arguments& arguments) {
   using C = Call<P, Whole>;
   static const Fields fields(std::array{
       field<C, &C::launch, &cuda::Launch::device>("device"),
+      field<C, &C::problem, &P::dtype>("dtype"),
       field<C, &C::problem, &P::epilogue, &Epilogue::m>("m"),
       field<C, &C::problem, &P::rows>("rows"),
       field<C, &C::problem, &P::blocks>("blocks"),
       field<C, &C::problem, &P::bn>("bn"),
       field<C, &C::problem, &P::bk>("bk"),
+      field<C, &C::problem, &P::k>("k"),
   });
   const C call = arguments.fill(fields);
   return told(call.problem, call.launch.device);
@@ -74,9 +77,28 @@ py::object cut_sparse_linear(const Arguments& arguments) {
   using C = Call<P, Whole>;
   static const Fields fields(std::array{
       field<C, &C::launch, &cuda::Launch::device>("device"),
+      field<C, &C::problem, &P::dtype>("dtype"),
       field<C, &C::problem, &P::epilogue, &Epilogue::m>("m"),
       field<C, &C::problem, &P::epilogue, &Epilogue::n>("n"),
       field<C, &C::problem, &P::k>("k"),
+  });
+  const C call = arguments.fill(fields);
+  return told(call.problem, call.launch.device);
+}
+
+py::object cut_library_linear(const Arguments& arguments) {
+  using P = LibraryLinear;
+  using C = Call<P, Whole>;
+  static const Fields fields(std::array{
+      field<C, &C::launch, &cuda::Launch::device>("device"),
+      field<C, &C::problem, &P::dtype>("dtype"),
+      field<C, &C::problem, &P::epilogue, &Epilogue::m>("m"),
+      field<C, &C::problem, &P::epilogue, &Epilogue::n>("n"),
+      field<C, &C::problem, &P::k>("k"),
+      field<C, &C::problem, &P::p>("p"),
+      field<C, &C::problem, &P::q>("q"),
+      field<C, &C::problem, &P::patterns>("patterns"),
+      field<C, &C::problem, &P::ones>("ones"),
   });
   const C call = arguments.fill(fields);
   return told(call.problem, call.launch.device);
@@ -96,6 +118,7 @@ py::object stacked_linear(const Arguments& arguments) {
                                         field<C, &C::problem, &P::blocks>("blocks"),
                                         field<C, &C::problem, &P::bn>("bn"),
                                         field<C, &C::problem, &P::bk>("bk"),
+                                        field<C, &C::problem, &P::k>("k"),
                                     }));
   C call = arguments.fill(fields);
   count_tiles(call);
@@ -117,9 +140,9 @@ py::object sparse_linear(const Arguments& arguments) {
 
 py::object library_linear(const Arguments& arguments) {
   using P = LibraryLinear;
-  using C = Call<P, Whole>;
-  static const Fields fields(
-      joined(linear_fields<C, P>(), std::array{
+  using C = Call<P, Cut>;
+  static const Fields fields(joined(linear_fields<C, P>(), cut_fields<C, P>(),
+                                    std::array{
                                         field<C, &C::problem, &P::codes>("codes"),
                                         field<C, &C::problem, &P::library>("library"),
                                         field<C, &C::problem, &P::k>("k"),
@@ -128,8 +151,9 @@ py::object library_linear(const Arguments& arguments) {
                                         field<C, &C::problem, &P::patterns>("patterns"),
                                         field<C, &C::problem, &P::ones>("ones"),
                                     }));
-  const C call = arguments.fill(fields);
-  return launched(call, [&] { cuda::library_linear(call.problem, call.launch); });
+  C call = arguments.fill(fields);
+  count_tiles(call);
+  return launched(call, [&] { cuda::library_linear(call.problem, call.cut, call.launch); });
 }
 
 }  // namespace
@@ -139,6 +163,7 @@ void register_linear(py::module_& m) {
                   "How block_sparse_linear and vector_linear cut a problem: rows of a tile, parts, "
                   "floats of working memory.");
   def<cut_sparse_linear>(m, "cut_sparse_linear", "The same of sparse_linear.");
+  def<cut_library_linear>(m, "cut_library_linear", "The same of library_linear.");
   def<stacked_linear<&cuda::block_sparse_linear>>(
       m, "block_sparse_linear", "Runs StackedLinear of csrc/cuda/stacked_linear.");
   def<stacked_linear<&cuda::vector_linear>>(

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "cuda/cut.h"
 #include "cuda/epilogue.h"
 #include "cuda/launch.h"
 
@@ -13,11 +14,12 @@ struct LibraryLinear {
   const void* x;  // [m <= 16, k], rows x_stride apart
   std::int64_t x_stride;
   const void* values;         // [n / p, k / q, ones], a block's entries row by row of its pattern
-  const std::uint8_t* codes;  // [n / p, k / q], the pattern of each block
+  const std::uint8_t* codes;  // [n / p, k / q], the pattern of each block; on a 16-byte boundary
   const bool* library;        // [patterns <= 16, p, q], as many ones in each
   int k, p, q, patterns, ones;
   Epilogue epilogue;
   Dtype dtype;
+  float* partial = nullptr;  // as many as partial_sums() says
 
   std::string text() const {
     return "library_linear m=" + std::to_string(epilogue.m) + " n=" + std::to_string(epilogue.n) +
@@ -26,6 +28,10 @@ struct LibraryLinear {
   }
 };
 
-void library_linear(const LibraryLinear& p, const Launch& where);
+// How a problem is cut on `device`, the current GPU.
+Cut cut(const LibraryLinear& p, int device);
+std::int64_t partial_sums(const LibraryLinear& p, const Cut& cut);  // floats
+
+void library_linear(const LibraryLinear& p, const Cut& cut, const Launch& where);
 
 }  // namespace secateurs::cuda

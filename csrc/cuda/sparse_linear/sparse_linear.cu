@@ -5,9 +5,7 @@
 // inputs are cut too.
 #include "cuda/sparse_linear/sparse_linear.h"
 
-#include <algorithm>
-
-#include "cuda/epilogue.cuh"
+#include "cuda/parts.cuh"
 #include "cuda/tile.cuh"
 
 namespace secateurs::cuda {
@@ -30,8 +28,11 @@ struct SparseTile {
   static constexpr int PIPELINE_BYTES = STAGES * STAGE * 16, SUM_BYTES = WK * BM * ROW * 4;
   static constexpr int BYTES = PIPELINE_BYTES > SUM_BYTES ? PIPELINE_BYTES : SUM_BYTES;
   static_assert(X_TILE % THREADS == 0 && W_TILE % THREADS == 0 && STEP / 32 % WK == 0);
+  static_assert(THREADS % X_CHUNKS == 0 && THREADS % W_CHUNKS == 0 && KEPT_TILE <= THREADS);
   static_assert(BYTES <= 99 * 1024);
 };
+
+constexpr std::uint32_t ANY_PLACES = 0x44444444;  // the first and second of every four
 
 struct SparseParameters {
   SparseLinear p;
@@ -47,35 +48,55 @@ std::int64_t tiles(const SparseLinear& p, const Cut& cut) {
   return cut.tiles_m * ((p.epilogue.n + bn - 1) / bn);
 }
 
+// The copies of a thread. Where they come from is told once, and moves on from step to step: 64-bit
+// products of every address would be most of what a step does.
 template <class C>
-__device__ inline void load_step(const SparseLinear& p, uint4* stage, std::int64_t first_m,
-                                 int first_n, int step) {
+struct SparseLoader {
   using T = typename C::T;
-  const int k = step * C::STEP;
+  static constexpr int X_ROWS = C::THREADS / C::X_CHUNKS, W_ROWS = C::THREADS / C::W_CHUNKS;
+
+  // The thread's first row and chunk in each tile of a step.
+  int x_row = threadIdx.x / C::X_CHUNKS, x_chunk = threadIdx.x % C::X_CHUNKS;
+  int w_row = threadIdx.x / C::W_CHUNKS, w_chunk = threadIdx.x % C::W_CHUNKS;
+  int tile = threadIdx.x / C::KEPT_CHUNKS, kept_chunk = threadIdx.x % C::KEPT_CHUNKS;
+  // Of the next step: what they hold, and how many inputs are left.
+  const T *x, *w;
+  const std::uint32_t* kept;
+  int left;
+  std::int64_t x_on;         // from a pass to the next
+  int w_on, x_rows, w_rows;  // rows there are
+
+  __device__ SparseLoader(const SparseLinear& p, std::int64_t first_m, int first_n, int step)
+      : left(p.k - step * C::STEP),
+        x_on(X_ROWS * p.x_stride),
+        w_on(W_ROWS * (p.k / 2)),
+        x_rows(static_cast<int>(min(std::int64_t{C::BM}, p.epilogue.m - first_m))),
+        w_rows(static_cast<int>(min(std::int64_t{C::BN}, p.epilogue.n - first_n))) {
+    const int k = step * C::STEP;
+    x = static_cast<const T*>(p.x) + (first_m + x_row) * p.x_stride + k + x_chunk * 8;
+    w = static_cast<const T*>(p.values) + (std::int64_t{first_n} + w_row) * (p.k / 2) + k / 2 +
+        w_chunk * 8;
+    kept = p.kept + (std::int64_t{first_n} / 16 + tile) * (p.k / 32) * 16 + k / 2 + kept_chunk * 4;
+  }
+
+  __device__ void load(uint4* stage) {
 #pragma unroll
-  for (int i = 0; i < C::X_TILE / C::THREADS; ++i) {
-    const int t = threadIdx.x + i * C::THREADS, row = t / C::X_CHUNKS, chunk = t % C::X_CHUNKS;
-    const bool live = first_m + row < p.epilogue.m && k + chunk * 8 < p.k;
-    ptx::copy_async16(stage + swizzled<C::X_CHUNKS>(row, chunk),
-                      static_cast<const T*>(p.x) + (first_m + row) * p.x_stride + k + chunk * 8,
-                      live);
-  }
+    for (int i = 0; i < C::X_TILE / C::THREADS; ++i)
+      ptx::copy_async16(stage + swizzled<C::X_CHUNKS>(x_row + i * X_ROWS, x_chunk), x + i * x_on,
+                        x_row + i * X_ROWS < x_rows && x_chunk * 8 < left);
 #pragma unroll
-  for (int i = 0; i < C::W_TILE / C::THREADS; ++i) {
-    const int t = threadIdx.x + i * C::THREADS, row = t / C::W_CHUNKS, chunk = t % C::W_CHUNKS;
-    const bool live = first_n + row < p.epilogue.n && k + chunk * 16 < p.k;
-    const std::int64_t from = (std::int64_t{first_n} + row) * (p.k / 2) + k / 2 + chunk * 8;
-    ptx::copy_async16(stage + C::X_TILE + swizzled<C::W_CHUNKS>(row, chunk),
-                      static_cast<const T*>(p.values) + from, live);
+    for (int i = 0; i < C::W_TILE / C::THREADS; ++i)
+      ptx::copy_async16(stage + C::X_TILE + swizzled<C::W_CHUNKS>(w_row + i * W_ROWS, w_chunk),
+                        w + i * w_on, w_row + i * W_ROWS < w_rows && w_chunk * 16 < left);
+    if (threadIdx.x < C::KEPT_TILE)
+      ptx::copy_async16(stage + C::X_TILE + C::W_TILE + threadIdx.x, kept,
+                        tile * 16 < w_rows && kept_chunk / 4 * 32 < left);
+    x += C::STEP;
+    w += C::STEP / 2;
+    kept += C::STEP / 2;
+    left -= C::STEP;
   }
-  for (int t = threadIdx.x; t < C::KEPT_TILE; t += C::THREADS) {
-    const int tile = t / C::KEPT_CHUNKS, chunk = t % C::KEPT_CHUNKS;
-    const bool live = first_n + tile * 16 < p.epilogue.n && k + chunk / 4 * 32 < p.k;
-    const std::int64_t from =
-        (std::int64_t{first_n} / 16 + tile) * (p.k / 32) * 16 + k / 2 + chunk * 4;
-    ptx::copy_async16(stage + C::X_TILE + C::W_TILE + t, p.kept + from, live);
-  }
-}
+};
 
 template <class C>
 __global__ void __launch_bounds__(C::THREADS) sparse_product(SparseParameters s) {
@@ -92,27 +113,26 @@ __global__ void __launch_bounds__(C::THREADS) sparse_product(SparseParameters s)
             end = static_cast<int>(all * (part + 1) / parts);
 
   float sum[C::NT][C::MT][4] = {};
+  SparseLoader<C> loader(p, first_m, first_n, begin);
 #pragma unroll
   for (int i = 0; i < C::STAGES - 1; ++i) {
-    const int step = begin + i;
-    if (step < end) load_step<C>(p, memory + step % C::STAGES * C::STAGE, first_m, first_n, step);
+    if (begin + i < end) loader.load(memory + i * C::STAGE);
     ptx::commit_copies();
   }
+  int stage = 0;
   for (int step = begin; step < end; ++step) {
     ptx::wait_copies<C::STAGES - 2>();
     ptx::sync_block();
-    const int ahead = step + C::STAGES - 1;
-    if (ahead < end)
-      load_step<C>(p, memory + ahead % C::STAGES * C::STAGE, first_m, first_n, ahead);
+    if (step + C::STAGES - 1 < end)
+      loader.load(memory + (stage ? stage - 1 : C::STAGES - 1) * C::STAGE);
     ptx::commit_copies();
-    const uint4* x = memory + step % C::STAGES * C::STAGE;
+    const uint4* x = memory + stage * C::STAGE;
+    stage = stage + 1 < C::STAGES ? stage + 1 : 0;
     const uint4* w = x + C::X_TILE;
     const auto* kept = reinterpret_cast<const std::uint32_t*>(w + C::W_TILE);
 #pragma unroll
     for (int i = 0; i < C::STEP / 32 / C::WK; ++i) {
       const int k = i * C::WK + wk;  // 32 inputs
-      // Behind the end there are no places, and mma.sp must not see what are none.
-      if (step * C::STEP + k * 32 >= p.k) break;
       std::uint32_t b[C::MT][4];
 #pragma unroll
       for (int mt = 0; mt < C::MT; ++mt)
@@ -120,11 +140,11 @@ __global__ void __launch_bounds__(C::THREADS) sparse_product(SparseParameters s)
 #pragma unroll
       for (int nt = 0; nt < C::NT; ++nt) {
         const int tile = wn * C::NT + nt;
-        if (first_n + tile * 16 >= p.epilogue.n) break;
         std::uint32_t a[4];
         load_rows<C::W_CHUNKS>(a, w, tile * 16, k * 2);
-        const std::uint32_t places =
-            kept[(tile * (C::STEP / 32) + k) * 16 + lane / 4 * 2 + lane % 2];
+        // Behind the ends of inputs and outputs zeros were copied: numbers, but no places.
+        const std::uint32_t told = kept[(tile * (C::STEP / 32) + k) * 16 + lane / 4 * 2 + lane % 2],
+                            places = told ? told : ANY_PLACES;
 #pragma unroll
         for (int mt = 0; mt < C::MT; ++mt)
           ptx::multiply_sparse<typename C::T>(sum[nt][mt], a, b[mt], places);
@@ -147,34 +167,14 @@ __global__ void __launch_bounds__(C::THREADS) sparse_product(SparseParameters s)
   ptx::sync_block();
   for (int t = threadIdx.x; t < C::BM * C::BN / 8; t += C::THREADS) {
     const int m = t / (C::BN / 8), n = t % (C::BN / 8) * 8;
+    if (first_m + m >= p.epilogue.m) break;
     float total[8] = {};
     add8<C::WK, C::BM, C::ROW>(total, sums, m, n);
     if (s.cut.parts) {
-      store8(p.partial + (blockIdx.x * std::int64_t{C::BM} + m) * C::BN + n, total, 8, true);
+      store_part<C::BM, C::BN>(p.partial, m, n, total);
     } else {
       finish8<typename C::T>(p.epilogue, s.aligned, first_m + m, first_n + n, total);
     }
-  }
-}
-
-// Adds the parts of a tile in order and finishes it.
-template <class T>
-__global__ void __launch_bounds__(128) finish_parts(SparseParameters s) {
-  const SparseLinear& p = s.p;
-  const int bm = s.cut.bm, bn = tile_outputs(bm), chunks = bn / 8;
-  const float* parts = p.partial + blockIdx.x * std::int64_t{s.cut.parts} * bm * bn;
-  const std::int64_t first_m = blockIdx.x % s.cut.tiles_m * bm,
-                     first_n = blockIdx.x / s.cut.tiles_m * bn;
-  for (int t = threadIdx.x; t < bm * chunks; t += 128) {
-    const int m = t / chunks, n = t % chunks * 8;
-    float total[8] = {};
-    for (int part = 0; part < s.cut.parts; ++part) {
-      float sum[8];
-      load8(sum, parts + (std::int64_t{part} * bm + m) * bn + n, 8, true);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) total[i] += sum[i];
-    }
-    finish8<T>(p.epilogue, s.aligned, first_m + m, first_n + n, total);
   }
 }
 
@@ -186,30 +186,40 @@ void of_tile(const SparseParameters& s, const Launch& where) {
            std::to_string(s.cut.parts) + " parts";
   };
   const auto grid = static_cast<unsigned>(tiles(s.p, s.cut));
-  launch(sparse_product<C>, dim3(grid * std::max(1, s.cut.parts)), C::THREADS, C::BYTES, where, s,
-         what);
-  if (s.cut.parts) launch(finish_parts<typename C::T>, dim3(grid), 128, 0, where, s, what);
+  launch(sparse_product<C>, dim3(grid * max(1, s.cut.parts)), C::THREADS, C::BYTES, where, s, what);
+  if (s.cut.parts)
+    launch(finish_parts<typename C::T>, dim3(grid), 128, 0, where,
+           Parts{s.p.epilogue, s.cut, C::BN, s.aligned, s.p.partial}, what);
 }
 
-template <class T>
-void of_type(const SparseParameters& s, const Launch& where) {
-  if (s.cut.bm == 16) {
-    of_tile<SparseTile<T, 16, 32, 256, 4, 1, 1, 4>>(s, where);
-  } else if (s.cut.bm == 64) {
-    of_tile<SparseTile<T, 64, 128, 64, 4, 2, 4, 1>>(s, where);
+template <class T, class Use>
+void of_type(int bm, const Use& use) {
+  if (bm == 16) {
+    use(SparseTile<T, 16, 32, 256, 4, 1, 1, 4>{});
+  } else if (bm == 64) {
+    use(SparseTile<T, 64, 128, 64, 4, 2, 4, 1>{});
   } else {
-    of_tile<SparseTile<T, 128, 128, 64, 3, 2, 4, 1>>(s, where);
+    use(SparseTile<T, 128, 128, 64, 3, 2, 4, 1>{});
   }
+}
+
+// Calls `use` with a tile of bm rows for the problem.
+template <class Use>
+void with_tile(const SparseLinear& p, int bm, const Use& use) {
+  p.dtype == Dtype::float16 ? of_type<ptx::Half>(bm, use) : of_type<ptx::BFloat>(bm, use);
 }
 
 }  // namespace
 
-Cut cut(const SparseLinear& p, int multiprocessors) {
+Cut cut(const SparseLinear& p, int device) {
   Cut cut = in_tiles(p.epilogue.m);
   constexpr int SHORTEST = 512;  // inputs that are worth a thread block
-  const std::int64_t parts = std::min<std::int64_t>(
-      resident(cut, multiprocessors) / std::max<std::int64_t>(1, tiles(p, cut)), p.k / SHORTEST);
-  if (parts > 1) cut.parts = static_cast<int>(parts);
+  with_tile(p, cut.bm, [&](auto tile) {
+    using C = decltype(tile);
+    const auto* kernel = reinterpret_cast<const void*>(&sparse_product<C>);
+    cut.parts = parts(tiles(p, cut), tiles(p, cut), p.k / SHORTEST,
+                      at_once(kernel, C::THREADS, C::BYTES, device));
+  });
   return cut;
 }
 
@@ -222,7 +232,7 @@ void sparse_linear(const SparseLinear& p, const Cut& cut, const Launch& where) {
   if (p.k % 32 || p.epilogue.n % 16)
     throw std::invalid_argument("expected n a multiple of 16 and k of 32, got " + p.text());
   const SparseParameters s{p, cut, p.epilogue.aligned()};
-  p.dtype == Dtype::float16 ? of_type<ptx::Half>(s, where) : of_type<ptx::BFloat>(s, where);
+  with_tile(p, cut.bm, [&](auto tile) { of_tile<decltype(tile)>(s, where); });
 }
 
 }  // namespace secateurs::cuda

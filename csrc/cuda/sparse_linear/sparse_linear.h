@@ -28,7 +28,8 @@ struct SparseLinear {
   }
 };
 
-Cut cut(const SparseLinear& p, int multiprocessors);
+// How a problem is cut on `device`, the current GPU.
+Cut cut(const SparseLinear& p, int device);
 std::int64_t partial_sums(const SparseLinear& p, const Cut& cut);  // floats
 
 void sparse_linear(const SparseLinear& p, const Cut& cut, const Launch& where);

@@ -10,20 +10,22 @@ std::string StackedLinear::text() const {
          " blocks=" + number(blocks) + " of " + number(bn) + "x" + number(bk);
 }
 
-Cut cut(const StackedLinear& p, int multiprocessors) {
+Cut cut(const StackedLinear& p, int device) {
   Cut cut = in_tiles(p.epilogue.m);
-  const std::int64_t at_once = resident(cut, multiprocessors);
-  // Two rounds of tiles even out by themselves.
-  if (cut.tiles_m * p.rows >= 2 * at_once) return cut;
+  const auto at_once = p.bk == 1 ? vector_linear_at_once : block_sparse_linear_at_once;
   constexpr int SHORTEST = 256;  // inputs that are worth a thread block
-  const std::int64_t parts = std::min<std::int64_t>(
-      {at_once / cut.tiles_m, std::int64_t{p.blocks} * p.bk / SHORTEST, p.blocks});
-  if (parts > 1) cut.parts = static_cast<int>(parts);
+  const std::int64_t most =
+      std::min<std::int64_t>(std::int64_t{p.blocks} * p.bk / SHORTEST, p.blocks);
+  cut.parts = parts(cut.tiles_m * p.rows, cut.tiles_m, most, at_once(p, cut.bm, device));
   return cut;
 }
 
 std::int64_t partial_sums(const StackedLinear& p, const Cut& cut) {
-  return 2 * cut.parts * cut.tiles_m * cut.bm * p.bn;
+  return 2 * cut.parts * cut.tiles_m * cut.bm * p.bn + turned_numbers(p, cut) / 2;
+}
+
+std::int64_t turned_numbers(const StackedLinear& p, const Cut& cut) {
+  return p.bk > 1 || cut.bm == 16 ? 0 : (p.epilogue.m + 7) / 8 * 8 * p.k;
 }
 
 }  // namespace secateurs::cuda

@@ -7,7 +7,8 @@
 
 namespace secateurs::cuda {
 
-// SINGLE: blocks of one input, x transposed. A step is STEP inputs of a stack; STAGES steps are on
+// SINGLE: blocks of one input. Few rows of x are then gathered number by number; more come turned, so
+// that an input that is kept is a run of memory. A step is STEP inputs of a stack; STAGES steps are on
 // their way at once. Warps share a tile by WM rows and WN columns; with WK > 1 they share each step's
 // inputs too, and their sums are added at the end (few rows: the tile is too small to share).
 template <class T_, int BM_, int BN_, int STEP_, int STAGES_, int WM_, int WN_, int WK_,
@@ -16,20 +17,22 @@ struct StackedTile {
   using T = T_;
   static constexpr int BM = BM_, BN = BN_, STEP = STEP_, STAGES = STAGES_;
   static constexpr int WM = WM_, WN = WN_, WK = WK_, THREADS = WM * WN * WK * 32;
-  static constexpr bool SINGLE = SINGLE_;
+  static constexpr bool SINGLE = SINGLE_, GATHERS = SINGLE && BM == 16, TURNED = SINGLE && !GATHERS;
   static constexpr int MT = BM / WM / 16, NT = BN / WN / 8;  // fragments of a warp
 
   // Chunks of 16 bytes.
-  static constexpr int X_CHUNKS = (SINGLE ? BM : STEP) / 8, W_CHUNKS = BN / 8;  // in a row
+  static constexpr int X_CHUNKS = (TURNED ? BM : STEP) / 8, W_CHUNKS = BN / 8;  // in a row
   static constexpr int X_TILE = BM * STEP / 8, W_TILE = BN * STEP / 8, STAGE = X_TILE + W_TILE;
   static constexpr int X_PASSES = X_TILE / THREADS, W_PASSES = W_TILE / THREADS;  // of a thread
-  static constexpr int LOOK_UPS = SINGLE ? X_PASSES : 1;
+  static constexpr int LOOK_UPS = TURNED ? X_PASSES : 1;
+  static constexpr int NUMBERS = GATHERS ? BM * STEP / THREADS : 0;  // of a thread
 
   static constexpr int ROW = BN + 4;  // floats; the padding keeps fragments off each other's banks
   static constexpr int PIPELINE_BYTES = STAGES * STAGE * 16, SUM_BYTES = WK * BM * ROW * 4;
   static constexpr int BYTES = PIPELINE_BYTES > SUM_BYTES ? PIPELINE_BYTES : SUM_BYTES;
   static_assert(X_TILE % THREADS == 0 && W_TILE % THREADS == 0 && NT % 2 == 0);
   static_assert(THREADS % X_CHUNKS == 0 && THREADS % W_CHUNKS == 0 && STEP / 16 % WK == 0);
+  static_assert(!GATHERS || (THREADS % STEP == 0 && STAGES > 2));
   static_assert(BYTES <= 99 * 1024, "the smallest GPU has 99 KiB for a thread block");
 };
 
@@ -79,8 +82,12 @@ struct StackLoader {
   const StackedParameters& s;
   uint4* memory;
   std::int64_t first_m;
-  int begin, inputs;        // first block, inputs in the run
-  int column[C::LOOK_UPS];  // of the next step, -1: behind the end
+  int rows;                               // of x in the tile
+  int begin, inputs;                      // first block, inputs in the run
+  int column[C::LOOK_UPS];                // of the next step, -1: behind the end
+  typename C::T numbers[C::NUMBERS + 1];  // of x, gathered for the step that is stored next
+
+  static constexpr int ROWS_ON = C::GATHERS ? C::THREADS / C::STEP : 1;  // from number to number
 
   // Where in x the chunks of a step stand. Looked up one step ahead: a copy whose address waits for
   // a load is issued late.
@@ -88,7 +95,10 @@ struct StackLoader {
 #pragma unroll
     for (int i = 0; i < C::LOOK_UPS; ++i) {
       const int t = threadIdx.x + i * C::THREADS;
-      const int k = step * C::STEP + (C::SINGLE ? t / C::X_CHUNKS : t % C::X_CHUNKS * 8);
+      const int in_step = C::GATHERS  ? t % C::STEP
+                          : C::TURNED ? t / C::X_CHUNKS
+                                      : t % C::X_CHUNKS * 8;
+      const int k = step * C::STEP + in_step;
       column[i] = -1;
       if (k < inputs) {
         const int log = C::SINGLE ? 0 : s.log_bk;
@@ -99,23 +109,55 @@ struct StackLoader {
 
   __device__ uint4* stage(int step) const { return memory + step % C::STAGES * C::STAGE; }
 
+  // Gathers x for the step that was looked up. No copy brings two bytes, so that they pass through
+  // registers, and nothing asks for them before `store`, a step later. Rows that x has not may hold
+  // anything: they stay rows.
+  __device__ void gather() {
+    const int row = threadIdx.x / C::STEP;
+    const auto* from = static_cast<const typename C::T*>(s.p.x) + max(column[0], 0) +
+                       (first_m + row) * s.p.x_stride;
+#pragma unroll
+    for (int i = 0; i < C::NUMBERS; ++i) {
+      if (row + i * ROWS_ON >= rows) break;
+      numbers[i] = *from;
+      from += ROWS_ON * s.p.x_stride;
+    }
+  }
+
+  __device__ void store(int step) const {
+    auto* x = reinterpret_cast<typename C::T*>(stage(step));
+    const int k = threadIdx.x % C::STEP;
+    const bool there = step * C::STEP + k < inputs;
+#pragma unroll
+    for (int i = 0; i < C::NUMBERS; ++i) {
+      const int row = threadIdx.x / C::STEP + i * ROWS_ON;
+      if (row >= rows) break;
+      x[swizzled<C::X_CHUNKS>(row, k / 8) * 8 + k % 8] =
+          there ? numbers[i] : from_float<typename C::T>(0);
+    }
+  }
+
   __device__ void load(int step) {
     uint4* x = stage(step);
     uint4* w = x + C::X_TILE;
-    const auto* from_x = static_cast<const typename C::T*>(s.p.x);
     const auto* from_w = static_cast<const typename C::T*>(s.p.values) +
                          ((std::int64_t{begin} << s.log_bk) + step * C::STEP) * C::BN;
+    if constexpr (!C::GATHERS) {
+      const auto* from_x = static_cast<const typename C::T*>(s.p.x);
 #pragma unroll
-    for (int i = 0; i < C::X_PASSES; ++i) {
-      const int t = threadIdx.x + i * C::THREADS;
-      const int row = t / C::X_CHUNKS, chunk = t % C::X_CHUNKS;
-      const int at = column[C::SINGLE ? i : 0];
-      const std::int64_t m = first_m + (C::SINGLE ? chunk * 8 : row);
-      const bool live = at >= 0 && m < (C::SINGLE ? s.p.x_stride : s.p.epilogue.m);
-      const int from = live ? at : 0;  // a dead copy reads nothing, but its address is checked too
-      ptx::copy_async16(x + swizzled<C::X_CHUNKS>(row, chunk),
-                        from_x + (C::SINGLE ? from * s.p.x_stride + m : m * s.p.x_stride + from),
-                        live);
+      for (int i = 0; i < C::X_PASSES; ++i) {
+        const int t = threadIdx.x + i * C::THREADS;
+        const int row = t / C::X_CHUNKS, chunk = t % C::X_CHUNKS;
+        const int at = column[C::TURNED ? i : 0];
+        const std::int64_t m = first_m + (C::TURNED ? chunk * 8 : row);
+        const bool live = at >= 0 && m < (C::TURNED ? s.p.x_stride : s.p.epilogue.m);
+        // A dead copy reads nothing, but its address is checked too.
+        const int from = live ? at : 0;
+        ptx::copy_async16(x + swizzled<C::X_CHUNKS>(row, chunk),
+                          from_x + (C::TURNED ? from * s.p.x_stride + m : m * s.p.x_stride + from),
+                          live);
+      }
+      look_up(step + 1);
     }
 #pragma unroll
     for (int i = 0; i < C::W_PASSES; ++i) {
@@ -124,7 +166,6 @@ struct StackLoader {
       const bool live = step * C::STEP + k < inputs;
       ptx::copy_async16(w + swizzled<C::W_CHUNKS>(k, chunk), from_w + std::int64_t{8} * t, live);
     }
-    look_up(step + 1);
   }
 };
 
@@ -134,7 +175,8 @@ __device__ inline void multiply_run(const StackedParameters& s, uint4* memory, s
                                     int begin, int end, float (&sum)[C::MT][C::NT][4]) {
   const int warp = threadIdx.x / 32;
   const int wm = warp % C::WM, wn = warp / C::WM % C::WN, wk = warp / (C::WM * C::WN);
-  StackLoader<C> loader{s, memory, first_m, begin, (end - begin) << s.log_bk, {}};
+  const auto rows = static_cast<int>(min(std::int64_t{C::BM}, s.p.epilogue.m - first_m));
+  StackLoader<C> loader{s, memory, first_m, rows, begin, (end - begin) << s.log_bk, {}, {}};
   const int steps = (loader.inputs + C::STEP - 1) / C::STEP;
   loader.look_up(0);
 #pragma unroll
@@ -142,12 +184,24 @@ __device__ inline void multiply_run(const StackedParameters& s, uint4* memory, s
     if (step < steps) loader.load(step);
     ptx::commit_copies();
   }
+  if constexpr (C::GATHERS) {
+    loader.gather();
+    loader.look_up(1);
+    loader.store(0);
+    loader.gather();
+    loader.look_up(2);
+  }
   for (int step = 0; step < steps; ++step) {
     ptx::wait_copies<C::STAGES - 2>();
     ptx::sync_block();
     // The step is there for all, and all are done with the stage that is loaded next.
     if (step + C::STAGES - 1 < steps) loader.load(step + C::STAGES - 1);
     ptx::commit_copies();
+    if constexpr (C::GATHERS) {
+      loader.store(step + 1);
+      loader.gather();
+      loader.look_up(step + 3);
+    }
     const uint4* x = loader.stage(step);
     const uint4* w = x + C::X_TILE;
 #pragma unroll
@@ -157,7 +211,7 @@ __device__ inline void multiply_run(const StackedParameters& s, uint4* memory, s
 #pragma unroll
       for (int mt = 0; mt < C::MT; ++mt) {
         const int m = (wm * C::MT + mt) * 16;
-        if constexpr (C::SINGLE) {
+        if constexpr (C::TURNED) {
           load_columns<C::X_CHUNKS>(a[mt], x, k, m / 8);
         } else {
           load_rows<C::X_CHUNKS>(a[mt], x, m, k / 8);
@@ -275,80 +329,5 @@ __global__ void __launch_bounds__(128) finish_pieces(StackedParameters s) {
                total);
   }
 }
-
-// The tile for BN outputs a row: of few rows of x, whose weights' bytes are all that counts, of some,
-// or of many.
-template <class T, int BN, bool SINGLE>
-using FewRows = StackedTile<T, 16, BN, BN >= 64 ? 64 : 128, BN == 128 ? 4 : 6, 1, 1, 4, SINGLE>;
-template <class T, int BN, bool SINGLE>
-using SomeRows = StackedTile<T, 64, BN, BN == 128 ? 32 : 64, BN == 128 ? 5 : 4, BN >= 64 ? 2 : 4,
-                             BN >= 64 ? 2 : 1, 1, SINGLE>;
-template <class T, int BN, bool SINGLE>
-using ManyRows = StackedTile<T, 128, BN, BN == 128 ? 32 : 64, BN == 128 ? 4 : 3, BN == 64 ? 2 : 4,
-                             BN >= 64 ? 2 : 1, 1, SINGLE>;
-
-template <bool SINGLE>
-class StackedLauncher {
- public:
-  StackedLauncher(const StackedLinear& p, const Cut& cut, const Launch& where)
-      : s_{p, cut, 0, p.epilogue.aligned()}, where_(where) {
-    while (1 << s_.log_bk < p.bk) ++s_.log_bk;
-  }
-
-  void run() const {
-    if (!s_.p.epilogue.m || !s_.p.epilogue.n) return;
-    if (s_.p.dtype == Dtype::float16) {
-      of_type<ptx::Half>();
-    } else {
-      of_type<ptx::BFloat>();
-    }
-  }
-
- private:
-  template <class T>
-  void of_type() const {
-    switch (s_.p.bn) {
-      case 16:
-        return of_width<T, 16>();
-      case 32:
-        return of_width<T, 32>();
-      case 64:
-        return of_width<T, 64>();
-      case 128:
-        return of_width<T, 128>();
-    }
-    throw std::invalid_argument("expected 16, 32, 64 or 128 outputs a row, got " +
-                                std::to_string(s_.p.bn));
-  }
-
-  template <class T, int BN>
-  void of_width() const {
-    if (s_.cut.bm == 16) {
-      of_tile<FewRows<T, BN, SINGLE>>();
-    } else if (s_.cut.bm == 64) {
-      of_tile<SomeRows<T, BN, SINGLE>>();
-    } else {
-      of_tile<ManyRows<T, BN, SINGLE>>();
-    }
-  }
-
-  template <class C>
-  void of_tile() const {
-    const std::int64_t blocks = s_.cut.tiles_m * (s_.cut.parts ? s_.cut.parts : s_.p.rows);
-    const auto what = [&] {
-      return std::string(SINGLE ? "vector_linear " : "block_sparse_linear ") + s_.p.text() +
-             " as tiles of " + std::to_string(C::BM) + " rows, " + std::to_string(s_.cut.parts) +
-             " parts";
-    };
-    launch(stacked_linear<C>, dim3(static_cast<unsigned>(blocks)), C::THREADS, C::BYTES, where_, s_,
-           what);
-    if (s_.cut.parts)
-      launch(finish_pieces<typename C::T>, dim3(static_cast<unsigned>(s_.cut.tiles_m * s_.p.rows)),
-             128, 0, where_, s_, what);
-  }
-
-  StackedParameters s_;
-  Launch where_;
-};
 
 }  // namespace secateurs::cuda

@@ -20,12 +20,12 @@
 namespace secateurs::cuda {
 
 struct StackedLinear {
-  const void* x;  // [m, k], rows x_stride apart; of single inputs [k, m'], m' >= m, zeros behind m
+  const void* x;  // [m, k], rows x_stride apart
   std::int64_t x_stride;
   const void* values;           // [blocks, bk, bn]
   const std::int32_t* indptr;   // [rows + 1], the blocks of each row; null: as many in each
   const std::int32_t* indices;  // [blocks], which block of inputs each is
-  int rows, blocks, bn, bk;
+  int rows, blocks, bn, bk, k;
   Epilogue epilogue;
   Dtype dtype;
   float* partial = nullptr;  // as many as partial_sums() says
@@ -33,11 +33,18 @@ struct StackedLinear {
   std::string text() const;
 };
 
-// The parts are even ones of all stacks together, whatever rows the cuts fall into: no row is too long.
-Cut cut(const StackedLinear& p, int multiprocessors);
-std::int64_t partial_sums(const StackedLinear& p, const Cut& cut);  // floats
+// How the kernel of a problem cuts it on `device`, the current GPU. The parts are even ones of all
+// stacks together, whatever rows the cuts fall into: no row is too long.
+Cut cut(const StackedLinear& p, int device);
+// Floats of working memory: for parts, and of single inputs for many rows of x, turned.
+std::int64_t partial_sums(const StackedLinear& p, const Cut& cut);
+std::int64_t turned_numbers(const StackedLinear& p, const Cut& cut);  // of 16 bits, an even number
 
 void block_sparse_linear(const StackedLinear& p, const Cut& cut, const Launch& where);
 void vector_linear(const StackedLinear& p, const Cut& cut, const Launch& where);
+
+// Thread blocks of tiles of bm rows that can be under way at once on `device`, the current GPU.
+std::int64_t block_sparse_linear_at_once(const StackedLinear& p, int bm, int device);
+std::int64_t vector_linear_at_once(const StackedLinear& p, int bm, int device);
 
 }  // namespace secateurs::cuda

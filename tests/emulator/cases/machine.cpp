@@ -23,6 +23,24 @@ void run(Kernel kernel, const std::string& expected, std::uint64_t) {
     throw std::runtime_error("expected to be told '" + expected + "', was told '" + told + "'");
 }
 
+void does_nothing(float*) {}
+
+// A kernel must be allowed much shared memory on each device, and need not be again and again.
+void allow_once_on_each_device(std::uint64_t) {
+  const int before = emulator::times_allowed;
+  for (const int device : {0, 1, 0, 1})
+    for (const int kilobytes : {40, 60, 99, 60}) {
+      const OnDevice on(device);
+      launch(does_nothing, dim3(1), 32, kilobytes << 10, {device, nullptr},
+             static_cast<float*>(nullptr), [] { return std::string("a kernel"); });
+      at_once(reinterpret_cast<const void*>(&does_nothing), 32, kilobytes << 10, device);
+    }
+  static bool first = true;
+  if (const int times = emulator::times_allowed - before; times != (first ? 4 : 0))
+    throw std::runtime_error("allowed " + std::to_string(times) + " times");
+  first = false;
+}
+
 float* shared() { return reinterpret_cast<float*>(ptx::dyn_smem<16>()); }
 int t() { return static_cast<int>(threadIdx.x); }
 
@@ -87,6 +105,18 @@ void a_copy_lands_when_it_is_waited_for(float* global) {
   }
 }
 
+void a_copy_of_less_leaves_zeros(float* global) {
+  if (t() == 0) {
+    global[28] = global[29] = 1;
+    ptx::copy_async(shared(), global + 28, 8);  // no more is there
+    ptx::commit_copies();
+    ptx::wait_copies<0>();
+    for (int i = 0; i < 4; ++i)
+      if (shared()[i] != (i < 2 ? 1 : 0)) emulator::fail("not what was copied, and zeros");
+  }
+}
+
+void a_copy_of_too_much(float* global) { ptx::copy_async(shared(), global, 20); }
 void a_copy_is_left_behind(float* global) { ptx::copy_async16(shared(), global, true); }
 void a_copy_from_between(float* global) { ptx::copy_async16(shared(), global + 1, true); }
 void a_dead_copy_from_between(float* global) { ptx::copy_async16(shared(), global + 1, false); }
@@ -104,6 +134,8 @@ std::vector<Case> machine_cases() {
   ADD(fresh_memory_is_no_number, "");
   ADD(halves_meet_by_themselves, "");
   ADD(a_copy_lands_when_it_is_waited_for, "");
+  ADD(a_copy_of_less_leaves_zeros, "");
+  ADD(a_copy_of_too_much, "copy of 20 bytes");
   ADD(some_do_not_come, "deadlock in block");
   ADD(numbers_disagree, "while others expect");
   ADD(a_lane_leaves, "shuffle");  // where the others are, whoever comes first
@@ -118,5 +150,6 @@ std::vector<Case> machine_cases() {
   ADD(a_copy_from_behind, "no aligned global memory");
   ADD(a_copy_to_elsewhere, "no aligned shared memory");
 #undef ADD
+  cases.push_back({"machine", "allow_once_on_each_device", allow_once_on_each_device});
   return cases;
 }

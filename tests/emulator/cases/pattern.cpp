@@ -16,7 +16,7 @@ struct Problem {
   Finish finish = {};
   int p = 0, q = 0, patterns = 0, ones = 0;  // of a library
   int padding = 0;                           // numbers between the rows of x
-  int parts = 0;                             // of 2:4, AS_CHOSEN: what cut() makes of it
+  int parts = 0;                             // AS_CHOSEN: what cut() makes of it
 };
 
 std::string text(const Problem& p, Dtype dtype) {
@@ -61,7 +61,7 @@ void sparse(const Problem& p, Dtype dtype, std::uint64_t seed) {
   const FinishArrays finish(p.m, p.n, dtype, p.finish, random);
   SparseLinear problem{rows.x.data(), rows.stride,       values.data(), table.data(),
                        p.k,           finish.epilogue(), dtype};
-  Cut how = cut(problem, emulator::multiprocessors);
+  Cut how = cut(problem, 0);
   if (p.parts != AS_CHOSEN) how.parts = p.parts;
   Array partial(partial_sums(problem, how), Dtype::float32);
   problem.partial = static_cast<float*>(partial.data());
@@ -92,10 +92,23 @@ void library(const Problem& p, Dtype dtype, std::uint64_t seed) {
   }
   const Table<unsigned char> codes_there(codes), library_there(patterns);
   const FinishArrays finish(p.m, p.n, dtype, p.finish, random);
-  library_linear({rows.x.data(), rows.stride, values.data(), codes_there.data(),
-                  reinterpret_cast<const bool*>(library_there.data()), p.k, p.p, p.q, p.patterns,
-                  p.ones, finish.epilogue(), dtype},
-                 {0, nullptr});
+  LibraryLinear problem{rows.x.data(),
+                        rows.stride,
+                        values.data(),
+                        codes_there.data(),
+                        reinterpret_cast<const bool*>(library_there.data()),
+                        p.k,
+                        p.p,
+                        p.q,
+                        p.patterns,
+                        p.ones,
+                        finish.epilogue(),
+                        dtype};
+  Cut how = cut(problem, 0);
+  if (p.parts != AS_CHOSEN) how.parts = p.parts;
+  Array partial(partial_sums(problem, how), Dtype::float32);
+  problem.partial = static_cast<float*>(partial.data());
+  library_linear(problem, how, {0, nullptr});
   finish.judge_product(rows.dense, weight, p.k);
 }
 
@@ -115,12 +128,17 @@ std::vector<Case> pattern_cases() {
     add("sparse_linear", sparse, {20, 256, 32}, dtype);
     add("sparse_linear", sparse, {150, 144, 288, all}, dtype);
     add("sparse_linear", sparse, {3, 64, 1056, all, 0, 0, 0, 0, 0, 4}, dtype);
-    add("sparse_linear", sparse, {16, 80, 1600, {}, 0, 0, 0, 0, 0, AS_CHOSEN}, dtype);
+    add("sparse_linear", sparse, {16, 64, 1600, {}, 0, 0, 0, 0, 0, AS_CHOSEN}, dtype);
     add("sparse_linear", sparse, {70, 144, 224, all, 0, 0, 0, 0, 8, 3}, dtype);
     add("sparse_linear", sparse, {150, 48, 128, all, 0, 0, 0, 0, 0, 2}, dtype);
     add("library_linear", library, {5, 72, 600, all, 4, 4, 9, 4, 8}, dtype);
     add("library_linear", library, {16, 32, 256, {}, 8, 8, 16, 16}, dtype);
     add("library_linear", library, {1, 64, 64, {}, 2, 8, 3, 5}, dtype);
+    add("library_linear", library, {7, 48, 1312, all, 4, 4, 16, 7, 8, 3}, dtype);
+    add("library_linear", library, {16, 40, 1088, {}, 8, 2, 5, 9, 0, AS_CHOSEN}, dtype);
+    add("library_linear", library, {2, 64, 544, {}, 16, 16, 4, 100, 0, 2}, dtype);
+    add("library_linear", library, {3, 33, 296, {}, 1, 1, 1, 1, 0, 2}, dtype);
+    add("library_linear", library, {2, 64, 512, {}, 32, 256, 2, 256}, dtype);
   }
   return cases;
 }

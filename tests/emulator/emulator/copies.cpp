@@ -23,8 +23,11 @@ void start_copy(const Copy& copy, Where where) {
   const auto address = reinterpret_cast<std::uintptr_t>(copy.to);
   if (address % 16 || !shared_memory().holds(copy.to, 16))
     fail("copy to what is no aligned shared memory, " + text(where));
-  // The hardware checks the address of a copy that is not live as well.
-  if (reinterpret_cast<std::uintptr_t>(copy.from) % 16 || (copy.live && !on_device(copy.from, 16)))
+  if (copy.bytes < 0 || copy.bytes > 16)
+    fail("copy of " + std::to_string(copy.bytes) + " bytes, " + text(where));
+  // The hardware checks the address of a copy of nothing as well.
+  if (reinterpret_cast<std::uintptr_t>(copy.from) % 16 ||
+      (copy.bytes && !on_device(copy.from, copy.bytes)))
     fail("copy from what is no aligned global memory, " + text(where));
   Pending& mine = pending[thread()];
   mine.copies.push_back({mine.group, copy});

@@ -10,7 +10,7 @@ namespace emulator {
 struct Copy {
   unsigned char* to;
   const unsigned char* from;
-  bool live;
+  int bytes;  // zeros behind them, up to 16
 };
 
 // Checks and remembers a copy in the group that is open; the caller has poisoned its target.

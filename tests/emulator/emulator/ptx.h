@@ -40,10 +40,14 @@ inline void sync_named(int count, CALLER) {
 }
 
 // The bytes are written here and not in the emulator, for ThreadSanitizer to see who writes them.
-inline void copy_async16(void* shared, const void* global, bool live, CALLER) {
+inline void copy_async(void* shared, const void* global, int bytes, CALLER) {
   auto* to = static_cast<unsigned char*>(shared);
-  emulator::start_copy({to, static_cast<const unsigned char*>(global), live}, WHERE);
+  emulator::start_copy({to, static_cast<const unsigned char*>(global), bytes}, WHERE);
   std::memset(to, 0xff, 16);
+}
+
+inline void copy_async16(void* shared, const void* global, bool live, CALLER) {
+  copy_async(shared, global, live ? 16 : 0, file, line);
 }
 
 inline void commit_copies() { emulator::close_group(); }
@@ -51,11 +55,8 @@ inline void commit_copies() { emulator::close_group(); }
 template <int PENDING>
 inline void wait_copies() {
   for (emulator::Copy copy; emulator::copy_due(PENDING, copy);) {
-    if (copy.live) {
-      std::memcpy(copy.to, copy.from, 16);
-    } else {
-      std::memset(copy.to, 0, 16);
-    }
+    std::memset(copy.to, 0, 16);
+    std::memcpy(copy.to, copy.from, copy.bytes);
   }
 }
 

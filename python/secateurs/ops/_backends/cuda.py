@@ -177,14 +177,16 @@ def run_stacks(
     values: Tensor,
     indptr: Tensor | None,
     indices: Tensor,
-    sizes: dict[str, int],  # rows, blocks, bn, bk
+    sizes: dict[str, int],  # rows, blocks, bn, bk, k
     operands: Linear,
     y: Tensor,
 ) -> None:
-    """Launch a kernel of csrc/cuda/stacked_linear, with working memory where it cuts rows."""
+    """Launch a kernel of csrc/cuda/stacked_linear, with the working memory it asks for."""
     where = launch(x)
     finish, _kept = epilogue(operands, y)
-    bm, parts, floats = kernels().cut_linear(device=where["device"], m=finish["m"], **sizes)
+    bm, parts, floats = kernels().cut_linear(
+        device=where["device"], dtype=where["dtype"], m=finish["m"], **sizes
+    )
     partial = x.new_empty(floats, dtype=torch.float32)
     getattr(kernels(), kernel)(
         **where,

@@ -30,7 +30,7 @@ def _run(operands: Operands) -> Tensor:
     if not y.numel():
         return y
     blocks, bk, bn = values.shape
-    sizes = {"rows": indptr.shape[0] - 1, "blocks": blocks, "bn": bn, "bk": bk}
+    sizes = {"rows": indptr.shape[0] - 1, "blocks": blocks, "bn": bn, "bk": bk, "k": x.shape[-1]}
     x = aligned_rows_of(x)
     cuda.run_stacks("block_sparse_linear", x, values, indptr, indices, sizes, operands, y)
     return y

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateurs.ops._backends import cuda
 from secateurs.ops._core.dispatch import Backend
-from secateurs.ops._core.memory import aligned_rows_of
+from secateurs.ops._core.memory import aligned_rows_of, rows_of
 from secateurs.ops.pattern_linear.operands import Operands
 
 VECTORS = (16, 32, 64, 128)
@@ -63,7 +63,7 @@ def _refuse_library(x: Tensor, values: Tensor, codes: Tensor, library: Tensor) -
         return f"it takes at most 16 patterns, of 1 to 32 by 1 to 256, got {tuple(library.shape)}"
     if x.shape[-1] % 8 or across * ones % 8 or 256 // q * ones % 8:
         return f"it reads eight weights at a time, got rows of {across} blocks of {ones}"
-    return None
+    return cuda.refuse_unaligned(codes=codes)
 
 
 def _run(operands: Operands) -> Tensor:
@@ -73,8 +73,9 @@ def _run(operands: Operands) -> Tensor:
         return y
     groups, kept, v = values.shape
     if library is None and v > 1:
-        sizes = {"rows": groups, "blocks": groups * kept, "bn": v, "bk": 1}
-        cuda.run_stacks("vector_linear", _transposed(x), values, None, index, sizes, operands, y)
+        x = rows_of(x)
+        sizes = {"rows": groups, "blocks": groups * kept, "bn": v, "bk": 1, "k": x.shape[1]}
+        cuda.run_stacks("vector_linear", x, values, None, index, sizes, operands, y)
         return y
     x = aligned_rows_of(x)
     where, (finish, _kept) = cuda.launch(x), cuda.epilogue(operands, y)
@@ -86,41 +87,34 @@ def _run(operands: Operands) -> Tensor:
         "k": x.shape[1],
         "values": values.data_ptr(),
     }
+    kernels = cuda.kernels()
+    problem = {"m": finish["m"], "n": finish["n"], "k": x.shape[1]}
+    device = {"device": where["device"], "dtype": where["dtype"]}
     if library is None:
-        bm, parts, floats = cuda.kernels().cut_sparse_linear(
-            device=where["device"], m=finish["m"], n=finish["n"], k=x.shape[1]
-        )
+        bm, parts, floats = kernels.cut_sparse_linear(**device, **problem)
         partial = x.new_empty(floats, dtype=torch.float32)
-        cuda.kernels().sparse_linear(
+        kernels.sparse_linear(
             **call, kept=index.data_ptr(), bm=bm, parts=parts, partial=partial.data_ptr()
         )
     else:
         library = library.contiguous()
-        patterns, p, q = library.shape
-        cuda.kernels().library_linear(
+        shape = dict(zip(("patterns", "p", "q"), library.shape, strict=True), ones=v)
+        bm, parts, floats = kernels.cut_library_linear(**device, **problem, **shape)
+        partial = x.new_empty(floats, dtype=torch.float32)
+        kernels.library_linear(
             **call,
+            **shape,
             codes=index.data_ptr(),
             library=library.data_ptr(),
-            p=p,
-            q=q,
-            patterns=patterns,
-            ones=v,
+            bm=bm,
+            parts=parts,
+            partial=partial.data_ptr(),
         )
     return y
 
 
 def _rows(x: Tensor) -> int:
     return x.shape[:-1].numel()
-
-
-def _transposed(x: Tensor) -> Tensor:
-    """`[K, M']` with M' >= M a multiple of 8, so that every row starts on a 16-byte boundary, and
-    zeros beyond M: an input that is kept is then a contiguous run."""
-    m, k = _rows(x), x.shape[-1]
-    padded = x.new_empty(k, (m + 7) // 8 * 8)
-    padded[:, :m].copy_(x.reshape(m, k).t())
-    padded[:, m:].zero_()
-    return padded
 
 
 BACKEND = Backend("cuda", _refuse, _run)
