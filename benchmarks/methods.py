@@ -67,10 +67,10 @@ Run = tuple[str, str, dict[str, Any]]
 RUNS: tuple[Run, ...] = (
     *((method, f"heads={f}", {}) for f in (0.5, 0.75, 0.9) for method in HEADS),
     *((method, "modules=0.5", {}) for method in ("random", "magnitude", "snip_identity")),
-    ("snip_identity", "modules=0.5", {"spectral": 0}),
+    ("snip_identity", "modules=0.5", {"spectral": False}),
     ("snip_identity", "modules=0.5", {"estimator": "rel"}),
     ("snip_identity", "modules=0.5", {"modules_in": "parameters"}),
-    ("snip_identity", "modules=0.5", {"modules_in": "parameters", "spectral": 0}),
+    ("snip_identity", "modules=0.5", {"modules_in": "parameters", "spectral": False}),
     *(
         (method, f"patterns=0.5{kind}", {})
         for kind in ("", ",pattern=library")
