@@ -25,12 +25,15 @@ import math
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-# Not the folder of this file: transformers would take kernels.py for the package of that name.
-sys.path.remove(str(Path(__file__).parent))
+# Not the folder of this file: transformers would take kernels.py for the package of that name. The
+# process of a peer reads this file too, and begins with our path.
+with suppress(ValueError):
+    sys.path.remove(str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.dense import (
