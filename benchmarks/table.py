@@ -55,7 +55,12 @@ KERNELS = (
 )
 FAMILIES = "families.jsonl"
 TARGETS = "targets.jsonl"
-METHODS = ("methods.jsonl", "methods_epyc.jsonl", "methods_upos.jsonl")
+METHODS = (
+    "methods.jsonl",
+    "methods_epyc.jsonl",
+    "methods_upos.jsonl",
+    "methods_mlpruning.jsonl",
+)
 ONE_SHOT = "one_shot.jsonl"
 FRONTIER = "frontier.jsonl"
 LANGUAGES = "languages.jsonl"
