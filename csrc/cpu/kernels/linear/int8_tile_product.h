@@ -13,27 +13,17 @@
 namespace secateurs::cpu::SECATEURS_ISA {
 namespace {
 
-// Products for x of T (float or bf16), strips of NT tiles of 16 outputs.
+// As Int8Product, with strips of NT tiles of 16 outputs.
 template <class T, int NT>
-class Int8TileProduct {
+class Int8TileProduct : public Int8Product<T, NT> {
  public:
-  using Element = T;
-  using Problem = Int8Linear<T>;
-  using Word = Quad;
-  static constexpr int inputs_in_word = 4;
-  static constexpr int group_words = SECATEURS_ISA::group_words;
-  static constexpr int strip = NT * 16;
+  using Int8Product<T, NT>::Int8Product;
+  using Int8Product<T, NT>::strip;
+  static_assert(strip == NT * 16);
   // As many totals as leave registers for what is added to them.
-  static constexpr int tile_rows = 12, whole_rows = 1;
-  static constexpr bool even_tiles = true;
-  // By 32 outputs: 96 KB of weights, as in Int8Product.
-  static constexpr int64_t resident_inputs = 3072;
-  static constexpr int64_t items_per_thread = 4;
-  static constexpr bool sums_in_y = false;
+  static constexpr int tile_rows = 12;
 
   using Session = Tiles;
-
-  explicit Int8TileProduct(const Problem&) {}
 
   // Tiles 0 and 1 hold sums; 2 x and 3, 4 weights of a whole group; 5, 6 and 7 those of a half.
   Session begin() const {
@@ -46,11 +36,6 @@ class Int8TileProduct {
     return Session(config);
   }
 
-  static bool reads_x(const Problem&) { return false; }
-  static int64_t packed_row() { return group_words; }
-  static int64_t offset(int64_t rows, int64_t word) {
-    return word / group_words * group_offset(rows);
-  }
   static int64_t padded(int64_t) { return tile_rows; }
 
   // x[0 .. rows][0 .. k] to a packed tile, zeros in rows beyond: nobody reads what they give, but
