@@ -50,8 +50,6 @@ GROUP = 8
 _MANY = 1024  # rows of x, beyond which tiles of 256 fill a GPU
 
 _HOPPER = {
-    ("many half", 16): Config(128, 64, 4, 4),
-    ("many half", 32): Config(128, 64, 4, 4),
     ("many half", 64): Config(256, 64, 8, 4, descriptors=True),
     # 256 rows would spill where bias, activation and residual follow (Triton 3.9).
     ("many half", 128): Config(128, 64, 8, 4, descriptors=True),
@@ -74,15 +72,12 @@ _HOPPER = {
 }
 
 # By what the rows of x are ("half": 16-bit, "float": float32, "few ...": at most 16 of them, so
-# that the weight's bytes are all that counts, "many ...": larger tiles, which read the weight less
-# often) and by bn. A stage holds (block_m + bn) * step
-# elements.
+# that the weight's bytes are all that counts, "many ...": of 64 outputs and more, larger tiles,
+# which read the weight less often) and by bn. A stage holds (block_m + bn) * step elements.
 TABLE = Table(
     "block_sparse_linear",
     {
         80: {
-            ("many half", 16): Config(128, 64, 4, 4),
-            ("many half", 32): Config(128, 64, 4, 4),
             ("many half", 64): Config(128, 64, 4, 4),
             ("many half", 128): Config(128, 32, 8, 4),
             ("half", 16): Config(128, 64, 4, 4),
@@ -241,10 +236,10 @@ def key(operands: Operands) -> tuple[str, int]:
     """Return the row of the table for a call."""
     x, values = operands.x, operands.values
     width = "float" if x.dtype == torch.float32 else "half"
-    rows = x.numel() // max(1, x.shape[-1])
-    many = width == "half" and rows > _MANY
+    rows, bn = x.numel() // max(1, x.shape[-1]), values.shape[2]
+    many = width == "half" and bn >= 64 and rows > _MANY
     kind = "few " if rows <= 16 else "many " if many else ""
-    return (kind + width, values.shape[2])
+    return (kind + width, bn)
 
 
 def _split(nnz: int, rows: int, tiles_m: int, least: int, multiprocessors: int) -> int:

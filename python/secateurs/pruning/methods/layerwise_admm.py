@@ -161,7 +161,7 @@ class LayerwiseAdmmPruner(Pruner):
         """What keeps most of a weight's energy: of a pattern, of single weights, or of blocks."""
         if self.budget.patterns is not None:
             return _PatternChoice(self.budget)
-        bn, bk = self.budget.tile if self.budget.blocks is not None else (1, 1)
+        bn, bk = self._tile()
 
         def largest(weight: Tensor) -> Tensor:
             n, k = weight.shape
@@ -174,7 +174,7 @@ class LayerwiseAdmmPruner(Pruner):
     def _mask(self, keep: Tensor) -> Mask:
         if self.budget.patterns is not None:
             return PatternMask(keep, self.budget.pattern_block)
-        bn, bk = self.budget.tile if self.budget.blocks is not None else (1, 1)
+        bn, bk = self._tile()
         return BlockMask(keep[::bn, ::bk], (bn, bk))
 
 

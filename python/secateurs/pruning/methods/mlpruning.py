@@ -90,18 +90,19 @@ class MLPruner(Pruner):
     def start(self, model: nn.Module, sites: Sites, budget: Budget, seed: int) -> None:
         super().start(model, sites.of_one_stack("MLPruning"), budget, seed)
         asked, shapes, (bn, bk) = budget.asked(), self.units(), self.budget.tile
+        whole_blocks = math.lcm(bn, bk)  # neighbours that make whole blocks on either side
         device = next(model.parameters()).device
         self._fractions = {kind: asked[kind] for kind in WHOLE if kind in asked}
         for kind in self._fractions:
             mine = {name: shape for name, shape in shapes.items() if name.endswith(f".{kind}")}
-            step = math.lcm(bn, bk) if kind == "neurons" and "blocks" in asked else 1
+            step = whole_blocks if kind == "neurons" and "blocks" in asked else 1
             total = sum(shape[0] for shape in mine.values())
             gone = round(removed(asked[kind], total) / step) * step
             self._fractions[kind] = gone / total
             self._units[kind] = LearnableShares(mine, step, device)
         if "blocks" in asked:
             widths = {shape.head_dim for shape in sites.layers}
-            if "heads" in asked and any(width % math.lcm(bn, bk) for width in widths):
+            if "heads" in asked and any(width % whole_blocks for width in widths):
                 raise BudgetError(
                     f"expected heads as wide as blocks of {bn}x{bk}, or a multiple, to prune "
                     f"both, got {', '.join(map(str, sorted(widths)))}"
