@@ -28,14 +28,10 @@ def dense_peers(
     """Runtimes of the dense model by their names, each in a process of its own; those that are not
     installed are told and left out."""
     found: dict[str, Apart] = {}
+    inputs, examples = token_inputs(dense.model, shape), calibration(dense, 64, 1)
+    order = Order(dense.model, inputs, examples, torch.get_num_threads())
     with ExitStack() as stack:
         for name in names:
-            examples = [
-                {name: value[:1] for name, value in batch.items()}
-                for batch in calibration(dense, 64, 1)
-            ]
-            inputs = token_inputs(dense.model, shape)
-            order = Order(dense.model, inputs, examples, torch.get_num_threads())
             try:
                 found[name] = stack.enter_context(Apart(peer_in(name, precision), order))
             except BackendError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from benchmarks.tables.rows import Row, markdown
+from benchmarks.tables.rows import Row, markdown, with_options
 
 Variant = tuple[str, Mapping[str, Any]]  # a method and its options
 
@@ -89,8 +89,8 @@ CLAIMS = (
 def evidence_table(files: Iterable[list[Row]]) -> str:
     """One line per claim, task and budget: medians over the seeds that a method shares with its
     rivals, which are compared within one file alone."""
-    lines = [line for rows in files for claim in CLAIMS for line in _lines(claim, rows)]
-    lines.sort(key=lambda line: [claim.text for claim in CLAIMS].index(line[0]))
+    files = list(files)
+    lines = [line for claim in CLAIMS for rows in files for line in _lines(claim, rows)]
     names = ["claim", "task, removed", "not pruned", "seen", "rivals", "seeds", "holds"]
     return markdown(names, lines)
 
@@ -101,7 +101,7 @@ def _lines(claim: Claim, rows: list[Row]) -> Iterator[list[str]]:
             here = [r for r in rows if (r["task"], r["budget"]) == (task, budget)]
             here = [r for r in here if claim.score in r and not r.get("imitates")]
             mine = _by_seed(here, claim.method)
-            rivals = {_name(rival): _by_seed(here, rival) for rival in claim.rivals}
+            rivals = {with_options(*rival): _by_seed(here, rival) for rival in claim.rivals}
             rivals = {name: found for name, found in rivals.items() if mine.keys() & found.keys()}
             if not rivals:
                 continue
@@ -122,11 +122,6 @@ def _lines(claim: Claim, rows: list[Row]) -> Iterator[list[str]]:
             ]
 
 
-def _by_seed(rows: list[Row], variant: Variant) -> dict[int, Row]:
-    method, options = variant
+def _by_seed(rows: list[Row], wanted: Variant) -> dict[int, Row]:
+    method, options = wanted
     return {r["seed"]: r for r in rows if (r["method"], r["options"]) == (method, dict(options))}
-
-
-def _name(variant: Variant) -> str:
-    method, options = variant
-    return " ".join([method, *(f"{name}={value}" for name, value in options.items())])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import mean, median, stdev
 
-from benchmarks.tables.rows import Row, agree, markdown
+from benchmarks.tables.rows import Row, agree, markdown, with_options
 
 LINEARS = "layers' linears"
 BEFORE = {"unrecovered": "without recovery", "refitted": "re-fitted"}
@@ -223,6 +223,5 @@ def rounding_table(rows: list[Row]) -> str:
 
 
 def _method(row: Row) -> str:
-    chosen = [f"{name}={value}" for name, value in row["options"].items()]
-    taught = ["with a teacher"] if row.get("imitates") else []
-    return " ".join([row["method"], *chosen, *taught])
+    taught = " with a teacher" if row.get("imitates") else ""
+    return with_options(row["method"], row["options"]) + taught

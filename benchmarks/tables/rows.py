@@ -51,6 +51,11 @@ def precision_of(row: Row) -> str:
     return str(row.get("precision", row["dtype"]))
 
 
+def with_options(method: str, options: Mapping[str, Any]) -> str:
+    """A method, with the options that it ran with."""
+    return " ".join([method, *(f"{name}={value}" for name, value in options.items())])
+
+
 def markdown(heads: list[str], lines: list[list[str]]) -> str:
     rule = ["---"] + ["---:"] * (len(heads) - 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in [heads, rule, *lines])
