@@ -64,7 +64,7 @@ from secateurs.training.trainer import Distillation
 
 HEADS = ("random", "magnitude", "gradient", "smp", "voita", "dsp")
 PATTERNS = ("random", "magnitude", "admm_pattern")
-WEIGHTS = ("random", "magnitude", "seven_pre", "seven", "platon", "dcil")
+WEIGHTS = ("random", "magnitude", "seven_pre", "gradual_magnitude", "seven", "platon", "dcil")
 BOTH = ("random", "magnitude", "gradient", "mlpruning", "sensi_bert")
 Run = tuple[str, str, dict[str, Any]]
 RUNS: tuple[Run, ...] = (

@@ -67,8 +67,8 @@ CLAIMS = (
         ("patterns=0.5", "patterns=0.5,pattern=library"),
     ),
     *(
-        Claim(f"{name} against magnitude", (method, {}), plain("magnitude"),
-              ("weights=0.8", "weights=0.9"))
+        Claim(f"{name} against gradual magnitude, and magnitude at once", (method, {}),
+              plain("gradual_magnitude", "magnitude"), ("weights=0.8", "weights=0.9"))
         for name, method in (("SEVEN", "seven"), ("PLATON", "platon"), ("DCIL", "dcil"))
     ),
     Claim(

@@ -258,6 +258,9 @@ def test_a_decided_plan_stays_while_the_rest_recovers():
         ("voita", "heads=0.5", {"lr": 0}, MethodError, "lr above 0"),
         ("dcil", "weights=0.5", {"every": 0}, MethodError, "at least one step"),
         ("dcil", "weights=0.5", {"end": 1.2}, MethodError, "ends at step 24"),
+        ("gradual_magnitude", "weights=0.5", {"every": 0}, MethodError, "at least one step"),
+        ("gradual_magnitude", "weights=0.5", {"end": 1.2}, MethodError, "ends at step 24"),
+        ("gradual_magnitude", "blocks=0.5,block=48", {}, BudgetError, "does not divide"),
         ("mlpruning", "heads=0.5", {"lr": 0}, MethodError, "lr above 0"),
         ("mlpruning", "heads=0.5", {"whole": 0.9}, MethodError, "at most the whole training"),
         ("mlpruning", "heads=0.5", {"whole": 0.01, "tiled": 0.01}, MethodError, "of some steps"),
@@ -335,10 +338,13 @@ def test_a_family_we_do_not_know_is_refused():
         Session(LongformerModel(LongformerConfig(**tiny)), "dsp", budget="heads=0.5")
 
 
+WHOLE_LINEARS = ("seven", "platon", "dcil", "admm_pattern", "gradual_magnitude")
+
+
 @pytest.mark.parametrize("method", TRAINED)
 def test_every_family_can_be_trained(method, family, model, batch):
     """Only gates and weights of sites are used, so the loss may be anything."""
-    if family == "gpt2" and method in ("seven", "platon", "dcil", "admm_pattern"):
+    if family == "gpt2" and method in WHOLE_LINEARS:
         with (
             pytest.raises(MethodError, match=r"layers\.0\.query is a part of a larger one"),
             Session(model, method, budget=TRAINED[method][0], steps=STEPS),

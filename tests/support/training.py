@@ -29,6 +29,7 @@ TRAINED = {
     "dcil": ["weights=0.7", "blocks=0.5,block=32x16", "patterns=0.75,vector=16"],
     "mlpruning": ["heads=0.25,neurons=0.5,blocks=0.7,block=16", "heads=0.5,neurons=0.4",
                   "blocks=0.5,block=32x16"],
+    "gradual_magnitude": ["weights=0.7", "blocks=0.5,block=32x16", "patterns=0.75,vector=16"],
     "platon": ["weights=0.7", "blocks=0.5,block=32x16", "patterns=0.75,vector=16"],
     "sensi_bert": ["heads=0.5", "heads=0.25,neurons=0.6"],
     "seven": ["weights=0.7", "blocks=0.5,block=32x16", "patterns=0.75,vector=16"],

@@ -17,6 +17,7 @@ BUDGETS = {
     "voita": "heads=0.5",
     "snip_identity": "modules=0.5",
     "dcil": "weights=0.5",
+    "gradual_magnitude": "weights=0.5",
     "mlpruning": "heads=0.25,neurons=0.5,blocks=0.7,block=16",
     "platon": "weights=0.5",
     "sensi_bert": "heads=0.25,neurons=0.5",

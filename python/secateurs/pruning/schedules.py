@@ -1,10 +1,11 @@
-"""Schedules: how a number moves from one value to another over the steps of a training."""
+"""Schedules: how a number moves from one value to another over the steps of a training, and when
+masks follow it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from secateurs.errors import MethodError
 
@@ -64,3 +65,39 @@ class Schedule:
                 f"ends at step {self.end}"
             )
         return self
+
+
+@dataclass
+class GradualMasks:
+    """When a training takes a mask, and what share then goes: more and more, by a cubic schedule.
+
+    Args:
+        begin, end: of the schedule, as shares of the training.
+        every: steps between two masks.
+
+    Raises MethodError for less than a step between masks.
+    """
+
+    begin: float
+    end: float
+    every: int
+    gone: float = field(default=0.0, init=False)
+    schedule: Schedule = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise MethodError(f"expected at least one step between masks, got {self.every}")
+
+    def start(self, target: float, steps: int) -> None:
+        """Lay the schedule to `target` over a training of `steps` steps. Raises MethodError where
+        it does not fit."""
+        begin, end = (round(share * steps) for share in (self.begin, self.end))
+        self.schedule = Schedule(0.0, target, begin, end).within(steps)
+
+    def due(self, done: int) -> float | None:
+        """The share that goes once `done` steps are done, or None where no mask is taken."""
+        share = self.schedule(done)
+        if share <= self.gone or (done % self.every and done < self.schedule.end):
+            return None
+        self.gone = share
+        return share

@@ -12,6 +12,7 @@ CONTRACT = "pruning/test_pruning.py"
 GRADIENT = "pruning/methods/test_gradient.py"
 OBS = "pruning/methods/test_obs.py"
 KPRUNE = "pruning/methods/test_kprune.py"
+GRADUAL = "pruning/methods/test_gradual_magnitude.py"
 DSP = "pruning/methods/test_dsp.py"
 RANKING = "pruning/test_ranking.py"
 SNIP = "pruning/methods/test_snip_identity.py"
@@ -97,6 +98,8 @@ FAULTS = (
         ("(step - self.begin) / (self.end - self.begin)", "step / self.end",
          f"{RANKING} -k formulas"),
         ("if self.end > steps:", "if self.end > steps + 1:", f"{RANKING} -k longer_than_training"),
+        ("and done < self.schedule.end)", ")", f"{GRADUAL} -k by_the_schedule"),
+        ("if share <= self.gone or", "if", f"{GRADUAL} -k by_the_schedule"),
     ),
     *faults_in(
         f"{PRUNING}/run_folders.py",
@@ -243,6 +246,13 @@ FAULTS = (
          "pruning/test_pruning.py -k blocks_come_in_the_forms"),
         ("and not isinstance(size, bool)", "",
          "pruning/test_pruning.py -k blocks_come_in_the_forms"),
+    ),
+    *faults_in(
+        f"{METHODS}/gradual_magnitude.py",
+        ("if self._final:", "if False:", f"{GRADUAL} -k by_the_schedule"),
+        ("weight.float().square() for", "weight.float() for", f"{GRADUAL} -k sums_of_squares"),
+        ("self._masks.gone, self._final = state[\"gone\"], state[\"final\"]", "pass",
+         f"{SESSION} -k to_the_bit and gradual"),
     ),
     *faults_in(
         "python/secateurs/pruning/methods/platon.py",

@@ -22,6 +22,7 @@ from secateurs.pruning.methods.cross_lingual import CrossLingualPruner
 from secateurs.pruning.methods.dcil import DCILPruner
 from secateurs.pruning.methods.dsp import DSPPruner
 from secateurs.pruning.methods.gradient import GradientPruner
+from secateurs.pruning.methods.gradual_magnitude import GradualMagnitudePruner
 from secateurs.pruning.methods.kprune import KPrunePruner
 from secateurs.pruning.methods.layerwise_admm import LayerwiseAdmmPruner
 from secateurs.pruning.methods.magnitude import MagnitudePruner
@@ -93,6 +94,7 @@ METHODS: dict[str, Method] = {
         Method("smp", SMPPruner, "heads whose attention maps a trained network scores low"),
         Method("mlpruning", MLPruner, "heads and neurons, then blocks, by shares that are learnt"),
         Method("admm_pattern", AdmmPatternPruner, "weights off a pattern the loss is drawn to"),
+        Method("gradual_magnitude", GradualMagnitudePruner, "small weights, while training"),
         Method("platon", PlatonPruner, "weights neither important nor uncertain; they may return"),
         Method("dcil", DCILPruner, "small weights, which learn from a dense path and may return"),
         Method("seven", SevenPruner, "weights without a steady say in the loss, while training"),

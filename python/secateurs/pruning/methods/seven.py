@@ -34,7 +34,7 @@ from secateurs.data.batches import Batch, evaluating, is_label, loss_of, run, to
 from secateurs.errors import DataError, MethodError
 from secateurs.masking.gates import Gates
 from secateurs.pruning.base import Needs
-from secateurs.pruning.schedules import Schedule
+from secateurs.pruning.schedules import GradualMasks, Schedule
 from secateurs.pruning.weight_scores import WeightPruner
 
 EPSILON = 1e-9
@@ -134,11 +134,7 @@ class SevenPruner(_Seven):
         every: int = 5,
     ) -> None:
         super().__init__(decay, decay_square, signed)
-        if every < 1:
-            raise MethodError(f"expected at least one step between masks, got {every}")
-        self._span, self._every = (begin, end), every
-        self._gone = 0.0
-        self._schedule: Schedule | None = None
+        self._masks = GradualMasks(begin, end, every)
 
     def open(self, gates: Gates) -> None:
         super().open(gates)
@@ -147,24 +143,19 @@ class SevenPruner(_Seven):
     def begin(self, steps: int) -> None:
         super().begin(steps)
         (target,) = self.budget.asked().values()
-        begin, end = (round(share * steps) for share in self._span)
-        self._schedule = Schedule(0.0, target, begin, end).within(steps)
+        self._masks.start(target, steps)
 
     def after_backward(self, step: int) -> None:
-        assert self._schedule is not None
-        if step >= self._schedule.begin:
+        if step >= self._masks.schedule.begin:
             for sensitivity in self._sensitivities.values():
                 assert sensitivity.weight.grad is not None
                 sensitivity.read(sensitivity.weight.grad)
 
     def after_step(self, step: int) -> None:
-        schedule = self._schedule
-        assert schedule is not None
         self._accumulate(self.gates)
-        done, fraction = step + 1, schedule(step + 1)
-        if fraction > self._gone and (done % self._every == 0 or done >= schedule.end):
-            self._mask(self.gates, fraction)
-            self._gone = fraction
+        share = self._masks.due(step + 1)
+        if share is not None:
+            self._mask(self.gates, share)
 
     def state_dict(self) -> dict[str, Any]:
         of_weights = {
@@ -172,10 +163,10 @@ class SevenPruner(_Seven):
             | ({"gate": self.gates[name]} if name in self.gates else {})
             for name, s in self._sensitivities.items()
         }
-        return {"gone": self._gone, **of_weights}
+        return {"gone": self._masks.gone, **of_weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._gone = state["gone"]
+        self._masks.gone = state["gone"]
         for name, sensitivity in self._sensitivities.items():
             saved = state[name]
             for key in ("m", "v", "score"):
