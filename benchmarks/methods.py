@@ -28,6 +28,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 # Not the folder of this file: transformers would take kernels.py for the package of that name. The
@@ -54,7 +55,7 @@ from torch import nn
 
 import secateurs as sc
 from secateurs.cli.arguments import shape
-from secateurs.measurement.inputs import token_inputs
+from secateurs.measurement.inputs import token_inputs, tokens_of_an_input
 from secateurs.measurement.quality import backend_of
 from secateurs.measurement.rows import row
 from secateurs.measurement.timing import measure
@@ -86,7 +87,7 @@ RUNS: tuple[Run, ...] = (
     *((method, "blocks=0.8", {}) for method in ("random", "magnitude", "mlpruning")),
     ("mlpruning", "heads=0.5,neurons=0.5,blocks=0.8", {}),
 )
-LATENCY_SHAPE = (8, 32)
+BATCH, TOKENS = 8, 32  # that latencies are measured at; of an image as many as there are
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -157,13 +158,14 @@ def one(
 
 def report(found: Outcome, dense: Dense, options: Any) -> dict[str, Any]:
     sites, plan, data = sc.find_sites(dense.model), found.plan, dense.data
-    lengths = [len(example["input_ids"]) for example in data.validation]
-    mean_length = round(sum(lengths) / len(lengths))
+    fixed = tokens_of_an_input(dense.model)
+    mean_length = fixed or round(mean(len(example["input_ids"]) for example in data.validation))
     kept = sites.density(plan, mean_length)
     linears = sum(n * k for shape in sites.layers for n, k in shape.linears().values())
     total = sum(p.numel() for p in dense.model.parameters())
     fast = sc.convert(found.model, plan)
-    inputs = token_inputs(dense.model, LATENCY_SHAPE)
+    timed_at = (BATCH, fixed or TOKENS)
+    inputs = token_inputs(dense.model, timed_at)
     timing = measure(fast, inputs, dense.model, min_time=options.min_time, compare=False)
     steps = steps_of(data, options.prune_epochs, options)
     trains = _trains(plan.notes["method"])
@@ -172,7 +174,7 @@ def report(found: Outcome, dense: Dense, options: Any) -> dict[str, Any]:
         model=options.model,
         backend=backend_of(fast),
         dtype=dense.model.dtype,
-        shape=LATENCY_SHAPE,
+        shape=timed_at,
         density=kept["parameters"],
         baseline="dense",
         variant="converted",
