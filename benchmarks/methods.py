@@ -226,7 +226,7 @@ def _print(record: Mapping[str, Any]) -> None:
     kept = list(record["kept"].values())
     step = record["step_over_plain"]
     print(
-        f"  {record['method']:<14}{record['budget']:<14}{record['options'] or ''!s:<16}"
+        f"  {record['method']:<18}{record['budget']:<14}{record['options'] or ''!s:<16}"
         f"{record['metric']} {record['unrecovered']:.4f} without recovery, "
         + (f"{record['refitted']:.4f} re-fitted, " if "refitted" in record else "")
         + f"{record['pruned']:.4f} recovered (dense {record['dense']:.4f})  kept "

@@ -1,11 +1,12 @@
-"""Writes the tables of docs/results.md, and that of evidence in docs/methods.md, from the JSON
-lines in benchmarks/results/.
+"""Writes the tables of docs/results.md and docs/methods.md from the JSON lines in
+benchmarks/results/, each between the marks that name it.
 
 python benchmarks/table.py
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ if str(Path(__file__).parents[1]) not in sys.path:
 from benchmarks.tables.evidence import evidence_table
 from benchmarks.tables.quality import (
     beside_table,
-    frontier_parts,
+    frontier_tables,
     how_fitted,
     how_ranked,
     how_rounded,
@@ -25,7 +26,7 @@ from benchmarks.tables.quality import (
     one_shot_table,
     rounding_table,
 )
-from benchmarks.tables.rows import RESULTS, lines_of, read, where
+from benchmarks.tables.rows import Row, lines_of, read, where
 from benchmarks.tables.speeds import (
     families_table,
     how_asked,
@@ -37,69 +38,71 @@ from benchmarks.tables.speeds import (
 )
 
 DOCS = Path(__file__).parents[1] / "docs"
-BEGIN, END = "<!-- results: python benchmarks/table.py -->", "<!-- /results -->"
+PAGES = ("results.md", "methods.md")
+MARKS = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
-MODELS = (
-    "models_precisions.jsonl",
-    "models.jsonl",
-    "models_xeon_bf16.jsonl",
-    "models_xeon_fp32.jsonl",
-)
+MODELS = ("models_precisions", "models", "models_xeon_bf16", "models_xeon_fp32")
 KERNELS = (
-    "kernels.jsonl",
-    "kernels_int8.jsonl",
-    "kernels_int8_vectors.jsonl",
-    "kernels_xeon_bf16_linears.jsonl",
-    "kernels_xeon_bf16.jsonl",
-    "kernels_xeon_fp32.jsonl",
+    "kernels",
+    "kernels_int8",
+    "kernels_int8_vectors",
+    "kernels_xeon_bf16_linears",
+    "kernels_xeon_bf16",
+    "kernels_xeon_fp32",
 )
-FAMILIES = "families.jsonl"
-TARGETS = "targets.jsonl"
-METHODS = (
-    "methods.jsonl",
-    "methods_epyc.jsonl",
-    "methods_upos.jsonl",
-    "methods_mlpruning.jsonl",
-)
-ONE_SHOT = "one_shot.jsonl"
-FRONTIER = "frontier.jsonl"
-LANGUAGES = "languages.jsonl"
-ROUNDING = "rounding.jsonl"
+METHODS = ("methods", "methods_epyc", "methods_upos", "methods_mlpruning")
 
 
 def main() -> None:
-    parts = []
-    for files, table in ((MODELS, models_tables), (KERNELS, kernels_tables)):
-        for rows in map(read, files):
-            parts += [where(rows), *table(rows)]
-    if (RESULTS / FAMILIES).exists():
-        rows = read(FAMILIES)
-        parts += [how_built(rows), families_table(rows), missed_goals(rows)]
-    if (RESULTS / TARGETS).exists():
-        rows = lines_of(TARGETS)
-        parts += [how_asked(rows), targets_table(rows)]
-    for rows in map(lines_of, METHODS):
-        parts += [how_trained(rows), methods_table(rows)]
-        if any("beside" in row for row in rows):
-            parts.append(beside_table(rows))
-    rows = lines_of(ONE_SHOT)
-    parts += [how_fitted(rows), one_shot_table(rows)]
-    parts += frontier_parts(lines_of(FRONTIER))
-    rows = lines_of(LANGUAGES)
-    parts += [how_ranked(rows), languages_table(rows)]
-    rows = lines_of(ROUNDING)
-    parts += [how_rounded(rows), rounding_table(rows)]
-    write(DOCS / "results.md", parts)
-    write(DOCS / "methods.md", [evidence_table(map(lines_of, METHODS))])
+    found = tables()
+    left = {*found}
+    for name in PAGES:
+        page = DOCS / name
+        text = page.read_text(encoding="utf-8")
+        used = {name for _, name, _ in MARKS.findall(text)}
+        if not used <= left:
+            raise SystemExit(
+                f"{page} names {', '.join(sorted(used - left))}: no such table is left"
+            )
+        left -= used
+        page.write_text(MARKS.sub(lambda mark: _filled(mark, found), text), encoding="utf-8")
+    if left:
+        raise SystemExit(f"no page names {', '.join(sorted(left))}")
 
 
-def write(page: Path, parts: list[str]) -> None:
-    """Put `parts` in place of what stands between the marks of a page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise SystemExit(f"expected {BEGIN} and {END} in {page}")
-    page.write_text(before + "\n\n".join([BEGIN, *parts, END]) + after, encoding="utf-8")
+def tables() -> dict[str, list[str]]:
+    """What stands between the marks of each name: most are names of files of rows."""
+    found: dict[str, list[str]] = {}
+    for names, table in ((MODELS, models_tables), (KERNELS, kernels_tables)):
+        for name in names:
+            rows = read(name)
+            found[name] = [where(rows), *table(rows)]
+    rows = read("families")
+    found["families"] = [how_built(rows), families_table(rows), missed_goals(rows)]
+    rows = lines_of("targets")
+    found["targets"] = [how_asked(rows), targets_table(rows)]
+    for name in METHODS:
+        found[name] = _of_methods(lines_of(name))
+    rows = lines_of("one_shot")
+    found["one_shot"] = [how_fitted(rows), one_shot_table(rows)]
+    for commit, parts in frontier_tables(lines_of("frontier")).items():
+        found[f"frontier_{commit}"] = parts
+    rows = lines_of("languages")
+    found["languages"] = [how_ranked(rows), languages_table(rows)]
+    rows = lines_of("rounding")
+    found["rounding"] = [how_rounded(rows), rounding_table(rows)]
+    found["evidence"] = [evidence_table(map(lines_of, METHODS))]
+    return found
+
+
+def _of_methods(rows: list[Row]) -> list[str]:
+    parts = [how_trained(rows), methods_table(rows)]
+    return [*parts, beside_table(rows)] if any("beside" in row for row in rows) else parts
+
+
+def _filled(mark: re.Match[str], found: dict[str, list[str]]) -> str:
+    begin, name, end = mark.groups()
+    return begin + "".join(f"\n{part}\n" for part in found[name]) + "\n" + end
 
 
 if __name__ == "__main__":

@@ -18,3 +18,5 @@ autodoc_member_order = "bysource"
 
 html_theme = "furo"
 html_title = "secateurs"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]

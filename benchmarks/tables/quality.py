@@ -109,22 +109,18 @@ def one_shot_table(rows: list[Row]) -> str:
     return markdown(["removed", "masks of", "weights as they were", "re-fitted"], lines)
 
 
-def frontier_parts(rows: list[Row]) -> list[str]:
-    """For each model, precision and commit, what its rows of a time and of shares have in common,
-    and a table."""
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+def frontier_tables(rows: list[Row]) -> dict[str, list[str]]:
+    """By commit, which tells one set of runs from another: what its rows of a time and of shares
+    have in common, and a table."""
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        kind = row["model"], row.get("precision") or row["dtype"], row["commit"]
-        groups.setdefault(kind, []).append(row)
-    parts = []
-    for found in groups.values():
-        parts += [how_timed(found), frontier_table(found)]
-    return parts
+        groups.setdefault(row["commit"], []).append(row)
+    return {commit: [how_timed(found), frontier_table(found)] for commit, found in groups.items()}
 
 
 def how_timed(rows: list[Row]) -> str:
     """What all rows of a pruned model have in common."""
-    agree(rows, "dtype", "shape", "examples", "threads", "device", "isa", "torch", "commit")
+    agree(rows, "model", "dtype", "shape", "examples", "threads", "device", "isa", "torch")
     first = rows[0]
     batch, tokens = first["shape"]
     return (

@@ -13,7 +13,9 @@ Row = Mapping[str, Any]
 
 
 def lines_of(name: str) -> list[Row]:
-    return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
+    """The rows of the file of this name."""
+    lines = (RESULTS / f"{name}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def read(name: str) -> list[Row]:

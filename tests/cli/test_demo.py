@@ -12,6 +12,7 @@ from secateurs.cli import demo
 from secateurs.cli import main as cli
 from secateurs.cli.demo import LEAST_COSINE, MAX_DIFFERENCE, Settings, reload_identical
 from secateurs.conversion.report import conversion_of
+from secateurs.errors import BudgetError
 from secateurs.search import LatencyTable, search
 from secateurs.search.layer_times import LayerTimes
 from secateurs.search.sizes import heads_kept, neurons_kept
@@ -56,6 +57,7 @@ def test_the_demo_leaves_a_model_a_report_and_a_picture(tmp_path, monkeypatch, c
     assert json.loads((out / "report.json").read_text()) == result
     assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
     assert result["reload_identical"] is True
+    assert result["asked"] == 3.0
     assert 0 < result["max_relative_difference"] <= MAX_DIFFERENCE
     assert result["cosine_masked"]["mean"] >= LEAST_COSINE
     assert 0.5 < result["cosine"]["mean"] < 1
@@ -71,6 +73,29 @@ def test_the_demo_leaves_a_model_a_report_and_a_picture(tmp_path, monkeypatch, c
     assert f"float32, {result['density']['parameters']:.0%} of the layers' weights kept" in shown
     assert "8x128" in shown
     assert len(list(load(out / "model").parameters())) > 0
+
+
+class Machine:
+    """A search in which so many times as fast is what can be met."""
+
+    def __init__(self, most):
+        self.most, self.asked = most, []
+
+    def meet(self, budget, effort):
+        self.asked.append(budget.speedup)
+        if budget.speedup > self.most:
+            raise BudgetError(f"expected {budget} to be met, got {self.most}")
+        return effort
+
+
+def test_a_demo_that_a_machine_cannot_meet_asks_for_less(capsys):
+    machine = Machine(2.0)
+    assert demo.nearest(machine, 3.0, "quick") == (1.6875, "quick")
+    assert machine.asked == [3.0, 2.25, 1.6875]
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1] for line in told] == ["going on with 2.25", "going on with 1.69"]
+    with pytest.raises(BudgetError, match=r"speedup=1\.26"):
+        demo.nearest(Machine(1.1), 3.0, "quick")
 
 
 def test_the_demo_in_8_bits_is_held_to_a_cosine(tmp_path, monkeypatch):

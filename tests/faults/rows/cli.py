@@ -79,6 +79,15 @@ FAULTS = (
          "cli/test_report.py -k what_is_left"),
     ),
     *faults_in(
+        "python/secateurs/cli/html_report.css",
+        (".bar svg { display: block; width: 100%; height: .9rem;", ".bar svg { height: 0;",
+         "cli/test_report_in_browser.py -k shows_its_bars"),
+        (".wide { overflow-x: auto; }\n", "td { white-space: nowrap; }\n",
+         "cli/test_report_in_browser.py -k fits_the_screen"),
+        ("@media (prefers-color-scheme: dark)", "@media print",
+         "cli/test_report_in_browser.py -k is_dark"),
+    ),
+    *faults_in(
         "python/secateurs/cli/commands/report.py",
         ("    if not is_pruned(folder):\n", "    if False:\n",
          "cli/test_report.py -k stock_folder"),
@@ -108,6 +117,8 @@ FAULTS = (
     ),
     *faults_in(
         "python/secateurs/cli/demo.py",
+        ("if LESS * speedup < LEAST_SPEEDUP:", "if False:", "cli/test_demo.py -k asks_for_less"),
+        ("speedup *= LESS\n", "speedup *= LESS * LESS\n", "cli/test_demo.py -k asks_for_less"),
         ("return torch.equal(load_file(outputs)", "return True or torch.equal(load_file(outputs)",
          "cli/test_demo.py -k one_bit"),
     ),
