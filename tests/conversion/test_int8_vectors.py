@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conversion.test_pattern_modules import Prefers, model_worth_measuring
-from support.models import answer, relative
+from conversion.test_pattern_modules import model_worth_measuring
+from support.models import Prefers, answer, relative
 
 from secateurs import (
     NeuronMask,

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.models import answer, relative
+from support.models import Prefers, answer, relative
 from support.tiny_models import tiny_model
 from torch.nn import functional as F
 
 from secateurs import HeadMask, NeuronMask, SparsityPlan, apply, convert, explain, prune
+from secateurs.conversion import forms
+from secateurs.conversion.modules import DenseLinear, SemiStructuredLinear
 from secateurs.conversion.modules.pattern_linear import PatternLinear, pack
 from secateurs.errors import FormatError
+from secateurs.plan import PatternMask
 from secateurs.plan.weight_patterns import Library, TwoFour, VectorNM
 
 BUDGETS = ("patterns=0.5,vector=16", "patterns=0.5,pattern=2:4", "patterns=0.5,pattern=library")
-
-
-class Prefers:
-    """A cost table by which one form costs nothing."""
-
-    def __init__(self, form: str) -> None:
-        self.form = form
-
-    def times(self, name, forms, x, residual):
-        return {form: float(not form.startswith(self.form)) for form in forms}
 
 
 @pytest.fixture
@@ -83,6 +76,63 @@ def test_converted_equals_masked(budget, kind, batch):
         assert "no one pattern is left" in reports["layers.0.query+key+value"].reason
     else:
         assert reports["layers.0.query+key+value"].action == form
+
+
+@pytest.fixture
+def cusparselt(monkeypatch):
+    """Torch's own class for 2:4 on a CPU, its three calls of CUDA replaced: what is packed is the
+    weight as it is."""
+    kind = torch.sparse.SparseSemiStructuredTensorCUSPARSELT
+    monkeypatch.setattr(kind, "_validate_device_dim_dtype_shape", lambda weight: None)
+    monkeypatch.setattr(torch, "_cslt_compress", torch.clone)
+
+    def product(packed, x, bias=None, transpose_result=False, **_):
+        y = packed @ x if bias is None else packed @ x + bias[:, None]
+        return y.T if transpose_result else y
+
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", product)
+    monkeypatch.setattr(forms.ops, "sparse_tensor_cores", lambda device, shape: True)
+
+
+@pytest.mark.usefixtures("kernels", "cusparselt")
+def test_two_of_four_run_by_cusparselt_where_that_is_fastest(batch, tmp_path):
+    from secateurs import load, save
+
+    model = model_worth_measuring().to(torch.bfloat16)
+    plan = prune(model, method="magnitude", budget="patterns=0.5,pattern=2:4")
+    fast = convert(model, plan, costs=Prefers("cuSPARSELt"))
+    used = [m for m in fast.modules() if isinstance(m, SemiStructuredLinear)]
+    assert len(used) >= 6
+    assert relative(answer(fast, batch), answer(apply(model, plan), batch)) < 2e-2
+    assert {r.action for r in explain(fast) if r.site == "layers.0.up"} == {"cuSPARSELt"}
+    ours = convert(model, plan, costs=Prefers("torch"))
+    dense = [m.dense() for m in ours.modules() if isinstance(m, DenseLinear)]
+    assert all(map(torch.equal, [m.dense() for m in used], dense))
+    save(fast, tmp_path / "saved")
+    assert torch.equal(answer(load(tmp_path / "saved"), batch), answer(fast, batch))
+
+
+@pytest.mark.usefixtures("kernels", "cusparselt")
+def test_patterns_that_cusparselt_does_not_take_run_otherwise(monkeypatch):
+    model = model_worth_measuring().to(torch.bfloat16)
+    vectors = prune(model, method="magnitude", budget="patterns=0.5,vector=16")
+    costs = Prefers("cuSPARSELt")
+    assert "cuSPARSELt" not in {r.action for r in explain(convert(model, vectors, costs=costs))}
+
+    keep = torch.arange(128) % 4 != 1
+    three = SparsityPlan({"layers.0.up": PatternMask(keep.expand(256, 128).clone(), (1, 1))})
+    assert "cuSPARSELt" not in {r.action for r in explain(convert(model, three, costs=costs))}
+
+    def refuse(weight):
+        raise RuntimeError("cuSPARSELt not supported on your machine.\nmore")
+
+    monkeypatch.setattr(torch, "_cslt_compress", refuse)
+    fours = prune(model, method="magnitude", budget="patterns=0.5,pattern=2:4")
+    report = {r.site: r for r in explain(convert(model, fours, costs=costs))}["layers.0.up"]
+    assert report.action != "cuSPARSELt"
+    assert (
+        "cuSPARSELt does not take it (cuSPARSELt not supported on your machine.)" in report.reason
+    )
 
 
 @pytest.mark.usefixtures("kernels")

@@ -6,10 +6,11 @@ import os
 
 import pytest
 import torch
-from support.models import relative
+from support.models import Prefers, relative
 from support.tiny_models import CAUSAL_FAMILIES, TEXT_FAMILIES, tiny_model
 
-from secateurs import HeadMask, SparsityPlan, convert
+from secateurs import HeadMask, SparsityPlan, apply, convert, prune
+from secateurs.conversion.modules import SemiStructuredLinear
 from secateurs.conversion.transformers_attention import NAME
 from secateurs.errors import BackendError, DataError
 from secateurs.integrations.cuda_graphs import Bucketed, capture
@@ -94,13 +95,18 @@ def test_nothing_is_read_back_from_the_device(model, family, batch):
         assert model(**inputs, **options)[0].device.type == "meta"
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_captured_on_a_gpu(kind):
-    """Graphs of a converted model, replayed for sequences of other lengths and other contents,
-    without waiting for the device. SECATEURS_REQUIRE=cuda turns the skip into a failure."""
+def need_gpu():
+    """Skip where there is no GPU; SECATEURS_REQUIRE=cuda turns the skip into a failure."""
     if not torch.cuda.is_available():
         required = "cuda" in os.environ.get("SECATEURS_REQUIRE", "").split(",")
         (pytest.fail if required else pytest.skip)("no GPU here")
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_captured_on_a_gpu(kind):
+    """Graphs of a converted model, replayed for sequences of other lengths and other contents,
+    without waiting for the device."""
+    need_gpu()
     plan = SparsityPlan(
         {
             **PLAN.masks,
@@ -136,3 +142,18 @@ def test_captured_on_a_gpu(kind):
         assert relative(got.float()[seen], want[seen]) < 2e-2
         assert relative(in_one_graph[seen], want[seen]) < 2e-2
     assert len(runner.steps) == 2
+
+
+def test_two_of_four_by_cusparselt_captured_on_a_gpu():
+    """2:4 linears as torch packs them, whatever form is fastest, alone and in a graph."""
+    need_gpu()
+    dense = tiny_model("bert", hidden_size=128, intermediate_size=256).to("cuda", torch.bfloat16)
+    plan = prune(dense, method="magnitude", budget="patterns=0.5,pattern=2:4")
+    model = convert(dense, plan, costs=Prefers("cuSPARSELt"))
+    assert any(isinstance(part, SemiStructuredLinear) for part in model.modules())
+    ids = torch.randint(3, 100, (8, 16), device="cuda")
+    with torch.no_grad():
+        want = apply(dense, plan)(ids)[0].float()
+        assert relative(model(ids)[0].float(), want) < 2e-2
+    runner = capture(model, {"input_ids": ids}, lengths=(16,))
+    assert relative(runner(input_ids=ids)[0].float(), want) < 2e-2

@@ -22,10 +22,11 @@ from secateurs.conversion.modules import (
     Int8VectorLinear,
     PackedLinear,
     PatternLinear,
+    SemiStructuredLinear,
 )
 from secateurs.conversion.modules.kernel_linear import KernelLinear
 from secateurs.conversion.modules.part import Linear
-from secateurs.conversion.modules.pattern_linear import pack
+from secateurs.conversion.modules.pattern_linear import NM_INPUTS, pack
 from secateurs.conversion.slicing import CompactLinear, common_grid, stacked_bias
 from secateurs.errors import BackendError, FormatError
 from secateurs.formats import BlockSparseWeight, Int8VectorWeight, Int8Weight
@@ -156,6 +157,17 @@ def _pattern(stack: Stack) -> Made | None:
     )
 
 
+def _semi_structured(stack: Stack) -> Made | None:
+    weight = stack.weight
+    n, k = weight.shape
+    if _pattern_block(stack) != (1, 1) or not ops.sparse_tensor_cores(weight.device, (n, k)):
+        return None
+    fours = _pattern_keep(stack).view(n, k // NM_INPUTS, NM_INPUTS).sum(2)
+    if bool((fours > NM_INPUTS // 2).any()):
+        return None
+    return Made("cuSPARSELt", SemiStructuredLinear(weight, stack.bias, stack.activation))
+
+
 def _pattern_block(stack: Stack) -> tuple[int, int] | None:
     """The `block` of the one kind of pattern of a stack, as in `PatternMask`; None without any."""
     masks = [stack.keep.patterns.get(role) for role in stack.roles]
@@ -218,6 +230,7 @@ FORMS: tuple[Form, ...] = (
     Form("dense panels", _panels, whole=True),
     Form("block-sparse", _blocks, whole=True),
     Form("pattern", _pattern),
+    Form("cuSPARSELt", _semi_structured),
     Form("int8 panels", _int8_panels, whole=True, precision="int8"),
     Form("int8 block-sparse", _int8_blocks, whole=True, precision="int8"),
     Form("int8 vectors", _int8_vectors, precision="int8"),

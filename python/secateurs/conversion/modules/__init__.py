@@ -17,7 +17,7 @@ from secateurs.conversion.modules.cross_attention import CrossAttention
 from secateurs.conversion.modules.feed_forward import FeedForward
 from secateurs.conversion.modules.int8_linear import CodedLinear, Int8Linear, Int8VectorLinear
 from secateurs.conversion.modules.layer import Layer, Mixed, again, husk
-from secateurs.conversion.modules.linears import DenseLinear, PackedLinear
+from secateurs.conversion.modules.linears import DenseLinear, PackedLinear, SemiStructuredLinear
 from secateurs.conversion.modules.norm import Norm
 from secateurs.conversion.modules.pattern_linear import PatternLinear
 from secateurs.conversion.modules.stack import stack_class
@@ -39,6 +39,7 @@ __all__ = [
     "PatternLinear",
     "RelativeBias",
     "Scale",
+    "SemiStructuredLinear",
     "Skip",
     "again",
     "husk",

@@ -1,13 +1,18 @@
-"""Linears of a converted layer: dense, or packed for our kernels."""
+"""Linears of a converted layer: dense, 2:4 as torch packs it, or packed for our kernels."""
 
 from __future__ import annotations
 
+import warnings
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.sparse import SparseSemiStructuredTensorCUSPARSELT
 
 from secateurs import ops
+from secateurs.checks import first_line
 from secateurs.conversion.modules.kernel_linear import KernelLinear
 from secateurs.conversion.modules.part import Linear
+from secateurs.errors import FormatError
 from secateurs.formats import BlockSparseWeight
 
 
@@ -37,6 +42,29 @@ class DenseLinear(Linear):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, dense, activation={self.activation}"
+
+
+class SemiStructuredLinear(DenseLinear):
+    """The same of a 2:4 weight by cuSPARSELt, which torch brings: for many rows of x.
+
+    Raises FormatError where torch packs no such weight.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none") -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The PyTorch API of SparseSemiStructured")
+            try:
+                packed = SparseSemiStructuredTensorCUSPARSELT.from_dense(weight.contiguous())
+            except (RuntimeError, NotImplementedError) as error:
+                raise FormatError(f"cuSPARSELt does not take it ({first_line(error)})") from None
+        super().__init__(packed, bias, activation)
+
+    def dense(self) -> Tensor:
+        dense: Tensor = self.weight.to_dense()
+        return dense
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, 2:4, activation={self.activation}"
 
 
 class PackedLinear(KernelLinear):
