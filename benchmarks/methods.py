@@ -64,9 +64,10 @@ from secateurs.training.task_recipe import Outcome, prune_on_task
 from secateurs.training.trainer import Distillation
 
 HEADS = ("random", "magnitude", "gradient", "smp", "voita", "dsp")
-PATTERNS = ("random", "magnitude", "admm_pattern")
+PATTERNS = ("random", "magnitude", "layerwise_admm", "admm_pattern")
 WEIGHTS = ("random", "magnitude", "seven_pre", "gradual_magnitude", "seven", "platon", "dcil")
 BOTH = ("random", "magnitude", "gradient", "mlpruning", "sensi_bert")
+VARIED = ("imitates", "from_refit")  # options of all runs of a call, which their rows name
 Run = tuple[str, str, dict[str, Any]]
 RUNS: tuple[Run, ...] = (
     *((method, f"heads={f}", {}) for f in (0.5, 0.75, 0.9) for method in HEADS),
@@ -76,10 +77,12 @@ RUNS: tuple[Run, ...] = (
     ("snip_identity", "modules=0.5", {"modules_in": "parameters"}),
     ("snip_identity", "modules=0.5", {"modules_in": "parameters", "spectral": False}),
     *(
-        (method, f"patterns=0.5{kind}", {})
+        (method, f"patterns={f}{kind}", {})
+        for f in (0.5, 0.75)
         for kind in ("", ",pattern=library")
         for method in PATTERNS
     ),
+    *(("admm_pattern", "patterns=0.5,pattern=library", {"bits": bits}) for bits in (8, 4)),
     *((method, f"weights={f}", {}) for f in (0.5, 0.7, 0.8, 0.9) for method in WEIGHTS),
     *((method, "heads=0.5,neurons=0.5", {}) for method in BOTH),
     ("sensi_bert", "heads=0.5,neurons=0.5", {"order": "magnitude"}),
@@ -93,7 +96,7 @@ BATCH, TOKENS = 8, 32  # that latencies are measured at; of an image as many as 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     prepare(options)
-    rows = Rows(options.json, "task", "seed", "method", "budget", "options", "imitates")
+    rows = Rows(options.json, "task", "seed", "method", "budget", "options", *VARIED)
     for name in options.tasks:
         data = task_data(name, options)
         for seed in range(options.seeds):
@@ -102,8 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
                 method, budget, chosen = run
                 record = {"task": name, "seed": seed, "method": method, "budget": budget}
                 record["options"] = chosen
-                if options.imitate:
-                    record["imitates"] = True
+                record |= {name: True for name in VARIED if getattr(options, name)}
                 if not _wanted(run, options) or record in rows:
                     continue
                 named = (method, budget, *(f"{k}={v}" for k, v in chosen.items()))
@@ -131,14 +133,18 @@ def one(
         chosen = {**chosen, "pair": dense.data.task.pair}
 
     def judge(model: nn.Module, plan: SparsityPlan) -> None:
-        before["unrecovered"] = dense.score(sc.apply(model, plan))
+        score = dense.score(sc.apply(model, plan))
+        if options.from_refit and not _trains(method):
+            before["refitted"] = score
+            return
+        before["unrecovered"] = score
         if options.refit and not _trains(method):  # a training leaves no dense model to fit to
             batches = calibration(dense, options.refit, options.batch_size, seed)
             fitted = sc.refit(copy.deepcopy(model), plan, batches, progress=False)
             before["refitted"] = dense.score(sc.apply(fitted, plan))
 
     settings = settings_of(options, seed)
-    if options.imitate:
+    if options.imitates:
         settings = replace(settings, distillation=Distillation())
     return prune_on_task(
         copy.deepcopy(dense.model),
@@ -152,6 +158,7 @@ def one(
         examples=options.examples,
         progress=False,
         options=chosen,
+        refits=options.from_refit,
         before_recovery=judge,
     )
 
@@ -227,7 +234,8 @@ def _print(record: Mapping[str, Any]) -> None:
     step = record["step_over_plain"]
     print(
         f"  {record['method']:<18}{record['budget']:<14}{record['options'] or ''!s:<16}"
-        f"{record['metric']} {record['unrecovered']:.4f} without recovery, "
+        f"{record['metric']} "
+        + (f"{record['unrecovered']:.4f} without recovery, " if "unrecovered" in record else "")
         + (f"{record['refitted']:.4f} re-fitted, " if "refitted" in record else "")
         + f"{record['pruned']:.4f} recovered (dense {record['dense']:.4f})  kept "
         f"{kept[0]:.2f} {kept[1]:.2f} {kept[2]:.2f}  speedup {record['latency']['speedup']:.2f}  "
@@ -251,7 +259,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--examples", type=int, default=512, help="that one-shot methods read")
     parser.add_argument("--refit", type=int, default=0, help="examples to re-fit by, if any")
-    parser.add_argument("--imitate", action="store_true", help="learn from the dense model, too")
+    parser.add_argument(
+        "--imitate", action="store_true", dest="imitates", help="learn from the dense model, too"
+    )
+    parser.add_argument(
+        "--from-refit", action="store_true", help="recover from re-fitted weights, where any are"
+    )
     parser.add_argument("--prune-epochs", type=float, default=1)
     parser.add_argument("--recover-epochs", type=float, default=0.5)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=(), help="to time beside")

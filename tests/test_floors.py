@@ -51,7 +51,7 @@ FLOORS: dict[str, set[str]] = {
         "masking",
         "reconstruction",
     },
-    "training": {"plan", "data", "architectures", "masking", "pruning"},
+    "training": {"plan", "data", "architectures", "masking", "reconstruction", "pruning"},
     "search": {
         "plan",
         "data",

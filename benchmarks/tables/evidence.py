@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from benchmarks.tables.rows import Row, markdown, with_options
+from benchmarks.tables.rows import Row, markdown, named
 
-Variant = tuple[str, Mapping[str, Any]]  # a method and its options
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with its options, and whether it recovers from re-fitted weights."""
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    from_refit: bool = False
+
+    def __str__(self) -> str:
+        return named(self.method, self.options, self.from_refit)
+
+    def made(self, row: Row) -> bool:
+        """Whether a row is of this."""
+        found = row["method"], row["options"], row.get("from_refit", False)
+        return found == (self.method, dict(self.options), self.from_refit)
 
 
 @dataclass(frozen=True)
@@ -28,59 +43,80 @@ class Claim:
 
 
 def plain(*methods: str) -> tuple[Variant, ...]:
-    return tuple((method, {}) for method in methods)
+    return tuple(map(Variant, methods))
 
 
 EVENLY = {"modules_in": "parameters"}
+PATTERNS = tuple(
+    f"patterns={share}{kind}" for share in (0.5, 0.75) for kind in ("", ",pattern=library")
+)
 CLAIMS = (
     Claim(
         "DSP without recovery, against other ways to choose heads",
-        ("dsp", {}),
+        Variant("dsp"),
         plain("gradient", "voita", "random"),
         ("heads=0.75", "heads=0.9"),
         "unrecovered",
     ),
-    Claim("the same, recovered", ("dsp", {}), plain("gradient", "voita", "random"),
+    Claim("the same, recovered", Variant("dsp"), plain("gradient", "voita", "random"),
           ("heads=0.75", "heads=0.9")),
     Claim(
         "SMP against balanced random heads and an untrained scorer",
-        ("smp", {}),
-        (("random", {"allocator": "per_layer"}), *plain("random")),
+        Variant("smp"),
+        (Variant("random", {"allocator": "per_layer"}), *plain("random")),
         ("heads=0.5",),
     ),
     Claim(
         "SNIP with spectral normalisation, against without, and magnitude",
-        ("snip_identity", {}),
-        (("snip_identity", {"spectral": 0}), *plain("magnitude")),
+        Variant("snip_identity"),
+        (Variant("snip_identity", {"spectral": 0}), *plain("magnitude")),
         ("modules=0.5",),
     ),
     Claim(
         "the same at half of the parameters",
-        ("snip_identity", EVENLY),
-        (("snip_identity", {**EVENLY, "spectral": 0}),),
+        Variant("snip_identity", EVENLY),
+        (Variant("snip_identity", {**EVENLY, "spectral": 0}),),
         ("modules=0.5",),
     ),
     Claim(
-        "ADMM patterns against magnitude at once",
-        ("admm_pattern", {}),
+        "layer-wise ADMM, re-fitted, then trained, against magnitude",
+        Variant("layerwise_admm", from_refit=True),
+        (*plain("magnitude"), Variant("magnitude", from_refit=True)),
+        PATTERNS,
+    ),
+    Claim(
+        "ADMM patterns along a training, against magnitude at once",
+        Variant("admm_pattern"),
         plain("magnitude"),
-        ("patterns=0.5", "patterns=0.5,pattern=library"),
+        PATTERNS,
     ),
     *(
-        Claim(f"{name} against gradual magnitude, and magnitude at once", (method, {}),
+        Claim(
+            "a re-fit before recovery, against recovery alone",
+            Variant(method, from_refit=True),
+            plain(method),
+            budgets,
+        )
+        for method, budgets in (
+            ("gradient", ("heads=0.75", "heads=0.9", "heads=0.5,neurons=0.5")),
+            ("magnitude", ("weights=0.9", *PATTERNS)),
+        )
+    ),
+    *(
+        Claim(f"{name} against gradual magnitude, and magnitude at once", Variant(method),
               plain("gradual_magnitude", "magnitude"), ("weights=0.8", "weights=0.9"))
         for name, method in (("SEVEN", "seven"), ("PLATON", "platon"), ("DCIL", "dcil"))
     ),
     Claim(
         "MLPruning's heads and neurons against those of the gradient",
-        ("mlpruning", {}),
+        Variant("mlpruning"),
         plain("gradient", "magnitude"),
         ("heads=0.5,neurons=0.5",),
     ),
     Claim(
         "sensitivity allocation against equal shares",
-        ("sensi_bert", {}),
-        (("sensi_bert", {"allocator": "per_layer"}),),
+        Variant("sensi_bert"),
+        (Variant("sensi_bert", {"allocator": "per_layer"}),),
         ("heads=0.5,neurons=0.5",),
     ),
 )  # fmt: skip
@@ -101,7 +137,7 @@ def _lines(claim: Claim, rows: list[Row]) -> Iterator[list[str]]:
             here = [r for r in rows if (r["task"], r["budget"]) == (task, budget)]
             here = [r for r in here if claim.score in r and not r.get("imitates")]
             mine = _by_seed(here, claim.method)
-            rivals = {with_options(*rival): _by_seed(here, rival) for rival in claim.rivals}
+            rivals = {str(rival): _by_seed(here, rival) for rival in claim.rivals}
             rivals = {name: found for name, found in rivals.items() if mine.keys() & found.keys()}
             if not rivals:
                 continue
@@ -123,5 +159,4 @@ def _lines(claim: Claim, rows: list[Row]) -> Iterator[list[str]]:
 
 
 def _by_seed(rows: list[Row], wanted: Variant) -> dict[int, Row]:
-    method, options = wanted
-    return {r["seed"]: r for r in rows if (r["method"], r["options"]) == (method, dict(options))}
+    return {row["seed"]: row for row in rows if wanted.made(row)}

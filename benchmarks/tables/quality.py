@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import mean, median, stdev
 
-from benchmarks.tables.rows import Row, agree, markdown, with_options
+from benchmarks.tables.rows import Row, agree, markdown, named
 
 LINEARS = "layers' linears"
 BEFORE = {"unrecovered": "without recovery", "refitted": "re-fitted"}
@@ -220,4 +220,4 @@ def rounding_table(rows: list[Row]) -> str:
 
 def _method(row: Row) -> str:
     taught = " with a teacher" if row.get("imitates") else ""
-    return with_options(row["method"], row["options"]) + taught
+    return named(row["method"], row["options"], row.get("from_refit", False)) + taught

@@ -53,9 +53,10 @@ def precision_of(row: Row) -> str:
     return str(row.get("precision", row["dtype"]))
 
 
-def with_options(method: str, options: Mapping[str, Any]) -> str:
-    """A method, with the options that it ran with."""
-    return " ".join([method, *(f"{name}={value}" for name, value in options.items())])
+def named(method: str, options: Mapping[str, Any], from_refit: bool = False) -> str:
+    """A method, with the options that it ran with, and where its recovery began."""
+    words = " ".join([method, *(f"{name}={value}" for name, value in options.items())])
+    return f"{words}, re-fitted first" if from_refit else words
 
 
 def markdown(heads: list[str], lines: list[list[str]]) -> str:

@@ -135,6 +135,26 @@ def test_equal_epochs_for_every_method_and_going_on_after_an_interruption(model_
         seen.clear()
 
 
+@pytest.mark.parametrize("budget", ["heads=0.5", "patterns=0.5,vector=16"])
+def test_what_is_pruned_at_once_is_re_fitted_before_it_recovers(model_folder, glue, budget):
+    data = TaskData.read(find_task("sst2"), open_tokenizer(model_folder), glue, 16)
+    settings = Settings(lr=1e-3, batch_size=8)
+    states = {}
+    for refits in (True, False):
+        outcome = prune_on_task(
+            open_classifier(model_folder, 2), data, "magnitude", budget, glue.parent / "work",
+            settings, prune_epochs=0, recover_epochs=0, examples=16, refits=refits, progress=False,
+        )  # fmt: skip
+        states[refits] = outcome.model.state_dict()
+        assert ("refit" in outcome.seconds) == refits
+    dense = open_classifier(model_folder, 2).eval()
+    some = data.batches(data.train[:16], 8)
+    fitted = secateurs.refit(dense, outcome.plan, some, progress=False).state_dict()
+    assert all(torch.equal(states[True][name], value) for name, value in fitted.items())
+    assert all(torch.equal(states[False][name], v) for name, v in dense.state_dict().items())
+    assert any(not torch.equal(value, states[False][name]) for name, value in fitted.items())
+
+
 def run(*arguments: object) -> int:
     return cli.main([*map(str, arguments), "--no-progress"])
 
@@ -160,8 +180,9 @@ def test_the_command_prunes_on_a_task_and_saves_what_it_says(
     assert result["density"]["heads"] == (0.5 if "heads" in budget else 1.0)
     assert set(result["metrics"]) == {"dense", "pruned", "saved"}
     assert result["metrics"]["saved"]["accuracy"] == result["metrics"]["pruned"]["accuracy"]
-    phases = {"prune", "recover"} if method == "gradient" else {"dense", "prune", "recover"}
-    assert set(result["seconds"]) == phases  # a model without a head is fine-tuned first
+    # A model without a head is fine-tuned first.
+    first = {"refit"} if method == "gradient" else {"dense"}
+    assert set(result["seconds"]) == first | {"prune", "recover"}
     data = TaskData.read(find_task("sst2"), open_tokenizer(out), glue, 128)
     assert evaluate(secateurs.load(out), data) == result["metrics"]["saved"]
     assert "accuracy" in capsys.readouterr().out
@@ -194,7 +215,7 @@ OTHERS: dict[str, list[object] | None] = {
     "--task": ["cola"], "--allocator": ["per_layer"],
     "--examples": [3], "--batch-size": [5], "--max-length": [3], "--lr": [0.01], "--seed": [7],
     "--train-examples": [9], "--dense-epochs": [1], "--prune-epochs": [2], "--recover-epochs": [2],
-    "--imitate": [], "--training-precision": ["bf16"], "--precision": ["int8"],
+    "--imitate": [], "--no-refit": [], "--training-precision": ["bf16"], "--precision": ["int8"],
 }  # fmt: skip
 OF_METHODS = {
     "gradient": {"--budget": ["neurons=0.4"], "--method": ["magnitude"], "--option": ["rounds=2"]},

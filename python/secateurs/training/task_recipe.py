@@ -26,6 +26,7 @@ from secateurs.pruning import METHODS, Budget, Needs, make_pruner, prune
 from secateurs.pruning.methods.smp import MetaTask
 from secateurs.pruning.run_folders import claim, model_digest, newest_whole, values_digest
 from secateurs.pruning.session import Session
+from secateurs.reconstruction import refit
 from secateurs.training.trainer import Distillation, PruningTrainer
 
 
@@ -233,6 +234,7 @@ def prune_on_task(
     examples: int = 512,
     progress: bool = True,
     options: Mapping[str, Any] | None = None,
+    refits: bool = True,
     before_recovery: Callable[[nn.Module, SparsityPlan], None] | None = None,
 ) -> Outcome:
     """Prune a fine-tuned `model`, which is trained further in place.
@@ -243,10 +245,13 @@ def prune_on_task(
 
     Args:
         directory: for checkpoints; whole ones of the same run are gone on from.
+        refits: fit what the plan of a method that does not train leaves to the dense model on the
+            same examples, as `refit`, before it recovers.
         before_recovery: called with the model, dense in form, and its plan before that recovers;
             it must leave the model as it is.
 
-    Raises as `Session`, `prune` and `train`, DataError for no epochs where a method needs them.
+    Raises as `Session`, `prune`, `refit` and `train`, DataError for no epochs where a method needs
+    them.
     """
     trains = Needs.TRAINING in METHODS[method].needs if method in METHODS else False
     if trains and prune_epochs <= 0:
@@ -274,6 +279,10 @@ def prune_on_task(
             **(options or {}),
         )
         seconds["prune"] = time.perf_counter() - start
+        if refits:
+            start = time.perf_counter()
+            refit(model, plan, some, inplace=True, progress=progress)
+            seconds["refit"] = time.perf_counter() - start
         left = prune_epochs + recover_epochs
     if before_recovery is not None:
         before_recovery(model, plan)

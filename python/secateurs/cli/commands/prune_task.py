@@ -33,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "recover_epochs": 1.0,
     "training_precision": "fp32",
     "imitate": False,
+    "no_refit": False,
 }
 TRAINED_IN = ("fp32", "bf16", "fp16")
 # Arguments that decide where a run is found and what it tells, not how it ends; of the model and
@@ -61,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(f"--{phase}-epochs", type=epochs, metavar="N", help=meaning)
     parser.add_argument("--lr", type=rate, help="learning rate of all phases (default: 2e-5)")
+    parser.add_argument(
+        "--no-refit",
+        action="store_true",
+        default=None,
+        help="of a method that does not train, leave the weights that stay as they were (default: "
+        "fit them to the dense model's hidden states on the examples before they recover)",
+    )
     parser.add_argument(
         "--imitate",
         action="store_true",
@@ -168,6 +176,7 @@ def run(options: argparse.Namespace) -> tuple[int, Any]:
         examples=options.examples,
         progress=progress,
         options=common,
+        refits=not options.no_refit,
     )
     some = data.batches(data.train[: options.examples], options.batch_size)
     fast = convert(
@@ -223,12 +232,14 @@ def _effects(options: argparse.Namespace, needs: Any, task: Any) -> dict[str, tu
     """Which arguments have an effect beside the others."""
     from secateurs.pruning import Needs
 
-    reads_some = bool(needs & (Needs.ACTIVATIONS | Needs.GRADIENTS)) and Needs.TRAINING not in needs
+    at_once = Needs.TRAINING not in needs
+    reads = bool(needs & (Needs.ACTIVATIONS | Needs.GRADIENTS)) or not options.no_refit
     phases = (options.dense_epochs, options.prune_epochs, options.recover_epochs)
     trains = any(phase is None or phase > 0 for phase in phases)
     return {
         "max_length": (reads_text(task), "for a task of text"),
-        "examples": (reads_some, "for a method that reads some of the data before any training"),
+        "examples": (at_once and reads, "for a method or a re-fit that reads some of the data"),
+        "no_refit": (at_once, "for a method that does not train"),
         **dict.fromkeys(
             ("lr", "imitate", "training_precision"), (trains, "with epochs to train in")
         ),
