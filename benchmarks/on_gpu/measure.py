@@ -1,5 +1,5 @@
 """One part of what is measured on a GPU: its rows printed and appended to a file; exits nonzero
-when an output was wrong or a call of ours could not run.
+when an output was wrong, a call of ours could not run, or nothing was measured.
 
     python -m benchmarks.on_gpu.measure --backend cuda --part linears.large --json gpu.jsonl
 
@@ -39,16 +39,18 @@ def main() -> int:
     module, _, function = options.part.partition(".")
     part = getattr(importlib.import_module(f"benchmarks.on_gpu.{module}"), function)
     with strict, ops.use_backend(options.backend), torch.inference_mode():
-        bench = Bench(options.backend, deadline)
+        bench, measured = Bench(options.backend, deadline), 0
         try:
-            for record in part(bench):
+            for measured, record in enumerate(part(bench), 1):  # noqa: B007
                 record["commit"] = options.commit or record["commit"]
                 append_rows(options.json, [record])
                 bench.failed |= not record["ok"]
                 print(line(record), flush=True)
         except OutOfTime:
             print(f"{options.part}: out of time, the rest was left out", file=sys.stderr)
-    return int(bench.failed)
+    if not measured:
+        print(f"{options.part}: no row was measured", file=sys.stderr)
+    return int(bench.failed or not measured)
 
 
 def line(record: Mapping[str, Any]) -> str:
