@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ops.test_dispatch import run
 from secateurs.errors import BackendError
 from secateurs.ops import build_info
-from secateurs.ops._backends import cpu
+from secateurs.ops._backends import cpu, openmp
 
 IMPORT = "import torch; from secateurs.ops import attention, cpu; x = torch.randn(1, 1, 2, 8); "
 
@@ -137,3 +140,27 @@ with use_backend("reference"):
 def test_a_team_smaller_than_asked_for_does_all_the_work():
     result = run(FEWER, OMP_THREAD_LIMIT="2")
     assert result.returncode == 0, result.stderr
+
+
+def test_the_runtime_of_openmp_is_that_of_torch(monkeypatch, tmp_path):
+    """Of all that a process has loaded, and for everybody: on ARM torch keeps it to itself."""
+    package = Path(torch.__file__).parent
+    others = ["/opt/a b/sklearn.libs/libgomp-d22c30c5.so.1.0.0", "/usr/lib/libomp.so.5"]
+    own = str(package.with_name("torch.libs") / "libgomp-a49a47f9.so.1.0.0")
+    unrelated = [str(package / "lib" / "libtorch_cpu.so"), "[heap]", ""]
+    maps, shared = tmp_path / "maps", []
+    monkeypatch.setattr(openmp, "MAPS", maps)
+    monkeypatch.setattr(openmp.ctypes, "CDLL", lambda path, mode: shared.append((path, mode)))
+    for loaded, wanted in (([*others, own], [own]), (others, others), ([], [])):
+        places = [f"7f00-7f01 r-xp 00000000 fd:00 4711     {file}" for file in unrelated + loaded]
+        maps.write_text("\n".join(places + places))
+        shared.clear()
+        assert openmp.load("secateurs._C_cpu").isas()
+        assert shared == [(file, ctypes.RTLD_GLOBAL) for file in wanted]
+    maps.unlink()
+    assert openmp.runtimes() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="our modules use OpenMP on Linux")
+def test_the_runtime_that_is_shared_is_loaded():
+    assert len(openmp.runtimes()) == 1

@@ -18,5 +18,7 @@ FAULTS = (
         "python/secateurs/training/task_recipe.py",
         ("        if wanted.dim() > 1:", "        if False:",
          "training/test_kinds_of_tasks.py -k one_by_one"),
+        ("        if refits:\n", "        if False:\n",
+         "training/test_task_recipe.py -k re_fitted_before"),
     ),
 )  # fmt: skip

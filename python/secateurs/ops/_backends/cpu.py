@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import torch  # first: it loads the OpenMP runtime that _C_cpu resolves against
+import torch
 from torch import Tensor
 
-from secateurs import _C_cpu
 from secateurs.errors import BackendError
+from secateurs.ops._backends import openmp
 from secateurs.ops._core.epilogue import Linear
 from secateurs.ops._core.forced import Forced
 from secateurs.ops._core.memory import address, contiguous, rows_of
 
-kernels: Any = _C_cpu
+kernels: Any = openmp.load("secateurs._C_cpu")
 # The numbers of csrc/common, by dtype and by the name of an activation.
 DTYPES: dict[torch.dtype, int] = {
     getattr(torch, name): number for name, number in kernels.dtypes.items()
