@@ -300,7 +300,7 @@ def test_calls_from_two_python_threads(isa):
     expected = [block_sparse_linear(*case) for case in cases]
 
     def call(i):
-        with use_backend("cpu"), cpu.use_isa(cpu._C_cpu.isa_name(number)):
+        with use_backend("cpu"), cpu.use_isa(cpu.kernels.isa_name(number)):
             return all(torch.equal(block_sparse_linear(*cases[i]), expected[i]) for _ in range(30))
 
     with ThreadPoolExecutor(2) as pool:

@@ -265,7 +265,7 @@ def test_calls_from_two_python_threads(isa, dtype):
     expected = [pattern_linear(*case) for case in cases]
 
     def call(i):
-        with use_backend("cpu"), cpu.use_isa(cpu._C_cpu.isa_name(number)):
+        with use_backend("cpu"), cpu.use_isa(cpu.kernels.isa_name(number)):
             return all(torch.equal(pattern_linear(*cases[i]), expected[i]) for _ in range(20))
 
     with ThreadPoolExecutor(2) as pool:
