@@ -74,7 +74,9 @@ RUNS: tuple[Run, ...] = (
     *((method, "modules=0.5", {}) for method in ("random", "magnitude", "snip_identity")),
     ("snip_identity", "modules=0.5", {"spectral": False}),
     ("snip_identity", "modules=0.5", {"estimator": "rel"}),
+    ("snip_identity", "modules=0.5", {"estimator": "taylor"}),
     ("snip_identity", "modules=0.5", {"modules_in": "parameters"}),
+    ("snip_identity", "modules=0.5", {"modules_in": "parameters", "estimator": "taylor"}),
     ("snip_identity", "modules=0.5", {"modules_in": "parameters", "spectral": False}),
     *(
         (method, f"patterns={f}{kind}", {})

@@ -79,6 +79,12 @@ CLAIMS = (
         ("modules=0.5",),
     ),
     Claim(
+        "SNIP by taylor, at half of the parameters, against by norms",
+        Variant("snip_identity", {**EVENLY, "estimator": "taylor"}),
+        (Variant("snip_identity", EVENLY),),
+        ("modules=0.5",),
+    ),
+    Claim(
         "layer-wise ADMM, re-fitted, then trained, against magnitude",
         Variant("layerwise_admm", from_refit=True),
         (*plain("magnitude"), Variant("magnitude", from_refit=True)),
