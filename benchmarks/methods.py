@@ -180,7 +180,7 @@ def report(found: Outcome, dense: Dense, options: Any) -> dict[str, Any]:
     trains = _trains(plan.notes["method"])
     latency = row(
         timing,
-        model=options.model,
+        model=where(options)["model"],
         backend=backend_of(fast),
         dtype=dense.model.dtype,
         shape=timed_at,

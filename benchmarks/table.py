@@ -50,7 +50,7 @@ KERNELS = (
     "kernels_xeon_bf16",
     "kernels_xeon_fp32",
 )
-METHODS = ("methods", "methods_epyc", "methods_upos", "methods_mlpruning")
+METHODS = ("methods", "methods_epyc", "methods_upos", "methods_images", "methods_mlpruning")
 
 
 def main() -> None:

@@ -177,6 +177,12 @@ def test_the_page_of_methods_lists_them_all():
         assert needs.endswith("with labels") == row.pruner.labelled
         assert command == ("`prune-task`" if Needs.TRAINING in row.needs else "`prune`")
     assert all(f'allocator="{name}"' in text for name in ALLOCATORS)
+    sections = text.partition("## One by one")[2].split("\n### ")[1:]
+    assert {name for name in METHODS for part in sections if f"`{name}`" in part} == METHODS.keys()
+    for part in sections:
+        words = ("Idea: ", "Formula: ", "\nUse ", "Seen", "Not seen: ")
+        told = [word for word in words if word not in part]
+        assert not told, f"{part[:40]}: {told}"
 
 
 def test_the_page_of_variables_lists_those_that_are_read():
@@ -255,6 +261,18 @@ def test_a_table_of_speeds_asked_for_counts_what_is_off():
     assert module["targets_table"](rows).splitlines()[2] == (
         "| 1x32 | fp32 | 5 | 4 | 1 | 2 | -6.0% | +1.0% | +3.0% | 1 | 2.0% | 2.0% | 5.0% |"
     )
+
+
+def test_no_page_or_row_names_a_folder_of_a_machine():
+    texts = [
+        *DOCS.rglob("*.md"),
+        *ROOT.glob("*.md"),
+        *(ROOT / "benchmarks/results").glob("*.jsonl"),
+    ]
+    named = re.compile(r"(?<![\w.])/(?:tmp|home|root|work|Users)/\w")
+    assert len(texts) > 20
+    for path in texts:
+        assert not named.search(path.read_text(encoding="utf-8")), path.name
 
 
 def test_a_table_of_languages_has_medians_over_seeds():
