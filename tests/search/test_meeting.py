@@ -30,12 +30,14 @@ def test_a_prediction_that_is_short_is_corrected_by_what_was_measured(bert, monk
     assert len(clock.measured) > 1
 
 
-def test_a_time_that_is_missed_by_little_is_aimed_at_lower_until_it_is_met():
-    """Sizes come in steps: a little lower gives the same ones again."""
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_time_that_is_missed_by_little_is_aimed_at_lower_until_it_is_met(is_whole):
+    """Sizes come in steps: a little lower gives the same ones again. The large ones may be the
+    whole model, whose table said that it would meet the time."""
     choices = SimpleNamespace(
         of_least_error=lambda limit, weights: ["large"] if limit > 15 else ["small"],
         plan=lambda sizes: sizes,
-        is_whole=lambda sizes: False,
+        is_whole=lambda sizes: is_whole and sizes == ["large"],
     )
     table = SimpleNamespace(stock=60.0, predict=lambda sizes: 19.8)
     tried = []

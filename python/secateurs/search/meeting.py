@@ -80,10 +80,11 @@ def met(
             continue
         times = tried[tuple(sizes)] = timed(choices.plan(sizes))
         allowed = limit_of(budget, times.stock)
-        if times.ms <= allowed and (found is None or times.ms > found[1].ms):
-            found = sizes, times
-        if (1 - _TOLERANCE) * allowed <= times.ms <= allowed or choices.is_whole(sizes):
-            break
+        if times.ms <= allowed:
+            if found is None or times.ms > found[1].ms:
+                found = sizes, times
+            if times.ms >= (1 - _TOLERANCE) * allowed or choices.is_whole(sizes):
+                break
         # How far the prediction is off, each relative to what was allowed when it was made.
         ratio = times.ms / allowed / (table.predict(sizes) / limit_of(budget, table.stock))
     if found is None:

@@ -77,7 +77,11 @@ FAULTS = (
          "search/test_meeting.py -k missed_by_little"),
         ("limit_of(budget, table.stock) / ratio", "limit_of(budget, table.stock)",
          "search/test_meeting.py -k corrected"),
-        ("if times.ms <= allowed and", "if", "search/test_meeting.py -k names_the_nearest"),
+        ("        if times.ms <= allowed:\n", "        if True:\n",
+         "search/test_meeting.py -k names_the_nearest"),
+        ("or choices.is_whole(sizes):\n                break\n",
+         ":\n                break\n        if choices.is_whole(sizes):\n            break\n",
+         "search/test_meeting.py -k missed_by_little"),
     ),
     *faults_in(
         "python/secateurs/search/precisions.py",
