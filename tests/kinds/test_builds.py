@@ -132,7 +132,7 @@ def find_toolkit(folder: Path, environment: dict[str, str]) -> tuple[str, str]:
     return archs, reason
 
 
-def configure(folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
+def configure(folder: Path, environment: dict[str, str], *more: str) -> subprocess.CompletedProcess:
     """CMake's configure step of the whole package; what finds Python is a stand-in too."""
     pybind11 = folder / "pybind11"
     pybind11.mkdir()
@@ -145,7 +145,7 @@ def configure(folder: Path, environment: dict[str, str]) -> subprocess.Completed
     settings = ["-DSKBUILD_PROJECT_VERSION=0.0.0", f"-Dpybind11_DIR={pybind11}"]
     command = ["cmake", "-S", str(ROOT), "-B", str(folder / "build"), *settings]
     return subprocess.run(
-        [*command, "-DSECATEURS_PATIENCE=1"],
+        [*command, "-DSECATEURS_PATIENCE=1", *more],
         env=environment,
         capture_output=True,
         text=True,
@@ -193,6 +193,15 @@ def test_a_machine_without_a_fit_toolkit_or_gpu_is_told_why(machine, tmp_path, c
 def test_what_is_compiled_for(machine, tmp_path, smi, variables, archs):
     environment = machine({"nvidia-smi": smi, "nvcc": GOOD_NVCC}, **variables)
     assert find_toolkit(tmp_path, environment) == (archs, "")
+
+
+@needs_cmake
+def test_windows_is_refused_before_anything_is_compiled(machine, tmp_path):
+    done = configure(tmp_path, machine({}), "-DCMAKE_SYSTEM_NAME=Windows")
+    told = " ".join(done.stderr.split())
+    assert done.returncode
+    assert "expected Linux or macOS, got Windows: the kernels are written" in told
+    assert "compiler" not in told
 
 
 @needs_cmake
