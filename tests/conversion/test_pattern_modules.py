@@ -136,6 +136,18 @@ def test_patterns_that_cusparselt_does_not_take_run_otherwise(monkeypatch):
 
 
 @pytest.mark.usefixtures("kernels")
+def test_why_a_form_is_missing_is_told_once():
+    """Two forms want one pattern in queries, keys and values."""
+    model = model_worth_measuring()
+    plan = prune(model, method="magnitude", budget="patterns=0.5,vector=16")
+    eights = prune(model, method="magnitude", budget="patterns=0.5,vector=8").masks
+    mixed = SparsityPlan({**plan.masks, "layers.0.key": eights["layers.0.key"]}, plan.model)
+    fast = convert(model, mixed, costs=Prefers("pattern"))
+    reason = {r.site: r for r in explain(fast)}["layers.0.query+key+value"].reason
+    assert reason.count("expected one kind of pattern in query, key, value") == 1
+
+
+@pytest.mark.usefixtures("kernels")
 def test_patterns_survive_slicing_along_their_groups_and_else_stay_dense(batch):
     model = model_worth_measuring()
     plan = prune(model, method="magnitude", budget="patterns=0.5,vector=16")

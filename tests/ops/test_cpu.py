@@ -63,8 +63,8 @@ def test_built_but_unsupported_instruction_set_is_refused():
 FACTS = """
 import json, os, threading
 import torch
-from secateurs import _C_cpu
 from secateurs.ops import attention
+from secateurs import _C_cpu
 
 q = torch.randn(2, 4, 200, 32)
 facts = {"default": [], "started": []}

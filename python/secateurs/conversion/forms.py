@@ -286,7 +286,8 @@ def choices(stack: Stack, precision: str | None = None) -> Choice:
         )
     if precision == "int8":
         notes.insert(0, _codes_run_on())
-    return Choice(modules, whole, notes + refusals)
+    # Several forms may want the same, and miss it for one reason.
+    return Choice(modules, whole, [*dict.fromkeys(notes + refusals)])
 
 
 def why_slow(name: str, device: torch.device) -> str | None:

@@ -109,6 +109,8 @@ FAULTS = (
     *faults_in(
         f"{CONVERSION}/forms.py",
         ("whole += [made.name] if form.whole else []", "pass", WHOLE),
+        ("[*dict.fromkeys(notes + refusals)]", "notes + refusals",
+         "conversion/test_pattern_modules.py -k told_once"),
         ("if bool((fours > NM_INPUTS // 2).any()):", "if False:",
          "conversion/test_pattern_modules.py -k does_not_take"),
         ("_pattern_block(stack) != (1, 1) or not", "not",

@@ -31,7 +31,7 @@ def runtimes() -> list[str]:
     if not MAPS.exists():
         return []
     lines = MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    files = dict.fromkeys(line.partition("/")[1] + line.partition("/")[2] for line in lines)
+    files = dict.fromkeys("".join(line.partition("/")[1:]) for line in lines)
     found = [file for file in files if Path(file).name.startswith(NAMES)]
     package = Path(torch.__file__).parent
     own = [
